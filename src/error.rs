@@ -1,0 +1,61 @@
+//! One error type for the whole crate: what was got, what was wanted, what to try.
+
+use std::path::{Path, PathBuf};
+
+/// Everything that can go wrong, each variant one line when displayed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line (or the caller's options) makes no sense; exit status 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The operating system refused a file operation.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder concerned.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is there, but its content is not what it should be.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// The file concerned.
+        path: PathBuf,
+        /// What is wrong with it, and what was expected.
+        what: String,
+    },
+    /// Operands of an op do not fit its contract.
+    #[error("{op}: {what}")]
+    Shape {
+        /// The op, as it is spelled in `ops/`.
+        op: &'static str,
+        /// The operand and the two shapes.
+        what: String,
+    },
+    /// A model, adapter or setting that this crate does not run, by name.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The device is missing, too small, or failed.
+    #[error("{0}")]
+    Device(String),
+}
+
+/// `Result` with the crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An operating-system error on `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Error {
+        Error::Io { path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// A file whose content is wrong.
+    pub fn file(path: impl AsRef<Path>, what: impl Into<String>) -> Error {
+        Error::File { path: path.as_ref().to_path_buf(), what: what.into() }
+    }
+
+    /// The process exit status this error asks for: 2 for the command line, else 1.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Error::Usage(_)) { 2 } else { 1 }
+    }
+}

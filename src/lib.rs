@@ -1,0 +1,7 @@
+//! LLM2Vec: a decoder-only LLM as a text encoder.
+#![deny(unsafe_code, unsafe_op_in_unsafe_fn)]
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod format;
+pub mod text;
