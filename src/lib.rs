@@ -2,6 +2,12 @@
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
+pub mod device;
 pub mod error;
 pub mod format;
+pub mod memory;
+pub mod model;
+pub mod ops;
+pub mod rng;
+pub mod tensor;
 pub mod text;

@@ -1,0 +1,235 @@
+//! What the CPU functions of every op stand on: the float trait, the matrix product, SIMD dispatch.
+
+use crate::device::DType;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// `f32` or `f64`: every CPU function is generic over it.
+pub trait Real:
+    bytemuck::Pod
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + PartialOrd
+    + Send
+    + Sync
+    + std::fmt::Debug
+{
+    /// The matching tensor element type.
+    const DTYPE: DType;
+    /// Rounds from `f64`.
+    fn of(x: f64) -> Self;
+    /// Widens to `f64`.
+    fn f64(self) -> f64;
+    /// `e^x`, within 2 ulp; branch-free at `f32` so that loops over it vectorise.
+    fn exp(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// The larger of two numbers (neither NaN).
+    fn max(self, other: Self) -> Self;
+    /// Zero.
+    const ZERO: Self;
+    /// One.
+    const ONE: Self;
+}
+
+impl Real for f64 {
+    const DTYPE: DType = DType::F64;
+    const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+    fn of(x: f64) -> f64 {
+        x
+    }
+    fn f64(self) -> f64 {
+        self
+    }
+    fn exp(self) -> f64 {
+        self.exp()
+    }
+    fn ln(self) -> f64 {
+        self.ln()
+    }
+    fn sqrt(self) -> f64 {
+        self.sqrt()
+    }
+    fn max(self, other: f64) -> f64 {
+        f64::max(self, other)
+    }
+}
+
+impl Real for f32 {
+    const DTYPE: DType = DType::F32;
+    const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+    #[inline(always)]
+    fn of(x: f64) -> f32 {
+        x as f32
+    }
+    #[inline(always)]
+    fn f64(self) -> f64 {
+        self as f64
+    }
+    /// Cody-Waite reduction and a degree-7 polynomial on [-ln2/2, ln2/2], with the
+    /// minimax coefficients of the Cephes library.
+    #[inline(always)]
+    fn exp(self) -> f32 {
+        const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+        let x = if self < -87.0 { -87.0 } else { self };
+        let x = if x > 88.0 { 88.0 } else { x };
+        let n = (x * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
+        let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+        let p = 1.987_569_1e-4 * r + 1.398_199_9e-3;
+        let p = (p * r + 8.333_452e-3) * r + 4.166_579_6e-2;
+        let p = (p * r + 0.166_666_65) * r + 0.5;
+        let p = p * r * r + r + 1.0;
+        let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
+        p * scale
+    }
+    fn ln(self) -> f32 {
+        self.ln()
+    }
+    #[inline(always)]
+    fn sqrt(self) -> f32 {
+        self.sqrt()
+    }
+    #[inline(always)]
+    fn max(self, other: f32) -> f32 {
+        if self > other { self } else { other }
+    }
+}
+
+/// Runs `f` compiled for the widest vectors this CPU has.
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    static ARCH: std::sync::LazyLock<pulp::Arch> = std::sync::LazyLock::new(pulp::Arch::new);
+    ARCH.dispatch(f)
+}
+
+/// `sum_i a[i] * b[i]` in 16 independent partial sums, so that it vectorises; the order is fixed.
+#[inline(always)]
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut lanes = [T::ZERO; 16];
+    let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
+    let tail = a16.remainder().iter().zip(b16.remainder());
+    let tail = tail.fold(T::ZERO, |s, (&x, &y)| s + x * y);
+    for (x, y) in a16.zip(b16) {
+        for i in 0..16 {
+            lanes[i] += x[i] * y[i];
+        }
+    }
+    lanes.iter().fold(tail, |s, &x| s + x)
+}
+
+/// A matrix inside a slice: element (i, j) at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a, T> {
+    /// The elements.
+    pub data: &'a [T],
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// Row and column stride, in elements.
+    pub strides: [usize; 2],
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// A row-major matrix whose rows are `stride` apart.
+    pub fn rows(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
+        Matrix { data, shape: [rows, cols], strides: [stride, 1] }
+    }
+
+    /// The transposed view.
+    pub fn t(self) -> Self {
+        let ([r, c], [rs, cs]) = (self.shape, self.strides);
+        Matrix { data: self.data, shape: [c, r], strides: [cs, rs] }
+    }
+}
+
+fn last([r, c]: [usize; 2], [rs, cs]: [usize; 2]) -> usize {
+    if r == 0 || c == 0 { 0 } else { (r - 1) * rs + (c - 1) * cs + 1 }
+}
+
+/// `y = alpha a b`, or `y += alpha a b` where `add`; `y` is row-major with rows `stride` apart.
+///
+/// `parallel` spreads it over the rayon pool. Panics if a view leaves its slice or the shapes
+/// disagree: callers are ops that have checked their contracts.
+pub fn matmul<T: Real>(
+    y: &mut [T],
+    stride: usize,
+    add: bool,
+    alpha: f64,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    parallel: bool,
+) {
+    let ([m, k], [k2, n]) = (a.shape, b.shape);
+    assert!(k == k2 && last(a.shape, a.strides) <= a.data.len() && last(b.shape, b.strides) <= b.data.len());
+    assert!(last([m, n], [stride, 1]) <= y.len() && stride >= n);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let threads = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    // SAFETY: the three asserts bound every element the product touches; `y` is borrowed mutably,
+    // so it overlaps neither operand; rows of `y` do not overlap since stride >= n.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            y.as_mut_ptr(),
+            1,
+            stride as isize,
+            add,
+            a.data.as_ptr(),
+            a.strides[1] as isize,
+            a.strides[0] as isize,
+            b.data.as_ptr(),
+            b.strides[1] as isize,
+            b.strides[0] as isize,
+            T::ONE,
+            T::of(alpha),
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+}
+
+/// A figure in KiB from one of Linux's `/proc` tables, in bytes: `memory("/proc/self/status", "VmHWM:")`
+/// is the peak resident set. `None` on other systems.
+pub fn memory(table: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(table).ok()?;
+    let line = text.lines().find(|l| l.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        for i in -870_000..880_000 {
+            let x = i as f32 * 1e-4;
+            let (got, exact) = (Real::exp(x) as f64, (x as f64).exp());
+            assert!(
+                (got - exact).abs() <= 2.0 * exact * f32::EPSILON as f64,
+                "exp({x}) = {got}, exact {exact}"
+            );
+        }
+    }
+
+    #[test]
+    fn matmul_adds_scales_and_strides() {
+        let a: Vec<f64> = (0..6).map(f64::from).collect(); // [2, 3]
+        let b: Vec<f64> = (0..12).map(f64::from).collect(); // [4, 3], used transposed
+        let mut y = vec![1.0; 10]; // [2, 4] with rows 5 apart
+        let (a, b) = (Matrix::rows(&a, 2, 3, 3), Matrix::rows(&b, 4, 3, 3).t());
+        matmul(&mut y, 5, true, 2.0, a, b, false);
+        assert_eq!(y, [11., 29., 47., 65., 1., 29., 101., 173., 245., 1.]);
+    }
+}

@@ -1,0 +1,92 @@
+//! Where tensors live and what computes: the CPU today; the one place that holds `unsafe`.
+
+#[allow(unsafe_code)]
+pub mod bf16;
+#[allow(unsafe_code)]
+pub mod cpu;
+#[allow(unsafe_code)]
+pub mod cuda;
+pub mod mapped;
+
+use crate::error::{Error, Result};
+
+/// Element types of tensors and of weight files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    /// IEEE double: the reference of every test.
+    F64,
+    /// IEEE single: activations and weights on the CPU.
+    F32,
+    /// IEEE half: read from weight files, never computed in.
+    F16,
+    /// bfloat16: frozen weights under `--dtype bf16`.
+    Bf16,
+    /// Token ids, segment starts, positions.
+    I32,
+}
+
+impl DType {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+        }
+    }
+}
+
+/// A place to compute. Every op matches on it.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// Plain Rust on all cores; the field is the float it computes in, `F32` or (tests) `F64`.
+    Cpu(DType),
+}
+
+impl Device {
+    /// The CPU at `f32`.
+    pub const fn cpu() -> Device {
+        Device::Cpu(DType::F32)
+    }
+
+    /// The CPU at `f64`: slow, and the judge of every other computation.
+    pub const fn cpu_f64() -> Device {
+        Device::Cpu(DType::F64)
+    }
+
+    /// Picks a device by its command-line name: `auto`, `cpu`, `cuda[:N]` or `emulated[:80|:90]`.
+    ///
+    /// `auto` is the CPU in a build without CUDA kernels, whatever GPU the machine has.
+    pub fn by_name(name: &str) -> Result<Device> {
+        match name.split(':').next().unwrap_or("") {
+            "auto" | "cpu" => Ok(Device::cpu()),
+            kind @ ("cuda" | "emulated") => Err(Error::Device(format!(
+                "--device {name}: this build holds no CUDA kernels, so `{kind}` cannot run; use --device cpu"
+            ))),
+            _ => Err(Error::Usage(format!(
+                "--device {name}: expected auto, cpu, cuda[:N] or emulated[:80|:90]"
+            ))),
+        }
+    }
+
+    /// The element type of activations here.
+    pub fn activation(&self) -> DType {
+        match self {
+            Device::Cpu(real) => *real,
+        }
+    }
+
+    /// The element type of statistics (norms, log-sum-exp) here.
+    pub fn statistic(&self) -> DType {
+        match self {
+            Device::Cpu(real) => *real,
+        }
+    }
+
+    /// Bytes that can be taken now, where the system tells.
+    pub fn available(&self) -> Option<u64> {
+        match self {
+            Device::Cpu(_) => cpu::memory("/proc/meminfo", "MemAvailable:"),
+        }
+    }
+}

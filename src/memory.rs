@@ -1,0 +1,93 @@
+//! The arena: every struct of tensors is built by one constructor, first to be counted, then for real.
+
+use crate::device::{DType, Device, bf16::Panels};
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// Hands out tensors and counts their bytes by group.
+///
+/// A planning arena counts and hands out tensors without memory, so that what is planned and what is
+/// allocated cannot disagree.
+pub struct Arena {
+    /// Where the tensors live.
+    pub device: Device,
+    planning: bool,
+    group: &'static str,
+    used: Vec<(&'static str, u64)>,
+}
+
+impl Arena {
+    /// Counts only.
+    pub fn planning(device: &Device) -> Arena {
+        Arena { device: device.clone(), planning: true, group: "other", used: Vec::new() }
+    }
+
+    /// Allocates.
+    pub fn new(device: &Device) -> Arena {
+        Arena { planning: false, ..Arena::planning(device) }
+    }
+
+    /// What follows is counted under `name`.
+    pub fn group(&mut self, name: &'static str) {
+        self.group = name;
+    }
+
+    fn count(&mut self, bytes: usize) {
+        match self.used.iter_mut().find(|(g, _)| *g == self.group) {
+            Some((_, used)) => *used += bytes as u64,
+            None => self.used.push((self.group, bytes as u64)),
+        }
+    }
+
+    /// A tensor of zeros.
+    pub fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
+        self.count(shape.iter().product::<usize>() * dtype.size());
+        if self.planning { Tensor::planned(dtype, shape) } else { Tensor::zeros(dtype, shape) }
+    }
+
+    /// A tensor of activations: the type that the device computes in.
+    pub fn activation(&mut self, shape: &[usize]) -> Tensor {
+        self.tensor(self.device.activation(), shape)
+    }
+
+    /// A tensor of statistics.
+    pub fn statistic(&mut self, shape: &[usize]) -> Tensor {
+        self.tensor(self.device.statistic(), shape)
+    }
+
+    /// A frozen bf16 weight in the CPU's packed layout.
+    pub fn panels(&mut self, shape: [usize; 2]) -> Tensor {
+        self.count(Panels::bytes(shape[0], shape[1]));
+        if self.planning { Tensor::planned(DType::Bf16, &shape) } else { Tensor::panels(shape) }
+    }
+
+    /// Bytes by group, in the order of first use.
+    pub fn used(&self) -> &[(&'static str, u64)] {
+        &self.used
+    }
+
+    /// Bytes over all groups.
+    pub fn total(&self) -> u64 {
+        self.used.iter().map(|(_, b)| b).sum()
+    }
+
+    /// Refuses a plan that the device has no room for, with the numbers and `hint`.
+    pub fn check(&self, hint: &str) -> Result<()> {
+        let Some(available) = self.device.available() else { return Ok(()) };
+        if self.total() <= available {
+            return Ok(());
+        }
+        let parts: Vec<_> = self.used.iter().map(|(g, b)| format!("{g} {}", gib(*b))).collect();
+        Err(Error::Device(format!(
+            "the plan needs {} GiB ({}), the device has {}; try {hint}",
+            gib(self.total()),
+            parts.join(", "),
+            gib(available)
+        )))
+    }
+}
+
+/// Bytes as GiB with one decimal.
+pub fn gib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / (1u64 << 30) as f64)
+}

@@ -1,0 +1,74 @@
+//! Low-rank adapters: one pair per projection, and the stacked form that a merged projection computes with.
+
+use crate::memory::Arena;
+use crate::ops::lora_linear::Lora;
+use crate::tensor::Tensor;
+
+/// One adapter matrix pair as files hold it: `W += scale * b a`.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    /// `alpha / r`.
+    pub scale: f64,
+    /// R.
+    pub rank: usize,
+    /// `[R, K]`.
+    pub a: Vec<f32>,
+    /// `[M, R]`.
+    pub b: Vec<f32>,
+}
+
+impl Delta {
+    /// Adds this delta's row `row` to a row of W. The sum is f32.
+    pub fn add_to_row(&self, row: usize, w: &mut [f32]) {
+        for (r, b) in self.b[row * self.rank..][..self.rank].iter().enumerate() {
+            let factor = self.scale as f32 * b;
+            let a = &self.a[r * w.len()..];
+            w.iter_mut().zip(a).for_each(|(w, a)| *w += factor * a);
+        }
+    }
+}
+
+/// The adapters of a merged projection, live: stacked as [`Lora`] wants them, and room for `x Aᵀ`.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    a: Tensor,
+    b: Tensor,
+    rows: Vec<usize>,
+    scales: Vec<f64>,
+    rank: usize,
+}
+
+impl Stack {
+    /// Stacks one delta (or none) per segment; `rows[i]` is the height of segment i, `k` the input width.
+    ///
+    /// Ranks may differ: shorter ones are padded with zeros.
+    pub fn new(arena: &mut Arena, rows: &[usize], k: usize, deltas: &[Option<&Delta>]) -> Stack {
+        let rank = deltas.iter().flatten().map(|d| d.rank).max().unwrap_or(0);
+        let (mut a, mut b) =
+            (arena.activation(&[rows.len() * rank, k]), arena.activation(&[rows.iter().sum(), rank]));
+        let mut first = 0;
+        for (s, (&height, delta)) in rows.iter().zip(deltas).enumerate() {
+            if let Some(d) = delta {
+                d.a.chunks(k).enumerate().for_each(|(r, row)| a.set_row(s * rank + r, row));
+                let mut padded = vec![0.0; rank];
+                for (r, row) in d.b.chunks(d.rank).enumerate() {
+                    padded[..d.rank].copy_from_slice(row);
+                    b.set_row(first + r, &padded);
+                }
+            }
+            first += height;
+        }
+        let scales = deltas.iter().map(|d| d.map_or(0.0, |d| d.scale)).collect();
+        Stack { a, b, rows: rows.to_vec(), scales, rank }
+    }
+
+    /// The op's view.
+    pub fn view(&self) -> Lora<'_> {
+        Lora { a: &self.a, b: &self.b, rows: &self.rows, scales: &self.scales }
+    }
+
+    /// Columns of `x Aᵀ`.
+    pub fn stacked_rank(&self) -> usize {
+        self.rank * self.rows.len()
+    }
+}

@@ -1,0 +1,128 @@
+//! What a forward computes in: the residual stream, what each block keeps, and the batch.
+
+use crate::device::DType;
+use crate::error::{Error, Result};
+use crate::memory::Arena;
+use crate::model::config::Config;
+use crate::tensor::Tensor;
+
+/// What one block computes on its way: kept per layer where a backward follows, else shared by all.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    /// [N, C] normalised block input
+    pub h: Tensor,
+    /// [N]
+    pub rstd: Tensor,
+    /// [N, (H + 2G) D] rotated q and k, and v
+    pub qkv: Tensor,
+    /// [N, H D]
+    pub attention: Tensor,
+    /// [N, H]
+    pub lse: Tensor,
+    /// [N, C] the stream between attention and feed-forward
+    pub middle: Tensor,
+    /// [N, C] normalised `middle`
+    pub h2: Tensor,
+    /// [N]
+    pub rstd2: Tensor,
+    /// [N, 2F]
+    pub gate_up: Tensor,
+    /// [N, F]
+    pub act: Tensor,
+}
+
+/// How much of a forward is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: two streams and one [`Saved`] serve all layers.
+    Nothing,
+    /// The stream before every block and after the last.
+    Streams,
+}
+
+/// The batch and every buffer of a forward, sized for `tokens` tokens in at most `sequences` sequences.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// [N, C] each: the stream before block i, at index `i % len`
+    pub streams: Vec<Tensor>,
+    /// At index `layer % len`
+    pub saved: Vec<Saved>,
+    /// [N, C] the stream after the final norm
+    pub hidden: Tensor,
+    /// [N]
+    pub rstd: Tensor,
+    /// [N, S R] scratch for x Aᵀ
+    pub xa: Tensor,
+    /// [N]
+    pub ids: Tensor,
+    /// [N] position of each token in its sequence
+    pub positions: Tensor,
+    /// [B + 1]
+    pub starts: Tensor,
+}
+
+impl Saved {
+    fn new(arena: &mut Arena, config: &Config, n: usize) -> Saved {
+        let (c, f, heads) = (config.width, config.feed_forward, config.heads);
+        Saved {
+            h: arena.activation(&[n, c]),
+            rstd: arena.statistic(&[n]),
+            qkv: arena.activation(&[n, heads.columns()]),
+            attention: arena.activation(&[n, heads.query * heads.width]),
+            lse: arena.statistic(&[n, heads.query]),
+            middle: arena.activation(&[n, c]),
+            h2: arena.activation(&[n, c]),
+            rstd2: arena.statistic(&[n]),
+            gate_up: arena.activation(&[n, 2 * f]),
+            act: arena.activation(&[n, f]),
+        }
+    }
+
+    fn all(&mut self) -> [&mut Tensor; 10] {
+        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act } = self;
+        [h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act]
+    }
+}
+
+impl State {
+    /// Buffers for at most `tokens` tokens and as many sequences; `stacked_rank` columns of LoRA scratch.
+    pub fn new(arena: &mut Arena, config: &Config, tokens: usize, stacked_rank: usize, keep: Keep) -> State {
+        let n = tokens;
+        arena.group("activations");
+        let streams = if keep == Keep::Nothing { 2 } else { config.layers + 1 };
+        State {
+            streams: (0..streams).map(|_| arena.activation(&[n, config.width])).collect(),
+            saved: vec![Saved::new(arena, config, n)],
+            hidden: arena.activation(&[n, config.width]),
+            rstd: arena.statistic(&[n]),
+            xa: arena.activation(&[n, stacked_rank]),
+            ids: arena.tensor(DType::I32, &[n]),
+            positions: arena.tensor(DType::I32, &[n]),
+            starts: arena.tensor(DType::I32, &[n + 1]),
+        }
+    }
+
+    /// Takes a packed batch: `ids` of all sequences, `starts` (first token of each, then the total).
+    pub fn set_batch(&mut self, ids: &[i32], starts: &[i32]) -> Result<()> {
+        let n = ids.len();
+        let rising = starts.windows(2).all(|w| w[0] < w[1]);
+        if starts.len() < 2 || starts[0] != 0 || !rising || starts[starts.len() - 1] as usize != n {
+            let what = format!("starts must rise strictly from 0 to the {n} tokens of the batch");
+            return Err(Error::Shape { op: "set_batch", what });
+        }
+        let State { streams, saved, hidden, rstd, xa, ids: i, positions, starts: s } = self;
+        let per_token = streams.iter_mut().chain(saved.iter_mut().flat_map(Saved::all));
+        for t in per_token.chain([hidden, rstd, xa, &mut *i, &mut *positions]) {
+            t.set_rows(n)?;
+        }
+        s.set_rows(starts.len())?;
+        i.host_mut()?.copy_from_slice(ids);
+        s.host_mut()?.copy_from_slice(starts);
+        let positions = positions.host_mut::<i32>()?;
+        for w in starts.windows(2) {
+            let sequence = &mut positions[w[0] as usize..w[1] as usize];
+            sequence.iter_mut().zip(0..).for_each(|(p, at)| *p = at);
+        }
+        Ok(())
+    }
+}

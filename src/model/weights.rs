@@ -1,0 +1,209 @@
+//! The weights: every field with its shape, and where each comes from in a checkpoint.
+
+use crate::device::DType;
+use crate::error::{Error, Result};
+use crate::memory::Arena;
+use crate::model::config::Config;
+use crate::model::lora::{Delta, Stack};
+use crate::tensor::{Raw, Tensor};
+
+/// How the large matrices are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// In the type that the device computes in.
+    Real,
+    /// bf16, widened tile by tile as it is used: half the memory of f32.
+    Bf16,
+    /// bf16, packed for the bf16 matrix product.
+    Panels,
+}
+
+/// A projection `[M, K]`, possibly several of the checkpoint's, one below the other.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// [M, K]
+    pub w: Tensor,
+    /// [M]
+    pub bias: Option<Tensor>,
+    /// Live adapters of its parts.
+    pub lora: Option<Stack>,
+    parts: Vec<(&'static str, usize)>,
+}
+
+/// One decoder block.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// [C]
+    pub attention_norm: Tensor,
+    /// [(H + 2G) D, C]: q, k, v
+    pub qkv: Linear,
+    /// [C, H D]
+    pub o: Linear,
+    /// [C]
+    pub mlp_norm: Tensor,
+    /// [2F, C]: gate, up
+    pub gate_up: Linear,
+    /// [C, F]
+    pub down: Linear,
+}
+
+/// The decoder without its head.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// [V, C]
+    pub embed: Tensor,
+    /// L of them
+    pub layers: Vec<Layer>,
+    /// [C]
+    pub norm: Tensor,
+}
+
+/// Where weights come from: a checkpoint, seen as named tensors and the deltas to merge into them.
+pub trait Source: Sync {
+    /// The tensor of this (long) name, for instance `model.layers.0.self_attn.q_proj.weight`.
+    fn tensor(&self, name: &str) -> Result<Raw<'_>>;
+    /// The deltas to add to `module` (`q_proj`, …) of `layer`, in order.
+    fn deltas(&self, layer: usize, module: &str) -> Vec<&Delta>;
+}
+
+impl Linear {
+    fn new(
+        arena: &mut Arena,
+        parts: &[(&'static str, usize)],
+        k: usize,
+        bias: bool,
+        storage: Storage,
+    ) -> Linear {
+        let m = parts.iter().map(|(_, rows)| rows).sum();
+        let w = match storage {
+            Storage::Real => arena.activation(&[m, k]),
+            Storage::Bf16 => arena.tensor(DType::Bf16, &[m, k]),
+            Storage::Panels => arena.panels([m, k]),
+        };
+        Linear { w, bias: bias.then(|| arena.activation(&[m])), lora: None, parts: parts.to_vec() }
+    }
+
+    fn load(&mut self, source: &impl Source, layer: usize, group: &str) -> Result<()> {
+        let k = self.w.shape()[1];
+        let mut first = 0;
+        for &(module, rows) in &self.parts {
+            let name = format!("model.layers.{layer}.{group}.{module}");
+            let deltas = source.deltas(layer, module);
+            read_rows(source, &format!("{name}.weight"), &[rows, k], |row, values| {
+                deltas.iter().for_each(|d| d.add_to_row(row, values));
+                self.w.set_row(first + row, values);
+            })?;
+            if let Some(bias) = &mut self.bias {
+                let mut all = bias.to_f64().iter().map(|&x| x as f32).collect::<Vec<_>>();
+                read_rows(source, &format!("{name}.bias"), &[rows], |_, v| {
+                    all[first..][..rows].copy_from_slice(v)
+                })?;
+                bias.set_row(0, &all);
+            }
+            first += rows;
+        }
+        Ok(())
+    }
+
+    /// Makes deltas live beside the frozen weight: `y = x Wᵀ + s (x Aᵀ) Bᵀ`.
+    pub fn attach<'a>(&mut self, arena: &mut Arena, delta: impl Fn(&str) -> Option<&'a Delta>) {
+        let deltas: Vec<_> = self.parts.iter().map(|(module, _)| delta(module)).collect();
+        if deltas.iter().any(Option::is_some) {
+            let rows: Vec<_> = self.parts.iter().map(|(_, rows)| *rows).collect();
+            self.lora = Some(Stack::new(arena, &rows, self.w.shape()[1], &deltas));
+        }
+    }
+}
+
+impl Weights {
+    /// Room for the weights of `config`.
+    pub fn new(arena: &mut Arena, config: &Config, storage: Storage) -> Weights {
+        arena.group("weights");
+        let (c, f, h) = (config.width, config.feed_forward, config.heads);
+        let (q, kv) = (h.query * h.width, h.key * h.width);
+        let table = if storage == Storage::Real { arena.device.activation() } else { DType::Bf16 };
+        let embed = arena.tensor(table, &[config.vocab, c]);
+        let layers = (0..config.layers)
+            .map(|_| Layer {
+                attention_norm: arena.activation(&[c]),
+                qkv: Linear::new(
+                    arena,
+                    &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)],
+                    c,
+                    config.qkv_bias,
+                    storage,
+                ),
+                o: Linear::new(arena, &[("o_proj", c)], q, config.o_bias, storage),
+                mlp_norm: arena.activation(&[c]),
+                gate_up: Linear::new(arena, &[("gate_proj", f), ("up_proj", f)], c, false, storage),
+                down: Linear::new(arena, &[("down_proj", c)], f, false, storage),
+            })
+            .collect();
+        Weights { embed, layers, norm: arena.activation(&[c]) }
+    }
+
+    /// Fills every tensor from `source`, deltas merged in f32 and rounded once.
+    ///
+    /// Errors name the tensor: missing, of another shape, or holding NaN or infinity.
+    pub fn load(&mut self, config: &Config, source: &impl Source) -> Result<()> {
+        use rayon::prelude::*;
+        let c = config.width;
+        // A tied checkpoint may hold its one matrix under either name.
+        let table = match source.tensor("model.embed_tokens.weight") {
+            Err(_) if config.tied => "lm_head.weight",
+            _ => "model.embed_tokens.weight",
+        };
+        read_rows(source, table, &[config.vocab, c], |row, v| self.embed.set_row(row, v))?;
+        read_rows(source, "model.norm.weight", &[c], |_, v| self.norm.set_row(0, v))?;
+        self.layers.par_iter_mut().enumerate().try_for_each(|(i, layer)| {
+            let norm = |which: &str| format!("model.layers.{i}.{which}_layernorm.weight");
+            read_rows(source, &norm("input"), &[c], |_, v| layer.attention_norm.set_row(0, v))?;
+            read_rows(source, &norm("post_attention"), &[c], |_, v| layer.mlp_norm.set_row(0, v))?;
+            layer.qkv.load(source, i, "self_attn")?;
+            layer.o.load(source, i, "self_attn")?;
+            layer.gate_up.load(source, i, "mlp")?;
+            layer.down.load(source, i, "mlp")
+        })
+    }
+
+    /// Makes one adapter live: `delta(layer, module)` is its pair for that projection, if it has one.
+    pub fn attach<'a>(&mut self, arena: &mut Arena, delta: impl Fn(usize, &str) -> Option<&'a Delta>) {
+        arena.group("lora");
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for linear in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
+                linear.attach(arena, |module| delta(i, module));
+            }
+        }
+    }
+
+    /// Columns that the scratch of `x Aᵀ` needs.
+    pub fn stacked_rank(&self) -> usize {
+        let linears = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        linears.filter_map(|l| l.lora.as_ref()).map(Stack::stacked_rank).max().unwrap_or(0)
+    }
+}
+
+/// Gives `each` every row of a tensor (a vector is one row), widened, after checking shape and finiteness.
+fn read_rows(
+    source: &impl Source,
+    name: &str,
+    shape: &[usize],
+    mut each: impl FnMut(usize, &mut [f32]),
+) -> Result<()> {
+    let raw = source.tensor(name)?;
+    if raw.shape != shape {
+        let what = format!("{} is {:?}, expected {shape:?} by config.json", raw.name, raw.shape);
+        return Err(Error::Shape { op: "weights", what });
+    }
+    let cols = shape[shape.len() - 1];
+    let mut values = vec![0.0; cols];
+    for row in 0..shape.iter().product::<usize>() / cols {
+        raw.row(row, &mut values);
+        if let Some(col) = values.iter().position(|v| !v.is_finite()) {
+            let what = format!("{} holds {} at row {row}, column {col}", raw.name, values[col]);
+            return Err(Error::Shape { op: "weights", what });
+        }
+        each(row, &mut values);
+    }
+    Ok(())
+}

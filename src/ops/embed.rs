@@ -1,0 +1,45 @@
+//! embed: token ids to rows of a table.
+
+use crate::device::{DType, Device};
+use crate::error::Result;
+use crate::tensor::{Tensor, dims, refuse, with_real};
+use half::bf16;
+use rayon::prelude::*;
+
+/// `x[n] = table[ids[n]]`.
+///
+/// | operand | shape  | dtype          | role        |
+/// |---------|--------|----------------|-------------|
+/// | `x`     | [N, C] | activation     | overwritten |
+/// | `table` | [V, C] | that, or bf16  | read        |
+/// | `ids`   | [N]    | i32, in [0, V) | read        |
+///
+/// Errors if a shape does not fit or an id lies outside the table.
+pub fn embed_fwd(device: &Device, x: &mut Tensor, table: &Tensor, ids: &Tensor) -> Result<()> {
+    let [_, v, c] =
+        dims("embed_fwd", ["N", "V", "C"], &[("ids", ids, "N"), ("table", table, "V C"), ("x", x, "N C")])?;
+    let ids = ids.host::<i32>()?;
+    if let Some(id) = ids.iter().find(|&&id| id < 0 || id as usize >= v) {
+        return refuse("embed_fwd", format!("token id {id} is outside the table of {v} rows"));
+    }
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => match table.dtype() {
+            DType::Bf16 => rows(x.host_mut::<R>()?, table.host::<bf16>()?, ids, c, |v| v.to_f32() as R),
+            _ => rows(x.host_mut::<R>()?, table.host::<R>()?, ids, c, |v| v),
+        }),
+    }
+    Ok(())
+}
+
+fn rows<T: Copy + Sync, R: Send>(
+    x: &mut [R],
+    table: &[T],
+    ids: &[i32],
+    c: usize,
+    widen: impl Fn(T) -> R + Sync,
+) {
+    x.par_chunks_mut(c).zip(ids).with_min_len(64).for_each(|(x, &id)| {
+        let row = &table[id as usize * c..][..c];
+        x.iter_mut().zip(row).for_each(|(x, &t)| *x = widen(t));
+    });
+}

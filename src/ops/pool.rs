@@ -1,0 +1,73 @@
+//! pool: the rows of each text to one vector.
+
+use crate::device::Device;
+use crate::device::cpu::Real;
+use crate::error::Result;
+use crate::tensor::{Tensor, dims, refuse, with_real};
+use rayon::prelude::*;
+
+/// How the rows of a span become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The average of the rows.
+    Mean,
+    /// The average with weights 1, 2, …, n: later rows have seen more under a causal mask.
+    WeightedMean,
+    /// The last row (the EOS token's, where the span ends with it).
+    Last,
+    /// The first row (the BOS token's, where the span begins with it).
+    First,
+}
+
+impl Pooling {
+    /// Weights of the first row and the step to the next, and the rows that take part, for a span of `n`.
+    fn weights(self, n: usize) -> (f64, f64, std::ops::Range<usize>) {
+        let count = n as f64;
+        match self {
+            Pooling::Mean => (1.0 / count, 0.0, 0..n),
+            Pooling::WeightedMean => {
+                let unit = 2.0 / (count * (count + 1.0));
+                (unit, unit, 0..n)
+            }
+            Pooling::Last => (1.0, 0.0, n - 1..n),
+            Pooling::First => (1.0, 0.0, 0..1),
+        }
+    }
+}
+
+/// `y[b] = sum_k weight_k x[spans[b].start + k]`, summed in the statistic type.
+///
+/// | operand | shape  | dtype      | role                                             |
+/// |---------|--------|------------|--------------------------------------------------|
+/// | `y`     | [B, C] | statistic  | overwritten                                      |
+/// | `x`     | [N, C] | activation | read                                             |
+/// | `spans` | [B, 2] | i32        | read: first row and one past the last, not empty |
+///
+/// Errors if a shape does not fit, or a span is empty or leaves `x`.
+/// Source: LLM2Vec's `get_pooling`; weighted mean from Muennighoff 2022, arXiv:2202.08904.
+pub fn pool_fwd(device: &Device, y: &mut Tensor, x: &Tensor, spans: &Tensor, pooling: Pooling) -> Result<()> {
+    let operands = [("x", x, "N C"), ("spans", spans, "B 2"), ("y", &*y, "B C")];
+    let [n, _, c] = dims("pool_fwd", ["N", "B", "C"], &operands)?;
+    let spans = spans.host::<i32>()?.as_chunks::<2>().0;
+    if let Some([a, b]) = spans.iter().find(|[a, b]| *a < 0 || a >= b || *b as usize > n) {
+        return refuse("pool_fwd", format!("span {a}..{b} is empty or leaves the {n} rows of x"));
+    }
+    match device {
+        Device::Cpu(real) => {
+            with_real!(*real, R => cpu_fwd::<R>(y.host_mut()?, x.host()?, spans, c, pooling))
+        }
+    }
+    Ok(())
+}
+
+fn cpu_fwd<R: Real>(y: &mut [R], x: &[R], spans: &[[i32; 2]], c: usize, pooling: Pooling) {
+    y.par_chunks_mut(c).zip(spans).for_each(|(y, &[start, end])| {
+        let (first, step, rows) = pooling.weights((end - start) as usize);
+        y.fill(R::ZERO);
+        for k in rows {
+            let weight = R::of(first + step * k as f64);
+            let row = &x[(start as usize + k) * c..][..c];
+            y.iter_mut().zip(row).for_each(|(y, &x)| *y += weight * x);
+        }
+    });
+}

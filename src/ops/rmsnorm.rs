@@ -1,0 +1,47 @@
+//! rmsnorm: every row scaled to unit root-mean-square, then by a learned weight.
+
+use crate::device::Device;
+use crate::device::cpu::{Real, dot, simd};
+use crate::error::Result;
+use crate::tensor::{Tensor, dims, with_real};
+use rayon::prelude::*;
+
+/// `rstd[n] = 1 / sqrt(mean_c(x[n,c]²) + eps)`, `y[n,c] = x[n,c] rstd[n] w[c]`.
+///
+/// | operand | shape  | dtype      | role        |
+/// |---------|--------|------------|-------------|
+/// | `y`     | [N, C] | activation | overwritten |
+/// | `rstd`  | [N]    | statistic  | overwritten |
+/// | `x`     | [N, C] | activation | read        |
+/// | `w`     | [C]    | activation | read        |
+///
+/// `eps` has the unit of x². Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
+pub fn rmsnorm_fwd(
+    device: &Device,
+    y: &mut Tensor,
+    rstd: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    eps: f64,
+) -> Result<()> {
+    let operands = [("x", x, "N C"), ("w", w, "C"), ("y", &*y, "N C"), ("rstd", &*rstd, "N")];
+    let [_, c] = dims("rmsnorm_fwd", ["N", "C"], &operands)?;
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => {
+            cpu_fwd::<R>(y.host_mut()?, rstd.host_mut()?, x.host()?, w.host()?, c, eps)
+        }),
+    }
+    Ok(())
+}
+
+fn cpu_fwd<R: Real>(y: &mut [R], rstd: &mut [R], x: &[R], w: &[R], c: usize, eps: f64) {
+    y.par_chunks_mut(c).zip(rstd).zip(x.par_chunks(c)).with_min_len(16).for_each(|((y, rstd), x)| {
+        simd(|| {
+            let mean_square = dot(x, x) / R::of(c as f64);
+            *rstd = R::ONE / (mean_square + R::of(eps)).sqrt();
+            for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
+                *y = x * *rstd * w;
+            }
+        });
+    });
+}

@@ -1,0 +1,63 @@
+//! rope: rotary position embedding of queries and keys, in place, half-split pairs.
+
+use crate::device::Device;
+use crate::device::cpu::{Real, simd};
+use crate::error::Result;
+use crate::ops::attention::Heads;
+use crate::tensor::{Tensor, dims, refuse, with_real};
+use rayon::prelude::*;
+
+/// Rotates the pair `(v[i], v[i + D/2])` of every query and key head by the angle `positions[n] * freq[i]`.
+///
+/// | operand     | shape           | dtype          | role                                        |
+/// |-------------|-----------------|----------------|---------------------------------------------|
+/// | `qkv`       | [N, (H + 2G) D] | activation     | q and k columns overwritten, v left alone   |
+/// | `cos`, `sin`| [P, D/2]        | activation     | read: cosine and sine of position * freq    |
+/// | `positions` | [N]             | i32, in [0, P) | read                                        |
+///
+/// Errors if a shape does not fit or a position lies outside the tables. Source: Su et al. 2021, arXiv:2104.09864,
+/// in the half-split layout of Llama checkpoints in Transformers.
+pub fn rope_fwd(
+    device: &Device,
+    qkv: &mut Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    positions: &Tensor,
+    heads: Heads,
+) -> Result<()> {
+    let operands =
+        [("qkv", &*qkv, "N Q"), ("cos", cos, "P E"), ("sin", sin, "P E"), ("positions", positions, "N")];
+    let [_, q, p, half] = dims("rope_fwd", ["N", "Q", "P", "E"], &operands)?;
+    heads.check("rope_fwd", q)?;
+    if half * 2 != heads.width {
+        return refuse("rope_fwd", format!("cos has {half} columns, expected D/2 = {}", heads.width / 2));
+    }
+    let positions = positions.host::<i32>()?;
+    if let Some(at) = positions.iter().find(|&&at| at < 0 || at as usize >= p) {
+        return refuse("rope_fwd", format!("position {at} is outside the tables of {p} positions"));
+    }
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => {
+            cpu_fwd::<R>(qkv.host_mut()?, cos.host()?, sin.host()?, positions, heads)
+        }),
+    }
+    Ok(())
+}
+
+fn cpu_fwd<R: Real>(qkv: &mut [R], cos: &[R], sin: &[R], positions: &[i32], heads: Heads) {
+    let (d, half) = (heads.width, heads.width / 2);
+    let rotated = (heads.query + heads.key) * d;
+    qkv.par_chunks_mut(heads.columns()).zip(positions).with_min_len(16).for_each(|(row, &at)| {
+        let (cos, sin) = (&cos[at as usize * half..][..half], &sin[at as usize * half..][..half]);
+        simd(|| {
+            for head in row[..rotated].chunks_exact_mut(d) {
+                let (first, second) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (a, b) = (first[i], second[i]);
+                    first[i] = a * cos[i] - b * sin[i];
+                    second[i] = b * cos[i] + a * sin[i];
+                }
+            }
+        });
+    });
+}

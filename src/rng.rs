@@ -1,0 +1,47 @@
+//! Philox4x32-10: random numbers from a counter, equal on every device (Salmon et al., SC 2011).
+
+/// The ten-round Philox bijection of a 128-bit counter under a 64-bit key.
+pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let a = u64::from(counter[0]) * 0xD251_1F53;
+        let b = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [
+            (b >> 32) as u32 ^ counter[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ counter[3] ^ key[1],
+            a as u32,
+        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter
+}
+
+/// `n` standard normal numbers from `seed`, by Box and Muller: inputs of tests and benches.
+pub fn normal(seed: u64, n: usize) -> Vec<f64> {
+    let key = [seed as u32, (seed >> 32) as u32];
+    let unit = |bits: u32| (f64::from(bits) + 0.5) / 4_294_967_296.0;
+    (0..n.div_ceil(2))
+        .flat_map(|i| {
+            let r = philox([i as u32, (i as u64 >> 32) as u32, 0, 0], key);
+            let (radius, angle) = ((-2.0 * unit(r[0]).ln()).sqrt(), std::f64::consts::TAU * unit(r[1]));
+            [radius * angle.cos(), radius * angle.sin()]
+        })
+        .take(n)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::philox;
+
+    /// The known answers published with Random123 (`kat_vectors`, philox4x32 10).
+    #[test]
+    fn known_answers() {
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox([!0; 4], [!0; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
+    }
+}

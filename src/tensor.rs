@@ -1,0 +1,272 @@
+//! Tensors: a shape, an element type, and memory on a device; and the shape contracts of ops.
+
+use crate::device::{DType, bf16::Panels};
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+
+/// A dense row-major array. The first dimension may be set below what was allocated.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    data: Data,
+}
+
+#[derive(Clone, Debug)]
+enum Data {
+    F64(Vec<f64>),
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    I32(Vec<i32>),
+    Panels(Panels),
+    /// A planning arena's tensor: it has a size and no memory.
+    Planned(DType),
+}
+
+/// Element types that live in host memory.
+pub trait Element: Copy + Sized {
+    /// The whole allocation as a slice, if the tensor holds this type.
+    fn slice(t: &Tensor) -> Option<&[Self]>;
+    /// Likewise, mutable.
+    fn slice_mut(t: &mut Tensor) -> Option<&mut [Self]>;
+}
+
+macro_rules! element {
+    ($t:ty, $variant:ident) => {
+        impl Element for $t {
+            fn slice(t: &Tensor) -> Option<&[$t]> {
+                if let Data::$variant(v) = &t.data { Some(v) } else { None }
+            }
+            fn slice_mut(t: &mut Tensor) -> Option<&mut [$t]> {
+                if let Data::$variant(v) = &mut t.data { Some(v) } else { None }
+            }
+        }
+    };
+}
+element!(f64, F64);
+element!(f32, F32);
+element!(bf16, Bf16);
+element!(i32, I32);
+
+/// Calls a function generic over [`crate::device::cpu::Real`] with the type that a device computes in.
+macro_rules! with_real {
+    ($real:expr, $t:ident => $body:expr) => {
+        match $real {
+            $crate::device::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            _ => {
+                type $t = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_real;
+
+impl Tensor {
+    /// Zeros of `dtype` (`F16` is a file format only and becomes `F32`).
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
+        let n = shape.iter().product();
+        let data = match dtype {
+            DType::F64 => Data::F64(vec![0.0; n]),
+            DType::F32 | DType::F16 => Data::F32(vec![0.0; n]),
+            DType::Bf16 => Data::Bf16(vec![bf16::ZERO; n]),
+            DType::I32 => Data::I32(vec![0; n]),
+        };
+        Tensor { shape: shape.to_vec(), data }
+    }
+
+    /// A bf16 weight `[M, K]` in the layout of the CPU's bf16 matrix product.
+    pub fn panels(shape: [usize; 2]) -> Tensor {
+        Tensor { shape: shape.to_vec(), data: Data::Panels(Panels::zeros(shape[0], shape[1])) }
+    }
+
+    /// A tensor of this shape that has no memory: what a planning arena hands out.
+    pub fn planned(dtype: DType, shape: &[usize]) -> Tensor {
+        Tensor { shape: shape.to_vec(), data: Data::Planned(dtype) }
+    }
+
+    /// A host tensor with these values at `dtype` `F32` or `F64`.
+    pub fn from_f64(dtype: DType, shape: &[usize], values: impl IntoIterator<Item = f64>) -> Tensor {
+        let data = match dtype {
+            DType::F64 => Data::F64(values.into_iter().collect()),
+            _ => Data::F32(values.into_iter().map(|v| v as f32).collect()),
+        };
+        let t = Tensor { shape: shape.to_vec(), data };
+        assert_eq!(t.capacity(), t.numel(), "from_f64: the values do not fill the shape");
+        t
+    }
+
+    /// An `i32` tensor of one dimension.
+    pub fn from_i32(values: &[i32]) -> Tensor {
+        Tensor { shape: vec![values.len()], data: Data::I32(values.to_vec()) }
+    }
+
+    /// Dimensions, slowest first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Element type; packed panels are `Bf16`.
+    pub fn dtype(&self) -> DType {
+        match &self.data {
+            Data::F64(_) => DType::F64,
+            Data::F32(_) => DType::F32,
+            Data::Bf16(_) | Data::Panels(_) => DType::Bf16,
+            Data::I32(_) => DType::I32,
+            Data::Planned(d) => *d,
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        match &self.data {
+            Data::F64(v) => v.len(),
+            Data::F32(v) => v.len(),
+            Data::Bf16(v) => v.len(),
+            Data::I32(v) => v.len(),
+            Data::Panels(_) | Data::Planned(_) => self.numel(),
+        }
+    }
+
+    /// Sets the first dimension, up to what was allocated. Content beyond the old size is stale.
+    pub fn set_rows(&mut self, rows: usize) -> Result<()> {
+        let row: usize = self.shape[1..].iter().product();
+        if rows * row > self.capacity() {
+            let what =
+                format!("{rows} rows of {row} do not fit the {} elements that were planned", self.capacity());
+            return Err(Error::Shape { op: "set_rows", what });
+        }
+        self.shape[0] = rows;
+        Ok(())
+    }
+
+    /// The elements, if they are of type `T`.
+    pub fn host<T: Element>(&self) -> Result<&[T]> {
+        let n = self.numel();
+        match T::slice(self) {
+            Some(v) => Ok(&v[..n]),
+            None => Err(self.wrong_type(std::any::type_name::<T>())),
+        }
+    }
+
+    /// The elements, mutable, if they are of type `T`.
+    pub fn host_mut<T: Element>(&mut self) -> Result<&mut [T]> {
+        let n = self.numel();
+        if T::slice(self).is_none() {
+            return Err(self.wrong_type(std::any::type_name::<T>()));
+        }
+        Ok(T::slice_mut(self).map_or(&mut [], |v| &mut v[..n]))
+    }
+
+    fn wrong_type(&self, wanted: &str) -> Error {
+        Error::Shape { op: "tensor", what: format!("holds {:?}, expected {wanted}", self.dtype()) }
+    }
+
+    /// The packed panels, if the tensor is a packed bf16 weight.
+    pub fn as_panels(&self) -> Option<&Panels> {
+        if let Data::Panels(p) = &self.data { Some(p) } else { None }
+    }
+
+    /// Every element widened to `f64` (packed panels have no such view and give nothing).
+    pub fn to_f64(&self) -> Vec<f64> {
+        match &self.data {
+            Data::F64(v) => v[..self.numel()].to_vec(),
+            Data::F32(v) => v[..self.numel()].iter().map(|&x| x as f64).collect(),
+            Data::Bf16(v) => v[..self.numel()].iter().map(|x| x.to_f64()).collect(),
+            Data::I32(v) => v[..self.numel()].iter().map(|&x| x as f64).collect(),
+            Data::Panels(_) | Data::Planned(_) => Vec::new(),
+        }
+    }
+
+    /// Rounds `values` into row `row` of a `[M, K]` weight (or into a `[K]` vector, `row` 0).
+    pub fn set_row(&mut self, row: usize, values: &[f32]) {
+        let at = row * values.len()..(row + 1) * values.len();
+        match &mut self.data {
+            Data::F64(v) => v[at].iter_mut().zip(values).for_each(|(y, &x)| *y = x as f64),
+            Data::F32(v) => v[at].copy_from_slice(values),
+            Data::Bf16(v) => v[at].iter_mut().zip(values).for_each(|(y, &x)| *y = bf16::from_f32(x)),
+            Data::I32(v) => v[at].iter_mut().zip(values).for_each(|(y, &x)| *y = x as i32),
+            Data::Panels(p) => p.set_row(row, values),
+            Data::Planned(_) => {}
+        }
+    }
+}
+
+/// A tensor as a weight file holds it: little-endian bytes, any alignment.
+#[derive(Clone, Debug)]
+pub struct Raw<'a> {
+    /// The name in the file, for messages.
+    pub name: &'a str,
+    /// `F32`, `F16` or `Bf16`.
+    pub dtype: DType,
+    /// Dimensions, slowest first.
+    pub shape: Vec<usize>,
+    /// `numel * dtype.size()` bytes.
+    pub data: &'a [u8],
+}
+
+impl Raw<'_> {
+    /// Widens row `row` (all of a vector, `row` 0) into `out`, whose length is the row's.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        let bytes = out.len() * self.dtype.size();
+        let data = &self.data[row * bytes..][..bytes];
+        match self.dtype {
+            DType::Bf16 => {
+                let pairs = data.as_chunks::<2>().0;
+                out.iter_mut().zip(pairs).for_each(|(y, &b)| *y = bf16::from_le_bytes(b).to_f32());
+            }
+            DType::F16 => {
+                let pairs = data.as_chunks::<2>().0;
+                out.iter_mut().zip(pairs).for_each(|(y, &b)| *y = f16::from_le_bytes(b).to_f32());
+            }
+            _ => {
+                let quads = data.as_chunks::<4>().0;
+                out.iter_mut().zip(quads).for_each(|(y, &b)| *y = f32::from_le_bytes(b));
+            }
+        }
+    }
+}
+
+/// Checks operands against a contract written in letters, and returns the letters' sizes.
+///
+/// `dims("rmsnorm_fwd", ["N", "C"], &[("x", x, "N C"), ("w", w, "C")])` gives `[n, c]`. A letter takes
+/// its size from the first operand that has it; a disagreement names operand, shape and origin.
+pub fn dims<const L: usize>(
+    op: &'static str,
+    letters: [&str; L],
+    operands: &[(&str, &Tensor, &str)],
+) -> Result<[usize; L]> {
+    let mut sizes: [Option<(usize, &str)>; L] = [None; L];
+    for &(name, tensor, spec) in operands {
+        let fail = |why: String| Error::Shape {
+            op,
+            what: format!("{name} is {:?}, expected [{spec}]{why}", tensor.shape),
+        };
+        if spec.split(' ').count() != tensor.shape.len() {
+            return Err(fail(String::new()));
+        }
+        for (word, &got) in spec.split(' ').zip(&tensor.shape) {
+            match letters.iter().position(|l| *l == word) {
+                Some(l) => match sizes[l] {
+                    None => sizes[l] = Some((got, name)),
+                    Some((want, _)) if want == got => {}
+                    Some((want, from)) => return Err(fail(format!(" with {word} = {want} (from {from})"))),
+                },
+                None if word.parse() == Ok(got) => {}
+                None => return Err(fail(String::new())),
+            }
+        }
+    }
+    Ok(sizes.map(|s| s.map_or(0, |(n, _)| n)))
+}
+
+/// An op's own refusal, in the words of [`Error::Shape`].
+pub fn refuse<T>(op: &'static str, what: String) -> Result<T> {
+    Err(Error::Shape { op, what })
+}
