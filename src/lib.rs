@@ -2,7 +2,10 @@
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
+pub mod bench;
+pub mod cli;
 pub mod device;
+pub mod encode;
 pub mod error;
 pub mod format;
 pub mod memory;

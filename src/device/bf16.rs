@@ -70,6 +70,14 @@ impl Panels {
     }
 }
 
+/// Whether this CPU multiplies bf16 itself.
+pub fn native() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Rows per task: enough for the panel of `w` to be worth its trip from memory, few enough for all cores.
 fn block_rows(n: usize) -> usize {
     n.div_ceil(rayon::current_num_threads()).next_multiple_of(ROWS).min(128)
@@ -106,7 +114,7 @@ fn tile_product(
     let rows = x.len() / pairs;
     assert!(rows <= ROWS && w.len() == pairs * PANEL && y.len() >= (rows - 1) * stride + width);
     #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512f") {
+    if native() {
         // SAFETY: the CPU has the instructions; the assert above bounds all three operands.
         unsafe {
             match rows {

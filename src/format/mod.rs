@@ -1,1 +1,9 @@
 //! What other tools read and write.
+
+mod atomic;
+pub mod hf;
+pub mod input;
+pub mod npy;
+pub mod output;
+pub mod peft;
+pub mod settings;

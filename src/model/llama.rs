@@ -43,20 +43,21 @@ fn block_fwd(
     i: usize,
     mask: Mask,
 ) -> Result<()> {
-    let State { streams, saved, xa, positions, starts, .. } = state;
+    let State { streams, saved, positions, starts, .. } = state;
     let (before, after) = adjacent(streams, i);
     let at = i % saved.len();
-    let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act } = &mut saved[at];
+    let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = &mut saved[at];
+    let [xa_qkv, xa_o, xa_gate_up, xa_down] = xa;
     let (heads, eps) = (config.heads, config.norm_eps);
     rmsnorm_fwd(device, h, rstd, before, &w.attention_norm, eps)?; //              1 h         <- before
-    linear(device, qkv, xa, h, &w.qkv, None)?; //                                  2 qkv       <- h
+    linear(device, qkv, xa_qkv, h, &w.qkv, None)?; //                                  2 qkv       <- h
     rope_fwd(device, qkv, &rope.cos, &rope.sin, positions, heads)?; //             3 qkv       <- qkv
     attention_fwd(device, attention, lse, qkv, starts, heads, mask)?; //           4 attention <- qkv
-    linear(device, middle, xa, attention, &w.o, Some(before))?; //                 5 middle    <- before, attention
+    linear(device, middle, xa_o, attention, &w.o, Some(before))?; //                 5 middle    <- before, attention
     rmsnorm_fwd(device, h2, rstd2, middle, &w.mlp_norm, eps)?; //                  6 h2        <- middle
-    linear(device, gate_up, xa, h2, &w.gate_up, None)?; //                         7 gate_up   <- h2
+    linear(device, gate_up, xa_gate_up, h2, &w.gate_up, None)?; //                         7 gate_up   <- h2
     swiglu_fwd(device, act, gate_up)?; //                                          8 act       <- gate_up
-    linear(device, after, xa, act, &w.down, Some(middle)) //                       9 after     <- middle, act
+    linear(device, after, xa_down, act, &w.down, Some(middle)) //                       9 after     <- middle, act
 }
 
 /// The streams before and after block `i`; with two streams they take turns.

@@ -28,22 +28,20 @@ impl Delta {
     }
 }
 
-/// The adapters of a merged projection, live: stacked as [`Lora`] wants them, and room for `x Aᵀ`.
+/// The adapters of a merged projection, live: stacked as [`Lora`] wants them.
 #[derive(Clone, Debug)]
 pub struct Stack {
     a: Tensor,
     b: Tensor,
     rows: Vec<usize>,
     scales: Vec<f64>,
-    rank: usize,
 }
 
 impl Stack {
     /// Stacks one delta (or none) per segment; `rows[i]` is the height of segment i, `k` the input width.
     ///
-    /// Ranks may differ: shorter ones are padded with zeros.
-    pub fn new(arena: &mut Arena, rows: &[usize], k: usize, deltas: &[Option<&Delta>]) -> Stack {
-        let rank = deltas.iter().flatten().map(|d| d.rank).max().unwrap_or(0);
+    /// `rank` is the adapter's largest: smaller ones are padded with zeros.
+    pub fn new(arena: &mut Arena, rows: &[usize], k: usize, rank: usize, deltas: &[Option<&Delta>]) -> Stack {
         let (mut a, mut b) =
             (arena.activation(&[rows.len() * rank, k]), arena.activation(&[rows.iter().sum(), rank]));
         let mut first = 0;
@@ -59,16 +57,11 @@ impl Stack {
             first += height;
         }
         let scales = deltas.iter().map(|d| d.map_or(0.0, |d| d.scale)).collect();
-        Stack { a, b, rows: rows.to_vec(), scales, rank }
+        Stack { a, b, rows: rows.to_vec(), scales }
     }
 
     /// The op's view.
     pub fn view(&self) -> Lora<'_> {
         Lora { a: &self.a, b: &self.b, rows: &self.rows, scales: &self.scales }
-    }
-
-    /// Columns of `x Aᵀ`.
-    pub fn stacked_rank(&self) -> usize {
-        self.rank * self.rows.len()
     }
 }

@@ -29,6 +29,8 @@ pub struct Saved {
     pub gate_up: Tensor,
     /// [N, F]
     pub act: Tensor,
+    /// [N, S R] each: x Aᵀ of qkv, o, gate_up, down
+    pub xa: [Tensor; 4],
 }
 
 /// How much of a forward is kept.
@@ -51,8 +53,6 @@ pub struct State {
     pub hidden: Tensor,
     /// [N]
     pub rstd: Tensor,
-    /// [N, S R] scratch for x Aᵀ
-    pub xa: Tensor,
     /// [N]
     pub ids: Tensor,
     /// [N] position of each token in its sequence
@@ -62,7 +62,7 @@ pub struct State {
 }
 
 impl Saved {
-    fn new(arena: &mut Arena, config: &Config, n: usize) -> Saved {
+    fn new(arena: &mut Arena, config: &Config, n: usize, rank: usize) -> Saved {
         let (c, f, heads) = (config.width, config.feed_forward, config.heads);
         Saved {
             h: arena.activation(&[n, c]),
@@ -75,27 +75,27 @@ impl Saved {
             rstd2: arena.statistic(&[n]),
             gate_up: arena.activation(&[n, 2 * f]),
             act: arena.activation(&[n, f]),
+            xa: [3, 1, 2, 1].map(|segments| arena.activation(&[n, segments * rank])),
         }
     }
 
-    fn all(&mut self) -> [&mut Tensor; 10] {
-        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act } = self;
-        [h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act]
+    fn all(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = self;
+        [h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act].into_iter().chain(xa)
     }
 }
 
 impl State {
-    /// Buffers for at most `tokens` tokens and as many sequences; `stacked_rank` columns of LoRA scratch.
-    pub fn new(arena: &mut Arena, config: &Config, tokens: usize, stacked_rank: usize, keep: Keep) -> State {
+    /// Buffers for at most `tokens` tokens and as many sequences; `rank` of a live adapter, or 0.
+    pub fn new(arena: &mut Arena, config: &Config, tokens: usize, rank: usize, keep: Keep) -> State {
         let n = tokens;
         arena.group("activations");
         let streams = if keep == Keep::Nothing { 2 } else { config.layers + 1 };
         State {
             streams: (0..streams).map(|_| arena.activation(&[n, config.width])).collect(),
-            saved: vec![Saved::new(arena, config, n)],
+            saved: vec![Saved::new(arena, config, n, rank)],
             hidden: arena.activation(&[n, config.width]),
             rstd: arena.statistic(&[n]),
-            xa: arena.activation(&[n, stacked_rank]),
             ids: arena.tensor(DType::I32, &[n]),
             positions: arena.tensor(DType::I32, &[n]),
             starts: arena.tensor(DType::I32, &[n + 1]),
@@ -110,9 +110,9 @@ impl State {
             let what = format!("starts must rise strictly from 0 to the {n} tokens of the batch");
             return Err(Error::Shape { op: "set_batch", what });
         }
-        let State { streams, saved, hidden, rstd, xa, ids: i, positions, starts: s } = self;
+        let State { streams, saved, hidden, rstd, ids: i, positions, starts: s } = self;
         let per_token = streams.iter_mut().chain(saved.iter_mut().flat_map(Saved::all));
-        for t in per_token.chain([hidden, rstd, xa, &mut *i, &mut *positions]) {
+        for t in per_token.chain([hidden, rstd, &mut *i, &mut *positions]) {
             t.set_rows(n)?;
         }
         s.set_rows(starts.len())?;

@@ -105,12 +105,11 @@ impl Linear {
         Ok(())
     }
 
-    /// Makes deltas live beside the frozen weight: `y = x Wᵀ + s (x Aᵀ) Bᵀ`.
-    pub fn attach<'a>(&mut self, arena: &mut Arena, delta: impl Fn(&str) -> Option<&'a Delta>) {
+    fn attach<'a>(&mut self, arena: &mut Arena, rank: usize, delta: impl Fn(&str) -> Option<&'a Delta>) {
         let deltas: Vec<_> = self.parts.iter().map(|(module, _)| delta(module)).collect();
         if deltas.iter().any(Option::is_some) {
             let rows: Vec<_> = self.parts.iter().map(|(_, rows)| *rows).collect();
-            self.lora = Some(Stack::new(arena, &rows, self.w.shape()[1], &deltas));
+            self.lora = Some(Stack::new(arena, &rows, self.w.shape()[1], rank, &deltas));
         }
     }
 }
@@ -166,20 +165,20 @@ impl Weights {
         })
     }
 
-    /// Makes one adapter live: `delta(layer, module)` is its pair for that projection, if it has one.
-    pub fn attach<'a>(&mut self, arena: &mut Arena, delta: impl Fn(usize, &str) -> Option<&'a Delta>) {
+    /// Makes one adapter live beside the frozen weights: `delta(layer, module)` is its pair for that projection,
+    /// if it has one, and `rank` its largest rank.
+    pub fn attach<'a>(
+        &mut self,
+        arena: &mut Arena,
+        rank: usize,
+        delta: impl Fn(usize, &str) -> Option<&'a Delta>,
+    ) {
         arena.group("lora");
         for (i, layer) in self.layers.iter_mut().enumerate() {
             for linear in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
-                linear.attach(arena, |module| delta(i, module));
+                linear.attach(arena, rank, |module| delta(i, module));
             }
         }
-    }
-
-    /// Columns that the scratch of `x Aᵀ` needs.
-    pub fn stacked_rank(&self) -> usize {
-        let linears = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
-        linears.filter_map(|l| l.lora.as_ref()).map(Stack::stacked_rank).max().unwrap_or(0)
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Lora<'a> {
 /// | operand    | shape    | dtype                                    | role                         |
 /// |------------|----------|------------------------------------------|------------------------------|
 /// | `y`        | [N, M]   | activation                               | overwritten                  |
-/// | `xa`       | [N, S R] | activation                               | overwritten with x Aᵀ (LoRA) |
+/// | `xa`       | [N, S R] | activation                               | overwritten with x Aᵀ; needed with `lora` |
 /// | `x`        | [N, K]   | activation                               | read                         |
 /// | `w`        | [M, K]   | activation, bf16, or packed bf16 panels  | read                         |
 /// | `bias`     | [M]      | activation                               | read                         |
@@ -49,10 +49,14 @@ pub fn lora_linear_fwd(
     operands.extend(residual.map(|r| ("residual", r, "N M")));
     if let Some(l) = &lora {
         operands.extend([("lora a", l.a, "A K"), ("lora b", l.b, "M R")]);
+        operands.extend(xa.as_deref().map(|xa| ("xa", xa, "N A")));
     }
     let [n, k, m, stacked, rank] = dims("lora_linear_fwd", ["N", "K", "M", "A", "R"], &operands)?;
     if let Some(l) = &lora {
         let segments = l.rows.len();
+        if xa.is_none() {
+            return refuse("lora_linear_fwd", "lora needs room for x Aᵀ in xa".into());
+        }
         if stacked != segments * rank || l.rows.iter().sum::<usize>() != m || l.scales.len() != segments {
             let what =
                 format!("lora a has {stacked} rows for {segments} segments of rank {rank} over M = {m}");
@@ -65,7 +69,6 @@ pub fn lora_linear_fwd(
             let add = begin::<R>(out, m, bias, residual)?;
             product::<R>(out, x, w, [n, k, m], add)?;
             if let (Some(lora), Some(xa)) = (lora, xa) {
-                xa.set_rows(n)?;
                 low_rank::<R>(out, xa.host_mut()?, x.host()?, lora, [n, k, m, rank])?;
             }
         }),

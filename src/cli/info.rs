@@ -1,0 +1,102 @@
+//! `llm2vec info`: what would run, without running it.
+
+use crate::cli::ModelFlags;
+use crate::device::cuda;
+use crate::encode::setup::Setup;
+use crate::error::Result;
+use crate::memory::gib;
+use crate::model::weights::Storage;
+use clap::Args;
+
+/// Say what would run: model, settings, memory plan, devices; reads no weight.
+#[derive(Args)]
+#[command(after_help = "Example:\n  llm2vec info -m DIR --adapter mntp --dtype bf16")]
+pub struct Info {
+    #[command(flatten)]
+    model: ModelFlags,
+}
+
+impl Info {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        let setup = Setup::open(&self.model.options()?)?;
+        setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+        let mut lines = model_lines(&setup);
+        lines.extend(setting_lines(&setup));
+        lines.extend(device_lines());
+        lines.extend(memory_lines(&setup));
+        let text: String = lines.iter().map(|(key, value)| format!("{key:<12} {value}\n")).collect();
+        print!("{text}");
+        Ok(())
+    }
+}
+
+type Line = (&'static str, String);
+
+fn model_lines(setup: &Setup) -> Vec<Line> {
+    let (c, h) = (&setup.config, setup.config.heads);
+    let window = c.window.map_or(String::new(), |w| format!(", window {w} in pre-training"));
+    let dtype = setup.files.checkpoint_dtype().map_or("unknown".into(), |d| format!("{d:?}").to_lowercase());
+    let kept = match setup.storage {
+        Storage::Real => "f32 in memory",
+        Storage::Bf16 => "bf16 in memory, widened to f32 tile by tile (f32 would not fit)",
+        Storage::Panels => "bf16 in memory, multiplied in bf16 with f32 sums",
+    };
+    vec![
+        ("model", setup.dir.display().to_string()),
+        (
+            "family",
+            format!(
+                "{:?}, {} layers, width {}, feed-forward {}{window}",
+                c.family, c.layers, c.width, c.feed_forward
+            ),
+        ),
+        ("heads", format!("{} query, {} key/value, width {}", h.query, h.key, h.width)),
+        ("rope", format!("theta {}, scaling {:?}", c.rope_theta, c.rope_scaling)),
+        ("vocabulary", format!("{} rows, tokenizer {}", c.vocab, setup.prompter.tokenizer().vocab_size())),
+        ("parameters", format!("{:.3} M without the head", c.parameters() as f64 / 1e6)),
+        ("weights", format!("{dtype} on disk, {kept}")),
+    ]
+}
+
+fn setting_lines(setup: &Setup) -> Vec<Line> {
+    let span = if setup.pool_all { "all tokens" } else { "the text's own tokens" };
+    let unit = if setup.normalize { ", unit length" } else { "" };
+    let limits = setup.limits;
+    vec![
+        ("attention", format!("{:?}", setup.mask)),
+        ("pooling", format!("{} over {span}{unit}", setup.pooling.reference_name())),
+        ("template", setup.template.to_string()),
+        ("limits", format!("{} tokens a row, {} of them text", limits.max_length, limits.doc_max_length)),
+    ]
+}
+
+fn device_lines() -> Vec<Line> {
+    let gpus = match cuda::gpus() {
+        Ok(list) if list.is_empty() => "none".into(),
+        Ok(list) => {
+            let one = |g: &cuda::Gpu| {
+                format!("{} (sm_{}{}, {} GiB)", g.name, g.capability.0, g.capability.1, gib(g.memory as u64))
+            };
+            list.iter().map(one).collect::<Vec<_>>().join(", ")
+        }
+        Err(why) => why,
+    };
+    let bf16 = if crate::device::bf16::native() { ", AVX512-BF16" } else { ", bf16 widened" };
+    vec![
+        ("device", format!("cpu, {} threads{bf16}", rayon::current_num_threads())),
+        ("gpus", gpus),
+        ("kernels", "none in this build: every op runs on the CPU".into()),
+    ]
+}
+
+fn memory_lines(setup: &Setup) -> Vec<Line> {
+    let plan = setup.plan();
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+    let parts: Vec<_> = plan.used().iter().map(|(group, bytes)| format!("{group} {}", mib(*bytes))).collect();
+    let free = setup.device.available().map_or(String::new(), |b| format!(", {} available", mib(b)));
+    vec![(
+        "memory",
+        format!("{} for packs of {} tokens ({}){free}", mib(plan.total()), setup.tokens, parts.join(", ")),
+    )]
+}

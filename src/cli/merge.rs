@@ -1,0 +1,139 @@
+//! `llm2vec merge`: adapters folded into the weights, as a folder that Transformers loads as it is.
+
+use crate::cli::ModelFlags;
+use crate::device::DType;
+use crate::encode::setup::Setup;
+use crate::error::{Error, Result};
+use crate::format::{hf, settings};
+use crate::model::lora::Delta;
+use crate::model::weights::Source;
+use crate::tensor::Raw;
+use clap::Args;
+use half::{bf16, f16};
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+/// Fold adapters into the weights and write a Hugging Face folder.
+#[derive(Args)]
+#[command(after_help = "Example:\n  llm2vec merge -m DIR --adapter mntp --adapter simcse -o merged")]
+pub struct Merge {
+    #[command(flatten)]
+    model: ModelFlags,
+    /// Folder to write; must not exist yet
+    #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "DIR")]
+    output: PathBuf,
+}
+
+impl Merge {
+    /// Runs the command: everything is written under a temporary name beside the target, then renamed.
+    pub fn run(self) -> Result<()> {
+        let options = self.model.options()?;
+        if options.adapters.is_empty() {
+            return Err(Error::Usage("merge needs at least one --adapter".into()));
+        }
+        if self.output.exists() {
+            return Err(Error::Usage(format!(
+                "--output {} exists; merge writes a new folder",
+                self.output.display()
+            )));
+        }
+        let setup = Setup::open(&options)?;
+        setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+        let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(".".as_ref());
+        let folder = tempfile::Builder::new().prefix(".merge-").tempdir_in(parent);
+        let folder = folder.map_err(|e| Error::io(parent, e))?;
+        write(&setup, folder.path())?;
+        make_readable(folder.path())?;
+        std::fs::rename(folder.path(), &self.output).map_err(|e| Error::io(&self.output, e))?;
+        let _ = folder.keep(); // it has its final name: nothing to remove
+        Ok(())
+    }
+}
+
+/// A temporary folder is private to its user; the result is an ordinary one.
+fn make_readable(folder: &std::path::Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(folder, mode).map_err(|e| Error::io(folder, e))?;
+    }
+    Ok(())
+}
+
+fn write(setup: &Setup, to: &std::path::Path) -> Result<()> {
+    hf::copy_side_files(&setup.dir, to)?;
+    let config = setup.dir.join("config.json");
+    std::fs::copy(&config, to.join("config.json")).map_err(|e| Error::io(&config, e))?;
+    setup.settings().write(to)?;
+    settings::write_st(to, setup.pooling.reference_name(), setup.config.width, setup.limits.max_length)?;
+
+    let checkpoint = &setup.files.checkpoint;
+    let has_table = checkpoint.find("model.embed_tokens.weight").is_some();
+    let mut tensors = Vec::new();
+    for name in checkpoint.names() {
+        let Some(tensor) = checkpoint.get(name) else { continue };
+        let raw = setup.files.raw(tensor)?;
+        let deltas = place(name).map_or(Vec::new(), |(layer, module)| setup.files.deltas(layer, module));
+        // A tied matrix stored as the head alone is given the name that every loader looks for.
+        let name = if setup.config.tied && !has_table && name == "lm_head.weight" {
+            "model.embed_tokens.weight"
+        } else {
+            name
+        };
+        tensors.push((name.to_string(), Merged { raw, deltas }));
+    }
+    hf::write_safetensors(&to.join("model.safetensors"), tensors)
+}
+
+/// `(layer, module)` of a projection weight's name.
+fn place(name: &str) -> Option<(usize, &str)> {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    let mut parts = name.strip_prefix("layers.")?.split('.');
+    let (layer, _group, module) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
+    (parts.next() == Some("weight") && parts.next().is_none()).then_some((layer, module))
+}
+
+/// A tensor whose bytes are made when they are written: one tensor in memory at a time.
+struct Merged<'a> {
+    raw: Raw<'a>,
+    deltas: Vec<&'a Delta>,
+}
+
+impl safetensors::View for Merged<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        match self.raw.dtype {
+            DType::Bf16 => safetensors::Dtype::BF16,
+            DType::F16 => safetensors::Dtype::F16,
+            _ => safetensors::Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.raw.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        if self.deltas.is_empty() {
+            return Cow::Borrowed(self.raw.data);
+        }
+        let mut bytes = Vec::with_capacity(self.raw.data.len());
+        let mut row = vec![0.0; self.raw.shape[1]];
+        for r in 0..self.raw.shape[0] {
+            self.raw.row(r, &mut row);
+            self.deltas.iter().for_each(|d| d.add_to_row(r, &mut row));
+            for &v in &row {
+                match self.raw.dtype {
+                    DType::Bf16 => bytes.extend(bf16::from_f32(v).to_le_bytes()),
+                    DType::F16 => bytes.extend(f16::from_f32(v).to_le_bytes()),
+                    _ => bytes.extend(v.to_le_bytes()),
+                }
+            }
+        }
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.raw.data.len()
+    }
+}

@@ -1,0 +1,134 @@
+//! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
+
+mod encode;
+mod info;
+mod merge;
+mod nearest;
+
+use crate::device::Device;
+use crate::encode::setup::Options;
+use crate::error::{Error, Result};
+use crate::text::prompt::Compat;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Turn decoder-only LLMs into text encoders.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Encode(encode::Encode),
+    Merge(merge::Merge),
+    Info(info::Info),
+}
+
+/// Runs the parsed command line.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Encode(c) => c.run(),
+        Command::Merge(c) => c.run(),
+        Command::Info(c) => c.run(),
+    }
+}
+
+/// Flags that say which model runs and how.
+#[derive(Args)]
+struct ModelFlags {
+    /// Model folder (config.json, tokenizer.json, model.safetensors), or a name in the local Hugging Face cache
+    #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
+    model: String,
+    /// PEFT LoRA folder to merge; repeat for several, in order (MNTP before SimCSE or supervised)
+    #[arg(long, env = "LLM2VEC_ADAPTER", value_delimiter = ',', value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// mean, weighted-mean, last, eos or bos [default: what the folder records, else mean]
+    #[arg(long, env = "LLM2VEC_POOLING", value_name = "MODE")]
+    pooling: Option<String>,
+    /// Pool the text's own tokens, or all: BOS, instruction and template too [default: text]
+    #[arg(long, env = "LLM2VEC_POOL_OVER", value_name = "SPAN")]
+    pool_over: Option<PoolOver>,
+    /// full (bidirectional), causal (as pre-trained), window (bidirectional in the config's window) [default: full]
+    #[arg(long, env = "LLM2VEC_ATTENTION", value_name = "MASK")]
+    attention: Option<String>,
+    /// none, llama2, llama3, mistral, qwen2 [default: by the model's name, as the reference does]
+    #[arg(long, env = "LLM2VEC_TEMPLATE", value_name = "NAME")]
+    template: Option<String>,
+    /// Most tokens in a row, template and instruction included [default: 512]
+    #[arg(long, env = "LLM2VEC_MAX_LENGTH", value_name = "TOKENS")]
+    max_length: Option<usize>,
+    /// Most tokens of the text itself [default: 400]
+    #[arg(long, env = "LLM2VEC_DOC_MAX_LENGTH", value_name = "TOKENS")]
+    doc_max_length: Option<usize>,
+    /// Scale every vector to unit length
+    #[arg(long, env = "LLM2VEC_NORMALIZE")]
+    normalize: bool,
+    /// Reproduce the reference implementation's ids and pooled span, quirks included
+    #[arg(long, env = "LLM2VEC_COMPAT", value_name = "reference")]
+    compat: Option<CompatFlag>,
+    /// Compute in f32, or keep weights as bf16 and multiply in bf16 (sums stay f32)
+    #[arg(long, env = "LLM2VEC_DTYPE", value_name = "DTYPE", default_value = "f32")]
+    dtype: ComputeDtype,
+    /// Tokens in a pack [default: 2048 on the CPU]
+    #[arg(long, env = "LLM2VEC_TOKENS", alias = "max-batch-tokens", value_name = "N")]
+    tokens: Option<usize>,
+    /// auto, cpu, cuda[:N] or emulated[:80|:90]
+    #[arg(long, env = "LLM2VEC_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// CPU threads [default: all cores]
+    #[arg(short, long, env = "LLM2VEC_THREADS", value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PoolOver {
+    Text,
+    All,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CompatFlag {
+    Reference,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ComputeDtype {
+    #[value(alias = "float32")]
+    F32,
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl ModelFlags {
+    /// The library's options; also sizes the thread pool.
+    fn options(&self) -> Result<Options> {
+        if let Some(n) = self.threads {
+            if !(1..=4096).contains(&n) {
+                return Err(Error::Usage(format!("--threads {n}: expected 1 to 4096")));
+            }
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+            pool.map_err(|e| Error::Device(format!("cannot start {n} threads: {e}")))?;
+        }
+        if self.tokens == Some(0) || self.tokens.is_some_and(|t| t > 1 << 24) {
+            return Err(Error::Usage("--tokens: expected 1 to 16777216".into()));
+        }
+        Ok(Options {
+            model: self.model.clone(),
+            adapters: self.adapter.clone(),
+            pooling: self.pooling.clone(),
+            pool_all: self.pool_over.map(|p| matches!(p, PoolOver::All)),
+            attention: self.attention.clone(),
+            template: self.template.clone(),
+            max_length: self.max_length,
+            doc_max_length: self.doc_max_length,
+            normalize: self.normalize.then_some(true),
+            compat: if self.compat.is_some() { Compat::Reference } else { Compat::Default },
+            bf16: matches!(self.dtype, ComputeDtype::Bf16),
+            tokens: self.tokens,
+            device: Device::by_name(&self.device)?,
+        })
+    }
+}

@@ -1,0 +1,176 @@
+//! The encoder: a checkpoint, a tokenizer and settings in; a vector per text out.
+
+pub mod files;
+pub mod setup;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::memory::Arena;
+use crate::model::config::Config;
+use crate::model::llama::forward;
+use crate::model::rope::RopeTables;
+use crate::model::state::{Keep, State};
+use crate::model::weights::{Storage, Weights};
+use crate::ops::l2norm::l2norm_fwd;
+use crate::ops::pool::{Pooling, pool_fwd};
+use crate::tensor::Tensor;
+use crate::text::pack::pack;
+use crate::text::prompt::Prompt;
+use setup::{Options, PoolingMode, Setup};
+
+/// Everything that is allocated, once.
+pub struct Buffers {
+    weights: Weights,
+    rope: RopeTables,
+    state: State,
+    /// [B, C]
+    pooled: Tensor,
+    /// [B, C]
+    unit: Tensor,
+    /// [B]
+    norm: Tensor,
+    /// [B, 2]
+    spans: Tensor,
+}
+
+impl Buffers {
+    /// For packs of `tokens` tokens, each text at most `positions` long.
+    pub fn new(
+        arena: &mut Arena,
+        config: &Config,
+        storage: Storage,
+        tokens: usize,
+        positions: usize,
+    ) -> Buffers {
+        let weights = Weights::new(arena, config, storage);
+        let rope = RopeTables::new(arena, config, positions);
+        let state = State::new(arena, config, tokens, 0, Keep::Nothing);
+        arena.group("vectors");
+        Buffers {
+            weights,
+            rope,
+            state,
+            pooled: arena.statistic(&[tokens, config.width]),
+            unit: arena.statistic(&[tokens, config.width]),
+            norm: arena.statistic(&[tokens]),
+            spans: arena.tensor(crate::device::DType::I32, &[tokens, 2]),
+        }
+    }
+}
+
+/// A loaded model that turns prompts into vectors.
+pub struct Encoder {
+    /// What it runs.
+    pub setup: Setup,
+    buffers: Buffers,
+}
+
+impl Encoder {
+    /// Opens, plans, refuses what does not fit, and loads.
+    pub fn open(options: &Options) -> Result<Encoder> {
+        let setup = Setup::open(options)?;
+        setup.plan().check("a smaller --tokens, or --dtype bf16")?;
+        let mut arena = Arena::new(&setup.device);
+        let (config, positions) = (&setup.config, setup.limits.max_length);
+        let mut buffers = Buffers::new(&mut arena, config, setup.storage, setup.tokens, positions);
+        buffers.weights.load(config, &setup.files)?;
+        Ok(Encoder { setup, buffers })
+    }
+
+    /// C, the numbers in a vector.
+    pub fn width(&self) -> usize {
+        self.setup.config.width
+    }
+
+    /// The ids of a text and the span to pool; an error if nothing is left to pool.
+    pub fn prompt(&self, instruction: &str, text: &str) -> Result<Prompt> {
+        let prompt = self.setup.prompter.prompt(instruction, text)?;
+        let vocab = self.setup.config.vocab;
+        if let Some(id) = prompt.ids.iter().find(|&&id| id as usize >= vocab) {
+            let what = format!(
+                "the tokenizer gives id {id}, the model's vocabulary has {vocab}: they do not belong together"
+            );
+            return Err(Error::Unsupported(what));
+        }
+        Ok(prompt)
+    }
+
+    /// One vector per prompt, in order: row i of `rows` is `[C]` for `prompts[i]`.
+    ///
+    /// Prompts are sorted by length and packed without padding, so a text's vector does not depend on its company.
+    pub fn encode(
+        &mut self,
+        prompts: &[Prompt],
+        rows: &mut [f32],
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        let c = self.width();
+        let lengths: Vec<usize> = prompts.iter().map(|p| p.ids.len()).collect();
+        for items in pack(&lengths, self.setup.tokens) {
+            let batch: Vec<&Prompt> = items.iter().map(|&i| &prompts[i]).collect();
+            let vectors = self.run(&batch)?;
+            for (vector, &i) in vectors.host::<f32>()?.chunks_exact(c).zip(&items) {
+                rows[i * c..][..c].copy_from_slice(vector);
+            }
+            progress(items.len(), items.iter().map(|&i| lengths[i]).sum());
+        }
+        Ok(())
+    }
+
+    /// One pack through the model; the vectors are `[B, C]`.
+    fn run(&mut self, batch: &[&Prompt]) -> Result<&Tensor> {
+        let Encoder { setup, buffers } = self;
+        let Buffers { weights, rope, state, pooled, unit, norm, spans } = buffers;
+        let mut ids = Vec::new();
+        let mut starts = vec![0];
+        let mut pooled_rows = Vec::with_capacity(2 * batch.len());
+        for prompt in batch {
+            let span = pooled_span(setup, prompt)?;
+            pooled_rows.extend([(ids.len() + span.start) as i32, (ids.len() + span.end) as i32]);
+            ids.extend(prompt.ids.iter().map(|&id| id as i32));
+            starts.push(ids.len() as i32);
+        }
+        let device: &Device = &setup.device;
+        state.set_batch(&ids, &starts)?;
+        spans.set_rows(batch.len())?;
+        spans.host_mut()?.copy_from_slice(&pooled_rows);
+        pooled.set_rows(batch.len())?;
+        forward(device, &setup.config, weights, rope, state, setup.mask)?;
+        let pooling = match setup.pooling {
+            PoolingMode::Mean => Pooling::Mean,
+            PoolingMode::WeightedMean => Pooling::WeightedMean,
+            PoolingMode::Last | PoolingMode::Eos => Pooling::Last,
+            PoolingMode::Bos => Pooling::First,
+        };
+        pool_fwd(device, pooled, &state.hidden, spans, pooling)?;
+        if !setup.normalize {
+            return Ok(pooled);
+        }
+        unit.set_rows(batch.len())?;
+        norm.set_rows(batch.len())?;
+        l2norm_fwd(device, unit, norm, pooled, 1e-12)?;
+        Ok(unit)
+    }
+}
+
+/// The rows of a prompt that its vector is made from.
+fn pooled_span(setup: &Setup, prompt: &Prompt) -> Result<std::ops::Range<usize>> {
+    let all = 0..prompt.ids.len();
+    let span = match setup.pooling {
+        PoolingMode::Eos => all,
+        PoolingMode::Bos => {
+            let bos = setup.prompter.tokenizer().bos_id();
+            if bos.is_none() || prompt.ids.first().copied() != bos {
+                let what = "--pooling bos: the tokenizer puts no BOS token first; use another pooling";
+                return Err(Error::Unsupported(what.into()));
+            }
+            all
+        }
+        _ if setup.pool_all => all,
+        _ => prompt.text.clone(),
+    };
+    if span.is_empty() {
+        return Err(Error::Unsupported("a text without tokens has nothing to pool".into()));
+    }
+    Ok(span)
+}

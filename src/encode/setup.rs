@@ -1,0 +1,259 @@
+//! What to run: the caller's options, the model folder's own settings, and the reference's defaults.
+
+use crate::device::Device;
+use crate::encode::Buffers;
+use crate::encode::files::ModelFiles;
+use crate::error::{Error, Result};
+use crate::format::hf;
+use crate::format::settings::{self, Settings};
+use crate::memory::Arena;
+use crate::model::config::{Attention, Config};
+use crate::model::weights::Storage;
+use crate::ops::attention::Mask;
+use crate::text::prompt::{Compat, Limits, Prompter};
+use crate::text::template::Template;
+use crate::text::tokenizer::Tokenizer;
+use std::path::{Path, PathBuf};
+
+/// Which vector of a text is its embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolingMode {
+    /// Average.
+    Mean,
+    /// Average with weights 1, 2, …, n.
+    WeightedMean,
+    /// The last token of the pooled span.
+    Last,
+    /// The EOS token, appended where the tokenizer does not.
+    Eos,
+    /// The BOS token, which the tokenizer must put first.
+    Bos,
+}
+
+impl PoolingMode {
+    /// By our name, the reference's, or sentence-transformers'.
+    pub fn by_name(name: &str) -> Result<PoolingMode> {
+        match name.replace('_', "-").as_str() {
+            "mean" => Ok(PoolingMode::Mean),
+            "weighted-mean" => Ok(PoolingMode::WeightedMean),
+            "last" | "last-token" => Ok(PoolingMode::Last),
+            "eos" | "eos-token" => Ok(PoolingMode::Eos),
+            "bos" | "bos-token" | "cls" => Ok(PoolingMode::Bos),
+            _ => {
+                Err(Error::Usage(format!("pooling `{name}`: expected mean, weighted-mean, last, eos or bos")))
+            }
+        }
+    }
+
+    /// The name that the reference writes into `llm2vec_config.json`.
+    pub fn reference_name(self) -> &'static str {
+        match self {
+            PoolingMode::Mean => "mean",
+            PoolingMode::WeightedMean => "weighted_mean",
+            PoolingMode::Last => "last_token",
+            PoolingMode::Eos => "eos_token",
+            PoolingMode::Bos => "bos_token",
+        }
+    }
+}
+
+/// `--attention` by name.
+pub fn attention_by_name(name: &str) -> Result<Attention> {
+    match name {
+        "full" => Ok(Attention::Full),
+        "causal" => Ok(Attention::Causal),
+        "window" => Ok(Attention::Window),
+        _ => Err(Error::Usage(format!("attention `{name}`: expected full, causal or window"))),
+    }
+}
+
+/// What the caller asks for; `None` means what the model's folder says, else the reference's default.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Model folder, or a name in the local Hugging Face cache.
+    pub model: String,
+    /// Adapter folders, merged in this order.
+    pub adapters: Vec<PathBuf>,
+    /// Pooling mode name; default `mean`.
+    pub pooling: Option<String>,
+    /// Pool every token (BOS, instruction and template too) instead of the text's own.
+    pub pool_all: Option<bool>,
+    /// `full`, `causal` or `window`; default `full`.
+    pub attention: Option<String>,
+    /// Template name; default by the model's name, as the reference does.
+    pub template: Option<String>,
+    /// Most tokens in a row; default 512.
+    pub max_length: Option<usize>,
+    /// Most tokens of the text itself; default 400.
+    pub doc_max_length: Option<usize>,
+    /// Scale every vector to unit length; default no.
+    pub normalize: Option<bool>,
+    /// Reproduce the reference's ids and spans.
+    pub compat: Compat,
+    /// Keep weights as bf16 and multiply in bf16.
+    pub bf16: bool,
+    /// Tokens in a pack.
+    pub tokens: Option<usize>,
+    /// Where to compute.
+    pub device: Device,
+}
+
+impl Options {
+    /// Every default, for the model in `model`.
+    pub fn new(model: impl Into<String>) -> Options {
+        Options {
+            model: model.into(),
+            adapters: Vec::new(),
+            pooling: None,
+            pool_all: None,
+            attention: None,
+            template: None,
+            max_length: None,
+            doc_max_length: None,
+            normalize: None,
+            compat: Compat::Default,
+            bf16: false,
+            tokens: None,
+            device: Device::cpu(),
+        }
+    }
+}
+
+/// The options with every `None` decided, and the files behind them.
+pub struct Setup {
+    /// The model folder.
+    pub dir: PathBuf,
+    /// Its configuration.
+    pub config: Config,
+    /// Its weights, mapped.
+    pub files: ModelFiles,
+    /// Text to ids.
+    pub prompter: Prompter,
+    /// The template's name.
+    pub template: &'static str,
+    /// Lengths, in tokens.
+    pub limits: Limits,
+    /// Pooling mode.
+    pub pooling: PoolingMode,
+    /// Pool every token.
+    pub pool_all: bool,
+    /// Attention by name.
+    pub attention: Attention,
+    /// The mask that follows from it.
+    pub mask: Mask,
+    /// Unit vectors.
+    pub normalize: bool,
+    /// Tokens in a pack.
+    pub tokens: usize,
+    /// How the large matrices are kept.
+    pub storage: Storage,
+    /// Things a user should know and may ignore.
+    pub warnings: Vec<String>,
+    /// Where to compute.
+    pub device: Device,
+}
+
+/// Tokens in a pack on the CPU: large enough for the matrix products, small enough for the caches.
+pub const CPU_TOKENS: usize = 2048;
+
+impl Setup {
+    /// Opens everything that is small or mapped, and checks it; reads no weight yet.
+    pub fn open(o: &Options) -> Result<Setup> {
+        let dir = hf::model_dir(&o.model)?;
+        let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
+        let (files, warnings) = ModelFiles::open(&dir, &config, &o.adapters)?;
+        let saved = saved_settings(&dir, &o.adapters)?;
+        let pooling = match o.pooling.clone().or(saved.pooling_mode) {
+            Some(name) => PoolingMode::by_name(&name)?,
+            None => PoolingMode::Mean,
+        };
+        let attention =
+            attention_by_name(o.attention.as_deref().or(saved.attention.as_deref()).unwrap_or("full"))?;
+        let template = match o.template.as_deref().or(saved.template.as_deref()) {
+            Some(name) => Template::by_name(name)?,
+            None => Template::for_model(&config.name),
+        };
+        let limits = Limits {
+            max_length: o.max_length.or(saved.max_length).unwrap_or(512),
+            doc_max_length: o.doc_max_length.or(saved.doc_max_length).unwrap_or(400),
+        };
+        if limits.max_length == 0 || limits.doc_max_length == 0 {
+            return Err(Error::Usage("--max-length and --doc-max-length must be at least 1".into()));
+        }
+        let tokens = o.tokens.unwrap_or(CPU_TOKENS).max(limits.max_length);
+        let storage = storage(o, &config, &files, tokens, limits.max_length)?;
+        let name = template.name;
+        let tokenizer = Tokenizer::open(&dir)?;
+        let append_eos = pooling == PoolingMode::Eos;
+        Ok(Setup {
+            prompter: Prompter::new(tokenizer, template, limits, append_eos, o.compat, &config.name)?,
+            template: name,
+            limits,
+            pooling,
+            pool_all: o.pool_all.or(saved.skip_instruction.map(|skip| !skip)).unwrap_or(false),
+            mask: config.mask(attention)?,
+            attention,
+            normalize: o.normalize.or(saved.normalize).unwrap_or(false),
+            tokens,
+            storage,
+            warnings,
+            device: o.device.clone(),
+            dir,
+            config,
+            files,
+        })
+    }
+
+    /// What would be allocated, counted on a planning arena.
+    pub fn plan(&self) -> Arena {
+        let mut arena = Arena::planning(&self.device);
+        Buffers::new(&mut arena, &self.config, self.storage, self.tokens, self.limits.max_length);
+        arena
+    }
+
+    /// These settings as `llm2vec_config.json` records them.
+    pub fn settings(&self) -> Settings {
+        let attention = match self.attention {
+            Attention::Full => "full",
+            Attention::Causal => "causal",
+            Attention::Window => "window",
+        };
+        Settings {
+            pooling_mode: Some(self.pooling.reference_name().into()),
+            max_length: Some(self.limits.max_length),
+            doc_max_length: Some(self.limits.doc_max_length),
+            skip_instruction: Some(!self.pool_all),
+            template: Some(self.template.into()),
+            attention: Some(attention.into()),
+            normalize: Some(self.normalize),
+        }
+    }
+}
+
+/// f32 where it fits; a 16-bit checkpoint whose f32 form does not fit stays bf16 and is widened as it is used.
+fn storage(
+    o: &Options,
+    config: &Config,
+    files: &ModelFiles,
+    tokens: usize,
+    positions: usize,
+) -> Result<Storage> {
+    if o.bf16 {
+        return Ok(Storage::Panels);
+    }
+    let mut arena = Arena::planning(&o.device);
+    Buffers::new(&mut arena, config, Storage::Real, tokens, positions);
+    let narrow = files.checkpoint_dtype().is_some_and(|t| t.size() == 2);
+    let fits = o.device.available().is_none_or(|free| arena.total() <= free);
+    Ok(if fits || !narrow { Storage::Real } else { Storage::Bf16 })
+}
+
+/// The nearest recorded settings: the last adapter's folder, the ones before it, the model's.
+fn saved_settings(dir: &Path, adapters: &[PathBuf]) -> Result<Settings> {
+    for folder in adapters.iter().rev().map(PathBuf::as_path).chain([dir]) {
+        if let Some(s) = Settings::read(folder)? {
+            return Ok(s);
+        }
+    }
+    Ok(Settings { pooling_mode: settings::st_pooling(dir)?, ..Settings::default() })
+}

@@ -1,0 +1,281 @@
+//! Texts from a file or from standard input, one record at a time: no file is ever held whole.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+};
+
+use flate2::bufread::MultiGzDecoder;
+use ruzstd::decoding::{
+    BlockDecodingStrategy, FrameDecoder,
+    errors::{FrameDecoderError, ReadFrameHeaderError},
+};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// Bounds the memory of one record: a longer line is a file of another kind by mistake.
+const MAX_LINE_BYTES: usize = 256 << 20;
+/// What ruzstd allows.
+const MAX_WINDOW_BYTES: u64 = 100 << 20;
+const BUFFER_BYTES: usize = 1 << 16;
+
+/// How texts lie in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One text per line.
+    Text,
+    /// One object per line: `{"text": …}` or `{"instruction": …, "text": …}`.
+    Jsonl,
+}
+
+impl Format {
+    /// The format that a file name asks for, looking through `.gz` and `.zst`.
+    fn of(path: &Path) -> Format {
+        let plain = if packing(path).is_some() { path.with_extension("") } else { path.to_path_buf() };
+        match extension(&plain).as_deref() {
+            Some("jsonl" | "ndjson") => Format::Jsonl,
+            _ => Format::Text,
+        }
+    }
+}
+
+fn extension(path: &Path) -> Option<String> {
+    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}
+
+/// How a file is compressed, by its name.
+fn packing(path: &Path) -> Option<&'static str> {
+    match extension(path).as_deref() {
+        Some("gz") => Some("gzip"),
+        Some("zst") => Some("zstd"),
+        _ => None,
+    }
+}
+
+/// One text and where it stood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The line in the file, from 1.
+    pub place: u64,
+    /// What the text is to be read for, where the record says so itself.
+    pub instruction: Option<String>,
+    /// The text.
+    pub text: String,
+}
+
+/// The records of one input, in order; ends after the first error.
+pub struct Records {
+    path: PathBuf,
+    packing: Option<&'static str>,
+    format: Format,
+    source: Box<dyn BufRead + Send>,
+    place: u64,
+    line: Vec<u8>,
+    done: bool,
+}
+
+/// Opens `input`, a file name or `-` for standard input; `format` overrules what the name says.
+pub fn open(input: &str, format: Option<Format>) -> Result<Records> {
+    if input == "-" {
+        let source = Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin()));
+        return Ok(Records::new("stdin".into(), None, format.unwrap_or(Format::Text), source));
+    }
+    let path = PathBuf::from(input);
+    if path.is_dir() {
+        return Err(Error::file(
+            &path,
+            "is a folder, a file of texts was wanted; give one of the files in it",
+        ));
+    }
+    let file = fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
+    let file = BufReader::with_capacity(BUFFER_BYTES, file);
+    let packing = packing(&path);
+    let source: Box<dyn BufRead + Send> = match packing {
+        Some("gzip") => Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(file))),
+        Some(_) => Box::new(BufReader::with_capacity(BUFFER_BYTES, Zstd::new(file))),
+        None => Box::new(file),
+    };
+    let format = format.unwrap_or_else(|| Format::of(&path));
+    Ok(Records::new(path, packing, format, source))
+}
+
+impl Records {
+    fn new(
+        path: PathBuf,
+        packing: Option<&'static str>,
+        format: Format,
+        source: Box<dyn BufRead + Send>,
+    ) -> Records {
+        Records { path, packing, format, source, place: 0, line: Vec::new(), done: false }
+    }
+
+    /// Reads records from anything, for instance from memory; `name` stands in for the file's in errors.
+    pub fn from_reader(name: &str, format: Format, source: impl Read + Send + 'static) -> Records {
+        Records::new(name.into(), None, format, Box::new(BufReader::with_capacity(BUFFER_BYTES, source)))
+    }
+
+    /// An error of the current line.
+    fn wrong(&self, what: impl std::fmt::Display) -> Error {
+        Error::file(&self.path, format!("line {}: {what}", self.place))
+    }
+
+    /// Reads one line without its end; false at the end of the input.
+    fn read_line(&mut self) -> Result<bool> {
+        self.line.clear();
+        self.place += 1;
+        let mut bounded = (&mut self.source).take(MAX_LINE_BYTES as u64 + 2);
+        let got = bounded.read_until(b'\n', &mut self.line).map_err(|e| match self.packing {
+            Some(packing) if e.kind() != io::ErrorKind::Unsupported => {
+                let what = format!("line {}: {e}; the {packing} file is damaged or cut short", self.place);
+                Error::file(&self.path, what)
+            }
+            Some(_) => self.wrong(e),
+            None => Error::io(&self.path, e),
+        })?;
+        if self.line.last() == Some(&b'\n') {
+            self.line.pop();
+            if self.line.last() == Some(&b'\r') {
+                self.line.pop();
+            }
+        }
+        if self.line.len() > MAX_LINE_BYTES {
+            let most = MAX_LINE_BYTES >> 20;
+            return Err(
+                self.wrong(format_args!("longer than {most} MiB, one text per line was wanted; split it"))
+            );
+        }
+        if self.place == 1 && self.line.starts_with(b"\xef\xbb\xbf") {
+            self.line.drain(..3);
+        }
+        Ok(got > 0)
+    }
+
+    fn record(&mut self) -> Result<Option<Record>> {
+        if !self.read_line()? {
+            return Ok(None);
+        }
+        let text = std::str::from_utf8(&self.line).map_err(|e| {
+            let byte = e.valid_up_to() + 1;
+            self.wrong(format_args!("invalid UTF-8 at byte {byte}; convert the file to UTF-8"))
+        })?;
+        match self.format {
+            Format::Text => Ok(Some(Record { place: self.place, instruction: None, text: text.to_string() })),
+            Format::Jsonl => self.parse(text).map(Some),
+        }
+    }
+
+    fn parse(&self, line: &str) -> Result<Record> {
+        const WANTED: &str = r#"{"text": …} or {"instruction": …, "text": …} was wanted"#;
+        #[derive(Deserialize)]
+        struct Fields {
+            text: String,
+            #[serde(default)]
+            instruction: Option<String>,
+        }
+        let body = line.trim_start();
+        if body.trim_end().is_empty() {
+            return Err(self.wrong(format_args!("blank; {WANTED}")));
+        }
+        // Asked here because serde would take an array for the fields in their order.
+        if !body.starts_with('{') {
+            return Err(self.wrong(format_args!("not a JSON object; {WANTED}")));
+        }
+        let fields: Fields = serde_json::from_str(line).map_err(|e| {
+            let said = e.to_string();
+            let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
+            self.wrong(format_args!("column {}: {said}; {WANTED}", e.column()))
+        })?;
+        Ok(Record { place: self.place, instruction: fields.instruction, text: fields.text })
+    }
+}
+
+impl Iterator for Records {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Result<Record>> {
+        if self.done {
+            return None;
+        }
+        let next = self.record().transpose();
+        self.done = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+/// All frames of a zstd file one after the other, which ruzstd's own reader leaves to its caller.
+struct Zstd<R> {
+    source: R,
+    decoder: FrameDecoder,
+    inside: bool,
+    frames: u64,
+}
+
+impl<R: BufRead> Zstd<R> {
+    fn new(source: R) -> Zstd<R> {
+        let mut decoder = FrameDecoder::new();
+        // ruzstd bounds the window, and so the memory, in every frame but a decoder's first: this one, which is empty.
+        let primed = decoder.init(&b"\x28\xb5\x2f\xfd\x20\x00\x01\x00\x00"[..]);
+        debug_assert!(primed.is_ok());
+        Zstd { source, decoder, inside: false, frames: 0 }
+    }
+
+    /// Starts the next frame; false at the end of the file.
+    fn next_frame(&mut self) -> io::Result<bool> {
+        while !self.inside {
+            if self.source.fill_buf()?.is_empty() {
+                return if self.frames > 0 { Ok(false) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+            match self.decoder.reset(&mut self.source) {
+                Ok(()) => self.inside = true,
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
+                    let skipped = io::copy(&mut (&mut self.source).take(length.into()), &mut io::sink())?;
+                    if skipped < u64::from(length) {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Err(FrameDecoderError::WindowSizeTooBig { requested }) => {
+                    let what = format!(
+                        "needs a zstd window of {requested} bytes, at most {MAX_WINDOW_BYTES} are allowed"
+                    );
+                    let what = format!("{what}; decompress it first with zstd -d --long=31");
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+                }
+                Err(e) => return Err(io::Error::other(e)),
+            }
+            self.frames += 1;
+        }
+        Ok(true)
+    }
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !buffer.is_empty() && self.next_frame()? {
+            while self.decoder.can_collect() < buffer.len() && !self.decoder.is_finished() {
+                let more = buffer.len() - self.decoder.can_collect();
+                let strategy = BlockDecodingStrategy::UptoBytes(more);
+                self.decoder.decode_blocks(&mut self.source, strategy).map_err(io::Error::other)?;
+            }
+            let got = self.decoder.read(buffer)?;
+            if got > 0 {
+                return Ok(got);
+            }
+            // The frame is over and drained: only now is its checksum known.
+            let (said, made) =
+                (self.decoder.get_checksum_from_data(), self.decoder.get_calculated_checksum());
+            if said.is_some() && made.is_some() && said != made {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the checksum does not match the content",
+                ));
+            }
+            self.inside = false;
+        }
+        Ok(0)
+    }
+}

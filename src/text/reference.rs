@@ -1,0 +1,92 @@
+//! `--compat reference`: the ids and the pooled span of McGill-NLP/llm2vec 0.2.3, quirks included.
+//!
+//! Where it differs from the default: the text is shortened by words until it has `doc_max_length` tokens, which
+//! empties a long text without spaces (Q-E1); the span is counted by tokenising the text once more on its own, which
+//! can be one off (Q-E2), and takes the template's tail; truncation drops that tail, and the span may then reach into
+//! the instruction or be longer than the row, where the reference crashes (Q-E3).
+
+use crate::error::{Error, Result};
+use crate::text::prompt::{Limits, Prompt};
+use crate::text::template::Template;
+use crate::text::tokenizer::Tokenizer;
+
+/// What the reference puts between instruction and text, and splits at again.
+const SEPARATOR: &str = "!@#$%^&*()";
+
+/// What it appends for EOS pooling.
+pub fn eos_text(template: Template, model: &str) -> &'static str {
+    match (template.name, model) {
+        ("llama3", _) => "", // its template returns early
+        (_, "meta-llama/Meta-Llama-3-8B") => "<|end_of_text|>",
+        ("qwen2", _) => "<|endoftext|>",
+        _ => " </s>",
+    }
+}
+
+/// The row and span of `text` under `instruction`; `eos` is appended for EOS pooling.
+pub fn prompt(
+    tokenizer: &Tokenizer,
+    template: Template,
+    limits: Limits,
+    eos: Option<&str>,
+    instruction: &str,
+    text: &str,
+) -> Result<Prompt> {
+    let (text, cut) = shorten(tokenizer, limits, text)?;
+    let joined = match instruction.is_empty() {
+        true => format!("{SEPARATOR}{text}"),
+        false => format!("{} {SEPARATOR}{text}", strip(instruction)),
+    };
+    let mut whole = match template.name {
+        "none" => joined,
+        _ => format!("{}{}{}", template.prefix, strip(&joined), template.suffix),
+    };
+    if let Some(eos) = eos.filter(|e| !e.is_empty()) {
+        whole = format!("{}{eos}", strip(&whole));
+    }
+    let pieces: Vec<&str> = whole.split(SEPARATOR).collect();
+    let counted = tokenizer.encode(pieces.get(1).unwrap_or(&""), false)?.ids.len().min(limits.max_length);
+    let ids = truncated(tokenizer, &pieces.concat(), limits.max_length)?;
+    if counted > ids.len() {
+        return Err(Error::Unsupported(format!(
+            "--compat reference: the text has {counted} tokens, the row {}; the reference fails here too (#80)",
+            ids.len()
+        )));
+    }
+    let span = if counted == 0 { 0..ids.len() } else { ids.len() - counted..ids.len() };
+    Ok(Prompt { ids, text: span, cut })
+}
+
+/// Tokens with specials, cut on the right as Transformers does: the text loses tokens, the specials stay.
+fn truncated(tokenizer: &Tokenizer, text: &str, most: usize) -> Result<Vec<u32>> {
+    let mut row = tokenizer.encode(text, true)?;
+    let excess = row.ids.len().saturating_sub(most);
+    let last = row.special.iter().rposition(|s| !s).map_or(0, |i| i + 1);
+    row.ids.drain(last.saturating_sub(excess)..last);
+    Ok(row.ids)
+}
+
+/// Keeps the first `words * limit / tokens` words until the text has at most `limit` tokens.
+fn shorten(tokenizer: &Tokenizer, limits: Limits, text: &str) -> Result<(String, bool)> {
+    let count = |text: &str| Ok::<_, Error>(tokenizer.encode(text, false)?.ids.len().min(limits.max_length));
+    let (mut text, mut cut) = (text.to_string(), false);
+    let mut tokens = count(&text)?;
+    while tokens > limits.doc_max_length {
+        let words: Vec<&str> = text.split(is_space).filter(|w| !w.is_empty()).collect();
+        let kept = (words.len() as f64 * (limits.doc_max_length as f64 / tokens as f64)) as usize;
+        text = words[..kept.min(words.len())].join(" ");
+        cut = true;
+        tokens = count(&text)?;
+    }
+    Ok((text, cut))
+}
+
+/// Python's `str.isspace`: Unicode white space and the four information separators.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// Python's `str.strip()`.
+fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}

@@ -1,0 +1,88 @@
+//! `tokenizer.json`, through the `tokenizers` library.
+
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// A tokenizer and the special tokens its folder names.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    mask: Option<u32>,
+}
+
+/// A tokenised text.
+pub struct Encoded {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Byte range of each token in the text; empty for tokens that the post-processor added.
+    pub offsets: Vec<(usize, usize)>,
+    /// Whether the post-processor added the token.
+    pub special: Vec<bool>,
+}
+
+impl Tokenizer {
+    /// Opens the tokenizer of a model folder. Truncation and padding that the file asks for are switched off.
+    pub fn open(dir: &Path) -> Result<Tokenizer> {
+        let path = dir.join("tokenizer.json");
+        if !path.is_file() {
+            let what = if dir.join("tokenizer.model").is_file() {
+                "missing, and tokenizer.model alone is not read; save the tokenizer once with Transformers"
+            } else {
+                "missing; a model folder needs its tokenizer"
+            };
+            return Err(Error::file(path, what));
+        }
+        let mut inner = tokenizers::Tokenizer::from_file(&path)
+            .map_err(|e| Error::file(&path, format!("not a tokenizer that can be read: {e}")))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
+        let names = std::fs::read_to_string(dir.join("tokenizer_config.json")).unwrap_or_default();
+        let names: Value = serde_json::from_str(&names).unwrap_or(Value::Null);
+        let id = |key: &str| {
+            let token = names.get(key)?;
+            let token = token.as_str().or_else(|| token.get("content")?.as_str())?;
+            inner.token_to_id(token)
+        };
+        let (bos, eos, mask) = (id("bos_token"), id("eos_token"), id("mask_token"));
+        Ok(Tokenizer { inner, path, bos, eos, mask })
+    }
+
+    /// Ids run from 0 to one below this, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Beginning of text, if `tokenizer_config.json` names it.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// End of text, likewise.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The mask token, likewise.
+    pub fn mask_id(&self) -> Option<u32> {
+        self.mask
+    }
+
+    /// The id of a token by its exact spelling.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Tokenises; `add_special` lets the post-processor add BOS and EOS.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded> {
+        let e = self.inner.encode(text, add_special);
+        let e = e.map_err(|e| Error::file(&self.path, format!("cannot tokenise this text: {e}")))?;
+        Ok(Encoded {
+            ids: e.get_ids().to_vec(),
+            offsets: e.get_offsets().to_vec(),
+            special: e.get_special_tokens_mask().iter().map(|&s| s == 1).collect(),
+        })
+    }
+}
