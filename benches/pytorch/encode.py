@@ -184,7 +184,7 @@ def run_ours(a, texts, folder):
     source.write_bytes(("\n".join(texts) + "\n").encode())
     command = [str(a.binary), "encode", "--model", str(a.model), "--input", str(source), "--output", str(target),
                "--pool-over", "all", "--dtype", a.dtype, "--threads", str(a.threads), "--device", "cpu",
-               "--max-length", str(MAX_LENGTH)]
+               "--max-length", str(MAX_LENGTH), "--doc-max-length", str(MAX_LENGTH), "--template", "none"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         fail(f"`{' '.join(command)}` ended with {done.returncode}: {done.stderr.strip()[-500:]}")
