@@ -9,6 +9,7 @@ Python with torch 2.15, transformers 5.23, tokenizers, safetensors, numpy. CPU o
 What is timed, on both sides: tokenising, forward, mean pooling over all tokens. Loading the model is not. Runs alternate
 (ours, PyTorch, ours, PyTorch, ...). PyTorch gets its best case that is still plain use: texts sorted by length, sdpa
 attention, no mask for a batch without padding, inference_mode, and the batch size that a short sweep finds fastest.
+Not tried: torch.compile, other runtimes.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def arguments():
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--binary", type=Path, default=Path("target/release/llm2vec"))
-    p.add_argument("--batch-sizes", default="16,32,64,128", help="what PyTorch's sweep tries")
+    p.add_argument("--batch-sizes", default="8,16,32,64,128", help="what PyTorch's sweep tries")
     p.add_argument("--only", choices=["pytorch", "llm2vec"], help="time one side alone")
     p.add_argument("--make-random", type=Path, metavar="DIR", help="write a random 12 x 768 Llama there and stop")
     p.add_argument("--tokenizer-from", type=Path, metavar="DIR", help="for --make-random: whose tokenizer")
