@@ -1,0 +1,248 @@
+"""Round trips with the real readers and writers: NumPy, safetensors, Transformers, PEFT.
+
+    python tests/interop.py --binary target/release/llm2vec
+
+Python with numpy, safetensors, torch 2.15, transformers 5.23, peft 0.21. CPU, under a minute. One line per check; exit
+status 0 only if all pass, and also 0, with a line that says so, where torch is not installed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # the golden adapters name a base that is no hub's
+warnings.simplefilter("ignore")
+
+try:
+    import numpy as np
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+except ImportError as e:
+    print(f"skipped: no torch, or a package that goes with it ({e})")
+    sys.exit(0)
+
+TESTS = Path(__file__).resolve().parent
+MODEL = TESTS / "models" / "novel5m"
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TEXTS = [
+    "a", "!", "Yes.", "The cat sat on the mat.", "A cat was sitting on a mat.",
+    "Once upon a time, there was a little girl named Lily.", "two  spaces   here", "Tabs\tand\nnewlines\r\nmixed",
+    "naïve café — “quoted” …", "日本語の文と中文句子。", "smile 🙂 and flags 🇳🇱!", "Здравствуй, мир",
+    "1234567890 3.14159 1,000,000 (2024-01-31)", 'fn main() { println!("{}", a_b[0] + 1); }',
+    "One day, the big dog saw a small bird in the park. The bird could not fly, so the dog helped it find its way home.",
+    "The old man walked slowly along the river and thought about the long summer of his youth. " * 6,
+]
+
+
+class Binary:
+    def __init__(self, path, folder):
+        self.path, self.folder = path, folder
+        self.input = folder / "texts.jsonl"
+        self.input.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS), encoding="utf-8")
+
+    def __call__(self, *args):
+        done = subprocess.run([self.path, *map(str, args)], capture_output=True, text=True)
+        assert done.returncode == 0, f"`llm2vec {' '.join(map(str, args))}`: {done.stderr.strip()[-400:]}"
+
+    def encode(self, name, *args, model=MODEL):
+        out = self.folder / name
+        self("encode", "--model", model, "--input", self.input, "--output", out, "--pool-over", "all", "--device", "cpu",
+             *args)
+        return out
+
+
+def means(model, tokenizer):
+    """Bidirectional mean-pooled states of TEXTS, one by one: the stock model under an all-zero 4-D mask."""
+    rows = []
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        t = ids.shape[1]
+        with torch.no_grad():
+            h = model(input_ids=ids, attention_mask=torch.zeros(1, 1, t, t), use_cache=False).last_hidden_state
+        rows.append(h[0].mean(0))
+    return torch.stack(rows).numpy()
+
+
+def load(folder, **how):
+    return AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **how)
+
+
+def smallest_cosine(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()
+
+
+def random_adapter(folder):
+    """An adapter that PEFT itself writes, both factors random."""
+    torch.manual_seed(5)
+    peft = get_peft_model(load(MODEL), LoraConfig(r=4, lora_alpha=8, target_modules=MODULES, init_lora_weights=False))
+    peft.save_pretrained(folder)
+    return folder
+
+
+def widened_model(folder):
+    """The same checkpoint in float32."""
+    shutil.copytree(MODEL, folder)
+    weights = {k: v.float() for k, v in load_file(MODEL / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((MODEL / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+    return folder
+
+
+# ---- checks: each returns what to print, or raises -------------------------------------------------------------------
+
+def numpy_and_jsonl_agree(run):
+    npy, jsonl = np.load(run.encode("f32.npy")), run.encode("f32.jsonl")
+    assert npy.dtype == np.float32 and npy.shape[0] == len(TEXTS) and npy.flags.c_contiguous, (npy.dtype, npy.shape)
+    lines = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(len(TEXTS)))
+    rows = np.array([line["embedding"] for line in lines], np.float32)
+    assert np.array_equal(rows, npy), f"largest difference {abs(rows - npy).max()}"
+    mapped = np.load(run.folder / "f32.npy", mmap_mode="r")
+    assert np.array_equal(mapped, npy)
+    return f"{npy.shape[0]} x {npy.shape[1]}"
+
+
+def safetensors_agree(run):
+    npy, tensors = np.load(run.encode("f32.npy")), load_file(run.encode("f32.safetensors"))
+    (name, x), = tensors.items()
+    assert x.dtype == torch.float32 and np.array_equal(x.numpy(), npy), (x.dtype, x.shape)
+    return f"tensor {name!r}"
+
+
+def f16_agrees(run):
+    wide, half = np.load(run.encode("f32.npy")), np.load(run.encode("f16.npy", "--output-dtype", "f16"))
+    (_, other), = load_file(run.encode("f16.safetensors", "--output-dtype", "f16")).items()
+    assert half.dtype == np.float16 and np.array_equal(half, wide.astype(np.float16))
+    assert np.array_equal(other.numpy(), half)
+    return "rounded to nearest even"
+
+
+def i8_agrees(run):
+    wide, small = np.load(run.encode("f32.npy")), np.load(run.encode("i8.npy", "--output-dtype", "i8"))
+    scale = np.load(run.folder / "i8.scale.npy")
+    assert small.dtype == np.int8 and scale.dtype == np.float32 and scale.shape == (len(TEXTS),), scale.shape
+    gap = abs(small * scale[:, None] - wide)
+    assert (gap <= 0.501 * scale[:, None]).all(), gap.max()
+    tensors = load_file(run.encode("i8.safetensors", "--output-dtype", "i8"))
+    (kept,) = (t for t in tensors.values() if t.dtype == torch.int8)
+    (scales,) = (t for t in tensors.values() if t.dtype == torch.float32)
+    assert np.array_equal(kept.numpy(), small) and np.array_equal(scales.numpy().ravel(), scale)
+    return f"half a step at most, tensors {', '.join(sorted(tensors))}"
+
+
+def encode_equals_transformers(run):
+    ours = np.load(run.encode("f32.npy"))
+    theirs = means(load(MODEL), AutoTokenizer.from_pretrained(MODEL))
+    cosine, gap = smallest_cosine(ours, theirs), abs(ours - theirs).max()
+    assert cosine > 0.99999 and gap < 1e-3, f"smallest cosine {cosine:.7f}, largest difference {gap:.1e}"
+    return f"smallest cosine {cosine:.7f}, largest difference {gap:.1e}"
+
+
+def merge_equals_peft(run, dtype):
+    base = MODEL if dtype == torch.bfloat16 else widened_model(run.folder / "widened")
+    kind = str(dtype).removeprefix("torch.")
+    adapter, merged = random_adapter(run.folder / f"adapter-{kind}"), run.folder / f"merged-{kind}"
+    run("merge", "--model", base, "--adapter", adapter, "--output", merged)
+
+    loaded, info = AutoModel.from_pretrained(merged, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    assert loaded.dtype == dtype, f"Transformers loads it as {loaded.dtype}"
+    peft = PeftModel.from_pretrained(load(base), adapter).merge_and_unload()
+    want, got, before = peft.state_dict(), loaded.state_dict(), load(base).state_dict()
+    assert want.keys() == got.keys(), want.keys() ^ got.keys()
+    changed, most = 0, 0.0
+    for name, w in want.items():
+        # One rounding: a unit in the last place of the stored type, and float32's own order of summing.
+        gap, unit = (got[name].float() - w).abs(), torch.finfo(dtype).eps * w.abs() + 1e-6
+        assert (gap <= unit).all(), f"{name} is off by {(gap / unit).max():.2f} units"
+        most = max(most, (gap / unit).max().item())
+        changed += not torch.equal(w, before[name])
+    assert changed == 7 * loaded.config.num_hidden_layers, f"the adapter changed {changed} matrices"
+
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    cosine = smallest_cosine(np.load(run.encode("merged.npy", model=merged)), means(loaded.float(), tokenizer))
+    assert cosine > 0.99999, f"encode of the merged folder: smallest cosine {cosine:.7f}"
+    return f"{changed} matrices, at most {most:.2f} of a unit; encode's smallest cosine {cosine:.7f}"
+
+
+def live_adapter_equals_peft(run):
+    adapter = random_adapter(run.folder / "adapter-live")
+    ours = np.load(run.encode("live.npy", "--adapter", adapter))
+    theirs = means(PeftModel.from_pretrained(load(MODEL), adapter).eval(), AutoTokenizer.from_pretrained(MODEL))
+    cosine, base = smallest_cosine(ours, theirs), smallest_cosine(np.load(run.encode("f32.npy")), theirs)
+    assert cosine > 0.99999, f"smallest cosine {cosine:.7f}"
+    assert base < 0.999, f"the adapter changes nothing to speak of ({base:.7f})"
+    return f"smallest cosine {cosine:.7f}, without the adapter {base:.3f}"
+
+
+def peft_loads_golden_adapters(_):
+    folders = sorted(TESTS.glob("golden/*/lora_init"))
+    assert folders, "no tests/golden/*/lora_init"
+    for folder in folders:
+        peft = PeftModel.from_pretrained(load(folder.parent / "model"), folder).eval()
+        kept, file = get_peft_model_state_dict(peft), load_file(folder / "adapter_model.safetensors")
+        assert kept.keys() == file.keys(), kept.keys() ^ file.keys()
+        assert all(torch.equal(kept[k], file[k]) for k in file)
+        golden = load_file(folder.parent / "golden.safetensors")
+        ids = golden["simcse.input_ids"][:1, golden["simcse.attention_mask"][0].bool()]
+        t = ids.shape[1]
+        with torch.no_grad():
+            h = peft(input_ids=ids, attention_mask=torch.zeros(1, 1, t, t), use_cache=False).last_hidden_state[0]
+        assert torch.allclose(h, golden["lora.hidden"], atol=2e-4, rtol=1e-4), f"{folder}: states differ"
+    return ", ".join(f.parent.name for f in folders)
+
+
+CHECKS = [
+    ("NumPy reads .npy, .jsonl agrees", numpy_and_jsonl_agree),
+    (".safetensors agrees", safetensors_agree),
+    ("f16 outputs agree", f16_agrees),
+    ("i8 outputs and scales agree", i8_agrees),
+    ("encode equals Transformers", encode_equals_transformers),
+    ("encode --adapter equals PEFT", live_adapter_equals_peft),
+    ("merge equals PEFT's, bfloat16", lambda run: merge_equals_peft(run, torch.bfloat16)),
+    ("merge equals PEFT's, float32", lambda run: merge_equals_peft(run, torch.float32)),
+    ("PEFT loads the golden adapters", peft_loads_golden_adapters),
+]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--binary", type=Path, default=Path("target/release/llm2vec"))
+    parser.add_argument("--filter", default="", help="only checks whose name contains this")
+    a = parser.parse_args()
+    if not a.binary.exists():
+        sys.exit(f"error: no binary at {a.binary}: run `cargo build --release`")
+    if not MODEL.exists():
+        sys.exit(f"error: no model at {MODEL}")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    for name in [n for n in os.environ if n.startswith("LLM2VEC_")]:
+        del os.environ[name]  # they would set flags
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        run = Binary(a.binary.resolve(), Path(folder))
+        for name, check in CHECKS:
+            if a.filter in name:
+                try:
+                    print(f"ok      {name}: {check(run)}", flush=True)
+                except Exception as e:  # the next check still runs
+                    failed += 1
+                    print(f"FAILED  {name}: {type(e).__name__}: {e}", flush=True)
+    print(f"{failed} failed" if failed else "all passed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
