@@ -85,13 +85,16 @@ fn block_rows(n: usize) -> usize {
 
 fn round_rows(out: &mut Vec<[bf16; 2]>, x: &[f32], cols: usize) {
     out.clear();
-    crate::device::cpu::simd(|| {
-        for row in x.chunks(cols) {
-            let (even, odd) = row.as_chunks::<2>();
-            out.extend(even.iter().map(|&[a, b]| [round(a), round(b)]));
-            out.extend(odd.iter().map(|&a| [round(a), bf16::ZERO]));
-        }
-    });
+    crate::device::cpu::simd(
+        #[inline(always)]
+        || {
+            for row in x.chunks(cols) {
+                let (even, odd) = row.as_chunks::<2>();
+                out.extend(even.iter().map(|&[a, b]| [round(a), round(b)]));
+                out.extend(odd.iter().map(|&a| [round(a), bf16::ZERO]));
+            }
+        },
+    );
 }
 
 /// Round to nearest even without a branch, so that the loop vectorises (NaN payloads may become infinite).
@@ -129,20 +132,23 @@ fn tile_product(
         }
         return;
     }
-    crate::device::cpu::simd(|| {
-        for (i, x) in x.chunks(pairs).enumerate() {
-            let mut sum = [0f32; PANEL];
-            for (x, w) in x.iter().zip(w.chunks(PANEL)) {
-                let (a, b) = (f32::from(x[0]), f32::from(x[1]));
-                for (s, w) in sum.iter_mut().zip(w) {
-                    *s += a * f32::from(w[0]) + b * f32::from(w[1]);
+    crate::device::cpu::simd(
+        #[inline(always)]
+        || {
+            for (i, x) in x.chunks(pairs).enumerate() {
+                let mut sum = [0f32; PANEL];
+                for (x, w) in x.iter().zip(w.chunks(PANEL)) {
+                    let (a, b) = (f32::from(x[0]), f32::from(x[1]));
+                    for (s, w) in sum.iter_mut().zip(w) {
+                        *s += a * f32::from(w[0]) + b * f32::from(w[1]);
+                    }
+                }
+                for (y, s) in y[i * stride..][..width].iter_mut().zip(sum) {
+                    *y = if add { *y + s } else { s };
                 }
             }
-            for (y, s) in y[i * stride..][..width].iter_mut().zip(sum) {
-                *y = if add { *y + s } else { s };
-            }
-        }
-    });
+        },
+    );
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -199,6 +199,60 @@ pub fn matmul<T: Real>(
     }
 }
 
+/// `y[m, n] = alpha a[m, k] b[k, n]` for the small matrices of attention over short texts, where a blocked product
+/// spends its time on packing. All row-major with the given strides; `n` is a multiple of [`LANES`].
+#[inline(always)]
+pub fn small_matmul<T: Real>(
+    [m, k, n]: [usize; 3],
+    alpha: T,
+    (y, y_stride): (&mut [T], usize),
+    (a, a_stride): (&[T], usize),
+    (b, b_stride): (&[T], usize),
+) {
+    for j in (0..n).step_by(LANES) {
+        let mut i = 0;
+        while i < m {
+            let (y, a) = (&mut y[i * y_stride + j..], &a[i * a_stride..]);
+            if m - i >= 8 {
+                small_tile::<T, 8>(k, alpha, (y, y_stride), (a, a_stride), (&b[j..], b_stride));
+                i += 8;
+            } else {
+                small_tile::<T, 1>(k, alpha, (y, y_stride), (a, a_stride), (&b[j..], b_stride));
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Columns that [`small_matmul`] computes at a time.
+pub const LANES: usize = 16;
+
+#[inline(always)]
+fn small_tile<T: Real, const R: usize>(
+    k: usize,
+    alpha: T,
+    (y, y_stride): (&mut [T], usize),
+    (a, a_stride): (&[T], usize),
+    (b, b_stride): (&[T], usize),
+) {
+    let mut sums = [[T::ZERO; LANES]; R];
+    for t in 0..k {
+        let row = &b[t * b_stride..][..LANES];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let x = a[r * a_stride + t];
+            for l in 0..LANES {
+                sums[l] += x * row[l];
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        let row = &mut y[r * y_stride..][..LANES];
+        for l in 0..LANES {
+            row[l] = alpha * sums[l];
+        }
+    }
+}
+
 /// A figure in KiB from one of Linux's `/proc` tables, in bytes: `memory("/proc/self/status", "VmHWM:")`
 /// is the peak resident set. `None` on other systems.
 pub fn memory(table: &str, key: &str) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! attention: softmax(q kᵀ / sqrt(D)) v over packed sequences, under an explicit mask.
 
 use crate::device::Device;
-use crate::device::cpu::{Matrix, Real, matmul, simd};
+use crate::device::cpu::{LANES, Matrix, Real, matmul, simd, small_matmul};
 use crate::error::Result;
 use crate::tensor::{Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
@@ -144,16 +144,28 @@ fn blocks<'a, R>(
 
 fn cpu_fwd<R: Real>(out: &mut [R], lse: &mut [R], qkv: &[R], starts: &[i32], heads: Heads, mask: Mask) {
     let work = blocks(out, lse, starts, heads);
-    work.into_par_iter().for_each_init(Vec::new, |scores, mut block| {
-        for h in 0..heads.query {
-            head_fwd(&mut block, scores, qkv, heads, h, mask);
-        }
-    });
+    work.into_par_iter().for_each_init(
+        || Scratch { scores: Vec::new(), keys: Vec::new() },
+        |scratch, mut block| {
+            for h in 0..heads.query {
+                head_fwd(&mut block, scratch, qkv, heads, h, mask);
+            }
+        },
+    );
 }
+
+/// One task's own memory: the scores, and the keys of a head transposed.
+struct Scratch<R> {
+    scores: Vec<R>,
+    keys: Vec<R>,
+}
+
+/// Keys up to which the small product replaces the blocked one: its setup costs more than the work of a short text.
+const SHORT: usize = 160;
 
 fn head_fwd<R: Real>(
     block: &mut Block<R>,
-    scores: &mut Vec<R>,
+    scratch: &mut Scratch<R>,
     qkv: &[R],
     heads: Heads,
     h: usize,
@@ -165,53 +177,82 @@ fn head_fwd<R: Real>(
     // The keys that any row of the block sees: every mask shows one unbroken range that only moves right.
     let keys = seen(block.rows.start).start..seen(block.rows.end - 1).end;
     let t = keys.len();
-    scores.clear();
-    scores.resize(m * t, R::ZERO);
-
     let column = |head: usize, row: usize| &qkv[row * stride + head * d..];
     let g = heads.query + h / (heads.query / heads.key);
-    let q = Matrix::rows(column(h, block.rows.start), m, d, stride);
-    let k = Matrix::rows(column(g, first + keys.start), t, d, stride);
-    let v = Matrix::rows(column(g + heads.key, first + keys.start), t, d, stride);
-    matmul(scores, t, false, 1.0 / (d as f64).sqrt(), q, k.t(), false);
-    for (i, row) in scores.chunks_exact_mut(t).enumerate() {
+    let q = column(h, block.rows.start);
+    let (k, v) = (column(g, first + keys.start), column(g + heads.key, first + keys.start));
+    let (scale, out_stride) = (1.0 / (d as f64).sqrt(), heads.query * d);
+
+    let short = t <= SHORT && d.is_multiple_of(LANES);
+    let width = if short { t.next_multiple_of(LANES) } else { t };
+    let Scratch { scores, keys: kt } = scratch;
+    scores.clear();
+    scores.resize(m * width, R::ZERO);
+    if short {
+        kt.clear();
+        kt.resize(d * width, R::ZERO);
+        simd(
+            #[inline(always)]
+            || {
+                for (j, row) in k.chunks(stride).take(t).enumerate() {
+                    row[..d].iter().enumerate().for_each(|(c, &x)| kt[c * width + j] = x);
+                }
+                small_matmul([m, d, width], R::of(scale), (scores, width), (q, stride), (kt, width));
+            },
+        );
+    } else {
+        let (q, k) = (Matrix::rows(q, m, d, stride), Matrix::rows(k, t, d, stride));
+        matmul(scores, t, false, scale, q, k.t(), false);
+    }
+    for (i, row) in scores.chunks_exact_mut(width).enumerate() {
         let visible = seen(block.rows.start + i);
         let visible = visible.start - keys.start..visible.end - keys.start;
         row[..visible.start].fill(R::ZERO);
         row[visible.end..].fill(R::ZERO);
         block.lse[i * heads.query + h] = softmax(&mut row[visible]);
     }
-    let p = Matrix::rows(scores, m, t, t);
-    matmul(&mut block.out[h * d..], heads.query * d, false, 1.0, p, v, false);
+    let out = &mut block.out[h * d..];
+    if short {
+        simd(
+            #[inline(always)]
+            || small_matmul([m, t, d], R::ONE, (out, out_stride), (scores, width), (v, stride)),
+        );
+    } else {
+        let (p, v) = (Matrix::rows(scores, m, t, t), Matrix::rows(v, t, d, stride));
+        matmul(out, out_stride, false, 1.0, p, v, false);
+    }
 }
 
 /// Softmax in place; returns the log of the sum of exponentials.
 fn softmax<R: Real>(row: &mut [R]) -> R {
-    simd(|| {
-        let mut most = [row[0]; 16];
-        let (head, tail) = row.as_chunks::<16>();
-        for x in head {
-            for i in 0..16 {
-                most[i] = most[i].max(x[i]);
+    simd(
+        #[inline(always)]
+        || {
+            let mut most = [row[0]; 16];
+            let (head, tail) = row.as_chunks::<16>();
+            for x in head {
+                for i in 0..16 {
+                    most[i] = most[i].max(x[i]);
+                }
             }
-        }
-        let most = tail.iter().chain(&most).fold(row[0], |a, &b| a.max(b));
-        let mut sum = [R::ZERO; 16];
-        let (head, tail) = row.as_chunks_mut::<16>();
-        for x in head {
-            for i in 0..16 {
-                x[i] = (x[i] - most).exp();
-                sum[i] += x[i];
+            let most = tail.iter().chain(&most).fold(row[0], |a, &b| a.max(b));
+            let mut sum = [R::ZERO; 16];
+            let (head, tail) = row.as_chunks_mut::<16>();
+            for x in head {
+                for i in 0..16 {
+                    x[i] = (x[i] - most).exp();
+                    sum[i] += x[i];
+                }
             }
-        }
-        let mut total = R::ZERO;
-        for x in tail {
-            *x = (*x - most).exp();
-            total += *x;
-        }
-        let total = sum.iter().fold(total, |a, &b| a + b);
-        let scale = R::ONE / total;
-        row.iter_mut().for_each(|x| *x = *x * scale);
-        most + total.ln()
-    })
+            let mut total = R::ZERO;
+            for x in tail {
+                *x = (*x - most).exp();
+                total += *x;
+            }
+            let total = sum.iter().fold(total, |a, &b| a + b);
+            let scale = R::ONE / total;
+            row.iter_mut().for_each(|x| *x = *x * scale);
+            most + total.ln()
+        },
+    )
 }

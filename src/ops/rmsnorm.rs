@@ -36,12 +36,15 @@ pub fn rmsnorm_fwd(
 
 fn cpu_fwd<R: Real>(y: &mut [R], rstd: &mut [R], x: &[R], w: &[R], c: usize, eps: f64) {
     y.par_chunks_mut(c).zip(rstd).zip(x.par_chunks(c)).with_min_len(16).for_each(|((y, rstd), x)| {
-        simd(|| {
-            let mean_square = dot(x, x) / R::of(c as f64);
-            *rstd = R::ONE / (mean_square + R::of(eps)).sqrt();
-            for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
-                *y = x * *rstd * w;
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                let mean_square = dot(x, x) / R::of(c as f64);
+                *rstd = R::ONE / (mean_square + R::of(eps)).sqrt();
+                for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
+                    *y = x * *rstd * w;
+                }
+            },
+        );
     });
 }

@@ -49,15 +49,18 @@ fn cpu_fwd<R: Real>(qkv: &mut [R], cos: &[R], sin: &[R], positions: &[i32], head
     let rotated = (heads.query + heads.key) * d;
     qkv.par_chunks_mut(heads.columns()).zip(positions).with_min_len(16).for_each(|(row, &at)| {
         let (cos, sin) = (&cos[at as usize * half..][..half], &sin[at as usize * half..][..half]);
-        simd(|| {
-            for head in row[..rotated].chunks_exact_mut(d) {
-                let (first, second) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (a, b) = (first[i], second[i]);
-                    first[i] = a * cos[i] - b * sin[i];
-                    second[i] = b * cos[i] + a * sin[i];
+        simd(
+            #[inline(always)]
+            || {
+                for head in row[..rotated].chunks_exact_mut(d) {
+                    let (first, second) = head.split_at_mut(half);
+                    for i in 0..half {
+                        let (a, b) = (first[i], second[i]);
+                        first[i] = a * cos[i] - b * sin[i];
+                        second[i] = b * cos[i] + a * sin[i];
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }

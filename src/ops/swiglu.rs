@@ -29,10 +29,13 @@ pub fn swiglu_fwd(device: &Device, a: &mut Tensor, gate_up: &Tensor) -> Result<(
 fn cpu_fwd<R: Real>(a: &mut [R], gate_up: &[R], f: usize) {
     a.par_chunks_mut(f).zip(gate_up.par_chunks(2 * f)).with_min_len(16).for_each(|(a, gu)| {
         let (gate, up) = gu.split_at(f);
-        simd(|| {
-            for ((a, &g), &u) in a.iter_mut().zip(gate).zip(up) {
-                *a = g / (R::ONE + (-g).exp()) * u;
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for ((a, &g), &u) in a.iter_mut().zip(gate).zip(up) {
+                    *a = g / (R::ONE + (-g).exp()) * u;
+                }
+            },
+        );
     });
 }
