@@ -82,9 +82,9 @@ fn device_lines() -> Vec<Line> {
         }
         Err(why) => why,
     };
-    let bf16 = if crate::device::bf16::native() { ", AVX512-BF16" } else { ", bf16 widened" };
+    let bf16 = crate::device::bf16::native().unwrap_or("bf16 widened");
     vec![
-        ("device", format!("cpu, {} threads{bf16}", rayon::current_num_threads())),
+        ("device", format!("cpu, {} threads, {bf16}", rayon::current_num_threads())),
         ("gpus", gpus),
         ("kernels", "none in this build: every op runs on the CPU".into()),
     ]
