@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub struct Encode {
     #[command(flatten)]
     model: ModelFlags,
-    /// One text per line, or .jsonl with {\"text\"} or {\"instruction\", \"text\"}; .gz and .zst too; - is stdin
+    /// One text per line, or .jsonl with {"text"} or {"instruction", "text"}; .gz and .zst too; - is stdin
     #[arg(short, long, env = "LLM2VEC_INPUT", default_value = "-", value_name = "FILE")]
     input: String,
     /// What the input is, where its name does not say

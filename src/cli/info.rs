@@ -5,6 +5,7 @@ use crate::device::cuda;
 use crate::encode::setup::Setup;
 use crate::error::Result;
 use crate::memory::gib;
+use crate::model::config::RopeScaling;
 use crate::model::weights::Storage;
 use clap::Args;
 
@@ -36,6 +37,10 @@ type Line = (&'static str, String);
 fn model_lines(setup: &Setup) -> Vec<Line> {
     let (c, h) = (&setup.config, setup.config.heads);
     let window = c.window.map_or(String::new(), |w| format!(", window {w} in pre-training"));
+    let scaling = match c.rope_scaling {
+        RopeScaling::None => "no scaling".into(),
+        ref scaled => format!("scaling {scaled:?}"),
+    };
     let dtype = setup.files.checkpoint_dtype().map_or("unknown".into(), |d| format!("{d:?}").to_lowercase());
     let kept = match setup.storage {
         Storage::Real => "f32 in memory",
@@ -52,7 +57,7 @@ fn model_lines(setup: &Setup) -> Vec<Line> {
             ),
         ),
         ("heads", format!("{} query, {} key/value, width {}", h.query, h.key, h.width)),
-        ("rope", format!("theta {}, scaling {:?}", c.rope_theta, c.rope_scaling)),
+        ("rope", format!("theta {}, {scaling}", c.rope_theta)),
         ("vocabulary", format!("{} rows, tokenizer {}", c.vocab, setup.prompter.tokenizer().vocab_size())),
         ("parameters", format!("{:.3} M without the head", c.parameters() as f64 / 1e6)),
         ("weights", format!("{dtype} on disk, {kept}")),
