@@ -47,7 +47,7 @@ pub struct Layer {
     pub down: Linear,
 }
 
-/// The decoder without its head.
+/// The decoder, and its head where one was asked for.
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// [V, C]
@@ -56,6 +56,8 @@ pub struct Weights {
     pub layers: Vec<Layer>,
     /// [C]
     pub norm: Tensor,
+    /// [V, C] where it was asked for and is not `embed` itself
+    head: Option<Tensor>,
 }
 
 /// Where weights come from: a checkpoint, seen as named tensors and the deltas to merge into them.
@@ -138,7 +140,20 @@ impl Weights {
                 down: Linear::new(arena, &[("down_proj", c)], f, false, storage),
             })
             .collect();
-        Weights { embed, layers, norm: arena.activation(&[c]) }
+        Weights { embed, layers, norm: arena.activation(&[c]), head: None }
+    }
+
+    /// Makes room for the head of `config`; a tied one is the embedding.
+    pub fn add_head(&mut self, arena: &mut Arena, config: &Config) {
+        if !config.tied {
+            arena.group("weights");
+            self.head = Some(arena.tensor(self.embed.dtype(), &[config.vocab, config.width]));
+        }
+    }
+
+    /// [V, C], the matrix that turns states into logits. [`Weights::add_head`] comes first.
+    pub fn head(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embed)
     }
 
     /// Fills every tensor from `source`, deltas merged in f32 and rounded once.
@@ -154,6 +169,9 @@ impl Weights {
         };
         read_rows(source, table, &[config.vocab, c], |row, v| self.embed.set_row(row, v))?;
         read_rows(source, "model.norm.weight", &[c], |_, v| self.norm.set_row(0, v))?;
+        if let Some(head) = &mut self.head {
+            read_rows(source, "lm_head.weight", &[config.vocab, c], |row, v| head.set_row(row, v))?;
+        }
         self.layers.par_iter_mut().enumerate().try_for_each(|(i, layer)| {
             let norm = |which: &str| format!("model.layers.{i}.{which}_layernorm.weight");
             read_rows(source, &norm("input"), &[c], |_, v| layer.attention_norm.set_row(0, v))?;
