@@ -2,6 +2,7 @@
 
 pub mod files;
 pub mod setup;
+pub mod texts;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
