@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
-use crate::model::llama::forward;
+use crate::model::llama::Decoder;
 use crate::model::rope::RopeTables;
 use crate::model::state::{Keep, State};
 use crate::model::weights::{Storage, Weights};
@@ -136,7 +136,8 @@ impl Encoder {
         spans.set_rows(batch.len())?;
         spans.host_mut()?.copy_from_slice(&pooled_rows);
         pooled.set_rows(batch.len())?;
-        forward(device, &setup.config, weights, rope, state, setup.mask)?;
+        let (config, mask) = (&setup.config, setup.mask);
+        Decoder { device, config, weights, rope, mask, noise: None }.forward(state)?;
         let pooling = match setup.pooling {
             PoolingMode::Mean => Pooling::Mean,
             PoolingMode::WeightedMean => Pooling::WeightedMean,

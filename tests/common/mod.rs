@@ -6,7 +6,7 @@ use llm2vec::encode::files::ModelFiles;
 use llm2vec::format::hf;
 use llm2vec::memory::Arena;
 use llm2vec::model::config::Config;
-use llm2vec::model::llama::forward;
+use llm2vec::model::llama::Decoder;
 use llm2vec::model::rope::RopeTables;
 use llm2vec::model::state::{Keep, State};
 use llm2vec::model::weights::{Storage, Weights};
@@ -25,9 +25,9 @@ pub fn novel5m() -> PathBuf {
 
 /// A model with its buffers, every stream kept.
 pub struct Model {
+    pub device: Device,
     pub config: Config,
     pub weights: Weights,
-    pub device: Device,
     rope: RopeTables,
     state: State,
 }
@@ -51,7 +51,7 @@ impl Model {
         }
         let rope = RopeTables::new(&mut arena, &config, 1024);
         let state = State::new(&mut arena, &config, TOKENS, rank, Keep::Streams);
-        Model { config, weights, device, rope, state }
+        Model { device, config, weights, rope, state }
     }
 
     /// Hidden states `[T, C]` of each sequence of one pack.
@@ -63,7 +63,8 @@ impl Model {
             Some(*at)
         }));
         self.state.set_batch(&ids, &starts).unwrap();
-        forward(&self.device, &self.config, &self.weights, &self.rope, &mut self.state, mask).unwrap();
+        let Model { device, config, weights, rope, state } = self;
+        Decoder { device, config, weights, rope, mask, noise: None }.forward(state).unwrap();
         let (all, c) = (self.state.hidden.to_f64(), self.config.width);
         starts.windows(2).map(|w| all[w[0] as usize * c..w[1] as usize * c].to_vec()).collect()
     }
