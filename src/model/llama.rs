@@ -52,7 +52,7 @@ fn block_fwd(
     rmsnorm_fwd(device, h, rstd, before, &w.attention_norm, eps)?; //              1 h         <- before
     linear(device, qkv, xa_qkv, h, &w.qkv, None)?; //                                  2 qkv       <- h
     rope_fwd(device, qkv, &rope.cos, &rope.sin, positions, heads)?; //             3 qkv       <- qkv
-    attention_fwd(device, attention, lse, qkv, starts, heads, mask)?; //           4 attention <- qkv
+    attention_fwd(device, attention, Some(lse), qkv, starts, heads, mask, None)?; // 4 attention <- qkv
     linear(device, middle, xa_o, attention, &w.o, Some(before))?; //                 5 middle    <- before, attention
     rmsnorm_fwd(device, h2, rstd2, middle, &w.mlp_norm, eps)?; //                  6 h2        <- middle
     linear(device, gate_up, xa_gate_up, h2, &w.gate_up, None)?; //                         7 gate_up   <- h2
@@ -81,5 +81,5 @@ fn linear(
     residual: Option<&Tensor>,
 ) -> Result<()> {
     let lora = w.lora.as_ref().map(Stack::view);
-    lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual)
+    lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual, None)
 }
