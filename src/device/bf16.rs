@@ -49,6 +49,12 @@ impl Panels {
         }
     }
 
+    /// One row of the weight, widened: the inverse of [`Panels::set_row`].
+    pub fn row(&self, row: usize) -> impl Iterator<Item = bf16> + '_ {
+        let base = row / PANEL * pairs(self.cols) * PANEL + row % PANEL;
+        (0..self.cols).map(move |k| self.data[base + k / 2 * PANEL][k % 2])
+    }
+
     /// `y[N, M] = x[N, K] w^T`, added to `y` where `add`. `x` is rounded to bf16, sums are f32.
     ///
     /// Panics if the slices are not `n` rows long.

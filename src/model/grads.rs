@@ -1,5 +1,6 @@
 //! What a backward computes in: the gradients of live adapters, and buffers that all layers share.
 
+use crate::error::Result;
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::lora::Stack;
@@ -35,15 +36,24 @@ pub struct Grads {
     pub layers: Vec<LayerGrads>,
 }
 
+impl LayerGrads {
+    fn all(&self) -> [&Option<LoraGrads>; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    fn all_mut(&mut self) -> [&mut Option<LoraGrads>; 4] {
+        [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
+    }
+}
+
 impl Grads {
     /// Zeros for every live adapter of `weights`.
     pub fn new(arena: &mut Arena, weights: &Weights) -> Grads {
         arena.group("gradients");
         let mut like = |lora: &Option<Stack>| {
-            lora.as_ref().map(Stack::view).map(|l| LoraGrads {
-                a: arena.activation(l.a.shape()),
-                b: arena.activation(l.b.shape()),
-            })
+            lora.as_ref()
+                .map(Stack::view)
+                .map(|l| LoraGrads { a: arena.activation(l.a.shape()), b: arena.activation(l.b.shape()) })
         };
         let mut layer = |w: &Layer| LayerGrads {
             qkv: like(&w.qkv.lora),
@@ -55,13 +65,14 @@ impl Grads {
     }
 
     /// Every gradient in the order of [`Weights::trained_mut`]: by layer; qkv, o, gate_up, down; A before B.
-    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        let of = |l: &mut Option<LoraGrads>| l.as_mut().map(|LoraGrads { a, b }| [a, b]);
-        self.layers
-            .iter_mut()
-            .flat_map(move |LayerGrads { qkv, o, gate_up, down }| [of(qkv), of(o), of(gate_up), of(down)])
-            .flatten()
-            .flatten()
+    pub fn all(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(LayerGrads::all).flatten().flat_map(|g| [&g.a, &g.b])
+    }
+
+    /// All zeros again.
+    pub fn clear(&mut self) -> Result<()> {
+        let mut all = self.layers.iter_mut().flat_map(LayerGrads::all_mut).flatten();
+        all.try_for_each(|g| g.a.clear().and_then(|()| g.b.clear()))
     }
 }
 
@@ -101,7 +112,7 @@ impl Scratch {
     }
 
     /// Sized for a batch of `n` tokens.
-    pub fn set_rows(&mut self, n: usize) -> crate::error::Result<()> {
+    pub fn set_rows(&mut self, n: usize) -> Result<()> {
         let Scratch { stream, h, qkv, attention, gate_up, act, xa } = self;
         let one = [h, qkv, attention, gate_up, act];
         one.into_iter().chain(stream).chain(xa).try_for_each(|t| t.set_rows(n))

@@ -116,6 +116,16 @@ impl Linear {
     }
 }
 
+impl Layer {
+    fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
+    }
+}
+
 impl Weights {
     /// Room for the weights of `config`.
     pub fn new(arena: &mut Arena, config: &Config, storage: Storage) -> Weights {
@@ -183,6 +193,28 @@ impl Weights {
         })
     }
 
+    /// Every live adapter matrix, by layer; qkv, o, gate_up, down; A before B.
+    pub fn trained_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.layers
+            .iter_mut()
+            .flat_map(Layer::linears_mut)
+            .filter_map(|w| w.lora.as_mut())
+            .flat_map(Stack::factors_mut)
+    }
+
+    /// The live adapter, projection by projection: layer, module, A `[R, K]` and B `[M, R]`.
+    pub fn adapter(&self) -> impl Iterator<Item = (usize, &'static str, Vec<f32>, Vec<f32>)> {
+        self.layers.iter().enumerate().flat_map(move |(i, layer)| {
+            layer.linears().into_iter().flat_map(move |linear| {
+                let segment = move |(s, &(module, _)): (usize, &(&'static str, usize))| {
+                    let (a, b) = linear.lora.as_ref()?.segment(s)?;
+                    Some((i, module, a, b))
+                };
+                linear.parts.iter().enumerate().filter_map(segment)
+            })
+        })
+    }
+
     /// Makes one adapter live beside the frozen weights: `delta(layer, module)` is its pair for that projection,
     /// if it has one, and `rank` its largest rank.
     pub fn attach<'a>(
@@ -193,7 +225,7 @@ impl Weights {
     ) {
         arena.group("lora");
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            for linear in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
+            for linear in layer.linears_mut() {
                 linear.attach(arena, rank, |module| delta(i, module));
             }
         }
