@@ -251,3 +251,19 @@ fn every_pooling_equals_its_definition() {
     }
     assert!(spans_differ);
 }
+
+/// A long text is tokenised only up to what is kept: the ids are those of the whole.
+#[test]
+fn a_long_text_is_cut_as_if_it_were_tokenised_whole() {
+    let tokenizer = Tokenizer::open(&novel5m()).unwrap();
+    let encoder = novel_encoder(|o| o.doc_max_length = Some(100));
+    let words = sentences().join(" ").repeat(100);
+    for text in [&words, &"w".repeat(100_000), &"雪の夜に".repeat(20_000), &" ".repeat(100_000)] {
+        let whole = tokenizer.encode(text, true).unwrap();
+        let prompt = encoder.prompt("", text).unwrap();
+        let kept = prompt.text.len();
+        assert_eq!(prompt.cut, kept + 1 < whole.ids.len());
+        assert!(kept > 0 && kept <= 100, "{kept} tokens kept");
+        assert_eq!(prompt.ids, whole.ids[..=kept], "{:?}", &text[..12]);
+    }
+}
