@@ -41,30 +41,18 @@ pub fn config(dir: &Path) -> Config {
 
 /// Writes a random adapter of rank 4 on every projection of `config` into `dir`.
 pub fn random_adapter(dir: &Path, config: &Config, seed: u64) {
-    let (c, f, h) = (config.width, config.feed_forward, config.heads);
-    let (q, kv) = (h.query * h.width, h.key * h.width);
-    let modules = [
-        ("q_proj", q, c),
-        ("k_proj", kv, c),
-        ("v_proj", kv, c),
-        ("o_proj", c, q),
-        ("gate_proj", f, c),
-        ("up_proj", f, c),
-        ("down_proj", c, f),
-    ];
     let floats = |seed, n, scale: f64| normal(seed, n).iter().map(|v| (v * scale) as f32).collect();
-    let places = (0..config.layers).flat_map(|layer| modules.map(|m| (layer, m)));
-    let pairs =
-        places.zip((seed << 32..).step_by(2)).map(|((layer, (module, outputs, inputs)), seed)| Pair {
-            layer,
-            module: module.into(),
-            rank: 4,
-            scale: 2.0,
-            a: floats(seed, 4 * inputs, (inputs as f64).powf(-0.5)),
-            b: floats(seed + 1, outputs * 4, 0.1),
-            inputs,
-            outputs,
-        });
+    let places = (0..config.layers).flat_map(|layer| config.projections().map(|p| (layer, p)));
+    let pairs = places.zip((seed << 32..).step_by(2)).map(|((layer, p), seed)| Pair {
+        layer,
+        module: p.module.into(),
+        rank: 4,
+        scale: 2.0,
+        a: floats(seed, 4 * p.cols, (p.cols as f64).powf(-0.5)),
+        b: floats(seed + 1, p.rows * 4, 0.1),
+        inputs: p.cols,
+        outputs: p.rows,
+    });
     let config = AdapterConfig {
         r: 4,
         lora_alpha: 8.0,
