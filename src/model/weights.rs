@@ -172,12 +172,7 @@ impl Weights {
     pub fn load(&mut self, config: &Config, source: &impl Source) -> Result<()> {
         use rayon::prelude::*;
         let c = config.width;
-        // A tied checkpoint may hold its one matrix under either name.
-        let table = match source.tensor("model.embed_tokens.weight") {
-            Err(_) if config.tied => "lm_head.weight",
-            _ => "model.embed_tokens.weight",
-        };
-        read_rows(source, table, &[config.vocab, c], |row, v| self.embed.set_row(row, v))?;
+        read_rows(source, table(config, source), &[config.vocab, c], |row, v| self.embed.set_row(row, v))?;
         read_rows(source, "model.norm.weight", &[c], |_, v| self.norm.set_row(0, v))?;
         if let Some(head) = &mut self.head {
             read_rows(source, "lm_head.weight", &[config.vocab, c], |row, v| head.set_row(row, v))?;
@@ -232,6 +227,44 @@ impl Weights {
     }
 }
 
+/// Refuses a checkpoint that lacks a tensor of `config`, or holds one of another shape, before anything is sized by
+/// either: a configuration that claims more than its checkpoint holds is not believed.
+pub fn check(config: &Config, source: &impl Source) -> Result<()> {
+    let c = config.width;
+    of_shape(source, table(config, source), &[config.vocab, c])?;
+    of_shape(source, "model.norm.weight", &[c])?;
+    for i in 0..config.layers {
+        for norm in ["input", "post_attention"] {
+            of_shape(source, &format!("model.layers.{i}.{norm}_layernorm.weight"), &[c])?;
+        }
+        for p in config.projections() {
+            let name = format!("model.layers.{i}.{}.{}", p.group, p.module);
+            of_shape(source, &format!("{name}.weight"), &[p.rows, p.cols])?;
+            if p.bias {
+                of_shape(source, &format!("{name}.bias"), &[p.rows])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The name of the embedding: a tied checkpoint may hold its one matrix under either.
+fn table(config: &Config, source: &impl Source) -> &'static str {
+    match source.tensor("model.embed_tokens.weight") {
+        Err(_) if config.tied => "lm_head.weight",
+        _ => "model.embed_tokens.weight",
+    }
+}
+
+fn of_shape<'a>(source: &'a impl Source, name: &str, shape: &[usize]) -> Result<Raw<'a>> {
+    let raw = source.tensor(name)?;
+    if raw.shape == shape {
+        return Ok(raw);
+    }
+    let what = format!("{} is {:?}, expected {shape:?} by config.json", raw.name, raw.shape);
+    Err(Error::Shape { op: "weights", what })
+}
+
 /// Gives `each` every row of a tensor (a vector is one row), widened, after checking shape and finiteness.
 fn read_rows(
     source: &impl Source,
@@ -239,11 +272,7 @@ fn read_rows(
     shape: &[usize],
     mut each: impl FnMut(usize, &mut [f32]),
 ) -> Result<()> {
-    let raw = source.tensor(name)?;
-    if raw.shape != shape {
-        let what = format!("{} is {:?}, expected {shape:?} by config.json", raw.name, raw.shape);
-        return Err(Error::Shape { op: "weights", what });
-    }
+    let raw = of_shape(source, name, shape)?;
     let cols = shape[shape.len() - 1];
     let mut values = vec![0.0; cols];
     for row in 0..shape.iter().product::<usize>() / cols {

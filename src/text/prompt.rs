@@ -81,11 +81,21 @@ impl Prompter {
             full.push_str(instruction);
             full.push(' ');
         }
-        let bytes = full.len()..full.len() + text.len();
-        full.push_str(text);
-        full.push_str(self.template.suffix);
-        let row = self.tokenizer.encode(&full, true)?;
-        self.cut(row, bytes)
+        // A tokenizer takes a hundred times the memory of its text: of a long one, only as much as is kept.
+        let (start, most) = (full.len(), self.limits.doc_max_length.min(self.limits.max_length));
+        let mut bytes = most.saturating_mul(32).saturating_add(HEAD_BYTES);
+        loop {
+            let head = head(text, bytes);
+            full.truncate(start);
+            full.push_str(head);
+            full.push_str(self.template.suffix);
+            let row = self.tokenizer.encode(&full, true)?;
+            let tokens = row.offsets.iter().filter(|o| o.1 > start).count();
+            if head.len() == text.len() || tokens >= most + SPARE_TOKENS {
+                return self.cut(row, start..start + head.len());
+            }
+            bytes = bytes.saturating_mul(4);
+        }
     }
 
     /// Finds the text's tokens, and takes the last of them out until both limits are met.
@@ -108,6 +118,19 @@ impl Prompter {
         row.ids.extend(eos);
         Ok(Prompt { ids: row.ids, text: first..first + kept, cut: kept < count })
     }
+}
+
+/// Bytes of a text to begin with, above what the limits may take.
+const HEAD_BYTES: usize = 16 << 10;
+
+/// Tokens left between those that are kept and the end of the part that was tokenised, where a token may be another
+/// than in the whole text.
+const SPARE_TOKENS: usize = 1024;
+
+/// At most `bytes` of a text, whole characters.
+fn head(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    &text[..end.unwrap_or(0)]
 }
 
 /// At most `most` tokens, fewer if that would end inside a character: the pieces of one character share their bytes.
