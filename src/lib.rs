@@ -14,3 +14,4 @@ pub mod ops;
 pub mod rng;
 pub mod tensor;
 pub mod text;
+pub mod train;

@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("format", &["error", "device::mapped"]),
     ("text", &["error"]),
     ("encode", &["error", "device", "tensor", "memory", "ops", "model", "format", "text"]),
+    ("train", &["error", "rng", "device", "tensor", "memory", "ops", "model", "format", "text"]),
     ("bench", &["error", "device", "tensor", "rng", "ops"]),
     ("cli", &["error", "device", "tensor", "memory", "model", "format", "text", "encode"]),
 ];

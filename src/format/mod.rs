@@ -1,6 +1,6 @@
 //! What other tools read and write.
 
-mod atomic;
+pub(crate) mod atomic;
 pub mod hf;
 pub mod input;
 pub mod npy;
