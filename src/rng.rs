@@ -24,6 +24,50 @@ pub fn philox_wide<const W: usize>(counter: &mut [[u32; W]; 4], mut key: [u32; 2
     }
 }
 
+/// The words of one stream, one after the other: counter 0, 1, 2, … in front of three words that name the stream.
+pub struct Stream {
+    key: [u32; 2],
+    name: [u32; 3],
+    block: u32,
+    words: [u32; 4],
+    left: usize,
+}
+
+impl Stream {
+    /// The stream `name` under `seed`; it has 2^34 words.
+    pub fn new(seed: u64, name: [u32; 3]) -> Stream {
+        Stream { key: [seed as u32, (seed >> 32) as u32], name, block: 0, words: [0; 4], left: 0 }
+    }
+
+    fn word(&mut self) -> u32 {
+        if self.left == 0 {
+            self.words = philox([self.block, self.name[0], self.name[1], self.name[2]], self.key);
+            self.block = self.block.wrapping_add(1);
+            self.left = 4;
+        }
+        self.left -= 1;
+        self.words[3 - self.left]
+    }
+
+    /// A number below `n`, every one equally likely (Lemire, 2019).
+    pub fn below(&mut self, n: u32) -> u32 {
+        loop {
+            let product = u64::from(self.word()) * u64::from(n);
+            // 2^32 mod n of the low words would come up once too often.
+            if product as u32 >= n.wrapping_neg() % n {
+                return (product >> 32) as u32;
+            }
+        }
+    }
+
+    /// Fisher and Yates.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i as u32 + 1) as usize);
+        }
+    }
+}
+
 /// `n` standard normal numbers from `seed`, by Box and Muller: inputs of tests and benches.
 pub fn normal(seed: u64, n: usize) -> Vec<f64> {
     let key = [seed as u32, (seed >> 32) as u32];

@@ -32,13 +32,17 @@ pub enum Format {
 
 impl Format {
     /// The format that a file name asks for, looking through `.gz` and `.zst`.
-    fn of(path: &Path) -> Format {
-        let plain = if packing(path).is_some() { path.with_extension("") } else { path.to_path_buf() };
-        match extension(&plain).as_deref() {
+    pub fn of(path: &Path) -> Format {
+        match extension(&unpacked(path)).as_deref() {
             Some("jsonl" | "ndjson") => Format::Jsonl,
             _ => Format::Text,
         }
     }
+}
+
+/// The name without `.gz` or `.zst`.
+pub fn unpacked(path: &Path) -> PathBuf {
+    if packing(path).is_some() { path.with_extension("") } else { path.to_path_buf() }
 }
 
 fn extension(path: &Path) -> Option<String> {
@@ -65,66 +69,74 @@ pub struct Record {
     pub text: String,
 }
 
-/// The records of one input, in order; ends after the first error.
-pub struct Records {
+/// The lines of one input, one at a time, without their ends and without a byte-order mark.
+pub struct Lines {
     path: PathBuf,
     packing: Option<&'static str>,
-    format: Format,
     source: Box<dyn BufRead + Send>,
     place: u64,
+    start: u64,
+    end: u64,
     line: Vec<u8>,
-    done: bool,
 }
 
-/// Opens `input`, a file name or `-` for standard input; `format` overrules what the name says.
-pub fn open(input: &str, format: Option<Format>) -> Result<Records> {
-    if input == "-" {
-        let source = Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin()));
-        return Ok(Records::new("stdin".into(), None, format.unwrap_or(Format::Text), source));
-    }
-    let path = PathBuf::from(input);
-    if path.is_dir() {
-        return Err(Error::file(
-            &path,
-            "is a folder, a file of texts was wanted; give one of the files in it",
-        ));
-    }
-    let file = fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
-    let file = BufReader::with_capacity(BUFFER_BYTES, file);
-    let packing = packing(&path);
-    let source: Box<dyn BufRead + Send> = match packing {
-        Some("gzip") => Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(file))),
-        Some(_) => Box::new(BufReader::with_capacity(BUFFER_BYTES, Zstd::new(file))),
-        None => Box::new(file),
-    };
-    let format = format.unwrap_or_else(|| Format::of(&path));
-    Ok(Records::new(path, packing, format, source))
-}
-
-impl Records {
-    fn new(
-        path: PathBuf,
-        packing: Option<&'static str>,
-        format: Format,
-        source: Box<dyn BufRead + Send>,
-    ) -> Records {
-        Records { path, packing, format, source, place: 0, line: Vec::new(), done: false }
+impl Lines {
+    /// Opens a file, through gzip or zstd where its name says so.
+    pub fn open(path: &Path) -> Result<Lines> {
+        if path.is_dir() {
+            return Err(Error::file(
+                path,
+                "is a folder, a file of texts was wanted; give one of the files in it",
+            ));
+        }
+        let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = BufReader::with_capacity(BUFFER_BYTES, file);
+        let packing = packing(path);
+        let source: Box<dyn BufRead + Send> = match packing {
+            Some("gzip") => Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(file))),
+            Some(_) => Box::new(BufReader::with_capacity(BUFFER_BYTES, Zstd::new(file))),
+            None => Box::new(file),
+        };
+        Ok(Lines::new(path.to_path_buf(), packing, source))
     }
 
-    /// Reads records from anything, for instance from memory; `name` stands in for the file's in errors.
-    pub fn from_reader(name: &str, format: Format, source: impl Read + Send + 'static) -> Records {
-        Records::new(name.into(), None, format, Box::new(BufReader::with_capacity(BUFFER_BYTES, source)))
+    fn new(path: PathBuf, packing: Option<&'static str>, source: Box<dyn BufRead + Send>) -> Lines {
+        Lines { path, packing, source, place: 0, start: 0, end: 0, line: Vec::new() }
     }
 
     /// An error of the current line.
-    fn wrong(&self, what: impl std::fmt::Display) -> Error {
+    pub fn wrong(&self, what: impl std::fmt::Display) -> Error {
         Error::file(&self.path, format!("line {}: {what}", self.place))
     }
 
-    /// Reads one line without its end; false at the end of the input.
-    fn read_line(&mut self) -> Result<bool> {
+    /// The current line, from 1.
+    pub fn place(&self) -> u64 {
+        self.place
+    }
+
+    /// Where the current line starts, in bytes of the unpacked input.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The current line.
+    pub fn line(&self) -> &[u8] {
+        &self.line
+    }
+
+    /// The current line as text.
+    pub fn text(&self) -> Result<&str> {
+        std::str::from_utf8(&self.line).map_err(|e| {
+            let byte = e.valid_up_to() + 1;
+            self.wrong(format_args!("invalid UTF-8 at byte {byte}; convert the file to UTF-8"))
+        })
+    }
+
+    /// Reads one line; false at the end of the input.
+    pub fn read(&mut self) -> Result<bool> {
         self.line.clear();
         self.place += 1;
+        self.start = self.end;
         let mut bounded = (&mut self.source).take(MAX_LINE_BYTES as u64 + 2);
         let got = bounded.read_until(b'\n', &mut self.line).map_err(|e| match self.packing {
             Some(packing) if e.kind() != io::ErrorKind::Unsupported => {
@@ -134,6 +146,7 @@ impl Records {
             Some(_) => self.wrong(e),
             None => Error::io(&self.path, e),
         })?;
+        self.end += got as u64;
         if self.line.last() == Some(&b'\n') {
             self.line.pop();
             if self.line.last() == Some(&b'\r') {
@@ -148,20 +161,47 @@ impl Records {
         }
         if self.place == 1 && self.line.starts_with(b"\xef\xbb\xbf") {
             self.line.drain(..3);
+            self.start += 3;
         }
         Ok(got > 0)
     }
+}
+
+/// The records of one input, in order; ends after the first error.
+pub struct Records {
+    lines: Lines,
+    format: Format,
+    done: bool,
+}
+
+/// Opens `input`, a file name or `-` for standard input; `format` overrules what the name says.
+pub fn open(input: &str, format: Option<Format>) -> Result<Records> {
+    if input == "-" {
+        let source = Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin()));
+        let lines = Lines::new("stdin".into(), None, source);
+        return Ok(Records { lines, format: format.unwrap_or(Format::Text), done: false });
+    }
+    let lines = Lines::open(Path::new(input))?;
+    let format = format.unwrap_or_else(|| Format::of(Path::new(input)));
+    Ok(Records { lines, format, done: false })
+}
+
+impl Records {
+    /// Reads records from anything, for instance from memory; `name` stands in for the file's in errors.
+    pub fn from_reader(name: &str, format: Format, source: impl Read + Send + 'static) -> Records {
+        let source = Box::new(BufReader::with_capacity(BUFFER_BYTES, source));
+        Records { lines: Lines::new(name.into(), None, source), format, done: false }
+    }
 
     fn record(&mut self) -> Result<Option<Record>> {
-        if !self.read_line()? {
+        if !self.lines.read()? {
             return Ok(None);
         }
-        let text = std::str::from_utf8(&self.line).map_err(|e| {
-            let byte = e.valid_up_to() + 1;
-            self.wrong(format_args!("invalid UTF-8 at byte {byte}; convert the file to UTF-8"))
-        })?;
+        let text = self.lines.text()?;
         match self.format {
-            Format::Text => Ok(Some(Record { place: self.place, instruction: None, text: text.to_string() })),
+            Format::Text => {
+                Ok(Some(Record { place: self.lines.place, instruction: None, text: text.to_string() }))
+            }
             Format::Jsonl => self.parse(text).map(Some),
         }
     }
@@ -176,18 +216,18 @@ impl Records {
         }
         let body = line.trim_start();
         if body.trim_end().is_empty() {
-            return Err(self.wrong(format_args!("blank; {WANTED}")));
+            return Err(self.lines.wrong(format_args!("blank; {WANTED}")));
         }
         // Asked here because serde would take an array for the fields in their order.
         if !body.starts_with('{') {
-            return Err(self.wrong(format_args!("not a JSON object; {WANTED}")));
+            return Err(self.lines.wrong(format_args!("not a JSON object; {WANTED}")));
         }
         let fields: Fields = serde_json::from_str(line).map_err(|e| {
             let said = e.to_string();
             let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
-            self.wrong(format_args!("column {}: {said}; {WANTED}", e.column()))
+            self.lines.wrong(format_args!("column {}: {said}; {WANTED}", e.column()))
         })?;
-        Ok(Record { place: self.place, instruction: fields.instruction, text: fields.text })
+        Ok(Record { place: self.lines.place, instruction: fields.instruction, text: fields.text })
     }
 }
 

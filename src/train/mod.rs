@@ -1,0 +1,9 @@
+//! Training: what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]).
+
+pub mod blocks;
+pub mod config;
+pub mod data;
+pub mod instructions;
+pub mod mask;
+pub mod rows;
+pub mod schedule;

@@ -1,0 +1,73 @@
+//! The learning rate: a linear warm-up, then linear decay to 0.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Where the rate reaches 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// At the end of all epochs, as the reference has it: a run that stops early hardly decays at all.
+    Epochs,
+    /// At the last step that is run.
+    Steps,
+}
+
+/// What a schedule is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Batches in an epoch.
+    pub batches: usize,
+    /// Batches of one optimiser step.
+    pub accumulation: usize,
+    /// Passes over the data; need not be whole.
+    pub epochs: f64,
+    /// Steps to stop after, if the epochs are not over before.
+    pub stop: usize,
+    /// Steps of warm-up; 0 means `warmup_ratio` decides.
+    pub warmup: usize,
+    /// Warm-up as a part of all steps that decay is over.
+    pub warmup_ratio: f64,
+    /// Where the rate reaches 0.
+    pub decay: Decay,
+}
+
+/// The learning rate of every step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    /// Its highest.
+    pub peak: f64,
+    /// Steps up to the peak.
+    pub warmup: usize,
+    /// Where the rate is 0.
+    pub total: usize,
+    /// Steps that are run.
+    pub steps: usize,
+}
+
+impl Schedule {
+    /// Counts steps as Transformers' trainer does.
+    pub fn new(peak: f64, plan: &Plan) -> Result<Schedule> {
+        let per_epoch = (plan.batches / plan.accumulation.max(1)).max(1);
+        let all = (per_epoch as f64 * plan.epochs).ceil() as usize;
+        let steps = all.min(plan.stop);
+        if steps == 0 {
+            let what = format!("{} epochs of {per_epoch} steps, stopped after {}", plan.epochs, plan.stop);
+            return Err(Error::Usage(format!("{what}: there is no step to train")));
+        }
+        let total = if plan.decay == Decay::Epochs { all } else { steps };
+        let ratio = (total as f64 * plan.warmup_ratio).ceil() as usize;
+        let warmup = if plan.warmup > 0 { plan.warmup } else { ratio };
+        Ok(Schedule { peak, warmup, total, steps })
+    }
+
+    /// The rate of optimiser step `step`, from 0. With a warm-up the first step's rate is 0.
+    pub fn rate(&self, step: usize) -> f64 {
+        let left = self.total.saturating_sub(step) as f64;
+        self.peak
+            * match step < self.warmup {
+                true => step as f64 / self.warmup as f64,
+                false => left / self.total.saturating_sub(self.warmup).max(1) as f64,
+            }
+    }
+}
