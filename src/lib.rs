@@ -15,3 +15,4 @@ pub mod ops;
 pub mod rng;
 pub mod tensor;
 pub mod text;
+pub mod train;

@@ -2,8 +2,10 @@
 
 use crate::device::DType;
 use crate::error::{Error, Result};
+use crate::format::chain::{self, Link};
 use crate::format::hf::{Checkpoint, RawTensor};
 use crate::format::peft::{Adapter, Pair};
+use crate::format::settings::Settings;
 use crate::model::config::Config;
 use crate::model::lora::Delta;
 use crate::model::weights::Source;
@@ -16,6 +18,8 @@ pub struct ModelFiles {
     dir: PathBuf,
     /// The base weights.
     pub checkpoint: Checkpoint,
+    /// What is stacked on the bare model, by its record and by `--adapter`.
+    pub chain: Vec<Link>,
     deltas: Vec<BTreeMap<(usize, String), Delta>>,
 }
 
@@ -25,12 +29,18 @@ impl ModelFiles {
         let checkpoint = Checkpoint::open(dir)?;
         let mut warnings = Vec::new();
         let mut deltas = Vec::new();
+        let recorded = |folder: &Path| Ok(Settings::read(folder)?.and_then(|s| s.adapters));
+        let mut chain = recorded(dir)?.unwrap_or_default();
         for folder in adapters {
             let adapter = Adapter::open(folder)?;
+            if let Some(below) = recorded(folder)? {
+                chain::check(folder, &below, &chain)?;
+            }
+            chain.push(Link::of(&adapter));
             warnings.extend(other_base(dir, config, &adapter));
             deltas.push(fitting(config, adapter)?);
         }
-        Ok((ModelFiles { dir: dir.to_path_buf(), checkpoint, deltas }, warnings))
+        Ok((ModelFiles { dir: dir.to_path_buf(), checkpoint, chain, deltas }, warnings))
     }
 
     /// The element type of the checkpoint's large matrices.

@@ -1,0 +1,3 @@
+//! Training: what a run keeps on disk and shows meanwhile.
+
+pub mod checkpoint;
