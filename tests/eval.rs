@@ -70,7 +70,7 @@ fn bad_rows_name_file_and_line() {
 fn eval_sts(data: &[&Path], flags: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
     command.args(["eval", "sts", "--quiet", "--model"]).arg(novel5m());
-    data.iter().for_each(|d| drop(command.arg("--data").arg(d)));
+    command.args(data.iter().flat_map(|d| [Path::new("--data"), d]));
     command.args(flags).output().unwrap()
 }
 

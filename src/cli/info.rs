@@ -47,6 +47,7 @@ fn model_lines(setup: &Setup) -> Vec<Line> {
         Storage::Bf16 => "bf16 in memory, widened to f32 tile by tile (f32 would not fit)",
         Storage::Panels => "bf16 in memory, multiplied in bf16 with f32 sums",
     };
+    let chain: Vec<_> = setup.files.chain.iter().map(|l| format!("{} ({:.8})", l.name, l.sha256)).collect();
     vec![
         ("model", setup.dir.display().to_string()),
         (
@@ -61,6 +62,7 @@ fn model_lines(setup: &Setup) -> Vec<Line> {
         ("vocabulary", format!("{} rows, tokenizer {}", c.vocab, setup.prompter.tokenizer().vocab_size())),
         ("parameters", format!("{:.3} M without the head", c.parameters() as f64 / 1e6)),
         ("weights", format!("{dtype} on disk, {kept}")),
+        ("adapters", if chain.is_empty() { "none".into() } else { chain.join(" + ") }),
     ]
 }
 

@@ -2,8 +2,10 @@
 
 use crate::device::DType;
 use crate::error::{Error, Result};
+use crate::format::chain::{self, Link};
 use crate::format::hf::{Checkpoint, RawTensor};
 use crate::format::peft::{Adapter, Pair};
+use crate::format::settings::Settings;
 use crate::model::config::Config;
 use crate::model::lora::Delta;
 use crate::model::weights::{Source, check};
@@ -16,6 +18,8 @@ pub struct ModelFiles {
     dir: PathBuf,
     /// The base weights.
     pub checkpoint: Checkpoint,
+    /// What is stacked on the bare model, by its record and by `--adapter`.
+    pub chain: Vec<Link>,
     deltas: Vec<BTreeMap<(usize, String), Delta>>,
 }
 
@@ -23,11 +27,18 @@ impl ModelFiles {
     /// Opens and checks everything against `config`; also gives warnings, one line each.
     pub fn open(dir: &Path, config: &Config, adapters: &[PathBuf]) -> Result<(ModelFiles, Vec<String>)> {
         let checkpoint = Checkpoint::open(dir)?;
-        let mut files = ModelFiles { dir: dir.to_path_buf(), checkpoint, deltas: Vec::new() };
+        let mut files =
+            ModelFiles { dir: dir.to_path_buf(), checkpoint, chain: Vec::new(), deltas: Vec::new() };
         check(config, &files)?;
         let mut warnings = Vec::new();
+        let recorded = |folder: &Path| Ok(Settings::read(folder)?.and_then(|s| s.adapters));
+        files.chain = recorded(dir)?.unwrap_or_default();
         for folder in adapters {
             let adapter = Adapter::open(folder)?;
+            if let Some(below) = recorded(folder)? {
+                chain::check(folder, &below, &files.chain)?;
+            }
+            files.chain.push(Link::of(&adapter));
             warnings.extend(other_base(dir, config, &adapter));
             files.deltas.push(fitting(config, adapter)?);
         }

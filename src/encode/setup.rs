@@ -211,7 +211,7 @@ impl Setup {
         arena
     }
 
-    /// These settings as `llm2vec_config.json` records them.
+    /// These settings, and what is stacked here, as `llm2vec_config.json` records them.
     pub fn settings(&self) -> Settings {
         let attention = match self.attention {
             Attention::Full => "full",
@@ -226,6 +226,7 @@ impl Setup {
             template: Some(self.template.into()),
             attention: Some(attention.into()),
             normalize: Some(self.normalize),
+            adapters: Some(self.files.chain.clone()),
         }
     }
 }
