@@ -38,6 +38,14 @@ pub enum Error {
     /// The device is missing, too small, or failed.
     #[error("{0}")]
     Device(String),
+    /// Training has left the finite numbers.
+    #[error("step {step}: {what} is not finite; the last checkpoint is kept; try a lower learning rate")]
+    Diverged {
+        /// The optimiser's step, from 1.
+        step: u64,
+        /// The loss, or the tensor.
+        what: String,
+    },
 }
 
 /// `Result` with the crate's [`Error`].

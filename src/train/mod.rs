@@ -4,8 +4,11 @@
 pub mod blocks;
 pub mod checkpoint;
 pub mod config;
+pub mod contrastive;
 pub mod data;
 pub mod instructions;
+pub mod learner;
 pub mod mask;
+pub mod mntp;
 pub mod rows;
 pub mod schedule;
