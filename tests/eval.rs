@@ -63,7 +63,7 @@ fn bad_rows_name_file_and_line() {
             assert!(error.contains(word), "{word:?} is not in: {error}");
         }
     }
-    let error = sts::files(&tempfile::tempdir().unwrap().path().to_path_buf()).unwrap_err().to_string();
+    let error = sts::files(tempfile::tempdir().unwrap().path()).unwrap_err().to_string();
     assert!(error.contains("no .tsv file"), "{error}");
 }
 

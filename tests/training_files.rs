@@ -6,6 +6,10 @@ mod common;
 mod chain;
 #[path = "training_files/checkpoints.rs"]
 mod checkpoints;
+#[path = "training_files/logs.rs"]
+mod logs;
+#[path = "training_files/signals.rs"]
+mod signals;
 
 use llm2vec::error::Result;
 use llm2vec::format::peft::{Adapter, AdapterConfig, Pair};
