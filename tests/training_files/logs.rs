@@ -1,6 +1,6 @@
 //! The JSONL log, TensorBoard's files and the plot.
 
-use super::refused;
+use super::{child, child_folder, refused};
 use llm2vec::train::log::{Log, Options, Point, Step};
 use llm2vec::train::plot;
 use serde_json::Value;
@@ -65,6 +65,34 @@ fn a_resumed_log_goes_on_behind_the_checkpoint() {
 }
 
 #[test]
+#[ignore = "run by the test below"]
+fn speaks() {
+    let Some(folder) = child_folder() else { return };
+    let quiet = folder.ends_with("quiet");
+    let mut log = Log::open(&Options { steps: 100, quiet, ..Options::default() }, 7).unwrap();
+    log.step(&step(8)).unwrap();
+    log.evaluation(8, &[("loss", 4.54801), ("accuracy", 0.25)]).unwrap();
+    log.finish();
+}
+
+/// Where stderr is no terminal there is no bar, and the lines are all there is.
+#[test]
+fn a_step_is_one_line_on_stderr() {
+    let said = |how: &str| {
+        let output = child("logs::speaks", how.as_ref()).wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let lines = said("loud");
+    let (first, rest) = lines.split_once('\n').unwrap();
+    let start = "step   8/100  loss 0.1235  grad 2.4000  lr 1.250e-5  4000 tokens/s";
+    assert!(first.starts_with(start), "{first}");
+    assert!(!cfg!(target_os = "linux") || first.ends_with(" MiB"), "{first}");
+    assert_eq!(rest, "step 8  evaluation: loss 4.5480  accuracy 0.2500\n");
+    assert_eq!(said("quiet"), "");
+}
+
+#[test]
 fn a_file_that_is_no_log_is_left_alone() {
     let tmp = tempfile::tempdir().unwrap();
     let file = tmp.path().join("log.jsonl");
@@ -124,7 +152,7 @@ fn events(file: &Path) -> Vec<Vec<(u64, Vec<u8>)>> {
             (0..8).for_each(|_| crc = crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 });
         }
         let crc = !crc;
-        (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+        crc.rotate_right(15).wrapping_add(0xa282_ead8)
     }
     let all = fs::read(file).unwrap();
     let (mut rest, mut list) = (all.as_slice(), Vec::new());
