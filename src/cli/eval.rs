@@ -53,6 +53,8 @@ impl Sts {
     fn run(self) -> Result<()> {
         let options = self.model.options()?;
         let lists = self.data.iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
+        // Now, not after minutes of work: can it be written at all?
+        self.output.as_deref().map(atomic::beside).transpose()?;
         let mut encoder = Encoder::open(&options)?;
         encoder.setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
         let mut tally = Tally::new(self.texts.quiet);

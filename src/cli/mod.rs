@@ -6,6 +6,7 @@ mod info;
 mod merge;
 mod nearest;
 mod progress;
+pub mod signal;
 
 use crate::device::Device;
 use crate::encode::setup::Options;
