@@ -110,8 +110,9 @@ impl Prompter {
     /// The ends of a text so long that its middle is certain to be cut: the middle need not be tokenised then, since
     /// merges reach a few characters far. A line of 10 MB costs what one of 20 kB does.
     fn ends<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str)> {
-        let head = text.floor_char_boundary((self.most() + SPARE).saturating_mul(BYTES_OF_A_TOKEN));
-        let tail = text.ceil_char_boundary(text.len().saturating_sub(SPARE));
+        let boundary = |n: usize| (n..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
+        let head = boundary((self.most() + SPARE).saturating_mul(BYTES_OF_A_TOKEN));
+        let tail = boundary(text.len().saturating_sub(SPARE));
         (head < tail).then(|| (&text[..head], &text[tail..]))
     }
 
