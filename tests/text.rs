@@ -6,6 +6,7 @@ use common::{here, novel5m};
 use llm2vec::error::Result;
 use llm2vec::text::pack::pack;
 use llm2vec::text::prompt::{Compat, Limits, Prompt, Prompter};
+use llm2vec::text::reference::eos_text;
 use llm2vec::text::template::{NONE, Template};
 use llm2vec::text::tokenizer::{Encoded, Tokenizer};
 use proptest::prelude::*;
@@ -170,16 +171,59 @@ fn eos_is_appended_once_and_stays_outside_the_span() {
     let with_eos = Prompter::new(tokenizer, NONE, limits, true, Compat::Default, "").unwrap();
     let got = with_eos.prompt("", &TEXTS[0].repeat(3)).unwrap();
     assert_eq!((got.ids.len(), got.ids.last(), got.text, got.cut), (9, Some(&eos), 1..8, true));
-    let got = with_eos.prompt("", "one <eos>").unwrap();
-    assert_eq!(got.ids.iter().filter(|&&id| id == eos).count(), 1);
+    let got = with_eos.prompt("", &("one ".repeat(20) + "<eos>")).unwrap();
+    assert_eq!((got.ids.len(), got.ids.last()), (9, Some(&eos)), "the text's own EOS went with the cut");
 }
 
-/// Words, and one word: the second is the worst case of a byte-pair tokenizer.
+/// The middle of a long text is not tokenised: the ids must be those of the whole text all the same.
+#[test]
+fn a_long_text_is_cut_as_if_it_were_tokenised_whole() {
+    let tokenizer = tokenizer();
+    let prose = std::fs::read_to_string(here("tests/texts/sentences.txt")).unwrap().replace('\n', " ");
+    let lines = std::fs::read_to_string(here("tests/texts/sentences.txt")).unwrap();
+    let long = |piece: &str| piece.repeat(100_000 / piece.len());
+    let texts = [
+        &prose,
+        &lines,
+        "ab",
+        "aab",
+        "機械学習は自動で改善する。",
+        "12345",
+        "\u{1f600}e\u{301}",
+        "-",
+        " ",
+        "a\n\n\n ",
+    ];
+    for text in texts.map(long).iter().chain(&[format!("{}{}", " ".repeat(90_000), long(&prose))]) {
+        for (family, limits) in
+            [("none", WIDE), ("mistral", WIDE), ("qwen2", Limits { doc_max_length: 37, ..WIDE })]
+        {
+            let template = Template::by_name(family).unwrap();
+            let got = prompt(template, limits, INSTRUCTION, text).unwrap();
+            let text = if family == "none" { text } else { text.trim() };
+            let before = format!("{}{INSTRUCTION} ", template.prefix);
+            let row = tokenizer.encode(&format!("{before}{text}{}", template.suffix), true).unwrap();
+            let (from, to) = (before.len(), before.len() + text.len());
+            let own: Vec<usize> =
+                (1..row.ids.len()).filter(|&i| row.offsets[i].0 < to && row.offsets[i].1 > from).collect();
+            let Some(&first) = own.first() else { continue };
+            let tail = &row.ids[first + own.len()..];
+            let name: String = text.chars().take(20).collect();
+            assert!(
+                got.ids.starts_with(&row.ids[..got.text.end]) && got.text.start == first,
+                "{family} {name:?}"
+            );
+            assert_eq!(&got.ids[got.text.end..], tail, "{family} {name:?}");
+            let room = limits.doc_max_length.min(limits.max_length - (row.ids.len() - own.len()));
+            assert!(got.text.len() <= room && got.text.len() + 4 > room.min(own.len()), "{family} {name:?}");
+        }
+    }
+}
+
+/// Words, and one word, which is the worst case of a byte-pair tokenizer.
 #[test]
 fn a_line_of_ten_megabytes() {
-    let words = "a heavy rain fell upon the roof ".repeat((10 << 20) / 32);
-    let word = "ab".repeat(5 << 20);
-    for text in [words, word] {
+    for text in ["a heavy rain fell upon the roof ".repeat((10 << 20) / 32), "ab".repeat(5 << 20)] {
         let ours = prompt(NONE, WIDE, INSTRUCTION, &text).unwrap();
         assert!(ours.cut);
         assert_eq!(ours.text.len(), 400);
@@ -190,6 +234,7 @@ fn a_line_of_ten_megabytes() {
 #[derive(Deserialize)]
 struct ReferenceRow {
     model: String,
+    qwen2: bool,
     pooling: String,
     max_length: usize,
     doc_max_length: usize,
@@ -204,13 +249,20 @@ struct ReferenceRow {
 fn compat_reference_makes_the_references_rows() {
     let json = std::fs::read_to_string(here("tests/golden/reference_ids.json")).unwrap();
     let rows: Vec<ReferenceRow> = serde_json::from_str(&json).unwrap();
-    assert!(rows.len() > 400);
+    assert!(rows.len() > 450);
     for row in rows {
         let limits = Limits { max_length: row.max_length, doc_max_length: row.doc_max_length };
         let template = Template::for_model(&row.model);
         let eos = row.pooling == "eos_token";
-        let prompter =
-            Prompter::new(tokenizer(), template, limits, eos, Compat::Reference, &row.model).unwrap();
+        let prompter = Prompter::new(
+            tokenizer(),
+            template,
+            limits,
+            eos,
+            Compat::Reference,
+            eos_text(template, &row.model, row.qwen2),
+        )
+        .unwrap();
         let got = prompter.prompt(&row.instruction, &row.text);
         let place = format!("{:?} {:?} {limits:?} {:?}", row.model, row.instruction, row.text);
         match (row.span, got) {

@@ -10,8 +10,11 @@ mod setup;
 use common::here;
 use llm2vec::error::Result;
 use llm2vec::rng::Stream;
-use llm2vec::train::data::{Batch, Batches, Batching, Items, Position, Texts, Triples};
+use llm2vec::train::data::{
+    Batch, Batches, Batching, Items, Position, Texts, Triple, Triples, false_negatives,
+};
 use llm2vec::train::instructions::Instructions;
+use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,14 +41,14 @@ fn refused<T>(result: Result<T>, words: &[&str]) -> String {
     line
 }
 
-fn gzip(text: &str) -> Vec<u8> {
+fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    packer.write_all(text.as_bytes()).unwrap();
+    packer.write_all(bytes).unwrap();
     packer.finish().unwrap()
 }
 
-fn zstd(text: &str) -> Vec<u8> {
-    ruzstd::encoding::compress_to_vec(text.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest)
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
 }
 
 fn batching(size: usize, smallest: usize, same_set: bool) -> Batching {
@@ -71,9 +74,9 @@ fn rows_are_the_same_plain_and_packed() {
     let text = "\u{feff}one\r\n  two \n\n\u{4e09}\nfour";
     let plain = write(&dir, "a.txt", text);
     let gz = dir.path().join("a.txt.gz");
-    std::fs::write(&gz, gzip(text)).unwrap();
+    std::fs::write(&gz, gzip(text.as_bytes())).unwrap();
     let zst = dir.path().join("a.txt.zst");
-    std::fs::write(&zst, zstd(text)).unwrap();
+    std::fs::write(&zst, zstd(text.as_bytes())).unwrap();
     let json = "{\"text\": \"one\"}\n  {\"text\": \"  two \", \"id\": 7}\n{\"text\": \"\"}\n{\"text\": \"三\"}\n{\"text\": \"four\"}";
     let json = write(&dir, "a.jsonl", json);
     for path in [plain, gz, zst, json] {
@@ -234,11 +237,11 @@ fn no_data_is_an_error_that_says_what_is_missing() {
     refused(Texts::open(&write(&dir, "a.txt", ""), false), &["a.txt", "no row", "empty"]);
     refused(Texts::open(&write(&dir, "b.txt", "\n\n"), false), &["no row", "line 1", "blank"]);
     let half = dir.path().join("c.txt.gz");
-    std::fs::write(&half, &gzip(&numbered(1000))[..500]).unwrap();
+    std::fs::write(&half, &gzip(numbered(1000).as_bytes())[..500]).unwrap();
     refused(Texts::open(&half, false), &["c.txt.gz", "cut short"]);
     let only = folder();
     write(&only, "a.jsonl", &triples(2, "a"));
-    std::fs::write(only.path().join("a.jsonl.gz"), gzip(&triples(2, "a"))).unwrap();
+    std::fs::write(only.path().join("a.jsonl.gz"), gzip(triples(2, "a").as_bytes())).unwrap();
     refused(Triples::open(only.path(), &Instructions::none(), false), &["a.jsonl.gz", "one data set"]);
     let path = write(&dir, "d.txt", &numbered(3));
     for bad in [batching(0, 1, false), batching(4, 0, false), batching(4, 5, false)] {
@@ -250,6 +253,26 @@ fn no_data_is_an_error_that_says_what_is_missing() {
         Triples::open(&write(&dir, "e.jsonl", &triples(2, "e")), &Instructions::none(), true).unwrap();
     write(&dir, "e.jsonl", &triples(2, "e").replace('{', "["));
     refused(data.read(1), &["e.jsonl", "line 2", "changed since"]);
+}
+
+#[test]
+fn another_rows_answer_to_the_same_query_is_no_negative() {
+    let triple = |query: &str, positive: &str, negatives: &[&str]| Triple {
+        query_instruction: String::new(),
+        query: query.into(),
+        document_instruction: String::new(),
+        positive: positive.into(),
+        negatives: negatives.iter().map(|n| n.to_string()).collect(),
+    };
+    let batch = [
+        triple("q", "a", &["x", "y"]),
+        triple("r", "a", &[]),
+        triple("q", "b", &["a"]),
+        triple("s", "c", &["d"]),
+    ];
+    // Candidates: a a b c | x y | a | d. Row 0 is answered by a and b, row 1 by a, row 2 by a and b, row 3 by c.
+    let wanted = [(0, 1), (0, 2), (0, 6), (1, 0), (1, 6), (2, 0), (2, 1), (2, 6)];
+    assert_eq!(false_negatives(&batch), wanted);
 }
 
 #[test]
@@ -291,6 +314,42 @@ fn instructions_go_by_data_set_and_take_turns_by_line() {
         [("[]", "object was wanted"), ("{\"a\": 3}", "\"a\" is 3"), ("{\"a\": {\"q\": \"\"}}", "\"a\" is")]
     {
         refused(Instructions::read(&write(&maps, "bad.json", bad)), &["bad.json", words]);
+    }
+}
+
+proptest! {
+    /// Any bytes are rows or a named error, in every reader, packed or not; what was indexed can be read.
+    #[test]
+    fn hostile_bytes_are_rows_or_errors(
+        pieces in proptest::collection::vec(
+            prop_oneof![
+                Just(b"\n".to_vec()), Just(b"{\"query\": \"q\", \"positive\": \"p\"}".to_vec()), Just(b"\r\n".to_vec()),
+                Just(b"{\"text\": \"\\ud800\"}".to_vec()), Just(b"\xef\xbb\xbf".to_vec()), Just(b"[[[[".to_vec()),
+                Just(b"{\"text\": \"t\", \"text\": 1e999}".to_vec()), proptest::collection::vec(any::<u8>(), 0..20),
+            ],
+            0..30,
+        ),
+        name in prop::sample::select(vec!["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst"]),
+    ) {
+        let dir = folder();
+        let path = dir.path().join(name);
+        let bytes = pieces.concat();
+        let packed = match name.rsplit('.').next() {
+            Some("gz") => gzip(&bytes),
+            Some("zst") => zstd(&bytes),
+            _ => bytes,
+        };
+        std::fs::write(&path, packed).unwrap();
+        let texts = [Texts::open(&path, false), Texts::lines(&path, false)];
+        for mut texts in texts.into_iter().flatten() {
+            let report = texts.report().clone();
+            prop_assert!(report.named.len() == report.bad.min(20));
+            prop_assert!((0..report.rows).all(|i| texts.read(i).is_ok()));
+        }
+        if let Ok(mut triples) = Triples::open(&path, &Instructions::none(), false) {
+            let rows = triples.report().rows;
+            prop_assert!((0..rows).all(|i| triples.read(i).is_ok()));
+        }
     }
 }
 

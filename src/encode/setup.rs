@@ -7,11 +7,12 @@ use crate::error::{Error, Result};
 use crate::format::hf;
 use crate::format::settings::{self, Settings};
 use crate::memory::Arena;
-use crate::model::config::{Attention, Config};
+use crate::model::config::{Attention, Config, Family};
 use crate::model::weights::Storage;
 use crate::ops::attention::Mask;
 use crate::ops::pool::Pooling;
 use crate::text::prompt::{Compat, Limits, Prompt, Prompter};
+use crate::text::reference::eos_text;
 use crate::text::template::Template;
 use crate::text::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
@@ -196,8 +197,9 @@ impl Setup {
         let name = template.name;
         let tokenizer = Tokenizer::open(&dir)?;
         let append_eos = pooling == PoolingMode::Eos;
+        let reference_eos = eos_text(template, &config.name, config.family == Family::Qwen2);
         Ok(Setup {
-            prompter: Prompter::new(tokenizer, template, limits, append_eos, o.compat, &config.name)?,
+            prompter: Prompter::new(tokenizer, template, limits, append_eos, o.compat, reference_eos)?,
             template: name,
             limits,
             pooling,

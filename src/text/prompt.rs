@@ -35,6 +35,11 @@ pub struct Prompt {
     pub cut: bool,
 }
 
+/// Tokens (and bytes) beside a cut whose neighbours could have changed them.
+const SPARE: usize = 64;
+/// Bytes to look at for each token wanted; where that is too few, the whole text is tokenised.
+const BYTES_OF_A_TOKEN: usize = 16;
+
 /// Turns texts into prompts.
 pub struct Prompter {
     tokenizer: Tokenizer,
@@ -42,25 +47,25 @@ pub struct Prompter {
     limits: Limits,
     eos: Option<u32>,
     compat: Compat,
-    model: String,
+    reference_eos: &'static str,
 }
 
 impl Prompter {
-    /// `append_eos` is for EOS pooling; `model` is `_name_or_path`, which the reference's rules look at.
+    /// `append_eos` is for EOS pooling; `reference_eos` is what the reference appends then ([`reference::eos_text`]).
     pub fn new(
         tokenizer: Tokenizer,
         template: Template,
         limits: Limits,
         append_eos: bool,
         compat: Compat,
-        model: &str,
+        reference_eos: &'static str,
     ) -> Result<Prompter> {
         let eos = append_eos.then(|| tokenizer.eos_id()).flatten();
         if append_eos && eos.is_none() {
             let what = "EOS pooling: tokenizer_config.json names no eos_token that the tokenizer has; use --pooling last";
             return Err(Error::Unsupported(what.into()));
         }
-        Ok(Prompter { tokenizer, template, limits, eos, compat, model: model.to_string() })
+        Ok(Prompter { tokenizer, template, limits, eos, compat, reference_eos })
     }
 
     /// The tokenizer.
@@ -71,7 +76,7 @@ impl Prompter {
     /// The row for `text` under `instruction` (which may be empty).
     pub fn prompt(&self, instruction: &str, text: &str) -> Result<Prompt> {
         if self.compat == Compat::Reference {
-            let eos = self.eos.map(|_| reference::eos_text(self.template, &self.model));
+            let eos = self.eos.map(|_| self.reference_eos);
             return reference::prompt(&self.tokenizer, self.template, self.limits, eos, instruction, text);
         }
         let instruction = instruction.trim();
@@ -81,28 +86,43 @@ impl Prompter {
             full.push_str(instruction);
             full.push(' ');
         }
-        // A tokenizer takes a hundred times the memory of its text: of a long one, only as much as is kept.
-        let (start, most) = (full.len(), self.limits.doc_max_length.min(self.limits.max_length));
-        let mut bytes = most.saturating_mul(32).saturating_add(HEAD_BYTES);
-        loop {
-            let head = head(text, bytes);
-            full.truncate(start);
-            full.push_str(head);
-            full.push_str(self.template.suffix);
-            let row = self.tokenizer.encode(&full, true)?;
-            let tokens = row.offsets.iter().filter(|o| o.1 > start).count();
-            if head.len() == text.len() || tokens >= most + SPARE_TOKENS {
-                return self.cut(row, start..start + head.len());
+        let from = full.len();
+        if let Some((head, tail)) = self.ends(text) {
+            let row = self.tokenizer.encode(&[&full, head, tail, self.template.suffix].concat(), true)?;
+            let whole = (0..row.ids.len()).filter(|&i| row.offsets[i].1 <= from + head.len()).count();
+            // What precedes the text counts too; it is the text's head that must have tokens to spare.
+            let before = (0..row.ids.len()).filter(|&i| row.offsets[i].1 <= from).count();
+            if whole - before >= self.most() + SPARE {
+                return self.cut(row, from..from + head.len() + tail.len());
             }
-            bytes = bytes.saturating_mul(4);
         }
+        full.push_str(text);
+        full.push_str(self.template.suffix);
+        let row = self.tokenizer.encode(&full, true)?;
+        self.cut(row, from..from + text.len())
+    }
+
+    /// The most tokens of a text that can be kept.
+    fn most(&self) -> usize {
+        self.limits.max_length.min(self.limits.doc_max_length)
+    }
+
+    /// The ends of a text so long that its middle is certain to be cut: the middle need not be tokenised then, since
+    /// merges reach a few characters far. A line of 10 MB costs what one of 20 kB does.
+    fn ends<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str)> {
+        let boundary = |n: usize| (n..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
+        let head = boundary((self.most() + SPARE).saturating_mul(BYTES_OF_A_TOKEN));
+        let tail = boundary(text.len().saturating_sub(SPARE));
+        (head < tail).then(|| (&text[..head], &text[tail..]))
     }
 
     /// Finds the text's tokens, and takes the last of them out until both limits are met.
     fn cut(&self, mut row: Encoded, bytes: Range<usize>) -> Result<Prompt> {
-        let eos = self.eos.filter(|&eos| row.ids.last() != Some(&eos));
         let own =
             |i: usize| !row.special[i] && row.offsets[i].0 < bytes.end && row.offsets[i].1 > bytes.start;
+        // An EOS that is the text's own may be cut off.
+        let closed = |eos| row.ids.last() == Some(&eos) && !own(row.ids.len() - 1);
+        let eos = self.eos.filter(|&eos| !closed(eos));
         let first = (0..row.ids.len()).find(|&i| own(i)).unwrap_or(0);
         let count = (first..row.ids.len()).take_while(|&i| own(i)).count();
         let around = row.ids.len() - count + usize::from(eos.is_some());
@@ -118,19 +138,6 @@ impl Prompter {
         row.ids.extend(eos);
         Ok(Prompt { ids: row.ids, text: first..first + kept, cut: kept < count })
     }
-}
-
-/// Bytes of a text to begin with, above what the limits may take.
-const HEAD_BYTES: usize = 16 << 10;
-
-/// Tokens left between those that are kept and the end of the part that was tokenised, where a token may be another
-/// than in the whole text.
-const SPARE_TOKENS: usize = 1024;
-
-/// At most `bytes` of a text, whole characters.
-fn head(text: &str, bytes: usize) -> &str {
-    let end = (0..=bytes.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
-    &text[..end.unwrap_or(0)]
 }
 
 /// At most `most` tokens, fewer if that would end inside a character: the pieces of one character share their bytes.

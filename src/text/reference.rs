@@ -13,12 +13,12 @@ use crate::text::tokenizer::Tokenizer;
 /// What the reference puts between instruction and text, and splits at again.
 const SEPARATOR: &str = "!@#$%^&*()";
 
-/// What it appends for EOS pooling.
-pub fn eos_text(template: Template, model: &str) -> &'static str {
-    match (template.name, model) {
-        ("llama3", _) => "", // its template returns early
-        (_, "meta-llama/Meta-Llama-3-8B") => "<|end_of_text|>",
-        ("qwen2", _) => "<|endoftext|>",
+/// What it appends for EOS pooling: `model` is `_name_or_path`, `qwen2` the model's class, whatever its template.
+pub fn eos_text(template: Template, model: &str, qwen2: bool) -> &'static str {
+    match model {
+        _ if template.name == "llama3" => "", // its template returns early
+        "meta-llama/Meta-Llama-3-8B" => "<|end_of_text|>",
+        _ if qwen2 => "<|endoftext|>",
         _ => " </s>",
     }
 }

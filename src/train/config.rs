@@ -94,7 +94,7 @@ pub struct TrainConfig {
     pub loss_class: String,
     /// Cosines are multiplied by this (1 / temperature).
     pub loss_scale: f64,
-    /// Leave out candidates of other rows whose text equals a row's own positive.
+    /// Leave out candidates that are positives of the same query in another row ([`super::data::false_negatives`]).
     pub mask_false_negatives: bool,
     /// Dropout of attention probabilities in SimCSE.
     pub simcse_dropout: f64,

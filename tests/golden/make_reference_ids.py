@@ -19,6 +19,7 @@ INST = ["mistralai/Mistral-7B-Instruct-v0.2", "meta-llama/Llama-2-7b-chat-hf"]
 LLAMA3 = "meta-llama/Meta-Llama-3-8B-Instruct"
 QWEN = ["Qwen/Qwen2-1.5B-Instruct", "Qwen/Qwen2-7B-Instruct"]
 LLAMA3_BASE = "meta-llama/Meta-Llama-3-8B"
+QWEN25 = "Qwen/Qwen2.5-1.5B-Instruct"
 
 
 class Reference:
@@ -26,6 +27,7 @@ class Reference:
 
     def __init__(self, name, pooling, max_length, doc_max_length):
         self.name, self.pooling = name, pooling
+        self.qwen2 = name in [*QWEN, QWEN25]  # the class of the model's config
         self.max_length, self.doc_max_length = max_length, doc_max_length
         self.tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
         self.tokenizer.no_padding()
@@ -58,7 +60,7 @@ class Reference:
         if self.pooling == "eos_token":
             if self.name == LLAMA3_BASE:
                 text = text.strip() + "<|end_of_text|>"
-            elif self.name in QWEN:
+            elif self.qwen2:
                 text = text.strip() + "<|endoftext|>"
             else:
                 text = text.strip() + " </s>"
@@ -102,7 +104,7 @@ LONG = [
 def main():
     encoders = [
         (name, pooling, 512, 400)
-        for name in ["", LLAMA3, *INST, *QWEN, LLAMA3_BASE]
+        for name in ["", LLAMA3, *INST, *QWEN, QWEN25, LLAMA3_BASE]
         for pooling in ["mean", "eos_token"]
     ]
     # Limits at which shortening, truncation and their combination set in.
@@ -111,9 +113,10 @@ def main():
     cases += [((n, "mean", m, d), t) for n in ["", INST[0], LLAMA3] for m, d in limits for t in LONG + TEXTS[:3]]
     rows = []
     for encoder, (instruction, text) in cases:
-        ids, span = Reference(*encoder).row(instruction, text)
+        reference = Reference(*encoder)
+        ids, span = reference.row(instruction, text)
         keys = ["model", "pooling", "max_length", "doc_max_length"]
-        rows.append(dict(zip(keys, encoder), instruction=instruction, text=text, ids=ids, span=span))
+        rows.append(dict(zip(keys, encoder), qwen2=reference.qwen2, instruction=instruction, text=text, ids=ids, span=span))
     plain = Reference("", "mean", 10**6, 10**6)
     start = lambda r: len(plain.ids(r["instruction"].strip(), True))  # where the text starts, if tokens are not shared
     instructed = [r for r in rows if r["instruction"].strip() and not r["model"] and r["pooling"] == "mean"]

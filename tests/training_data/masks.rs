@@ -47,7 +47,7 @@ fn joined_blocks_are_the_references() {
     let mut wanted: Vec<Vec<u32>> = Vec::new();
     for group in [&lines[..1000], &lines[1000..2000], &lines[2000..]] {
         let joined: Vec<u32> = group.iter().flat_map(|l| tokenizer.encode(l, true).unwrap().ids).collect();
-        assert!(joined.len() % LENGTH > 0, "no rest to drop");
+        assert_ne!(joined.len() % LENGTH, 0, "no rest to drop");
         wanted.extend((0..joined.len() / LENGTH).map(|i| joined[i * LENGTH..(i + 1) * LENGTH].to_vec()));
     }
     assert_eq!(got.iter().map(|b| b.ids.clone()).collect::<Vec<_>>(), wanted);
