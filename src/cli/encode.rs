@@ -1,12 +1,14 @@
 //! `llm2vec encode`: texts in, vectors out.
 
-use crate::cli::{ModelFlags, nearest::Nearest};
+use crate::cli::{ModelFlags, nearest::Nearest, say};
 use crate::device::cpu::memory;
 use crate::encode::Encoder;
+use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
 use crate::format::input::{self, Format, Record};
 use crate::format::output::{Output, OutputDtype};
 use crate::text::prompt::Prompt;
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rayon::prelude::*;
@@ -47,7 +49,7 @@ pub struct Encode {
     #[arg(long, env = "LLM2VEC_NEAREST", value_name = "K")]
     nearest: Option<usize>,
     /// No progress, no summary
-    #[arg(short, long, env = "LLM2VEC_QUIET")]
+    #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
     quiet: bool,
 }
 
@@ -93,14 +95,19 @@ struct Tally {
 impl Encode {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
+        if self.nearest.is_some() && self.output.as_deref() == Some("-") {
+            return Err(Error::Usage("--nearest and --output - would share stdout; give a file name".into()));
+        }
         let options = self.model.options()?;
         let range = self.range()?;
         let mut records = self.records()?.skip(range.start as usize);
         let mut left = range.end - range.start;
-        let mut encoder = Encoder::open(&options)?;
-        encoder.setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
-        let c = encoder.width();
+        let setup = Setup::open(&options)?;
+        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+        let c = setup.config.width;
+        // Before the weights: a wrong name or a missing folder should not cost the time to load them.
         let mut output = self.output.as_ref().map(|o| Output::create(o, c, self.dtype())).transpose()?;
+        let mut encoder = Encoder::load(setup)?;
         let mut nearest = self.nearest.map(|k| Nearest::new(k, c));
 
         let mut tally = Tally::new(self.quiet);
@@ -247,15 +254,15 @@ impl Tally {
             return;
         }
         if self.cut > 0 {
-            eprintln!(
+            say(format_args!(
                 "warning: {} texts were cut to the length limits (--doc-max-length, --max-length)",
                 self.cut
-            );
+            ));
         }
         let peak = memory("/proc/self/status", "VmHWM:");
         let peak = peak.map_or(String::new(), |bytes| format!(", peak {} MiB", bytes >> 20));
         let seconds = self.start.elapsed().as_secs_f64();
         let (texts, tokens, rates) = (self.texts, self.tokens, self.rates());
-        eprintln!("encoded {texts} texts, {tokens} tokens in {seconds:.2} s: {rates}{peak}");
+        say(format_args!("encoded {texts} texts, {tokens} tokens in {seconds:.2} s: {rates}{peak}"));
     }
 }
