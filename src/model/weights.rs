@@ -254,10 +254,9 @@ pub fn check(config: &Config, source: &impl Source) -> Result<()> {
 
 /// The name of the embedding: a tied checkpoint may hold its one matrix under either.
 fn table(config: &Config, source: &impl Source) -> &'static str {
-    match source.tensor("model.embed_tokens.weight") {
-        Err(_) if config.tied => "lm_head.weight",
-        _ => "model.embed_tokens.weight",
-    }
+    let (table, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let only_head = config.tied && source.tensor(table).is_err() && source.tensor(head).is_ok();
+    if only_head { head } else { table }
 }
 
 fn of_shape<'a>(source: &'a impl Source, name: &str, shape: &[usize]) -> Result<Raw<'a>> {
