@@ -10,9 +10,7 @@ mod setup;
 use common::here;
 use llm2vec::error::Result;
 use llm2vec::rng::Stream;
-use llm2vec::train::data::{
-    Batch, Batches, Batching, Items, Position, Texts, Triple, Triples, false_negatives,
-};
+use llm2vec::train::data::{Batch, Batches, Batching, Items, Position, Texts, Triple, Triples};
 use llm2vec::train::instructions::Instructions;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -253,26 +251,6 @@ fn no_data_is_an_error_that_says_what_is_missing() {
         Triples::open(&write(&dir, "e.jsonl", &triples(2, "e")), &Instructions::none(), true).unwrap();
     write(&dir, "e.jsonl", &triples(2, "e").replace('{', "["));
     refused(data.read(1), &["e.jsonl", "line 2", "changed since"]);
-}
-
-#[test]
-fn another_rows_answer_to_the_same_query_is_no_negative() {
-    let triple = |query: &str, positive: &str, negatives: &[&str]| Triple {
-        query_instruction: String::new(),
-        query: query.into(),
-        document_instruction: String::new(),
-        positive: positive.into(),
-        negatives: negatives.iter().map(|n| n.to_string()).collect(),
-    };
-    let batch = [
-        triple("q", "a", &["x", "y"]),
-        triple("r", "a", &[]),
-        triple("q", "b", &["a"]),
-        triple("s", "c", &["d"]),
-    ];
-    // Candidates: a a b c | x y | a | d. Row 0 is answered by a and b, row 1 by a, row 2 by a and b, row 3 by c.
-    let wanted = [(0, 1), (0, 2), (0, 6), (1, 0), (1, 6), (2, 0), (2, 1), (2, 6)];
-    assert_eq!(false_negatives(&batch), wanted);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::cli::{ModelFlags, TextFlags, print, progress::Tally, say};
 use crate::encode::Encoder;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::sts::{self, Agreement, Report};
 use crate::format::atomic;
 use clap::{Args, Subcommand};

@@ -7,6 +7,7 @@ mod merge;
 mod nearest;
 mod progress;
 pub mod signal;
+mod train;
 
 use crate::device::Device;
 use crate::encode::setup::{MOST_TOKENS, Options};
@@ -30,6 +31,7 @@ pub struct Cli {
 enum Command {
     Encode(encode::Encode),
     Merge(merge::Merge),
+    Train(Box<train::Train>),
     Eval(eval::Eval),
     Info(info::Info),
 }
@@ -39,6 +41,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Encode(c) => c.run(),
         Command::Merge(c) => c.run(),
+        Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Info(c) => c.run(),
     }
@@ -124,16 +127,20 @@ enum ComputeDtype {
     Bf16,
 }
 
+/// Sizes the thread pool.
+fn threads(n: Option<usize>) -> Result<()> {
+    let Some(n) = n else { return Ok(()) };
+    if !(1..=4096).contains(&n) {
+        return Err(Error::Usage(format!("--threads {n}: expected 1 to 4096")));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+    pool.map_err(|e| Error::Device(format!("cannot start {n} threads: {e}")))
+}
+
 impl ModelFlags {
     /// The library's options; also sizes the thread pool.
     fn options(&self) -> Result<Options> {
-        if let Some(n) = self.threads {
-            if !(1..=4096).contains(&n) {
-                return Err(Error::Usage(format!("--threads {n}: expected 1 to 4096")));
-            }
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
-            pool.map_err(|e| Error::Device(format!("cannot start {n} threads: {e}")))?;
-        }
+        threads(self.threads)?;
         if let Some(n) = self.tokens.filter(|n| !(1..=MOST_TOKENS).contains(n)) {
             return Err(Error::Usage(format!("--tokens {n}: expected 1 to {MOST_TOKENS}")));
         }

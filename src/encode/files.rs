@@ -105,7 +105,7 @@ fn other_base(dir: &Path, config: &Config, adapter: &Adapter) -> Option<String> 
 }
 
 /// The adapter's pairs by place, each of the shape that `config` gives its projection.
-fn fitting(config: &Config, adapter: Adapter) -> Result<BTreeMap<(usize, String), Delta>> {
+pub fn fitting(config: &Config, adapter: Adapter) -> Result<BTreeMap<(usize, String), Delta>> {
     let (dir, projections) = (adapter.dir.clone(), config.projections());
     let mut map = BTreeMap::new();
     for Pair { layer, module, rank, scale, a, b, inputs, outputs } in adapter.pairs {

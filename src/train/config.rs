@@ -94,8 +94,12 @@ pub struct TrainConfig {
     pub loss_class: String,
     /// Cosines are multiplied by this (1 / temperature).
     pub loss_scale: f64,
-    /// Leave out candidates that are positives of the same query in another row ([`super::data::false_negatives`]).
+    /// Hard negatives that are taken from a row at most; 0 leaves those in the batch.
+    pub hard_negatives: usize,
+    /// A candidate that is the same text as a query's positive is no negative of it.
     pub mask_false_negatives: bool,
+    /// Nor is one whose cosine exceeds the positive's by more than this; absent means all count.
+    pub false_negative_margin: Option<f64>,
     /// Dropout of attention probabilities in SimCSE.
     pub simcse_dropout: f64,
 
@@ -237,7 +241,9 @@ impl TrainConfig {
             template: None,
             loss_class: "HardNegativeNLLLoss".into(),
             loss_scale: scale,
+            hard_negatives: 1,
             mask_false_negatives: false,
+            false_negative_margin: None,
             simcse_dropout: if stage == Stage::Simcse { 0.3 } else { 0.0 },
             lora_r: 16,
             lora_alpha: None,

@@ -7,7 +7,6 @@ use crate::train::instructions::{Instruction, Instructions};
 use crate::train::rows::{Kind, Report, Rows};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -129,33 +128,6 @@ impl Items for Triples {
         };
         Ok(Triple { query_instruction, query, document_instruction, positive, negatives })
     }
-}
-
-/// (row, candidate) that are no negatives although they stand in another place than the row's own positive: candidates
-/// whose text is a positive of this query somewhere in the batch. Candidates are all positives, then all negatives, in
-/// the order of their rows.
-pub fn false_negatives(batch: &[Triple]) -> Vec<(usize, usize)> {
-    let mut answers: HashMap<&str, HashSet<&str>> = HashMap::new();
-    for t in batch {
-        answers.entry(&t.query).or_default().insert(&t.positive);
-    }
-    let candidates: Vec<&str> = batch
-        .iter()
-        .map(|t| &t.positive)
-        .chain(batch.iter().flat_map(|t| &t.negatives))
-        .map(String::as_str)
-        .collect();
-    let mut found: HashMap<&str, Vec<usize>> = HashMap::new();
-    for (column, &text) in candidates.iter().enumerate() {
-        found.entry(text).or_default().push(column);
-    }
-    let mut pairs: Vec<(usize, usize)> = Vec::new();
-    for (row, t) in batch.iter().enumerate() {
-        let columns = answers[t.query.as_str()].iter().flat_map(|text| &found[text]);
-        pairs.extend(columns.filter(|&&column| column != row).map(|&column| (row, column)));
-    }
-    pairs.sort_unstable();
-    pairs
 }
 
 /// The fields of an object, or what is wrong with it.

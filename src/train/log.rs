@@ -15,6 +15,8 @@ use std::time::Duration;
 pub struct Options {
     /// Steps of the whole run.
     pub steps: u64,
+    /// Steps between lines on stderr; 0 and 1 mean every step has one.
+    pub every: u64,
     /// Nothing on stderr.
     pub quiet: bool,
     /// One JSON object per line.
@@ -54,6 +56,7 @@ pub struct Point {
 /// An open log.
 pub struct Log {
     steps: u64,
+    every: u64,
     quiet: bool,
     bar: ProgressBar,
     jsonl: Option<(PathBuf, File)>,
@@ -77,6 +80,7 @@ impl Log {
         bar.reset_eta();
         Ok(Log {
             steps: options.steps,
+            every: options.every.max(1),
             quiet: options.quiet,
             bar,
             jsonl: jsonl.transpose()?,
@@ -99,10 +103,12 @@ impl Log {
         let width = self.steps.to_string().len();
         let Step { step, loss, grad_norm, lr, .. } = s;
         let mib = peak.map_or(String::new(), |bytes| format!("  {} MiB", bytes >> 20));
-        self.line(&format!(
-            "step {step:>width$}/{}  loss {loss:.4}  grad {grad_norm:.4}  lr {lr:.3e}  {rate:.0} tokens/s{mib}",
-            self.steps
-        ));
+        if step % self.every == 0 || *step == self.steps || *step == 1 {
+            self.line(&format!(
+                "step {step:>width$}/{}  loss {loss:.4}  grad {grad_norm:.4}  lr {lr:.3e}  {rate:.0} tokens/s{mib}",
+                self.steps
+            ));
+        }
         self.bar.set_message(format!("loss {loss:.4}"));
         self.bar.set_position(*step);
         self.points.push(Point { step: *step, loss: *loss, lr: *lr });

@@ -1,7 +1,8 @@
-//! Training: what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]),
-//! what learns ([`learner`]) and from which loss ([`mntp`], [`contrastive`]), what it keeps on disk ([`checkpoint`]) and
+//! Training ([`run`], by [`stage`]): what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]),
+//! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), what it keeps on disk ([`checkpoint`]) and
 //! what it shows meanwhile ([`log`], [`plot`], [`tensorboard`]).
 
+pub mod adapter;
 pub mod blocks;
 pub mod checkpoint;
 pub mod config;
@@ -14,5 +15,7 @@ pub mod mask;
 pub mod mntp;
 pub mod plot;
 pub mod rows;
+pub mod run;
 pub mod schedule;
+pub mod stage;
 pub mod tensorboard;

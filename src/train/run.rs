@@ -1,0 +1,338 @@
+//! A run from its configuration to its adapter: prepare, plan, step, save, stop and go on.
+
+use crate::device::Device;
+use crate::encode::files::fitting;
+use crate::encode::setup::{self, Setup};
+use crate::error::{Error, Result};
+use crate::format::hf::copy_side_files;
+use crate::format::peft::Adapter;
+use crate::format::settings::Settings;
+use crate::memory::{Arena, gib};
+use crate::model::llama::Noise;
+use crate::model::state::Keep;
+use crate::ops::adamw::AdamW;
+use crate::tensor::Tensor;
+use crate::train::checkpoint::{self, Checkpoint, Existing, Losses, Moments, Named, State};
+use crate::train::config::{Stage, TrainConfig};
+use crate::train::learner::{Head, Learner, Size};
+use crate::train::log::{self, Log, Step};
+use crate::train::mntp::Outcome;
+use crate::train::schedule::Schedule;
+use crate::train::stage::{Feed, Loss, tokens};
+use crate::train::{adapter, plot};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// What a run is asked to do.
+pub struct Options {
+    /// What to train and how.
+    pub config: TrainConfig,
+    /// Where to compute.
+    pub device: Device,
+    /// Keep frozen weights as bf16 and multiply in bf16.
+    pub bf16: bool,
+    /// What to do about a run that is there already.
+    pub existing: Existing,
+    /// Where the log goes; its steps are filled in here.
+    pub log: log::Options,
+    /// Draw loss and learning rate at the end.
+    pub plot: Option<PathBuf>,
+    /// The number of a signal that asks to stop, 0 before it comes.
+    pub stop: Arc<AtomicUsize>,
+}
+
+/// Everything that a step needs.
+struct Trainer {
+    config: TrainConfig,
+    setup: Setup,
+    output: PathBuf,
+    feed: Feed,
+    schedule: Schedule,
+    learner: Learner,
+    loss: Loss,
+    losses: Losses,
+    /// Steps done.
+    step: u64,
+    log: Log,
+}
+
+/// Trains, or trains on, until the last step or a signal.
+///
+/// Errors before the first step leave no trace but the output folder; later ones keep the last checkpoint.
+pub fn run(mut options: Options) -> Result<()> {
+    let stop = options.stop.clone();
+    let (mut trainer, plot) = (Trainer::open(&mut options)?, options.plot);
+    while trainer.step < trainer.schedule.steps as u64 {
+        trainer.one_step()?;
+        let signal = stop.load(Ordering::Relaxed) as u8;
+        let due = trainer.step.is_multiple_of(trainer.config.save_steps as u64);
+        if signal != 0 || due || trainer.step == trainer.schedule.steps as u64 {
+            trainer.save()?;
+        }
+        if signal != 0 && trainer.step < trainer.schedule.steps as u64 {
+            trainer.log.finish();
+            let what = format!("step {} is saved; --resume goes on", trainer.step);
+            return Err(Error::Stopped { signal, what });
+        }
+    }
+    trainer.finish(plot.as_deref())
+}
+
+impl Trainer {
+    fn open(options: &mut Options) -> Result<Trainer> {
+        let config = &mut options.config;
+        let (Some(model), Some(output)) = (config.model_name_or_path.clone(), config.output_dir.clone())
+        else {
+            return Err(Error::Usage("training needs a --model and an --output folder".into()));
+        };
+        let output = PathBuf::from(output);
+        let mut below: Vec<PathBuf> = config.peft_model_name_or_path.iter().map(PathBuf::from).collect();
+        let start = match config.continue_adapter.then(|| below.pop()) {
+            Some(None) => return Err(Error::Usage("--continue needs an --adapter to train on".into())),
+            Some(Some(dir)) => Some((adapter::continued(&dir, config)?, dir)),
+            None => None,
+        };
+        config.validate().map_err(Error::Usage)?;
+        let setup = Setup::open(&setup::Options {
+            adapters: below,
+            pooling: Some(config.pooling_mode.clone()),
+            attention: Some(if config.bidirectional { "full" } else { "causal" }.into()),
+            template: (config.stage == Stage::Simcse).then(|| "none".into()),
+            max_length: Some(config.max_seq_length),
+            doc_max_length: Some(config.max_seq_length),
+            bf16: options.bf16,
+            device: options.device.clone(),
+            ..setup::Options::new(model)
+        })?;
+        // Reads nothing of the old run yet: a mistake in the data must not cost it.
+        let (mut feed, mut lines) = Feed::open(config, &setup)?;
+        let schedule = Schedule::new(config.learning_rate, &config.plan(feed.per_epoch()))?;
+        let plan = plan(config, &setup)?;
+        plan.check("--grad-cache 32, a smaller --batch or --max-length, or --recompute")?;
+        lines.push(plan_line(&plan));
+
+        let saved = match checkpoint::claim(&output, options.existing)? {
+            Some(dir) => {
+                lines.push(format!("resuming from {}", dir.display()));
+                Some(Checkpoint::load(&dir, &deciding(config))?)
+            }
+            None => None,
+        };
+        let start = match (&saved, start) {
+            (Some(saved), _) => saved.adapter.clone(),
+            (None, Some((adapter, dir))) => {
+                lines.push(format!("training on from {}", dir.display()));
+                adapter
+            }
+            (None, None) => adapter::fresh(&setup.config, config, &setup.dir),
+        };
+        let (mut learner, loss) = build(&mut Arena::new(&setup.device), config, &setup, start)?;
+        learner.load(&setup.files)?;
+        let (mut step, mut losses) = (0, Losses::default());
+        if let Some(saved) = saved {
+            (step, losses) = (saved.state.step, saved.state.losses);
+            let position = Deserialize::deserialize(&saved.state.position).map_err(|e| {
+                Error::Unsupported(format!("the checkpoint's data position cannot be read: {e}"))
+            })?;
+            feed.seek(position)?;
+            restore(&mut learner, saved)?;
+        }
+        options.log.steps = schedule.steps as u64;
+        options.log.every = config.logging_steps as u64;
+        let log = Log::open(&options.log, step)?;
+        setup.warnings.iter().for_each(|w| log.line(&format!("warning: {w}")));
+        lines.iter().for_each(|line| log.line(line));
+        let config = config.clone();
+        config.save(&output)?;
+        Ok(Trainer { config, setup, output, feed, schedule, learner, loss, losses, step, log })
+    }
+
+    /// One step of the optimiser: every batch of it, the update, the log, and the evaluation if it is due.
+    fn one_step(&mut self) -> Result<()> {
+        let (started, step) = (Instant::now(), self.step + 1);
+        let turns = self.config.gradient_accumulation_steps;
+        let (mut sum, mut with_rows, mut tokens) = (0.0, 0usize, 0);
+        for turn in 0..turns {
+            let noise = self.noise(step, tokens);
+            let Trainer { config, setup, feed, learner, loss, .. } = self;
+            let Outcome { loss, rows, tokens: n, .. } =
+                feed.learn(learner, loss, (config, setup), &noise, turn, 1.0 / turns as f64)?;
+            tokens += n as u64;
+            sum += loss;
+            with_rows += usize::from(rows > 0);
+            if !loss.is_finite() {
+                return Err(Error::Diverged { step, what: format!("the loss ({loss})") });
+            }
+        }
+        let c = &self.config;
+        let (rate, beta1, beta2) = (self.schedule.rate(step as usize - 1), c.adam_beta1, c.adam_beta2);
+        let by = AdamW { rate, beta1, beta2, eps: c.adam_epsilon, decay: c.weight_decay, step };
+        let grad_norm = self.learner.update(by, c.max_grad_norm)?;
+        let loss = sum / with_rows.max(1) as f64;
+        self.step = step;
+        self.losses.add(loss);
+        self.log.step(&Step { step, loss, grad_norm, lr: rate, tokens, time: started.elapsed() })?;
+        if step.is_multiple_of(self.config.eval_steps as u64) || step == self.schedule.steps as u64 {
+            let Trainer { config, feed, learner, loss, .. } = self;
+            if let Some(values) = feed.evaluate(learner, loss, config)? {
+                self.log.evaluation(step, &values)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn noise(&self, step: u64, first: u64) -> Noise {
+        let c = &self.config;
+        let attention = if c.stage == Stage::Simcse { c.simcse_dropout } else { 0.0 };
+        Noise { attention, lora: c.lora_dropout, seed: c.seed, step: step as u32, first }
+    }
+
+    fn adapter(&self) -> Adapter {
+        adapter::trained(&self.setup.config, &self.config, &self.setup.dir, &self.learner.weights)
+    }
+
+    /// How the adapter wants to be used. The training's lengths are none of it (Q-S2: the reference records them, and
+    /// what was trained on 128 tokens silently encodes 128).
+    fn settings(&self) -> Settings {
+        let template = (self.config.stage == Stage::Supervised).then(|| self.setup.template.to_string());
+        Settings {
+            max_length: None,
+            doc_max_length: None,
+            normalize: None,
+            template,
+            ..self.setup.settings()
+        }
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.log.sync()?;
+        let f32s = |t: &Tensor| t.to_f64().iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let names = self.learner.names();
+        let moments = names.iter().zip(self.learner.moments()).map(|(name, [m, v])| Moments {
+            name: name.clone(),
+            shape: m.shape().to_vec(),
+            m: f32s(m),
+            v: f32s(v),
+        });
+        let head = self.config.train_head.then(|| {
+            let head = self.learner.weights.head();
+            Named { name: HEAD.into(), shape: head.shape().to_vec(), values: f32s(head) }
+        });
+        let saved = Checkpoint {
+            state: State {
+                step: self.step,
+                seed: self.config.seed,
+                position: json!(self.feed.position()),
+                configuration: deciding(&self.config),
+                losses: self.losses,
+            },
+            adapter: self.adapter(),
+            settings: self.settings(),
+            extra: head.into_iter().collect(),
+            moments: moments.collect(),
+        };
+        let keep = self.config.save_total_limit.unwrap_or(usize::MAX);
+        saved.save(&self.output, keep).map(|_| ())
+    }
+
+    /// The adapter, the tokenizer's files and the picture.
+    fn finish(self, picture: Option<&Path>) -> Result<()> {
+        copy_side_files(&self.setup.dir, &self.output)?;
+        checkpoint::write_adapter(&self.output, &self.adapter(), &self.settings())?;
+        if let Some(path) = picture {
+            plot::draw(path, &self.log.points)?;
+        }
+        let Losses { first, last, steps, sum, .. } = self.losses;
+        let mean = sum / steps.max(1) as f64;
+        self.log.finish();
+        self.log.line(&format!(
+            "{steps} steps: loss {first:.4} at the first, {last:.4} at the last, {mean:.4} on average; adapter in {}",
+            self.output.display()
+        ));
+        Ok(())
+    }
+}
+
+/// The name of the trained head in a checkpoint.
+const HEAD: &str = "lm_head.weight";
+
+/// What a run would allocate.
+fn plan(config: &TrainConfig, setup: &Setup) -> Result<Arena> {
+    let mut arena = Arena::planning(&setup.device);
+    build(&mut arena, config, setup, adapter::fresh(&setup.config, config, &setup.dir))?;
+    Ok(arena)
+}
+
+/// Everything of a run that is allocated.
+fn build(arena: &mut Arena, config: &TrainConfig, setup: &Setup, start: Adapter) -> Result<(Learner, Loss)> {
+    let deltas = fitting(&setup.config, start)?;
+    let delta = |layer: usize, module: &str| deltas.get(&(layer, module.to_string()));
+    let learner = Learner::new(arena, &setup.config, setup.mask, size(config, setup), delta);
+    let loss = Loss::new(arena, config, setup.config.width);
+    Ok((learner, loss))
+}
+
+fn size(config: &TrainConfig, setup: &Setup) -> Size {
+    let head = match (config.stage, config.train_head) {
+        (Stage::Mntp, true) => Head::Trained,
+        (Stage::Mntp, false) => Head::Frozen,
+        _ => Head::None,
+    };
+    Size {
+        tokens: tokens(config),
+        positions: config.max_seq_length,
+        rank: config.lora_r,
+        keep: if config.gradient_checkpointing { Keep::Streams } else { Keep::All },
+        storage: setup.storage,
+        head,
+    }
+}
+
+/// Puts back what the optimiser knew, and a trained head.
+fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
+    let wrong =
+        |name: &str| Error::Unsupported(format!("the checkpoint has no {name} of the learner's shape"));
+    for (i, name) in learner.names().iter().enumerate() {
+        let found = saved.moments.iter().find(|s| s.name == *name);
+        let [m, v] = &mut learner.moments_mut()[i];
+        let found = found.filter(|s| s.shape == m.shape()).ok_or_else(|| wrong(name))?;
+        m.host_mut::<f32>()?.copy_from_slice(&found.m);
+        v.host_mut::<f32>()?.copy_from_slice(&found.v);
+    }
+    if let Some(head) = saved.extra.iter().find(|t| t.name == HEAD) {
+        let own = learner.weights.trained_mut().last().filter(|t| t.shape() == head.shape);
+        own.ok_or_else(|| wrong(HEAD))?.host_mut::<f32>()?.copy_from_slice(&head.values);
+    }
+    Ok(())
+}
+
+/// The part of a configuration that decides the numbers of a step: what may not change at a resume.
+fn deciding(config: &TrainConfig) -> Value {
+    let mut all = json!(config);
+    let free = [
+        "output_dir",
+        "overwrite_output_dir",
+        "strict",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "eval_steps",
+        "per_device_eval_batch_size",
+        "validation_file",
+        "gradient_checkpointing",
+    ];
+    if let Some(fields) = all.as_object_mut() {
+        fields.retain(|key, _| !free.contains(&key.as_str()));
+    }
+    all
+}
+
+fn plan_line(plan: &Arena) -> String {
+    let parts: Vec<_> = plan.used().iter().map(|(group, bytes)| format!("{group} {}", gib(*bytes))).collect();
+    let free = plan.device.available().map_or(String::new(), |b| format!(", {} available", gib(b)));
+    format!("memory: at most {} GiB ({}){free}", gib(plan.total()), parts.join(", "))
+}

@@ -1,0 +1,271 @@
+//! What a stage feeds the learner: its data, and the batch that a step makes of it.
+
+use crate::encode::setup::Setup;
+use crate::error::{Error, Result};
+use crate::memory::Arena;
+use crate::model::llama::Noise;
+use crate::ops::contrastive::InfoNce;
+use crate::train::blocks::{Block, Blocks};
+use crate::train::config::{Stage, TrainConfig};
+use crate::train::contrastive::{Batch, Contrastive, Rule, Sequence};
+use crate::train::data::{Batches, Batching, Items, Position, Texts, Triple, Triples};
+use crate::train::instructions::Instructions;
+use crate::train::learner::Learner;
+use crate::train::mask::{Draw, Masking};
+use crate::train::mntp::{Mntp, Outcome};
+use crate::train::rows::Report;
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// The data of a stage, batch by batch.
+pub enum Feed {
+    /// Token blocks to mask.
+    Mntp {
+        /// Blocks.
+        batches: Batches<Blocks>,
+        /// How they are masked.
+        masking: Masking,
+        /// Blocks to evaluate on.
+        validation: Option<Blocks>,
+    },
+    /// Texts, each its own positive.
+    Simcse(Batches<Texts>),
+    /// Queries with positives and negatives.
+    Supervised(Batches<Triples>),
+}
+
+/// Buffers of the stage's loss.
+pub enum Loss {
+    /// Cross-entropy at masked tokens.
+    Mntp(Mntp),
+    /// InfoNCE.
+    Contrastive(Contrastive),
+}
+
+impl Feed {
+    /// Opens the data of `config`; also gives lines to show: what was found, what was left out.
+    pub fn open(config: &TrainConfig, setup: &Setup) -> Result<(Feed, Vec<String>)> {
+        let Some(data) = config.data() else {
+            let what =
+                "no training data: give --data (or train_file, dataset_file_path in the configuration)";
+            return Err(Error::Usage(what.into()));
+        };
+        let (data, size) = (Path::new(data), config.per_device_train_batch_size);
+        let least = if config.stage == Stage::Mntp { 1 } else { 2.min(size) };
+        let whole = config.stage == Stage::Supervised || config.dataloader_drop_last;
+        let batching = Batching {
+            size,
+            smallest: if whole { size } else { least },
+            same_set: config.stage == Stage::Supervised,
+        };
+        match config.stage {
+            Stage::Mntp => {
+                let mut texts = Texts::lines(data, config.strict)?;
+                let mut lines = found(texts.report());
+                let blocks = blocks(&mut texts, config, setup)?;
+                lines.push(format!("data: {} blocks of {} tokens in all", blocks.len(), blocks.tokens()));
+                let validation = match &config.validation_file {
+                    Some(file) => {
+                        Some(self::blocks(&mut Texts::lines(Path::new(file), config.strict)?, config, setup)?)
+                    }
+                    None => None,
+                };
+                let tokenizer = setup.prompter.tokenizer();
+                let masking = Masking {
+                    probability: config.mlm_probability,
+                    strategy: config.data_collator_type,
+                    mask: config.mask_token_type.id(tokenizer)?,
+                    vocab: tokenizer.vocab_size().min(setup.config.vocab) as u32,
+                    seed: config.seed,
+                };
+                let batches = Batches::new(blocks, batching, config.seed)?;
+                Ok((Feed::Mntp { batches, masking, validation }, lines))
+            }
+            Stage::Simcse => {
+                let texts = Texts::open(data, config.strict)?;
+                let lines = found(texts.report());
+                Ok((Feed::Simcse(Batches::new(texts, batching, config.seed)?), lines))
+            }
+            Stage::Supervised => {
+                let instructions = match (&config.instructions, config.dataset_name.as_deref()) {
+                    (Some(file), _) => Instructions::read(Path::new(file))?,
+                    (None, Some("E5")) => Instructions::e5(config.document_instructions),
+                    _ => Instructions::none(),
+                };
+                let triples = Triples::open(data, &instructions, config.strict)?;
+                let lines = found(triples.report());
+                Ok((Feed::Supervised(Batches::new(triples, batching, config.seed)?), lines))
+            }
+        }
+    }
+
+    /// Batches in an epoch.
+    pub fn per_epoch(&self) -> usize {
+        match self {
+            Feed::Mntp { batches, .. } => batches.per_epoch(),
+            Feed::Simcse(batches) => batches.per_epoch(),
+            Feed::Supervised(batches) => batches.per_epoch(),
+        }
+    }
+
+    /// Where the next batch is.
+    pub fn position(&self) -> Position {
+        match self {
+            Feed::Mntp { batches, .. } => batches.position(),
+            Feed::Simcse(batches) => batches.position(),
+            Feed::Supervised(batches) => batches.position(),
+        }
+    }
+
+    /// Goes on at a saved position.
+    pub fn seek(&mut self, to: Position) -> Result<()> {
+        match self {
+            Feed::Mntp { batches, .. } => batches.seek(to),
+            Feed::Simcse(batches) => batches.seek(to),
+            Feed::Supervised(batches) => batches.seek(to),
+        }
+    }
+
+    /// Learns from the next batch, which is number `turn` of its step, adding `weight` times its gradient.
+    pub fn learn(
+        &mut self,
+        learner: &mut Learner,
+        loss: &mut Loss,
+        run: (&TrainConfig, &Setup),
+        noise: &Noise,
+        turn: usize,
+        weight: f64,
+    ) -> Result<Outcome> {
+        let (config, setup) = run;
+        let batch = match (self, &mut *loss) {
+            (Feed::Mntp { batches, masking, .. }, Loss::Mntp(mntp)) => {
+                let blocks = batches.next()?.items;
+                let first = turn * config.per_device_train_batch_size;
+                let pack = masking.apply(Draw::Step(u64::from(noise.step)), first, &blocks);
+                return mntp.learn(learner, &pack, noise, weight);
+            }
+            (Feed::Simcse(batches), _) => twice(&batches.next()?.items, config, setup)?,
+            (Feed::Supervised(batches), _) => triples(&batches.next()?.items, config, setup)?,
+            (Feed::Mntp { .. }, Loss::Contrastive(_)) => return Ok(Outcome::default()),
+        };
+        match loss {
+            Loss::Contrastive(loss) => loss.learn(learner, &batch, rule(config, setup), Some(noise), weight),
+            Loss::Mntp(_) => Ok(Outcome::default()),
+        }
+    }
+
+    /// Mean loss, perplexity and accuracy over the validation data, if there is any, with masks that never change.
+    pub fn evaluate(
+        &mut self,
+        learner: &mut Learner,
+        loss: &mut Loss,
+        config: &TrainConfig,
+    ) -> Result<Option<[(&'static str, f64); 3]>> {
+        let (Feed::Mntp { masking, validation: Some(blocks), .. }, Loss::Mntp(mntp)) = (self, loss) else {
+            return Ok(None);
+        };
+        let (mut sum, mut hits, mut rows) = (0.0, 0, 0);
+        let size = config.per_device_eval_batch_size;
+        for first in (0..blocks.len()).step_by(size) {
+            let end = blocks.len().min(first + size);
+            let batch = (first..end).map(|i| blocks.read(i)).collect::<Result<Vec<Block>>>()?;
+            let got = mntp.evaluate(learner, &masking.apply(Draw::Evaluation, first, &batch))?;
+            sum += got.loss * got.rows as f64;
+            (hits, rows) = (hits + got.hits, rows + got.rows);
+        }
+        let mean = sum / rows as f64;
+        Ok(Some([("loss", mean), ("perplexity", mean.exp()), ("accuracy", hits as f64 / rows as f64)]))
+    }
+}
+
+impl Loss {
+    /// Buffers for the batches of `config`.
+    pub fn new(arena: &mut Arena, config: &TrainConfig, width: usize) -> Loss {
+        let [queries, candidates, chunk] = rows(config);
+        match config.stage {
+            Stage::Mntp => Loss::Mntp(Mntp::new(arena, tokens(config))),
+            _ => Loss::Contrastive(Contrastive::new(arena, width, queries, candidates, chunk)),
+        }
+    }
+}
+
+/// Queries and candidates of a contrastive batch, and sequences that are run at a time.
+fn rows(config: &TrainConfig) -> [usize; 3] {
+    let size = config.per_device_train_batch_size;
+    let candidates = if config.stage == Stage::Simcse { size } else { size * (1 + config.hard_negatives) };
+    let all = size + candidates;
+    [size, candidates, if config.grad_cache == 0 { all } else { config.grad_cache.min(all) }]
+}
+
+/// The most tokens of a pack.
+pub fn tokens(config: &TrainConfig) -> usize {
+    let sequences = match config.stage {
+        Stage::Mntp if config.validation_file.is_some() => {
+            config.per_device_train_batch_size.max(config.per_device_eval_batch_size)
+        }
+        Stage::Mntp => config.per_device_train_batch_size,
+        _ => rows(config)[2],
+    };
+    sequences * config.max_seq_length
+}
+
+fn rule(config: &TrainConfig, setup: &Setup) -> Rule {
+    let loss = InfoNce { scale: config.loss_scale, margin: config.false_negative_margin };
+    Rule { pooling: setup.pooling.op(), loss, chunk: config.grad_cache }
+}
+
+fn blocks(texts: &mut Texts, config: &TrainConfig, setup: &Setup) -> Result<Blocks> {
+    Blocks::new(texts, setup.prompter.tokenizer(), config.grouping, config.max_seq_length)
+}
+
+/// What a file held, in lines to show.
+fn found(report: &Report) -> Vec<String> {
+    let mut lines = vec![format!("data: {} rows", report.rows)];
+    if report.bad > 0 {
+        lines.push(format!("warning: {} bad rows were left out (--strict stops at the first)", report.bad));
+        lines.extend(report.named.iter().map(|row| format!("warning: {row}")));
+    }
+    lines
+        .extend(report.ignored.iter().map(|p| format!("warning: {} holds no rows by its name", p.display())));
+    lines
+}
+
+fn sequence(setup: &Setup, instruction: &str, text: &str) -> Result<Sequence> {
+    let prompt = setup.prompter.prompt(instruction, text)?;
+    let span = setup.span(&prompt)?;
+    Ok(Sequence { ids: prompt.ids, span })
+}
+
+/// SimCSE: every text as a query and as its own positive.
+fn twice(texts: &[String], config: &TrainConfig, setup: &Setup) -> Result<Batch> {
+    let one = texts.par_iter().map(|t| sequence(setup, "", t)).collect::<Result<Vec<_>>>()?;
+    let same = config.mask_false_negatives.then(|| numbers(texts));
+    Ok(Batch { queries: one.len(), sequences: [one.clone(), one].concat(), same })
+}
+
+/// Queries; then positives, then the negatives of every row.
+fn triples(rows: &[Triple], config: &TrainConfig, setup: &Setup) -> Result<Batch> {
+    let queries = rows.iter().map(|t| (&t.query_instruction, &t.query));
+    let positives = rows.iter().map(|t| (&t.document_instruction, &t.positive));
+    let taken = |t: &'_ Triple| t.negatives.len().min(config.hard_negatives);
+    let negatives =
+        rows.iter().flat_map(|t| t.negatives[..taken(t)].iter().map(|n| (&t.document_instruction, n)));
+    let candidates: Vec<_> = positives.chain(negatives).collect();
+    let same = config.mask_false_negatives.then(|| numbers(candidates.iter().map(|(_, text)| *text)));
+    let all: Vec<_> = queries.chain(candidates).collect();
+    let sequences = all.par_iter().map(|(i, t)| sequence(setup, i, t)).collect::<Result<_>>()?;
+    Ok(Batch { sequences, queries: rows.len(), same })
+}
+
+/// A number for every text, equal for equal ones.
+fn numbers<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<i32> {
+    let mut seen: HashMap<&str, i32> = HashMap::new();
+    texts
+        .into_iter()
+        .map(|text| {
+            let next = seen.len() as i32;
+            *seen.entry(text).or_insert(next)
+        })
+        .collect()
+}
