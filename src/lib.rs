@@ -7,6 +7,7 @@ pub mod cli;
 pub mod device;
 pub mod encode;
 pub mod error;
+pub mod eval;
 pub mod format;
 pub mod memory;
 pub mod model;

@@ -32,6 +32,11 @@ impl Arena {
         self.group = name;
     }
 
+    /// Whether its tensors have memory to fill.
+    pub fn allocates(&self) -> bool {
+        !self.planning
+    }
+
     fn count(&mut self, bytes: usize) {
         match self.used.iter_mut().find(|(g, _)| *g == self.group) {
             Some((_, used)) => *used += bytes as u64,

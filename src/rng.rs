@@ -1,19 +1,27 @@
 //! Philox4x32-10: random numbers from a counter, equal on every device (Salmon et al., SC 2011).
 
 /// The ten-round Philox bijection of a 128-bit counter under a 64-bit key.
-pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let mut lanes = counter.map(|word| [word]);
+    philox_wide(&mut lanes, key);
+    lanes.map(|[word]| word)
+}
+
+/// [`philox`] of `W` counters side by side, word by word, so that it vectorises.
+#[inline(always)]
+pub fn philox_wide<const W: usize>(counter: &mut [[u32; W]; 4], mut key: [u32; 2]) {
     for _ in 0..10 {
-        let a = u64::from(counter[0]) * 0xD251_1F53;
-        let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
+        for l in 0..W {
+            let a = u64::from(counter[0][l]) * 0xD251_1F53;
+            let b = u64::from(counter[2][l]) * 0xCD9E_8D57;
+            let (c1, c3) = (counter[1][l], counter[3][l]);
+            counter[0][l] = (b >> 32) as u32 ^ c1 ^ key[0];
+            counter[1][l] = b as u32;
+            counter[2][l] = (a >> 32) as u32 ^ c3 ^ key[1];
+            counter[3][l] = a as u32;
+        }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
-    counter
 }
 
 /// The words of one stream, one after the other: counter 0, 1, 2, … in front of three words that name the stream.

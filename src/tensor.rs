@@ -1,8 +1,10 @@
 //! Tensors: a shape, an element type, and memory on a device; and the shape contracts of ops.
 
+use crate::device::cpu::Real;
 use crate::device::{DType, bf16::Panels};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// A dense row-major array. The first dimension may be set below what was allocated.
 #[derive(Clone, Debug)]
@@ -164,6 +166,17 @@ impl Tensor {
         Ok(T::slice_mut(self).map_or(&mut [], |v| &mut v[..n]))
     }
 
+    /// Zeros again, up to the rows in use.
+    pub fn clear(&mut self) -> Result<()> {
+        match self.dtype() {
+            DType::F64 => self.host_mut::<f64>()?.fill(0.0),
+            DType::F32 => self.host_mut::<f32>()?.fill(0.0),
+            DType::I32 => self.host_mut::<i32>()?.fill(0),
+            _ => return Err(self.wrong_type("a type that gradients have")),
+        }
+        Ok(())
+    }
+
     fn wrong_type(&self, wanted: &str) -> Error {
         Error::Shape { op: "tensor", what: format!("holds {:?}, expected {wanted}", self.dtype()) }
     }
@@ -182,6 +195,32 @@ impl Tensor {
             Data::I32(v) => v[..self.numel()].iter().map(|&x| x as f64).collect(),
             Data::Panels(_) | Data::Planned(_) => Vec::new(),
         }
+    }
+
+    /// Rows `first .. first + rows` of a `[M, K]` weight at `T`: where they lie, or widened from bf16 into `room`.
+    pub fn weight_rows<'a, T: Real + Element>(
+        &'a self,
+        first: usize,
+        rows: usize,
+        room: &'a mut Vec<T>,
+    ) -> Result<&'a [T]> {
+        let k: usize = self.shape[1..].iter().product();
+        if self.dtype() != DType::Bf16 {
+            return Ok(&self.host()?[first * k..][..rows * k]);
+        }
+        room.resize(rows * k, T::ZERO);
+        let wide = |x: bf16| T::of(x.to_f64());
+        match &self.data {
+            Data::Panels(p) => room.par_chunks_mut(k).enumerate().for_each(|(r, row)| {
+                row.iter_mut().zip(p.row(first + r)).for_each(|(y, x)| *y = wide(x));
+            }),
+            _ => room.par_chunks_mut(k).zip(self.host::<bf16>()?[first * k..].par_chunks(k)).for_each(
+                |(row, w)| {
+                    row.iter_mut().zip(w).for_each(|(y, &x)| *y = wide(x));
+                },
+            ),
+        }
+        Ok(room)
     }
 
     /// Rounds `values` into row `row` of a `[M, K]` weight (or into a `[K]` vector, `row` 0).

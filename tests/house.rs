@@ -19,9 +19,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("format", &["error", "device::mapped"]),
     ("text", &["error"]),
     ("encode", &["error", "device", "tensor", "memory", "ops", "model", "format", "text"]),
-    ("train", &["error", "rng", "device", "tensor", "memory", "ops", "model", "format", "text"]),
+    ("eval", &["error", "format", "encode"]),
+    ("train", &["error", "device", "tensor", "memory", "rng", "ops", "model", "format", "text", "encode"]),
     ("bench", &["error", "device", "tensor", "rng", "ops"]),
-    ("cli", &["error", "device", "tensor", "memory", "model", "format", "text", "encode"]),
+    ("cli", &["error", "device", "tensor", "memory", "model", "format", "text", "encode", "train", "eval"]),
 ];
 
 const FILE_LINES: usize = 500;

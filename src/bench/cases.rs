@@ -171,7 +171,7 @@ fn attention(lengths: &[usize], heads: Heads, mask: Mask) -> Case {
         elements: n * (heads.columns() + h * d + h),
         run: Box::new(move |dev, o, i| {
             let [out, lse] = o else { unreachable!() };
-            attention_fwd(dev, out, lse, &i[0], &i[1], heads, mask)
+            attention_fwd(dev, out, Some(lse), &i[0], &i[1], heads, mask, None)
         }),
     }
 }
@@ -184,7 +184,7 @@ fn lora_linears() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        run: Box::new(|d, o, i| lora_linear_fwd(d, &mut o[0], None, &i[0], &i[1], None, None, None)),
+        run: Box::new(|d, o, i| lora_linear_fwd(d, &mut o[0], None, &i[0], &i[1], None, None, None, None)),
     });
     let lora =
         [([3, 5, 8], [4usize, 4], 2), ([65, 40, 100], [60, 40], 16)].map(|([n, k, m], rows, r)| Case {
@@ -204,7 +204,7 @@ fn lora_linears() -> Vec<Case> {
             run: Box::new(move |d, o, i| {
                 let ([y, xa], [x, w, bias, a, b, residual]) = (o, i) else { unreachable!() };
                 let lora = Lora { a, b, rows: &rows, scales: &[2.0, 0.5] };
-                lora_linear_fwd(d, y, Some(xa), x, w, Some(bias), Some(lora), Some(residual))
+                lora_linear_fwd(d, y, Some(xa), x, w, Some(bias), Some(lora), Some(residual), None)
             }),
         });
     plain.into_iter().chain(lora).collect()

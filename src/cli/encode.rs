@@ -1,16 +1,12 @@
 //! `llm2vec encode`: texts in, vectors out.
 
-use crate::cli::{ModelFlags, nearest::Nearest};
-use crate::device::cpu::memory;
+use crate::cli::{ModelFlags, TextFlags, nearest::Nearest, progress::Tally};
 use crate::encode::Encoder;
+use crate::encode::texts::Item;
 use crate::error::{Error, Result};
 use crate::format::input::{self, Format, Record};
 use crate::format::output::{Output, OutputDtype};
-use crate::text::prompt::Prompt;
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rayon::prelude::*;
-use std::time::{Duration, Instant};
 
 /// Turn texts into vectors.
 #[derive(Args)]
@@ -22,7 +18,7 @@ use std::time::{Duration, Instant};
 pub struct Encode {
     #[command(flatten)]
     model: ModelFlags,
-    /// One text per line, or .jsonl with {\"text\"} or {\"instruction\", \"text\"}; .gz and .zst too; - is stdin
+    /// One text per line, or .jsonl with {"text"} or {"instruction", "text"}; .gz and .zst too; - is stdin
     #[arg(short, long, env = "LLM2VEC_INPUT", default_value = "-", value_name = "FILE")]
     input: String,
     /// What the input is, where its name does not say
@@ -34,21 +30,14 @@ pub struct Encode {
     /// f32, f16, or i8 with a scale per row
     #[arg(long, env = "LLM2VEC_OUTPUT_DTYPE", default_value = "f32", value_name = "DTYPE")]
     output_dtype: RowDtype,
-    /// Instruction in front of every text that brings none of its own
-    #[arg(long, env = "LLM2VEC_INSTRUCTION", default_value = "", value_name = "TEXT")]
-    instruction: String,
-    /// What an empty text gives: an error, or a vector of zeros
-    #[arg(long, env = "LLM2VEC_EMPTY", default_value = "error", value_name = "WHAT")]
-    empty: Empty,
+    #[command(flatten)]
+    texts: TextFlags,
     /// Encode only part I of N (1/4 … 4/4); the parts' outputs, one after the other, are the whole's
     #[arg(long, env = "LLM2VEC_SHARD", value_name = "I/N", value_parser = shard)]
     shard: Option<(u64, u64)>,
     /// Print for every text the K most similar others, by cosine
     #[arg(long, env = "LLM2VEC_NEAREST", value_name = "K")]
     nearest: Option<usize>,
-    /// No progress, no summary
-    #[arg(short, long, env = "LLM2VEC_QUIET")]
-    quiet: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -64,12 +53,6 @@ enum RowDtype {
     I8,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Empty {
-    Error,
-    Zero,
-}
-
 fn shard(s: &str) -> std::result::Result<(u64, u64), String> {
     let parts = s.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
     parts
@@ -80,15 +63,6 @@ fn shard(s: &str) -> std::result::Result<(u64, u64), String> {
 /// Texts are read, sorted and packed in windows of at most this many, this much text and this much output.
 const WINDOW_TEXTS: usize = 32_768;
 const WINDOW_BYTES: usize = 32 << 20;
-
-/// What has gone through so far.
-struct Tally {
-    texts: u64,
-    tokens: u64,
-    cut: u64,
-    start: Instant,
-    bar: ProgressBar,
-}
 
 impl Encode {
     /// Runs the command.
@@ -103,7 +77,7 @@ impl Encode {
         let mut output = self.output.as_ref().map(|o| Output::create(o, c, self.dtype())).transpose()?;
         let mut nearest = self.nearest.map(|k| Nearest::new(k, c));
 
-        let mut tally = Tally::new(self.quiet);
+        let mut tally = Tally::new(self.texts.quiet);
         loop {
             let window = self.window(&mut records, &mut left, c)?;
             if window.is_empty() {
@@ -123,7 +97,7 @@ impl Encode {
         if let Some(output) = output {
             output.finish()?;
         }
-        tally.finish(self.quiet);
+        tally.finish();
         nearest.map_or(Ok(()), |n| n.print())
     }
 
@@ -182,80 +156,14 @@ impl Encode {
 
     /// The rows of a window, in its order.
     fn encode_window(&self, encoder: &mut Encoder, window: &[Record], tally: &mut Tally) -> Result<Vec<f32>> {
-        let at = |r: &Record, what: &str| Error::file(self.name(), format!("line {}: {what}", r.place));
-        let prompts = window.par_iter().map(|r| {
-            let instruction = r.instruction.as_deref().unwrap_or(&self.instruction);
-            let prompt = encoder.prompt(instruction, &r.text).map_err(|e| at(r, &e.to_string()))?;
-            let empty = r.text.is_empty() || prompt.text.is_empty();
-            if empty && self.empty == Empty::Error {
-                return Err(at(
-                    r,
-                    "an empty text has nothing to pool; --empty zero gives it a vector of zeros",
-                ));
-            }
-            Ok((!empty).then_some(prompt))
-        });
-        let prompts: Vec<Option<Prompt>> = prompts.collect::<Result<_>>()?;
-        let places: Vec<usize> = (0..prompts.len()).filter(|&i| prompts[i].is_some()).collect();
-        let prompts: Vec<Prompt> = prompts.into_iter().flatten().collect();
-
-        let c = encoder.width();
-        let mut vectors = vec![0.0; prompts.len() * c];
-        encoder.encode(&prompts, &mut vectors, |texts, tokens| tally.add(texts, tokens))?;
-        tally.cut += prompts.iter().filter(|p| p.cut).count() as u64;
-        tally.texts += (window.len() - prompts.len()) as u64;
-        if let Some(bad) = vectors.iter().position(|v| !v.is_finite()) {
-            return Err(at(&window[places[bad / c]], "the vector holds NaN or infinity"));
-        }
-        if places.len() == window.len() {
-            return Ok(vectors);
-        }
-        let mut rows = vec![0.0; window.len() * c];
-        for (vector, &i) in vectors.chunks_exact(c).zip(&places) {
-            rows[i * c..][..c].copy_from_slice(vector);
-        }
-        Ok(rows)
-    }
-}
-
-impl Tally {
-    fn new(quiet: bool) -> Tally {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
-        if quiet {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        let style = ProgressStyle::with_template("{spinner} {msg}  {elapsed}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        bar.enable_steady_tick(Duration::from_millis(250));
-        Tally { texts: 0, tokens: 0, cut: 0, start: Instant::now(), bar }
-    }
-
-    fn add(&mut self, texts: usize, tokens: usize) {
-        self.texts += texts as u64;
-        self.tokens += tokens as u64;
-        self.bar.set_message(format!("{} texts  {}", self.texts, self.rates()));
-    }
-
-    fn rates(&self) -> String {
-        let s = self.start.elapsed().as_secs_f64().max(1e-9);
-        format!("{:.1} texts/s, {:.0} tokens/s", self.texts as f64 / s, self.tokens as f64 / s)
-    }
-
-    fn finish(&self, quiet: bool) {
-        self.bar.finish_and_clear();
-        if quiet {
-            return;
-        }
-        if self.cut > 0 {
-            eprintln!(
-                "warning: {} texts were cut to the length limits (--doc-max-length, --max-length)",
-                self.cut
-            );
-        }
-        let peak = memory("/proc/self/status", "VmHWM:");
-        let peak = peak.map_or(String::new(), |bytes| format!(", peak {} MiB", bytes >> 20));
-        let seconds = self.start.elapsed().as_secs_f64();
-        let (texts, tokens, rates) = (self.texts, self.tokens, self.rates());
-        eprintln!("encoded {texts} texts, {tokens} tokens in {seconds:.2} s: {rates}{peak}");
+        let at = |i: usize, what: &str| Error::file(self.name(), format!("line {}: {what}", window[i].place));
+        let default = &self.texts.instruction;
+        let items: Vec<Item> = window
+            .iter()
+            .map(|r| Item { instruction: r.instruction.as_deref().unwrap_or(default), text: &r.text })
+            .collect();
+        let rows = encoder.texts(&items, self.texts.empty(), at, |texts, tokens| tally.add(texts, tokens))?;
+        tally.cut += rows.cut;
+        Ok(rows.vectors)
     }
 }

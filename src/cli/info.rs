@@ -5,6 +5,7 @@ use crate::device::cuda;
 use crate::encode::setup::Setup;
 use crate::error::Result;
 use crate::memory::gib;
+use crate::model::config::RopeScaling;
 use crate::model::weights::Storage;
 use clap::Args;
 
@@ -36,12 +37,17 @@ type Line = (&'static str, String);
 fn model_lines(setup: &Setup) -> Vec<Line> {
     let (c, h) = (&setup.config, setup.config.heads);
     let window = c.window.map_or(String::new(), |w| format!(", window {w} in pre-training"));
+    let scaling = match c.rope_scaling {
+        RopeScaling::None => "no scaling".into(),
+        ref scaled => format!("scaling {scaled:?}"),
+    };
     let dtype = setup.files.checkpoint_dtype().map_or("unknown".into(), |d| format!("{d:?}").to_lowercase());
     let kept = match setup.storage {
         Storage::Real => "f32 in memory",
         Storage::Bf16 => "bf16 in memory, widened to f32 tile by tile (f32 would not fit)",
         Storage::Panels => "bf16 in memory, multiplied in bf16 with f32 sums",
     };
+    let chain: Vec<_> = setup.files.chain.iter().map(|l| format!("{} ({:.8})", l.name, l.sha256)).collect();
     vec![
         ("model", setup.dir.display().to_string()),
         (
@@ -52,10 +58,11 @@ fn model_lines(setup: &Setup) -> Vec<Line> {
             ),
         ),
         ("heads", format!("{} query, {} key/value, width {}", h.query, h.key, h.width)),
-        ("rope", format!("theta {}, scaling {:?}", c.rope_theta, c.rope_scaling)),
+        ("rope", format!("theta {}, {scaling}", c.rope_theta)),
         ("vocabulary", format!("{} rows, tokenizer {}", c.vocab, setup.prompter.tokenizer().vocab_size())),
         ("parameters", format!("{:.3} M without the head", c.parameters() as f64 / 1e6)),
         ("weights", format!("{dtype} on disk, {kept}")),
+        ("adapters", if chain.is_empty() { "none".into() } else { chain.join(" + ") }),
     ]
 }
 
@@ -82,9 +89,9 @@ fn device_lines() -> Vec<Line> {
         }
         Err(why) => why,
     };
-    let bf16 = if crate::device::bf16::native() { ", AVX512-BF16" } else { ", bf16 widened" };
+    let bf16 = crate::device::bf16::native().unwrap_or("bf16 widened");
     vec![
-        ("device", format!("cpu, {} threads{bf16}", rayon::current_num_threads())),
+        ("device", format!("cpu, {} threads, {bf16}", rayon::current_num_threads())),
         ("gpus", gpus),
         ("kernels", "none in this build: every op runs on the CPU".into()),
     ]

@@ -4,7 +4,7 @@ use crate::cli::ModelFlags;
 use crate::device::DType;
 use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
-use crate::format::{hf, settings};
+use crate::format::{atomic, hf, settings};
 use crate::model::lora::Delta;
 use crate::model::weights::Source;
 use crate::tensor::Raw;
@@ -40,25 +40,10 @@ impl Merge {
         let setup = Setup::open(&options)?;
         setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
         let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(".".as_ref());
-        let folder = tempfile::Builder::new().prefix(".merge-").tempdir_in(parent);
-        let folder = folder.map_err(|e| Error::io(parent, e))?;
+        let folder = atomic::folder_in(parent, ".merge-")?;
         write(&setup, folder.path())?;
-        make_readable(folder.path())?;
-        std::fs::rename(folder.path(), &self.output).map_err(|e| Error::io(&self.output, e))?;
-        let _ = folder.keep(); // it has its final name: nothing to remove
-        Ok(())
+        atomic::publish_folder(folder, &self.output)
     }
-}
-
-/// A temporary folder is private to its user; the result is an ordinary one.
-fn make_readable(folder: &std::path::Path) -> Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(folder, mode).map_err(|e| Error::io(folder, e))?;
-    }
-    Ok(())
 }
 
 fn write(setup: &Setup, to: &std::path::Path) -> Result<()> {

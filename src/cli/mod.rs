@@ -1,12 +1,15 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
 mod encode;
+mod eval;
 mod info;
 mod merge;
 mod nearest;
+mod progress;
 
 use crate::device::Device;
 use crate::encode::setup::Options;
+use crate::encode::texts::Empty;
 use crate::error::{Error, Result};
 use crate::text::prompt::Compat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -24,6 +27,7 @@ pub struct Cli {
 enum Command {
     Encode(encode::Encode),
     Merge(merge::Merge),
+    Eval(eval::Eval),
     Info(info::Info),
 }
 
@@ -32,6 +36,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Encode(c) => c.run(),
         Command::Merge(c) => c.run(),
+        Command::Eval(c) => c.run(),
         Command::Info(c) => c.run(),
     }
 }
@@ -130,5 +135,34 @@ impl ModelFlags {
             tokens: self.tokens,
             device: Device::by_name(&self.device)?,
         })
+    }
+}
+
+/// Flags that say how texts are read and what is shown meanwhile.
+#[derive(Args)]
+struct TextFlags {
+    /// Instruction in front of every text that brings none of its own
+    #[arg(long, env = "LLM2VEC_INSTRUCTION", default_value = "", value_name = "TEXT")]
+    instruction: String,
+    /// What an empty text gives: an error, or a vector of zeros
+    #[arg(long, env = "LLM2VEC_EMPTY", default_value = "error", value_name = "WHAT")]
+    empty: EmptyFlag,
+    /// No progress, no summary
+    #[arg(short, long, env = "LLM2VEC_QUIET")]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum EmptyFlag {
+    Error,
+    Zero,
+}
+
+impl TextFlags {
+    fn empty(&self) -> Empty {
+        match self.empty {
+            EmptyFlag::Error => Empty::Error,
+            EmptyFlag::Zero => Empty::Zero,
+        }
     }
 }

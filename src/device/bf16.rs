@@ -1,18 +1,23 @@
-//! The bf16 matrix product of the CPU: AVX512-BF16 over weights packed once, or a widening fallback.
+//! The bf16 matrix product of the CPU over weights packed once: AMX, AVX512-BF16, or a widening fallback.
 //!
-//! No Rust crate multiplies bf16. The micro-kernel holds an 8 x 48 tile of `y` in 24 vector
-//! registers; a step over two k multiplies one broadcast pair of `x` with 48 pairs of `w`.
+//! No Rust crate multiplies bf16. All three read the same panels. The AVX512 micro-kernel holds an 8 x 48
+//! tile of `y` in 24 vector registers; a step over two k multiplies one broadcast pair of `x` with 48 pairs of `w`.
 
 use half::bf16;
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::Tiles;
+
 /// Output columns per panel: three vectors of 16.
 pub const PANEL: usize = 48;
 const ROWS: usize = 8;
+/// Rows of a tile product, to which blocks are padded.
+const TILE_ROWS: usize = 32;
 
 /// A bf16 weight `[M, K]` stored as panels of 48 rows, k in pairs: `[M / 48][K / 2][48][2]`.
 ///
-/// Short last panels and an odd K are padded with zeros.
+/// Short last panels and a last k step shorter than 32 are padded with zeros.
 #[derive(Clone, Debug)]
 pub struct Panels {
     rows: usize,
@@ -23,7 +28,7 @@ pub struct Panels {
 impl Panels {
     /// Bytes that a `[rows, cols]` weight takes.
     pub fn bytes(rows: usize, cols: usize) -> usize {
-        rows.div_ceil(PANEL) * cols.div_ceil(2) * PANEL * 4
+        rows.div_ceil(PANEL) * pairs(cols) * PANEL * 4
     }
 
     /// All zeros.
@@ -38,31 +43,55 @@ impl Panels {
 
     /// Rounds one row of the weight into its place.
     pub fn set_row(&mut self, row: usize, values: &[f32]) {
-        let base = row / PANEL * self.cols.div_ceil(2) * PANEL + row % PANEL;
+        let base = row / PANEL * pairs(self.cols) * PANEL + row % PANEL;
         for (k, &v) in values.iter().enumerate() {
             self.data[base + k / 2 * PANEL][k % 2] = bf16::from_f32(v);
         }
+    }
+
+    /// One row of the weight, widened: the inverse of [`Panels::set_row`].
+    pub fn row(&self, row: usize) -> impl Iterator<Item = bf16> + '_ {
+        let base = row / PANEL * pairs(self.cols) * PANEL + row % PANEL;
+        (0..self.cols).map(move |k| self.data[base + k / 2 * PANEL][k % 2])
     }
 
     /// `y[N, M] = x[N, K] w^T`, added to `y` where `add`. `x` is rounded to bf16, sums are f32.
     ///
     /// Panics if the slices are not `n` rows long.
     pub fn matmul(&self, y: &mut [f32], x: &[f32], n: usize, add: bool) {
+        self.matmul_on(Tiles::load, y, x, n, add);
+    }
+
+    fn matmul_on(&self, tiles: fn() -> Option<Tiles>, y: &mut [f32], x: &[f32], n: usize, add: bool) {
         assert!(y.len() == n * self.rows && x.len() == n * self.cols);
         if n == 0 {
             return;
         }
-        let pairs = self.cols.div_ceil(2);
+        let pairs = pairs(self.cols);
         let block = block_rows(n);
         y.par_chunks_mut(block * self.rows).zip(x.par_chunks(block * self.cols)).for_each_init(
-            Vec::new,
-            |xb, (y, x)| {
+            || (Vec::new(), tiles()),
+            |(xb, tiles), (y, x)| {
+                let n = x.len() / self.cols;
                 round_rows(xb, x, self.cols);
                 for (p, w) in self.data.chunks(pairs * PANEL).enumerate() {
                     let width = PANEL.min(self.rows - p * PANEL);
-                    for (i, xr) in xb.chunks(ROWS * pairs).enumerate() {
-                        let tile = &mut y[i * ROWS * self.rows + p * PANEL..];
-                        tile_product(tile, self.rows, width, xr, pairs, w, add);
+                    let y = &mut y[p * PANEL..];
+                    match tiles {
+                        Some(tiles) => tile_panel(tiles, y, (self.rows, width), xb, (n, pairs), w, add),
+                        None => {
+                            for (i, xr) in xb[..n * pairs].chunks(ROWS * pairs).enumerate() {
+                                tile_product(
+                                    &mut y[i * ROWS * self.rows..],
+                                    self.rows,
+                                    width,
+                                    xr,
+                                    pairs,
+                                    w,
+                                    add,
+                                );
+                            }
+                        }
                     }
                 }
             },
@@ -70,28 +99,65 @@ impl Panels {
     }
 }
 
-/// Whether this CPU multiplies bf16 itself.
-pub fn native() -> bool {
+/// What multiplies bf16 on this CPU, for `info`.
+pub fn native() -> Option<&'static str> {
+    if Tiles::load().is_some() {
+        Some("AMX-BF16")
+    } else if avx512bf16() {
+        Some("AVX512-BF16")
+    } else {
+        None
+    }
+}
+
+fn avx512bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512f");
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
-/// Rows per task: enough for the panel of `w` to be worth its trip from memory, few enough for all cores.
-fn block_rows(n: usize) -> usize {
-    n.div_ceil(rayon::current_num_threads()).next_multiple_of(ROWS).min(128)
+/// Tile registers exist on x86-64 alone.
+#[cfg(not(target_arch = "x86_64"))]
+enum Tiles {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Tiles {
+    fn load() -> Option<Tiles> {
+        None
+    }
+
+    fn product(&self, _: &mut [f32], _: usize, _: &[[bf16; 2]], _: usize, _: &[[bf16; 2]], _: bool) {
+        match *self {}
+    }
 }
 
+/// Pairs per row of `k`, padded to whole tiles of AMX.
+fn pairs(cols: usize) -> usize {
+    cols.div_ceil(32) * 16
+}
+
+/// Rows per task: enough for the panel of `w` to be worth its trip from memory, few enough for all cores.
+fn block_rows(n: usize) -> usize {
+    n.div_ceil(rayon::current_num_threads()).next_multiple_of(TILE_ROWS).min(256)
+}
+
+/// `x` as bf16 pairs, each row padded to whole steps of k, all rows to whole tiles of 32.
 fn round_rows(out: &mut Vec<[bf16; 2]>, x: &[f32], cols: usize) {
+    let pairs = pairs(cols);
     out.clear();
+    out.resize((x.len() / cols).next_multiple_of(TILE_ROWS) * pairs, [bf16::ZERO; 2]);
     crate::device::cpu::simd(
         #[inline(always)]
         || {
-            for row in x.chunks(cols) {
+            for (out, row) in out.chunks_mut(pairs).zip(x.chunks(cols)) {
                 let (even, odd) = row.as_chunks::<2>();
-                out.extend(even.iter().map(|&[a, b]| [round(a), round(b)]));
-                out.extend(odd.iter().map(|&a| [round(a), bf16::ZERO]));
+                for (o, &[a, b]) in out.iter_mut().zip(even) {
+                    *o = [round(a), round(b)];
+                }
+                if let &[a] = odd {
+                    out[even.len()][0] = round(a);
+                }
             }
         },
     );
@@ -102,6 +168,32 @@ fn round_rows(out: &mut Vec<[bf16; 2]>, x: &[f32], cols: usize) {
 fn round(x: f32) -> bf16 {
     let bits = x.to_bits();
     bf16::from_bits(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
+}
+
+/// `y[n, width] (+)= x w` by tiles of 32 x 48; ragged ones go through a whole tile of their own.
+fn tile_panel(
+    tiles: &Tiles,
+    y: &mut [f32],
+    (stride, width): (usize, usize),
+    x: &[[bf16; 2]],
+    (n, pairs): (usize, usize),
+    w: &[[bf16; 2]],
+    add: bool,
+) {
+    for (i, x) in x.chunks(TILE_ROWS * pairs).enumerate() {
+        let (y, rows) = (&mut y[i * TILE_ROWS * stride..], TILE_ROWS.min(n - i * TILE_ROWS));
+        if rows == TILE_ROWS && width == PANEL {
+            tiles.product(y, stride, x, pairs, w, add);
+            continue;
+        }
+        let mut tile = [0.0; TILE_ROWS * PANEL];
+        tiles.product(&mut tile, PANEL, x, pairs, w, true);
+        for (y, t) in y.chunks_mut(stride).zip(tile.chunks(PANEL)).take(rows) {
+            for (y, &t) in y[..width].iter_mut().zip(t) {
+                *y = if add { *y + t } else { t };
+            }
+        }
+    }
 }
 
 /// `y[rows of x, width] (+)= x w`, `x` up to 8 rows of `pairs`, `w` one panel.
@@ -117,7 +209,7 @@ fn tile_product(
     let rows = x.len() / pairs;
     assert!(rows <= ROWS && w.len() == pairs * PANEL && y.len() >= (rows - 1) * stride + width);
     #[cfg(target_arch = "x86_64")]
-    if native() {
+    if avx512bf16() {
         // SAFETY: the CPU has the instructions; the assert above bounds all three operands.
         unsafe {
             match rows {
@@ -214,18 +306,23 @@ mod tests {
     /// Ragged in every direction: tails of rows, columns and an odd K, adding and overwriting.
     #[test]
     fn equals_the_f64_product_of_the_rounded_operands() {
-        for (n, m, k) in [(1, 1, 1), (3, 47, 5), (8, 48, 16), (9, 49, 33), (200, 100, 258)] {
+        for (n, m, k) in [(1, 1, 1), (3, 47, 5), (32, 48, 32), (33, 49, 33), (600, 100, 258)] {
             let x: Vec<f32> = (0..n * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 31.0).collect();
             let w: Vec<f32> = (0..m * k).map(|i| ((i * 53 % 89) as f32 - 44.0) / 29.0).collect();
             let mut panels = Panels::zeros(m, k);
             w.chunks(k).enumerate().for_each(|(r, row)| panels.set_row(r, row));
-            let mut y = vec![f32::NAN; n * m];
-            panels.matmul(&mut y, &x, n, false);
-            panels.matmul(&mut y, &x, n, true);
             let r = |v: f32| bf16::from_f32(v).to_f64();
-            for (i, got) in y.iter().enumerate() {
-                let exact: f64 = (0..k).map(|t| 2.0 * r(x[i / m * k + t]) * r(w[i % m * k + t])).sum();
-                assert!((*got as f64 - exact).abs() < 1e-5 * k as f64, "[{n},{m},{k}] {i}: {got} {exact}");
+            for tiles in [Tiles::load, || None] {
+                let mut y = vec![f32::NAN; n * m];
+                panels.matmul_on(tiles, &mut y, &x, n, false);
+                panels.matmul_on(tiles, &mut y, &x, n, true);
+                for (i, got) in y.iter().enumerate() {
+                    let exact: f64 = (0..k).map(|t| 2.0 * r(x[i / m * k + t]) * r(w[i % m * k + t])).sum();
+                    assert!(
+                        (*got as f64 - exact).abs() < 1e-5 * k as f64,
+                        "[{n},{m},{k}] {i}: {got} {exact}"
+                    );
+                }
             }
         }
     }

@@ -199,25 +199,29 @@ pub fn matmul<T: Real>(
     }
 }
 
-/// `y[m, n] = alpha a[m, k] b[k, n]` for the small matrices of attention over short texts, where a blocked product
-/// spends its time on packing. All row-major with the given strides; `n` is a multiple of [`LANES`].
+/// `y[m, n] = alpha a[m, k] b[k, n]`, or `+=` where `add`, for the small matrices of attention over short texts,
+/// where a blocked product spends its time on packing. `y` and `b` are row-major with the given strides; `n` is a
+/// multiple of [`LANES`].
 #[inline(always)]
 pub fn small_matmul<T: Real>(
-    [m, k, n]: [usize; 3],
+    n: usize,
     alpha: T,
+    add: bool,
     (y, y_stride): (&mut [T], usize),
-    (a, a_stride): (&[T], usize),
+    a: Matrix<T>,
     (b, b_stride): (&[T], usize),
 ) {
+    let [m, _] = a.shape;
     for j in (0..n).step_by(LANES) {
         let mut i = 0;
         while i < m {
-            let (y, a) = (&mut y[i * y_stride + j..], &a[i * a_stride..]);
+            let (y, from) = (&mut y[i * y_stride + j..], &a.data[i * a.strides[0]..]);
+            let rows = Matrix { data: from, ..a };
             if m - i >= 8 {
-                small_tile::<T, 8>(k, alpha, (y, y_stride), (a, a_stride), (&b[j..], b_stride));
+                small_tile::<T, 8>(alpha, add, (y, y_stride), rows, (&b[j..], b_stride));
                 i += 8;
             } else {
-                small_tile::<T, 1>(k, alpha, (y, y_stride), (a, a_stride), (&b[j..], b_stride));
+                small_tile::<T, 1>(alpha, add, (y, y_stride), rows, (&b[j..], b_stride));
                 i += 1;
             }
         }
@@ -229,26 +233,26 @@ pub const LANES: usize = 16;
 
 #[inline(always)]
 fn small_tile<T: Real, const R: usize>(
-    k: usize,
     alpha: T,
+    add: bool,
     (y, y_stride): (&mut [T], usize),
-    (a, a_stride): (&[T], usize),
+    a: Matrix<T>,
     (b, b_stride): (&[T], usize),
 ) {
-    let mut sums = [[T::ZERO; LANES]; R];
-    for t in 0..k {
-        let row = &b[t * b_stride..][..LANES];
+    let (mut sums, [row, col]) = ([[T::ZERO; LANES]; R], a.strides);
+    for t in 0..a.shape[1] {
+        let b = &b[t * b_stride..][..LANES];
         for (r, sums) in sums.iter_mut().enumerate() {
-            let x = a[r * a_stride + t];
+            let x = a.data[r * row + t * col];
             for l in 0..LANES {
-                sums[l] += x * row[l];
+                sums[l] += x * b[l];
             }
         }
     }
     for (r, sums) in sums.iter().enumerate() {
-        let row = &mut y[r * y_stride..][..LANES];
+        let y = &mut y[r * y_stride..][..LANES];
         for l in 0..LANES {
-            row[l] = alpha * sums[l];
+            y[l] = if add { y[l] + alpha * sums[l] } else { alpha * sums[l] };
         }
     }
 }

@@ -1,5 +1,8 @@
 //! Where tensors live and what computes: the CPU today; the one place that holds `unsafe`.
 
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod amx;
 #[allow(unsafe_code)]
 pub mod bf16;
 #[allow(unsafe_code)]

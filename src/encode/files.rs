@@ -2,11 +2,13 @@
 
 use crate::device::DType;
 use crate::error::{Error, Result};
+use crate::format::chain::{self, Link};
 use crate::format::hf::{Checkpoint, RawTensor};
 use crate::format::peft::{Adapter, Pair};
+use crate::format::settings::Settings;
 use crate::model::config::Config;
 use crate::model::lora::Delta;
-use crate::model::weights::Source;
+use crate::model::weights::{Source, check};
 use crate::tensor::Raw;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,8 @@ pub struct ModelFiles {
     dir: PathBuf,
     /// The base weights.
     pub checkpoint: Checkpoint,
+    /// What is stacked on the bare model, by its record and by `--adapter`.
+    pub chain: Vec<Link>,
     deltas: Vec<BTreeMap<(usize, String), Delta>>,
 }
 
@@ -23,14 +27,22 @@ impl ModelFiles {
     /// Opens and checks everything against `config`; also gives warnings, one line each.
     pub fn open(dir: &Path, config: &Config, adapters: &[PathBuf]) -> Result<(ModelFiles, Vec<String>)> {
         let checkpoint = Checkpoint::open(dir)?;
+        let mut files =
+            ModelFiles { dir: dir.to_path_buf(), checkpoint, chain: Vec::new(), deltas: Vec::new() };
+        check(config, &files)?;
         let mut warnings = Vec::new();
-        let mut deltas = Vec::new();
+        let recorded = |folder: &Path| Ok(Settings::read(folder)?.and_then(|s| s.adapters));
+        files.chain = recorded(dir)?.unwrap_or_default();
         for folder in adapters {
             let adapter = Adapter::open(folder)?;
+            if let Some(below) = recorded(folder)? {
+                chain::check(folder, &below, &files.chain)?;
+            }
+            files.chain.push(Link::of(&adapter));
             warnings.extend(other_base(dir, config, &adapter));
-            deltas.push(fitting(config, adapter)?);
+            files.deltas.push(fitting(config, adapter)?);
         }
-        Ok((ModelFiles { dir: dir.to_path_buf(), checkpoint, deltas }, warnings))
+        Ok((files, warnings))
     }
 
     /// The element type of the checkpoint's large matrices.
@@ -94,36 +106,24 @@ fn other_base(dir: &Path, config: &Config, adapter: &Adapter) -> Option<String> 
 
 /// The adapter's pairs by place, each of the shape that `config` gives its projection.
 fn fitting(config: &Config, adapter: Adapter) -> Result<BTreeMap<(usize, String), Delta>> {
-    let dir = adapter.dir.clone();
+    let (dir, projections) = (adapter.dir.clone(), config.projections());
     let mut map = BTreeMap::new();
     for Pair { layer, module, rank, scale, a, b, inputs, outputs } in adapter.pairs {
-        let Some([m, k]) = projection(config, &module).filter(|_| layer < config.layers) else {
+        let Some(p) = projections.iter().find(|p| p.module == module && layer < config.layers) else {
             let what = format!(
                 "has {module} of layer {layer}, the model has {} layers and no such place",
                 config.layers
             );
             return Err(Error::file(dir, what));
         };
-        if [outputs, inputs] != [m, k] {
+        if [outputs, inputs] != [p.rows, p.cols] {
             let what = format!(
-                "{module} of layer {layer} is for a [{outputs}, {inputs}] weight, the model's is [{m}, {k}]"
+                "{module} of layer {layer} is for a [{outputs}, {inputs}] weight, the model's is [{}, {}]",
+                p.rows, p.cols
             );
             return Err(Error::file(dir, what));
         }
         map.insert((layer, module), Delta { scale, rank, a, b });
     }
     Ok(map)
-}
-
-/// `[M, K]` of a projection.
-fn projection(config: &Config, module: &str) -> Option<[usize; 2]> {
-    let (c, f, h) = (config.width, config.feed_forward, config.heads);
-    match module {
-        "q_proj" => Some([h.query * h.width, c]),
-        "k_proj" | "v_proj" => Some([h.key * h.width, c]),
-        "o_proj" => Some([c, h.query * h.width]),
-        "gate_proj" | "up_proj" => Some([f, c]),
-        "down_proj" => Some([c, f]),
-        _ => None,
-    }
 }

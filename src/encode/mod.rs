@@ -2,21 +2,22 @@
 
 pub mod files;
 pub mod setup;
+pub mod texts;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
-use crate::model::llama::forward;
+use crate::model::llama::Decoder;
 use crate::model::rope::RopeTables;
 use crate::model::state::{Keep, State};
 use crate::model::weights::{Storage, Weights};
 use crate::ops::l2norm::l2norm_fwd;
-use crate::ops::pool::{Pooling, pool_fwd};
+use crate::ops::pool::pool_fwd;
 use crate::tensor::Tensor;
-use crate::text::pack::pack;
+use crate::text::pack::{Pack, pack};
 use crate::text::prompt::Prompt;
-use setup::{Options, PoolingMode, Setup};
+use setup::{Options, Setup};
 
 /// Everything that is allocated, once.
 pub struct Buffers {
@@ -121,28 +122,16 @@ impl Encoder {
     fn run(&mut self, batch: &[&Prompt]) -> Result<&Tensor> {
         let Encoder { setup, buffers } = self;
         let Buffers { weights, rope, state, pooled, unit, norm, spans } = buffers;
-        let mut ids = Vec::new();
-        let mut starts = vec![0];
-        let mut pooled_rows = Vec::with_capacity(2 * batch.len());
-        for prompt in batch {
-            let span = pooled_span(setup, prompt)?;
-            pooled_rows.extend([(ids.len() + span.start) as i32, (ids.len() + span.end) as i32]);
-            ids.extend(prompt.ids.iter().map(|&id| id as i32));
-            starts.push(ids.len() as i32);
-        }
+        let spans_of = batch.iter().map(|p| Ok((p.ids.as_slice(), setup.span(p)?)));
+        let pack = Pack::new(spans_of.collect::<Result<Vec<_>>>()?);
         let device: &Device = &setup.device;
-        state.set_batch(&ids, &starts)?;
+        state.set_batch(&pack.ids, &pack.starts)?;
         spans.set_rows(batch.len())?;
-        spans.host_mut()?.copy_from_slice(&pooled_rows);
+        spans.host_mut()?.copy_from_slice(&pack.spans);
         pooled.set_rows(batch.len())?;
-        forward(device, &setup.config, weights, rope, state, setup.mask)?;
-        let pooling = match setup.pooling {
-            PoolingMode::Mean => Pooling::Mean,
-            PoolingMode::WeightedMean => Pooling::WeightedMean,
-            PoolingMode::Last | PoolingMode::Eos => Pooling::Last,
-            PoolingMode::Bos => Pooling::First,
-        };
-        pool_fwd(device, pooled, &state.hidden, spans, pooling)?;
+        let (config, mask) = (&setup.config, setup.mask);
+        Decoder { device, config, weights, rope, mask, noise: None }.forward(state)?;
+        pool_fwd(device, pooled, &state.hidden, spans, setup.pooling.op())?;
         if !setup.normalize {
             return Ok(pooled);
         }
@@ -151,26 +140,4 @@ impl Encoder {
         l2norm_fwd(device, unit, norm, pooled, 1e-12)?;
         Ok(unit)
     }
-}
-
-/// The rows of a prompt that its vector is made from.
-fn pooled_span(setup: &Setup, prompt: &Prompt) -> Result<std::ops::Range<usize>> {
-    let all = 0..prompt.ids.len();
-    let span = match setup.pooling {
-        PoolingMode::Eos => all,
-        PoolingMode::Bos => {
-            let bos = setup.prompter.tokenizer().bos_id();
-            if bos.is_none() || prompt.ids.first().copied() != bos {
-                let what = "--pooling bos: the tokenizer puts no BOS token first; use another pooling";
-                return Err(Error::Unsupported(what.into()));
-            }
-            all
-        }
-        _ if setup.pool_all => all,
-        _ => prompt.text.clone(),
-    };
-    if span.is_empty() {
-        return Err(Error::Unsupported("a text without tokens has nothing to pool".into()));
-    }
-    Ok(span)
 }

@@ -10,7 +10,8 @@ use crate::memory::Arena;
 use crate::model::config::{Attention, Config, Family};
 use crate::model::weights::Storage;
 use crate::ops::attention::Mask;
-use crate::text::prompt::{Compat, Limits, Prompter};
+use crate::ops::pool::Pooling;
+use crate::text::prompt::{Compat, Limits, Prompt, Prompter};
 use crate::text::reference::eos_text;
 use crate::text::template::Template;
 use crate::text::tokenizer::Tokenizer;
@@ -43,6 +44,16 @@ impl PoolingMode {
             _ => {
                 Err(Error::Usage(format!("pooling `{name}`: expected mean, weighted-mean, last, eos or bos")))
             }
+        }
+    }
+
+    /// The op's name.
+    pub fn op(self) -> Pooling {
+        match self {
+            PoolingMode::Mean => Pooling::Mean,
+            PoolingMode::WeightedMean => Pooling::WeightedMean,
+            PoolingMode::Last | PoolingMode::Eos => Pooling::Last,
+            PoolingMode::Bos => Pooling::First,
         }
     }
 
@@ -206,6 +217,28 @@ impl Setup {
         })
     }
 
+    /// The rows of a prompt that its vector is made from.
+    pub fn span(&self, prompt: &Prompt) -> Result<std::ops::Range<usize>> {
+        let all = 0..prompt.ids.len();
+        let span = match self.pooling {
+            PoolingMode::Eos => all,
+            PoolingMode::Bos => {
+                let bos = self.prompter.tokenizer().bos_id();
+                if bos.is_none() || prompt.ids.first().copied() != bos {
+                    let what = "--pooling bos: the tokenizer puts no BOS token first; use another pooling";
+                    return Err(Error::Unsupported(what.into()));
+                }
+                all
+            }
+            _ if self.pool_all => all,
+            _ => prompt.text.clone(),
+        };
+        if span.is_empty() {
+            return Err(Error::Unsupported("a text without tokens has nothing to pool".into()));
+        }
+        Ok(span)
+    }
+
     /// What would be allocated, counted on a planning arena.
     pub fn plan(&self) -> Arena {
         let mut arena = Arena::planning(&self.device);
@@ -213,7 +246,7 @@ impl Setup {
         arena
     }
 
-    /// These settings as `llm2vec_config.json` records them.
+    /// These settings, and what is stacked here, as `llm2vec_config.json` records them.
     pub fn settings(&self) -> Settings {
         let attention = match self.attention {
             Attention::Full => "full",
@@ -228,6 +261,7 @@ impl Setup {
             template: Some(self.template.into()),
             attention: Some(attention.into()),
             normalize: Some(self.normalize),
+            adapters: Some(self.files.chain.clone()),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Files that appear under their final name only when they are whole: written beside the target, synced, renamed.
+//! Files and folders that appear under their final name only when they are whole: written beside the target, synced, renamed.
 
 use std::{fs, io::Write, path::Path};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
 
@@ -64,4 +64,26 @@ pub(crate) fn write_json(target: &Path, value: &impl serde::Serialize) -> Result
     let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::file(target, e.to_string()))?;
     text.push('\n');
     write(target, text.as_bytes())
+}
+
+/// An empty temporary folder in `parent`, removed with all in it when dropped before [`publish_folder`].
+pub(crate) fn folder_in(parent: &Path, prefix: &str) -> Result<TempDir> {
+    let folder =
+        tempfile::Builder::new().prefix(prefix).tempdir_in(parent).map_err(|e| Error::io(parent, e))?;
+    #[cfg(unix)]
+    {
+        // A temporary folder is private to its user; the result is an ordinary one.
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(folder.path(), mode).map_err(|e| Error::io(folder.path(), e))?;
+    }
+    Ok(folder)
+}
+
+/// Gives the folder, whose files are synced, its name, which nothing else may have.
+pub(crate) fn publish_folder(temp: TempDir, target: &Path) -> Result<()> {
+    sync_folder(&temp.path().join("."))?;
+    fs::rename(temp.path(), target).map_err(|e| Error::io(target, e))?;
+    let _ = temp.keep(); // it has its final name: nothing to remove
+    sync_folder(target)
 }

@@ -1,6 +1,7 @@
 //! Model folders as Hugging Face tools write them: JSON files and safetensors, whole or in shards.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     ops::Range,
     path::{Component, Path, PathBuf},
@@ -308,6 +309,32 @@ fn promised_bytes(bytes: &[u8]) -> Option<u64> {
     let json: Value = serde_json::from_slice(bytes.get(8..end)?).ok()?;
     let ends = json.as_object()?.values().filter_map(|t| t.get("data_offsets")?.get(1)?.as_u64());
     ends.max().unwrap_or(0).checked_add(header)?.checked_add(8)
+}
+
+/// An f32 tensor that becomes bytes when the writer asks for it.
+pub struct Floats<'a> {
+    /// The extents, outermost first.
+    pub shape: Vec<usize>,
+    /// The elements, C order.
+    pub values: &'a [f32],
+}
+
+impl View for Floats<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
+    }
 }
 
 /// Writes a safetensors file, one tensor at a time: `View::data` may make its bytes when it is asked for them.

@@ -1,7 +1,6 @@
 //! LoRA adapters as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::{
-    borrow::Cow,
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
@@ -12,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     atomic,
-    hf::{Checkpoint, RawTensor, read_json, write_safetensors},
+    hf::{Checkpoint, Floats, RawTensor, read_json, write_safetensors},
 };
 use crate::error::{Error, Result};
 
@@ -155,7 +154,7 @@ impl Keys<'_> {
 }
 
 /// A value short enough for one line of error.
-fn brief(value: &Value) -> String {
+pub(crate) fn brief(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() > 60 { text.chars().take(57).chain("...".chars()).collect() } else { text }
 }
@@ -423,30 +422,6 @@ fn floats(path: &Path, tensor: &RawTensor<'_>) -> Result<Vec<f32>> {
     }
 }
 
-/// An f32 matrix that becomes bytes when the writer asks for it.
-struct Matrix<'a> {
-    shape: [usize; 2],
-    values: &'a [f32],
-}
-
-impl safetensors::View for Matrix<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
-    }
-
-    fn data_len(&self) -> usize {
-        size_of_val(self.values)
-    }
-}
-
 /// Writes `adapter` into the folder `dir` as PEFT's own files, tensors as f32.
 pub fn save(dir: &Path, adapter: &Adapter) -> Result<()> {
     let mut tensors = Vec::with_capacity(2 * adapter.pairs.len());
@@ -468,10 +443,14 @@ pub fn save(dir: &Path, adapter: &Adapter) -> Result<()> {
             return Err(Error::Shape { op: "peft::save", what });
         }
         let key = format!("base_model.model.layers.{}.{part}.{}", pair.layer, pair.module);
-        tensors
-            .push((format!("{key}.lora_A.weight"), Matrix { shape: [rank, pair.inputs], values: &pair.a }));
-        tensors
-            .push((format!("{key}.lora_B.weight"), Matrix { shape: [pair.outputs, rank], values: &pair.b }));
+        tensors.push((
+            format!("{key}.lora_A.weight"),
+            Floats { shape: vec![rank, pair.inputs], values: &pair.a },
+        ));
+        tensors.push((
+            format!("{key}.lora_B.weight"),
+            Floats { shape: vec![pair.outputs, rank], values: &pair.b },
+        ));
     }
     let mut config = adapter.config.clone();
     if config.target_modules.is_empty() {

@@ -5,12 +5,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{atomic, hf::read_json};
+use super::{atomic, chain::Link, hf::read_json};
 use crate::error::{Error, Result};
 
 const FILE: &str = "llm2vec_config.json";
 
-/// `llm2vec_config.json`: the reference's four keys and three of ours. What is `None` is not written.
+/// `llm2vec_config.json`: the reference's four keys and four of ours. What is `None` is not written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Which hidden states make the vector.
@@ -34,6 +34,10 @@ pub struct Settings {
     /// Whether vectors are scaled to length 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalize: Option<bool>,
+    /// Beside an adapter: the adapters that it was trained on top of, from the model up. Beside a model: those that
+    /// were merged into it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<Vec<Link>>,
 }
 
 impl Settings {
@@ -75,6 +79,12 @@ impl Settings {
             template: text("template")?,
             attention: text("attention")?,
             normalize: flag("normalize")?,
+            adapters: match json.get("adapters") {
+                None | Some(Value::Null) => None,
+                Some(v) => Some(
+                    Vec::deserialize(v).map_err(|_| bad("adapters", r#"a list of {"name", "sha256"}"#))?,
+                ),
+            },
         }))
     }
 

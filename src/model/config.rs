@@ -73,6 +73,21 @@ pub struct Config {
     pub name: String,
 }
 
+/// One linear map of a block, as the checkpoint holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Projection {
+    /// `self_attn` or `mlp`.
+    pub group: &'static str,
+    /// `q_proj` … `down_proj`.
+    pub module: &'static str,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Whether it has one.
+    pub bias: bool,
+}
+
 /// The attention that `--attention` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attention {
@@ -136,6 +151,22 @@ impl Config {
                 "--attention window: config.json has no sliding_window; use full or causal".into(),
             )),
         }
+    }
+
+    /// The seven projections of a block.
+    pub fn projections(&self) -> [Projection; 7] {
+        let (c, f, h) = (self.width, self.feed_forward, self.heads);
+        let (q, kv) = (h.query * h.width, h.key * h.width);
+        [
+            ("self_attn", "q_proj", q, c, self.qkv_bias),
+            ("self_attn", "k_proj", kv, c, self.qkv_bias),
+            ("self_attn", "v_proj", kv, c, self.qkv_bias),
+            ("self_attn", "o_proj", c, q, self.o_bias),
+            ("mlp", "gate_proj", f, c, false),
+            ("mlp", "up_proj", f, c, false),
+            ("mlp", "down_proj", c, f, false),
+        ]
+        .map(|(group, module, rows, cols, bias)| Projection { group, module, rows, cols, bias })
     }
 
     /// Parameters of the body (embedding, layers, final norm), head excluded.

@@ -1,63 +1,190 @@
-//! The Llama forward: a list of op calls, written once for every device.
+//! The Llama decoder: forward and backward as lists of op calls, written once for every device.
 
 use crate::device::Device;
 use crate::error::Result;
 use crate::model::config::Config;
+use crate::model::grads::{Grads, LayerGrads, LoraGrads, Scratch};
 use crate::model::lora::Stack;
 use crate::model::rope::RopeTables;
 use crate::model::state::{Saved, State};
-use crate::model::weights::{Layer, Linear, Weights};
-use crate::ops::attention::{Mask, attention_fwd};
+use crate::model::weights::{Linear, Weights};
+use crate::ops::attention::{Mask, attention_bwd, attention_fwd};
+use crate::ops::dropout::Dropout;
 use crate::ops::embed::embed_fwd;
-use crate::ops::lora_linear::lora_linear_fwd;
-use crate::ops::rmsnorm::rmsnorm_fwd;
-use crate::ops::rope::rope_fwd;
-use crate::ops::swiglu::swiglu_fwd;
-use crate::tensor::Tensor;
+use crate::ops::lora_linear::{self, lora_linear_bwd, lora_linear_fwd};
+use crate::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
+use crate::ops::rope::{rope_bwd, rope_fwd};
+use crate::ops::swiglu::{swiglu_bwd, swiglu_fwd};
+use crate::tensor::{Tensor, refuse};
 
-/// Runs the batch in `state` through the decoder; `state.hidden` holds the result after the final norm.
-pub fn forward(
-    device: &Device,
-    config: &Config,
-    weights: &Weights,
-    rope: &RopeTables,
-    state: &mut State,
-    mask: Mask,
-) -> Result<()> {
-    embed_fwd(device, &mut state.streams[0], &weights.embed, &state.ids)?;
-    for (i, layer) in weights.layers.iter().enumerate() {
-        block_fwd(device, config, layer, rope, state, i, mask)?;
-    }
-    let last = config.layers % state.streams.len();
-    let State { streams, hidden, rstd, .. } = state;
-    rmsnorm_fwd(device, hidden, rstd, &streams[last], &weights.norm, config.norm_eps)
+/// What a training forward draws, and its backward draws again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Noise {
+    /// Dropout of attention probabilities.
+    pub attention: f64,
+    /// Dropout of the adapters' inputs.
+    pub lora: f64,
+    /// Of the run.
+    pub seed: u64,
+    /// Of the optimiser.
+    pub step: u32,
+    /// Tokens of this step before this pack.
+    pub first: u64,
 }
 
-/// Block `i`: reads the stream before it, writes the stream after it.
-fn block_fwd(
-    device: &Device,
-    config: &Config,
-    w: &Layer,
-    rope: &RopeTables,
-    state: &mut State,
-    i: usize,
-    mask: Mask,
-) -> Result<()> {
-    let State { streams, saved, positions, starts, .. } = state;
-    let (before, after) = adjacent(streams, i);
-    let at = i % saved.len();
-    let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = &mut saved[at];
-    let [xa_qkv, xa_o, xa_gate_up, xa_down] = xa;
-    let (heads, eps) = (config.heads, config.norm_eps);
-    rmsnorm_fwd(device, h, rstd, before, &w.attention_norm, eps)?; //              1 h         <- before
-    linear(device, qkv, xa_qkv, h, &w.qkv, None)?; //                                  2 qkv       <- h
-    rope_fwd(device, qkv, &rope.cos, &rope.sin, positions, heads)?; //             3 qkv       <- qkv
-    attention_fwd(device, attention, lse, qkv, starts, heads, mask)?; //           4 attention <- qkv
-    linear(device, middle, xa_o, attention, &w.o, Some(before))?; //                 5 middle    <- before, attention
-    rmsnorm_fwd(device, h2, rstd2, middle, &w.mlp_norm, eps)?; //                  6 h2        <- middle
-    linear(device, gate_up, xa_gate_up, h2, &w.gate_up, None)?; //                         7 gate_up   <- h2
-    swiglu_fwd(device, act, gate_up)?; //                                          8 act       <- gate_up
-    linear(device, after, xa_down, act, &w.down, Some(middle)) //                       9 after     <- middle, act
+impl Noise {
+    /// The dropout at a place of block `layer`, if its rate is not 0.
+    fn at(noise: Option<&Noise>, layer: usize, place: Place) -> Option<Dropout> {
+        let n = noise?;
+        let rate = if place == Place::Attention { n.attention } else { n.lora };
+        let site = 8 * layer as u32 + place as u32;
+        (rate != 0.0).then_some(Dropout { rate, seed: n.seed, step: n.step, site, first: n.first })
+    }
+}
+
+/// Places of dropout in a block.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Qkv,
+    Attention,
+    O,
+    GateUp,
+    Down,
+}
+
+/// A model and how it is run: what forward and backward both need to know.
+#[derive(Clone, Copy)]
+pub struct Decoder<'a> {
+    /// Where to compute.
+    pub device: &'a Device,
+    /// The shape of the model.
+    pub config: &'a Config,
+    /// Its weights.
+    pub weights: &'a Weights,
+    /// Its angles.
+    pub rope: &'a RopeTables,
+    /// Who attends to whom.
+    pub mask: Mask,
+    /// Dropout; `None` outside training.
+    pub noise: Option<&'a Noise>,
+}
+
+impl Decoder<'_> {
+    /// Runs the batch in `state` through the decoder; `state.hidden` holds the result after the final norm.
+    pub fn forward(&self, state: &mut State) -> Result<()> {
+        embed_fwd(self.device, &mut state.streams[0], &self.weights.embed, &state.ids)?;
+        for i in 0..self.config.layers {
+            self.block_fwd(state, i)?;
+        }
+        let last = self.config.layers % state.streams.len();
+        let State { streams, hidden, rstd, .. } = state;
+        rmsnorm_fwd(self.device, hidden, rstd, &streams[last], &self.weights.norm, self.config.norm_eps)
+    }
+
+    /// Adds to `grads` what the gradient of `state.hidden`, given in `scratch.h`, says about every adapter.
+    ///
+    /// `state` is as the forward of the same batch and noise left it, with [`Keep::All`] or [`Keep::Streams`].
+    /// Nothing flows into the embedding, which is frozen.
+    pub fn backward(&self, grads: &mut Grads, scratch: &mut Scratch, state: &mut State) -> Result<()> {
+        if state.streams.len() != self.config.layers + 1 {
+            return refuse(
+                "backward",
+                "the forward kept no streams; plan its state with Keep::Streams or All".into(),
+            );
+        }
+        let Scratch { stream, h, .. } = scratch;
+        let (stream, w) = (&mut stream[0], &self.weights.norm);
+        rmsnorm_bwd(self.device, stream, h, None, &state.streams[self.config.layers], w, &state.rstd)?;
+        for i in (0..self.config.layers).rev() {
+            if state.saved.len() == 1 && i + 1 < self.config.layers {
+                self.block_fwd(state, i)?;
+            }
+            self.block_bwd(&mut grads.layers[i], scratch, state, i)?;
+        }
+        Ok(())
+    }
+
+    /// Block `i`: reads the stream before it, writes the stream after it.
+    fn block_fwd(&self, state: &mut State, i: usize) -> Result<()> {
+        let State { streams, saved, positions, starts, .. } = state;
+        let (before, after) = adjacent(streams, i);
+        let at = i % saved.len();
+        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = &mut saved[at];
+        let [xa_qkv, xa_o, xa_gate_up, xa_down] = xa;
+        let (d, w, heads, eps) =
+            (self.device, &self.weights.layers[i], self.config.heads, self.config.norm_eps);
+        let drop = |place| Noise::at(self.noise, i, place);
+        rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps)?; //                           1 h         <- before
+        linear_fwd(d, qkv, xa_qkv, h, &w.qkv, None, drop(Place::Qkv))?; //                            2 qkv       <- h
+        rope_fwd(d, qkv, &self.rope.cos, &self.rope.sin, positions, heads)?; //                3 qkv       <- qkv
+        attention_fwd(d, attention, Some(lse), qkv, starts, heads, self.mask, drop(Place::Attention))?; //  4 attention <- qkv
+        linear_fwd(d, middle, xa_o, attention, &w.o, Some(before), drop(Place::O))?; //               5 middle    <- before, attention
+        rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                               6 h2        <- middle
+        linear_fwd(d, gate_up, xa_gate_up, h2, &w.gate_up, None, drop(Place::GateUp))?; //           7 gate_up   <- h2
+        swiglu_fwd(d, act, gate_up)?; //                                                       8 act       <- gate_up
+        linear_fwd(d, after, xa_down, act, &w.down, Some(middle), drop(Place::Down)) //               9 after     <- middle, act
+    }
+
+    /// Block `i` read upwards: `scratch.stream[0]` holds the gradient of the stream after it, then of the one before.
+    fn block_bwd(
+        &self,
+        grads: &mut LayerGrads,
+        scratch: &mut Scratch,
+        state: &State,
+        i: usize,
+    ) -> Result<()> {
+        let State { streams, saved, positions, starts, .. } = state;
+        let before = &streams[i];
+        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } =
+            &saved[i % saved.len()];
+        let Scratch {
+            stream,
+            h: dh,
+            qkv: dqkv,
+            attention: dattention,
+            gate_up: dgate_up,
+            act: dact,
+            xa: dxa,
+        } = scratch;
+        let [d_outer, d_middle] = stream;
+        let (d, w, heads) = (self.device, &self.weights.layers[i], self.config.heads);
+        let drop = |place| Noise::at(self.noise, i, place);
+        let LayerGrads { qkv: g_qkv, o: g_o, gate_up: g_gate_up, down: g_down } = grads;
+        linear_bwd(d, Some(dact), g_down, &mut dxa[3], d_outer, act, &xa[3], &w.down, drop(Place::Down))?; //            9
+        swiglu_bwd(d, dgate_up, dact, gate_up)?; //                                                               8
+        linear_bwd(
+            d,
+            Some(dh),
+            g_gate_up,
+            &mut dxa[2],
+            dgate_up,
+            h2,
+            &xa[2],
+            &w.gate_up,
+            drop(Place::GateUp),
+        )?; //     7
+        rmsnorm_bwd(d, d_middle, dh, Some(d_outer), middle, &w.mlp_norm, rstd2)?; //                              6
+        linear_bwd(d, Some(dattention), g_o, &mut dxa[1], d_middle, attention, &xa[1], &w.o, drop(Place::O))?; //        5
+        attention_bwd(
+            d,
+            dqkv,
+            dattention,
+            attention,
+            lse,
+            qkv,
+            starts,
+            heads,
+            self.mask,
+            drop(Place::Attention),
+        )?; //   4
+        rope_bwd(d, dqkv, &self.rope.cos, &self.rope.sin, positions, heads)?; //                                  3
+        let dx = (i > 0).then_some(&mut *dh);
+        linear_bwd(d, dx, g_qkv, &mut dxa[0], dqkv, h, &xa[0], &w.qkv, drop(Place::Qkv))?; //                            2
+        if i == 0 {
+            return Ok(());
+        }
+        rmsnorm_bwd(d, d_outer, dh, Some(d_middle), before, &w.attention_norm, rstd) //                           1
+    }
 }
 
 /// The streams before and after block `i`; with two streams they take turns.
@@ -72,14 +199,33 @@ fn adjacent(streams: &mut [Tensor], i: usize) -> (&Tensor, &mut Tensor) {
     }
 }
 
-fn linear(
+fn linear_fwd(
     device: &Device,
     y: &mut Tensor,
     xa: &mut Tensor,
     x: &Tensor,
     w: &Linear,
     residual: Option<&Tensor>,
+    dropout: Option<Dropout>,
 ) -> Result<()> {
     let lora = w.lora.as_ref().map(Stack::view);
-    lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual)
+    lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual, dropout)
+}
+
+/// Frozen weights have no gradient, so a projection without an adapter only passes `dy` on.
+#[allow(clippy::too_many_arguments)]
+fn linear_bwd(
+    device: &Device,
+    dx: Option<&mut Tensor>,
+    grads: &mut Option<LoraGrads>,
+    dxa: &mut Tensor,
+    dy: &Tensor,
+    x: &Tensor,
+    xa: &Tensor,
+    w: &Linear,
+    dropout: Option<Dropout>,
+) -> Result<()> {
+    let grads = grads.as_mut().map(|g| lora_linear::LoraGrads { a: &mut g.a, b: &mut g.b });
+    let lora = w.lora.as_ref().map(Stack::view);
+    lora_linear_bwd(device, dx, grads, Some(dxa), dy, x, Some(xa), &w.w, lora, dropout)
 }

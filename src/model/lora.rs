@@ -60,6 +60,22 @@ impl Stack {
         Stack { a, b, rows: rows.to_vec(), scales }
     }
 
+    /// A and B, for an optimiser.
+    pub fn factors_mut(&mut self) -> [&mut Tensor; 2] {
+        [&mut self.a, &mut self.b]
+    }
+
+    /// A `[R, K]` and B `[M, R]` of segment `s`, if it has an adapter.
+    pub fn segment(&self, s: usize) -> Option<(Vec<f32>, Vec<f32>)> {
+        let (rank, k) = (self.b.shape()[1], self.a.shape()[1]);
+        let first: usize = self.rows[..s].iter().sum();
+        let part =
+            |t: &Tensor, from: usize, n: usize| t.to_f64()[from..][..n].iter().map(|&x| x as f32).collect();
+        let a = part(&self.a, s * rank * k, rank * k);
+        let b = part(&self.b, first * rank, self.rows[s] * rank);
+        (self.scales[s] != 0.0).then_some((a, b))
+    }
+
     /// The op's view.
     pub fn view(&self) -> Lora<'_> {
         Lora { a: &self.a, b: &self.b, rows: &self.rows, scales: &self.scales }

@@ -20,7 +20,8 @@ impl RopeTables {
         let freqs = frequencies(config);
         let shape = [positions, freqs.len()];
         let mut tables = RopeTables { cos: arena.activation(&shape), sin: arena.activation(&shape) };
-        for p in 0..positions {
+        let filled = if arena.allocates() { positions } else { 0 };
+        for p in 0..filled {
             let angles = freqs.iter().map(|f| p as f64 * f);
             tables.cos.set_row(p, &angles.clone().map(|a| a.cos() as f32).collect::<Vec<_>>());
             tables.sin.set_row(p, &angles.map(|a| a.sin() as f32).collect::<Vec<_>>());

@@ -36,10 +36,12 @@ pub struct Saved {
 /// How much of a forward is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// Nothing: two streams and one [`Saved`] serve all layers.
+    /// Nothing: two streams and one [`Saved`] serve all layers. No backward can follow.
     Nothing,
-    /// The stream before every block and after the last.
+    /// The stream before every block and after the last: a backward computes each block anew.
     Streams,
+    /// Everything.
+    All,
 }
 
 /// The batch and every buffer of a forward, sized for `tokens` tokens in at most `sequences` sequences.
@@ -93,7 +95,9 @@ impl State {
         let streams = if keep == Keep::Nothing { 2 } else { config.layers + 1 };
         State {
             streams: (0..streams).map(|_| arena.activation(&[n, config.width])).collect(),
-            saved: vec![Saved::new(arena, config, n, rank)],
+            saved: (0..if keep == Keep::All { config.layers } else { 1 })
+                .map(|_| Saved::new(arena, config, n, rank))
+                .collect(),
             hidden: arena.activation(&[n, config.width]),
             rstd: arena.statistic(&[n]),
             ids: arena.tensor(DType::I32, &[n]),

@@ -47,7 +47,7 @@ pub struct Layer {
     pub down: Linear,
 }
 
-/// The decoder without its head.
+/// The decoder, and its head where one was asked for.
 #[derive(Clone, Debug)]
 pub struct Weights {
     /// [V, C]
@@ -56,6 +56,8 @@ pub struct Weights {
     pub layers: Vec<Layer>,
     /// [C]
     pub norm: Tensor,
+    /// [V, C] where it was asked for and is not `embed` itself
+    head: Option<Tensor>,
 }
 
 /// Where weights come from: a checkpoint, seen as named tensors and the deltas to merge into them.
@@ -114,6 +116,16 @@ impl Linear {
     }
 }
 
+impl Layer {
+    fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
+    }
+}
+
 impl Weights {
     /// Room for the weights of `config`.
     pub fn new(arena: &mut Arena, config: &Config, storage: Storage) -> Weights {
@@ -138,7 +150,20 @@ impl Weights {
                 down: Linear::new(arena, &[("down_proj", c)], f, false, storage),
             })
             .collect();
-        Weights { embed, layers, norm: arena.activation(&[c]) }
+        Weights { embed, layers, norm: arena.activation(&[c]), head: None }
+    }
+
+    /// Makes room for the head of `config`; a tied one is the embedding.
+    pub fn add_head(&mut self, arena: &mut Arena, config: &Config) {
+        if !config.tied {
+            arena.group("weights");
+            self.head = Some(arena.tensor(self.embed.dtype(), &[config.vocab, config.width]));
+        }
+    }
+
+    /// [V, C], the matrix that turns states into logits. [`Weights::add_head`] comes first.
+    pub fn head(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embed)
     }
 
     /// Fills every tensor from `source`, deltas merged in f32 and rounded once.
@@ -147,13 +172,11 @@ impl Weights {
     pub fn load(&mut self, config: &Config, source: &impl Source) -> Result<()> {
         use rayon::prelude::*;
         let c = config.width;
-        // A tied checkpoint may hold its one matrix under either name.
-        let table = match source.tensor("model.embed_tokens.weight") {
-            Err(_) if config.tied => "lm_head.weight",
-            _ => "model.embed_tokens.weight",
-        };
-        read_rows(source, table, &[config.vocab, c], |row, v| self.embed.set_row(row, v))?;
+        read_rows(source, table(config, source), &[config.vocab, c], |row, v| self.embed.set_row(row, v))?;
         read_rows(source, "model.norm.weight", &[c], |_, v| self.norm.set_row(0, v))?;
+        if let Some(head) = &mut self.head {
+            read_rows(source, "lm_head.weight", &[config.vocab, c], |row, v| head.set_row(row, v))?;
+        }
         self.layers.par_iter_mut().enumerate().try_for_each(|(i, layer)| {
             let norm = |which: &str| format!("model.layers.{i}.{which}_layernorm.weight");
             read_rows(source, &norm("input"), &[c], |_, v| layer.attention_norm.set_row(0, v))?;
@@ -162,6 +185,28 @@ impl Weights {
             layer.o.load(source, i, "self_attn")?;
             layer.gate_up.load(source, i, "mlp")?;
             layer.down.load(source, i, "mlp")
+        })
+    }
+
+    /// Every live adapter matrix, by layer; qkv, o, gate_up, down; A before B.
+    pub fn trained_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.layers
+            .iter_mut()
+            .flat_map(Layer::linears_mut)
+            .filter_map(|w| w.lora.as_mut())
+            .flat_map(Stack::factors_mut)
+    }
+
+    /// The live adapter, projection by projection: layer, module, A `[R, K]` and B `[M, R]`.
+    pub fn adapter(&self) -> impl Iterator<Item = (usize, &'static str, Vec<f32>, Vec<f32>)> {
+        self.layers.iter().enumerate().flat_map(move |(i, layer)| {
+            layer.linears().into_iter().flat_map(move |linear| {
+                let segment = move |(s, &(module, _)): (usize, &(&'static str, usize))| {
+                    let (a, b) = linear.lora.as_ref()?.segment(s)?;
+                    Some((i, module, a, b))
+                };
+                linear.parts.iter().enumerate().filter_map(segment)
+            })
         })
     }
 
@@ -175,11 +220,49 @@ impl Weights {
     ) {
         arena.group("lora");
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            for linear in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
+            for linear in layer.linears_mut() {
                 linear.attach(arena, rank, |module| delta(i, module));
             }
         }
     }
+}
+
+/// Refuses a checkpoint that lacks a tensor of `config`, or holds one of another shape, before anything is sized by
+/// either: a configuration that claims more than its checkpoint holds is not believed.
+pub fn check(config: &Config, source: &impl Source) -> Result<()> {
+    let c = config.width;
+    of_shape(source, table(config, source), &[config.vocab, c])?;
+    of_shape(source, "model.norm.weight", &[c])?;
+    for i in 0..config.layers {
+        for norm in ["input", "post_attention"] {
+            of_shape(source, &format!("model.layers.{i}.{norm}_layernorm.weight"), &[c])?;
+        }
+        for p in config.projections() {
+            let name = format!("model.layers.{i}.{}.{}", p.group, p.module);
+            of_shape(source, &format!("{name}.weight"), &[p.rows, p.cols])?;
+            if p.bias {
+                of_shape(source, &format!("{name}.bias"), &[p.rows])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The name of the embedding: a tied checkpoint may hold its one matrix under either.
+fn table(config: &Config, source: &impl Source) -> &'static str {
+    match source.tensor("model.embed_tokens.weight") {
+        Err(_) if config.tied => "lm_head.weight",
+        _ => "model.embed_tokens.weight",
+    }
+}
+
+fn of_shape<'a>(source: &'a impl Source, name: &str, shape: &[usize]) -> Result<Raw<'a>> {
+    let raw = source.tensor(name)?;
+    if raw.shape == shape {
+        return Ok(raw);
+    }
+    let what = format!("{} is {:?}, expected {shape:?} by config.json", raw.name, raw.shape);
+    Err(Error::Shape { op: "weights", what })
 }
 
 /// Gives `each` every row of a tensor (a vector is one row), widened, after checking shape and finiteness.
@@ -189,11 +272,7 @@ fn read_rows(
     shape: &[usize],
     mut each: impl FnMut(usize, &mut [f32]),
 ) -> Result<()> {
-    let raw = source.tensor(name)?;
-    if raw.shape != shape {
-        let what = format!("{} is {:?}, expected {shape:?} by config.json", raw.name, raw.shape);
-        return Err(Error::Shape { op: "weights", what });
-    }
+    let raw = of_shape(source, name, shape)?;
     let cols = shape[shape.len() - 1];
     let mut values = vec![0.0; cols];
     for row in 0..shape.iter().product::<usize>() / cols {

@@ -1,8 +1,9 @@
 //! attention: softmax(q kᵀ / sqrt(D)) v over packed sequences, under an explicit mask.
 
 use crate::device::Device;
-use crate::device::cpu::{LANES, Matrix, Real, matmul, simd, small_matmul};
+use crate::device::cpu::{LANES, Matrix, Real, dot, matmul, simd, small_matmul};
 use crate::error::Result;
+use crate::ops::dropout::Dropout;
 use crate::tensor::{Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -64,51 +65,75 @@ impl Heads {
     }
 }
 
-/// `out[i,h] = sum_j p_ij v[j,g]`, `p = softmax_j(q[i,h] · k[j,g] / sqrt(D))` over the keys that `mask` shows,
+/// `out[i,h] = sum_j drop(p_ij) v[j,g]`, `p = softmax_j(q[i,h] · k[j,g] / sqrt(D))` over the keys that `mask` shows,
 /// `lse[i,h]` the log of the softmax's denominator.
 ///
 /// | operand  | shape           | dtype      | role                                             |
 /// |----------|-----------------|------------|--------------------------------------------------|
 /// | `out`    | [N, H D]        | activation | overwritten                                      |
-/// | `lse`    | [N, H]          | statistic  | overwritten                                      |
+/// | `lse`    | [N, H]          | statistic  | overwritten; `None` where no backward follows    |
 /// | `qkv`    | [N, (H + 2G) D] | activation | read                                             |
 /// | `starts` | [B + 1]         | i32        | read: first row of each sequence, then N; rising |
 ///
-/// Errors if a shape does not fit or `starts` does not rise from 0 to N.
+/// Plane h of the dropout mask is head h's, its column the key's position in its sequence. Errors if a shape does not
+/// fit or `starts` does not rise from 0 to N.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped heads from Ainslie et al. 2023, arXiv:2305.13245.
+#[allow(clippy::too_many_arguments)]
 pub fn attention_fwd(
     device: &Device,
     out: &mut Tensor,
-    lse: &mut Tensor,
+    lse: Option<&mut Tensor>,
     qkv: &Tensor,
     starts: &Tensor,
     heads: Heads,
     mask: Mask,
+    dropout: Option<Dropout>,
 ) -> Result<()> {
-    let operands =
-        [("qkv", qkv, "N Q"), ("out", &*out, "N O"), ("lse", &*lse, "N H"), ("starts", starts, "S")];
-    let [n, q, o, h, _] = dims("attention_fwd", ["N", "Q", "O", "H", "S"], &operands)?;
-    heads.check("attention_fwd", q)?;
-    if o != heads.query * heads.width || h != heads.query {
-        return refuse(
-            "attention_fwd",
-            format!("out is [{n}, {o}] and lse [{n}, {h}], expected H D and H columns"),
-        );
-    }
-    if matches!(mask, Mask::Window(0) | Mask::CausalWindow(0)) {
-        return refuse("attention_fwd", "a window of 0 shows no key; expected at least 1".into());
-    }
-    let starts = starts.host::<i32>()?;
-    let rising = starts.windows(2).all(|w| w[0] < w[1]);
-    if !rising || starts.first() != Some(&0) || starts.last() != Some(&(n as i32)) {
-        return refuse("attention_fwd", format!("starts must rise strictly from 0 to N = {n}"));
-    }
+    let mut operands = vec![("qkv", qkv, "N Q"), ("out", &*out, "N O"), ("starts", starts, "S")];
+    operands.extend(lse.as_deref().map(|lse| ("lse", lse, "N H")));
+    let starts = contract("attention_fwd", &operands, starts, heads, mask, dropout)?;
+    let rule = Rule { heads, mask, dropout: dropout.map(|d| (d, d.key())) };
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
-            cpu_fwd::<R>(out.host_mut()?, lse.host_mut()?, qkv.host()?, starts, heads, mask)
+            let lse = lse.map(Tensor::host_mut::<R>).transpose()?;
+            cpu_fwd::<R>(out.host_mut()?, lse, qkv.host()?, starts, rule)
         }),
     }
     Ok(())
+}
+
+/// Checks what both directions share; gives the sequences.
+fn contract<'a>(
+    op: &'static str,
+    operands: &[(&str, &Tensor, &str)],
+    starts: &'a Tensor,
+    heads: Heads,
+    mask: Mask,
+    dropout: Option<Dropout>,
+) -> Result<&'a [i32]> {
+    let [n, q, o, h, _] = dims(op, ["N", "Q", "O", "H", "S"], operands)?;
+    heads.check(op, q)?;
+    if o != heads.query * heads.width || ![0, heads.query].contains(&h) {
+        return refuse(op, format!("out is [{n}, {o}] and lse [{n}, {h}], expected H D and H columns"));
+    }
+    if matches!(mask, Mask::Window(0) | Mask::CausalWindow(0)) {
+        return refuse(op, "a window of 0 shows no key; expected at least 1".into());
+    }
+    Dropout::check(dropout, op)?;
+    let starts = starts.host::<i32>()?;
+    let rising = starts.windows(2).all(|w| w[0] < w[1]);
+    if !rising || starts.first() != Some(&0) || starts.last() != Some(&(n as i32)) {
+        return refuse(op, format!("starts must rise strictly from 0 to N = {n}"));
+    }
+    Ok(starts)
+}
+
+/// What every task needs to know; the dropout comes with its key.
+#[derive(Clone, Copy)]
+struct Rule {
+    heads: Heads,
+    mask: Mask,
+    dropout: Option<(Dropout, [u32; 2])>,
 }
 
 /// Query rows that one task takes: the scores of a block against a long text stay in cache.
@@ -119,12 +144,12 @@ struct Block<'a, R> {
     sequence: Range<usize>,
     rows: Range<usize>,
     out: &'a mut [R],
-    lse: &'a mut [R],
+    lse: Option<&'a mut [R]>,
 }
 
 fn blocks<'a, R>(
     mut out: &'a mut [R],
-    mut lse: &'a mut [R],
+    mut lse: Option<&'a mut [R]>,
     starts: &[i32],
     heads: Heads,
 ) -> Vec<Block<'a, R>> {
@@ -135,92 +160,143 @@ fn blocks<'a, R>(
             let rows = first..(first + BLOCK).min(sequence.end);
             let (o, l);
             (o, out) = out.split_at_mut(rows.len() * heads.query * heads.width);
-            (l, lse) = lse.split_at_mut(rows.len() * heads.query);
+            (l, lse) = lse.map(|lse| lse.split_at_mut(rows.len() * heads.query)).unzip();
             list.push(Block { sequence: sequence.clone(), rows, out: o, lse: l });
         }
     }
     list
 }
 
-fn cpu_fwd<R: Real>(out: &mut [R], lse: &mut [R], qkv: &[R], starts: &[i32], heads: Heads, mask: Mask) {
-    let work = blocks(out, lse, starts, heads);
-    work.into_par_iter().for_each_init(
-        || Scratch { scores: Vec::new(), keys: Vec::new() },
-        |scratch, mut block| {
-            for h in 0..heads.query {
-                head_fwd(&mut block, scratch, qkv, heads, h, mask);
-            }
-        },
-    );
+fn cpu_fwd<R: Real>(out: &mut [R], lse: Option<&mut [R]>, qkv: &[R], starts: &[i32], rule: Rule) {
+    let work = blocks(out, lse, starts, rule.heads);
+    work.into_par_iter().for_each_init(Scratch::default, |scratch, mut block| {
+        for h in 0..rule.heads.query {
+            head_fwd(&mut block, scratch, qkv, h, rule);
+        }
+    });
 }
 
-/// One task's own memory: the scores, and the keys of a head transposed.
+/// One task's own memory: tiles of scores or their gradients, and the keys or values of a head transposed.
 struct Scratch<R> {
     scores: Vec<R>,
-    keys: Vec<R>,
+    dropped: Vec<R>,
+    gradient: Vec<R>,
+    transposed: Vec<R>,
+}
+
+impl<R> Default for Scratch<R> {
+    fn default() -> Scratch<R> {
+        Scratch { scores: Vec::new(), dropped: Vec::new(), gradient: Vec::new(), transposed: Vec::new() }
+    }
 }
 
 /// Keys up to which the small product replaces the blocked one: its setup costs more than the work of a short text.
 const SHORT: usize = 160;
 
-fn head_fwd<R: Real>(
-    block: &mut Block<R>,
-    scratch: &mut Scratch<R>,
-    qkv: &[R],
-    heads: Heads,
-    h: usize,
-    mask: Mask,
-) {
-    let (d, stride, first) = (heads.width, heads.columns(), block.sequence.start);
-    let (m, len) = (block.rows.len(), block.sequence.len());
-    let seen = |row: usize| mask.keys(row - first, len);
-    // The keys that any row of the block sees: every mask shows one unbroken range that only moves right.
-    let keys = seen(block.rows.start).start..seen(block.rows.end - 1).end;
-    let t = keys.len();
-    let column = |head: usize, row: usize| &qkv[row * stride + head * d..];
-    let g = heads.query + h / (heads.query / heads.key);
-    let q = column(h, block.rows.start);
-    let (k, v) = (column(g, first + keys.start), column(g + heads.key, first + keys.start));
-    let (scale, out_stride) = (1.0 / (d as f64).sqrt(), heads.query * d);
+/// The scores of some rows of a sequence: which keys, and how they are multiplied.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Rows and keys.
+    m: usize,
+    t: usize,
+    /// Scores per row, of which the first `t` are used.
+    width: usize,
+    short: bool,
+    /// First key that any of the rows sees, in the sequence.
+    first: usize,
+}
 
-    let short = t <= SHORT && d.is_multiple_of(LANES);
-    let width = if short { t.next_multiple_of(LANES) } else { t };
-    let Scratch { scores, keys: kt } = scratch;
-    scores.clear();
-    scores.resize(m * width, R::ZERO);
-    if short {
-        kt.clear();
-        kt.resize(d * width, R::ZERO);
+impl Tile {
+    /// Every mask shows one unbroken range of keys that only moves right.
+    fn new(rows: &Range<usize>, sequence: &Range<usize>, rule: Rule) -> Tile {
+        let seen = |row: usize| rule.mask.keys(row - sequence.start, sequence.len());
+        let (first, end) = (seen(rows.start).start, seen(rows.end - 1).end);
+        let t = end - first;
+        let short = t <= SHORT && rule.heads.width.is_multiple_of(LANES);
+        Tile { m: rows.len(), t, width: if short { t.next_multiple_of(LANES) } else { t }, short, first }
+    }
+
+    /// `y[m, width] = alpha a[m, d] b[t, d]ᵀ`; both have rows `stride`s apart. Columns beyond `t` become 0.
+    fn rows_by_keys<R: Real>(
+        self,
+        y: &mut Vec<R>,
+        alpha: f64,
+        a: Matrix<R>,
+        (b, b_stride): (&[R], usize),
+        transposed: &mut Vec<R>,
+    ) {
+        let (d, width) = (a.shape[1], self.width);
+        y.resize(self.m * width, R::ZERO);
+        if !self.short {
+            matmul(y, width, false, alpha, a, Matrix::rows(b, self.t, d, b_stride).t(), false);
+            return;
+        }
+        transposed.clear();
+        transposed.resize(d * width, R::ZERO);
         simd(
             #[inline(always)]
             || {
-                for (j, row) in k.chunks(stride).take(t).enumerate() {
-                    row[..d].iter().enumerate().for_each(|(c, &x)| kt[c * width + j] = x);
+                for (j, row) in b.chunks(b_stride).take(self.t).enumerate() {
+                    row[..d].iter().enumerate().for_each(|(c, &x)| transposed[c * width + j] = x);
                 }
-                small_matmul([m, d, width], R::of(scale), (scores, width), (q, stride), (kt, width));
+                small_matmul(width, R::of(alpha), false, (y, width), a, (transposed, width));
             },
         );
-    } else {
-        let (q, k) = (Matrix::rows(q, m, d, stride), Matrix::rows(k, t, d, stride));
-        matmul(scores, t, false, scale, q, k.t(), false);
     }
-    for (i, row) in scores.chunks_exact_mut(width).enumerate() {
-        let visible = seen(block.rows.start + i);
-        let visible = visible.start - keys.start..visible.end - keys.start;
+
+    /// `y (+)= alpha a b` with D columns, `a` a tile of scores or its transpose.
+    fn product<R: Real>(
+        self,
+        (y, y_stride): (&mut [R], usize),
+        add: bool,
+        alpha: f64,
+        a: Matrix<R>,
+        (b, b_stride): (&[R], usize),
+        d: usize,
+    ) {
+        if self.short {
+            simd(
+                #[inline(always)]
+                || small_matmul(d, R::of(alpha), add, (y, y_stride), a, (b, b_stride)),
+            );
+        } else {
+            matmul(y, y_stride, add, alpha, a, Matrix::rows(b, a.shape[1], d, b_stride), false);
+        }
+    }
+
+    /// The columns of the tile that row `at` of the sequence sees.
+    fn visible(self, at: usize, len: usize, mask: Mask) -> Range<usize> {
+        let keys = mask.keys(at, len);
+        keys.start - self.first..keys.end - self.first
+    }
+}
+
+fn head_fwd<R: Real>(block: &mut Block<R>, scratch: &mut Scratch<R>, qkv: &[R], h: usize, rule: Rule) {
+    let (heads, first) = (rule.heads, block.sequence.start);
+    let (d, stride) = (heads.width, heads.columns());
+    let tile = Tile::new(&block.rows, &block.sequence, rule);
+    let column = |head: usize, row: usize| &qkv[row * stride + head * d..];
+    let g = heads.query + h / (heads.query / heads.key);
+    let q = Matrix::rows(column(h, block.rows.start), tile.m, d, stride);
+    let (k, v) = (column(g, first + tile.first), column(g + heads.key, first + tile.first));
+    let Scratch { scores, transposed, .. } = scratch;
+    tile.rows_by_keys(scores, 1.0 / (d as f64).sqrt(), q, (k, stride), transposed);
+    for (i, row) in scores.chunks_exact_mut(tile.width).enumerate() {
+        let at = block.rows.start + i;
+        let visible = tile.visible(at - first, block.sequence.len(), rule.mask);
         row[..visible.start].fill(R::ZERO);
         row[visible.end..].fill(R::ZERO);
-        block.lse[i * heads.query + h] = softmax(&mut row[visible]);
+        let row = &mut row[visible.clone()];
+        let total = softmax(row);
+        if let Some(lse) = &mut block.lse {
+            lse[i * heads.query + h] = total;
+        }
+        if let Some((dropout, key)) = rule.dropout {
+            dropout.apply(key, at, h, tile.first + visible.start, row);
+        }
     }
-    let out = &mut block.out[h * d..];
-    if short {
-        simd(
-            #[inline(always)]
-            || small_matmul([m, t, d], R::ONE, (out, out_stride), (scores, width), (v, stride)),
-        );
-    } else {
-        let (p, v) = (Matrix::rows(scores, m, t, t), Matrix::rows(v, t, d, stride));
-        matmul(out, out_stride, false, 1.0, p, v, false);
-    }
+    let p = Matrix::rows(scores, tile.m, tile.t, tile.width);
+    tile.product((&mut block.out[h * d..], heads.query * d), false, 1.0, p, (v, stride), d);
 }
 
 /// Softmax in place; returns the log of the sum of exponentials.
@@ -255,4 +331,179 @@ fn softmax<R: Real>(row: &mut [R]) -> R {
             most + total.ln()
         },
     )
+}
+
+/// With `P = drop(p)`: `dv = Pᵀ dout`, `ds = P (dout vᵀ) - p delta`, `delta[i,h] = dout[i,h] · out[i,h]`,
+/// `dq = ds k / sqrt(D)`, `dk = dsᵀ q / sqrt(D)`; the scores are computed anew, a block of rows at a time.
+///
+/// | operand         | shape           | dtype      | role                                        |
+/// |-----------------|-----------------|------------|---------------------------------------------|
+/// | `dqkv`          | [N, (H + 2G) D] | activation | overwritten                                 |
+/// | `dout`          | [N, H D]        | activation | read                                        |
+/// | `out`           | [N, H D]        | activation | read, from the forward                      |
+/// | `lse`           | [N, H]          | statistic  | read, from the forward                      |
+/// | `qkv`, `starts` |                 |            | read, as in the forward                     |
+///
+/// Source: Dao 2023, arXiv:2307.08691, section 3.1 (the delta trick holds under dropout, since out has it as well).
+#[allow(clippy::too_many_arguments)]
+pub fn attention_bwd(
+    device: &Device,
+    dqkv: &mut Tensor,
+    dout: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    qkv: &Tensor,
+    starts: &Tensor,
+    heads: Heads,
+    mask: Mask,
+    dropout: Option<Dropout>,
+) -> Result<()> {
+    let operands = [
+        ("qkv", qkv, "N Q"),
+        ("out", out, "N O"),
+        ("lse", lse, "N H"),
+        ("dout", dout, "N O"),
+        ("dqkv", &*dqkv, "N Q"),
+        ("starts", starts, "S"),
+    ];
+    let starts = contract("attention_bwd", &operands, starts, heads, mask, dropout)?;
+    let rule = Rule { heads, mask, dropout: dropout.map(|d| (d, d.key())) };
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => {
+            let given = Given { qkv: qkv.host()?, out: out.host()?, dout: dout.host()?, lse: lse.host()? };
+            cpu_bwd::<R>(dqkv.host_mut()?, given, starts, rule)
+        }),
+    }
+    Ok(())
+}
+
+/// What the backward reads.
+#[derive(Clone, Copy)]
+struct Given<'a, R> {
+    qkv: &'a [R],
+    out: &'a [R],
+    dout: &'a [R],
+    lse: &'a [R],
+}
+
+/// A task is a sequence; its key heads are tasks of their own where it is long.
+fn cpu_bwd<R: Real>(mut dqkv: &mut [R], given: Given<R>, starts: &[i32], rule: Rule) {
+    let columns = rule.heads.columns();
+    let mut work = Vec::new();
+    for s in starts.windows(2) {
+        let rows;
+        (rows, dqkv) = dqkv.split_at_mut((s[1] - s[0]) as usize * columns);
+        work.push((s[0] as usize..s[1] as usize, rows));
+    }
+    work.into_par_iter().for_each_init(Scratch::default, |scratch, (sequence, rows)| {
+        if sequence.len() <= SHORT {
+            for g in 0..rule.heads.key {
+                let group = group_bwd(&sequence, scratch, given, g, rule);
+                rows.chunks_mut(columns).enumerate().for_each(|(i, row)| group.put(i, row, g, rule.heads));
+            }
+            return;
+        }
+        let groups: Vec<_> = (0..rule.heads.key)
+            .into_par_iter()
+            .map_init(Scratch::default, |scratch, g| group_bwd(&sequence, scratch, given, g, rule))
+            .collect();
+        rows.par_chunks_mut(columns).enumerate().with_min_len(16).for_each(|(i, row)| {
+            groups.iter().enumerate().for_each(|(g, group)| group.put(i, row, g, rule.heads));
+        });
+    });
+}
+
+/// The gradients of one key head of one sequence, of T rows each.
+struct Group<R> {
+    /// [T, H/G D]: those of its query heads
+    dq: Vec<R>,
+    /// [T, D]
+    dk: Vec<R>,
+    /// [T, D]
+    dv: Vec<R>,
+}
+
+impl<R: Real> Group<R> {
+    /// Copies row `i` into the columns of key head `g`.
+    fn put(&self, i: usize, row: &mut [R], g: usize, heads: Heads) {
+        let (d, wide) = (heads.width, heads.query / heads.key * heads.width);
+        row[g * wide..][..wide].copy_from_slice(&self.dq[i * wide..][..wide]);
+        row[(heads.query + g) * d..][..d].copy_from_slice(&self.dk[i * d..][..d]);
+        row[(heads.query + heads.key + g) * d..][..d].copy_from_slice(&self.dv[i * d..][..d]);
+    }
+}
+
+fn group_bwd<R: Real>(
+    sequence: &Range<usize>,
+    scratch: &mut Scratch<R>,
+    given: Given<R>,
+    g: usize,
+    rule: Rule,
+) -> Group<R> {
+    let (d, share, len) = (rule.heads.width, rule.heads.query / rule.heads.key, sequence.len());
+    let zeros = |n: usize| vec![R::ZERO; n];
+    let mut group = Group { dq: zeros(len * share * d), dk: zeros(len * d), dv: zeros(len * d) };
+    for h in g * share..(g + 1) * share {
+        for first in sequence.clone().step_by(BLOCK) {
+            let rows = first..(first + BLOCK).min(sequence.end);
+            block_bwd(&mut group, sequence, rows, scratch, given, h, rule);
+        }
+    }
+    group
+}
+
+/// What the rows `rows` of head `h` add.
+fn block_bwd<R: Real>(
+    group: &mut Group<R>,
+    sequence: &Range<usize>,
+    rows: Range<usize>,
+    scratch: &mut Scratch<R>,
+    given: Given<R>,
+    h: usize,
+    rule: Rule,
+) {
+    let (heads, first, share) = (rule.heads, sequence.start, rule.heads.query / rule.heads.key);
+    let (d, stride, out_stride) = (heads.width, heads.columns(), heads.query * heads.width);
+    let tile = Tile::new(&rows, sequence, rule);
+    let Tile { m, t, width, .. } = tile;
+    let column = |head: usize, row: usize| &given.qkv[row * stride + head * d..];
+    let g = heads.query + h / share;
+    let (q, dout) = (column(h, rows.start), &given.dout[rows.start * out_stride + h * d..]);
+    let (k, v) = (column(g, first + tile.first), column(g + heads.key, first + tile.first));
+    let Scratch { scores, dropped, gradient, transposed } = scratch;
+    let scale = 1.0 / (d as f64).sqrt();
+    tile.rows_by_keys(scores, scale, Matrix::rows(q, m, d, stride), (k, stride), transposed);
+    tile.rows_by_keys(gradient, 1.0, Matrix::rows(dout, m, d, out_stride), (v, stride), transposed);
+    dropped.resize(m * width, R::ZERO);
+    for (i, at) in rows.clone().enumerate() {
+        let visible = tile.visible(at - first, sequence.len(), rule.mask);
+        let span = i * width..(i + 1) * width;
+        let (p, kept, ds) = (&mut scores[span.clone()], &mut dropped[span.clone()], &mut gradient[span]);
+        let lse = given.lse[at * heads.query + h];
+        p[..visible.start].fill(R::ZERO);
+        p[visible.end..].fill(R::ZERO);
+        simd(
+            #[inline(always)]
+            || p[visible.clone()].iter_mut().for_each(|s| *s = (*s - lse).exp()),
+        );
+        kept.copy_from_slice(p);
+        if let Some((dropout, key)) = rule.dropout {
+            dropout.apply(key, at, h, tile.first + visible.start, &mut kept[visible]);
+        }
+        simd(
+            #[inline(always)]
+            || {
+                let delta = dot(&dout[i * out_stride..][..d], &given.out[at * out_stride + h * d..][..d]);
+                for ((ds, &p), &kept) in ds.iter_mut().zip(&*p).zip(&*kept) {
+                    *ds = kept * *ds - p * delta;
+                }
+            },
+        );
+    }
+    let (kept, ds) = (Matrix::rows(dropped, m, t, width), Matrix::rows(gradient, m, t, width));
+    let (wide, at) = (share * d, rows.start - first);
+    let dq = &mut group.dq[at * wide + h % share * d..];
+    tile.product((dq, wide), false, scale, ds, (k, stride), d);
+    tile.product((&mut group.dk[tile.first * d..], d), true, scale, ds.t(), (q, stride), d);
+    tile.product((&mut group.dv[tile.first * d..], d), true, 1.0, kept.t(), (dout, out_stride), d);
 }

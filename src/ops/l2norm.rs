@@ -32,3 +32,41 @@ fn cpu_fwd<R: Real>(y: &mut [R], norm: &mut [R], x: &[R], c: usize, eps: f64) {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y = x / *norm);
     });
 }
+
+/// `dx = (dy - y (y · dy)) / norm`; a row that the forward held at `eps` is only divided by it.
+///
+/// | operand | shape  | dtype     | role                   |
+/// |---------|--------|-----------|------------------------|
+/// | `dx`    | [B, C] | statistic | overwritten            |
+/// | `dy`    | [B, C] | statistic | read                   |
+/// | `y`     | [B, C] | statistic | read, from the forward |
+/// | `norm`  | [B]    | statistic | read, from the forward |
+///
+/// `eps` as in the forward.
+pub fn l2norm_bwd(
+    device: &Device,
+    dx: &mut Tensor,
+    dy: &Tensor,
+    y: &Tensor,
+    norm: &Tensor,
+    eps: f64,
+) -> Result<()> {
+    let operands = [("y", y, "B C"), ("norm", norm, "B"), ("dy", dy, "B C"), ("dx", &*dx, "B C")];
+    let [_, c] = dims("l2norm_bwd", ["B", "C"], &operands)?;
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => {
+            cpu_bwd::<R>(dx.host_mut()?, dy.host()?, y.host()?, norm.host()?, c, eps)
+        }),
+    }
+    Ok(())
+}
+
+fn cpu_bwd<R: Real>(dx: &mut [R], dy: &[R], y: &[R], norm: &[R], c: usize, eps: f64) {
+    let rows = dx.par_chunks_mut(c).zip(dy.par_chunks(c)).zip(y.par_chunks(c)).zip(norm);
+    rows.with_min_len(64).for_each(|(((dx, dy), y), &norm)| {
+        let along = if norm > R::of(eps) { dot(y, dy) } else { R::ZERO };
+        for ((dx, &dy), &y) in dx.iter_mut().zip(dy).zip(y) {
+            *dx = (dy - y * along) / norm;
+        }
+    });
+}

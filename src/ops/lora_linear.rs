@@ -1,10 +1,10 @@
-//! lora_linear: y = residual + x Wᵀ + bias + s (x Aᵀ) Bᵀ, the only matrix product of the graph.
+//! lora_linear: y = residual + x Wᵀ + bias + s (drop(x) Aᵀ) Bᵀ, the only matrix product of the graph.
 
 use crate::device::cpu::{Matrix, Real, matmul};
 use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::tensor::{Tensor, dims, refuse, with_real};
-use half::bf16;
+use crate::ops::dropout::Dropout;
+use crate::tensor::{Element, Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
 
 /// Low-rank deltas of a (merged) projection: segment i adds `scales[i] (x A_iᵀ) B_iᵀ` to its own rows of W.
@@ -20,19 +20,42 @@ pub struct Lora<'a> {
     pub scales: &'a [f64],
 }
 
-/// `y = residual + x wᵀ + bias + lora`.
+impl Lora<'_> {
+    /// Refuses segments that do not add up.
+    fn check(&self, op: &'static str, stacked: usize, rank: usize, m: usize) -> Result<()> {
+        let segments = self.rows.len();
+        if stacked != segments * rank || self.rows.iter().sum::<usize>() != m || self.scales.len() != segments
+        {
+            let what =
+                format!("lora a has {stacked} rows for {segments} segments of rank {rank} over M = {m}");
+            return refuse(op, what);
+        }
+        Ok(())
+    }
+
+    /// Every segment: its index, its first row of W and its number of rows, its scale.
+    fn segments(&self) -> impl Iterator<Item = (usize, usize, usize, f64)> {
+        let parts = self.rows.iter().zip(self.scales).enumerate();
+        parts.scan(0, |first, (s, (&rows, &scale))| {
+            *first += rows;
+            Some((s, *first - rows, rows, scale))
+        })
+    }
+}
+
+/// `y = residual + x wᵀ + bias + lora`, the x of segment i of `lora` dropped by plane i of the mask.
 ///
 /// | operand    | shape    | dtype                                    | role                         |
 /// |------------|----------|------------------------------------------|------------------------------|
 /// | `y`        | [N, M]   | activation                               | overwritten                  |
-/// | `xa`       | [N, S R] | activation                               | overwritten with x Aᵀ; needed with `lora` |
+/// | `xa`       | [N, S R] | activation                               | overwritten with drop(x) Aᵀ; needed with `lora` |
 /// | `x`        | [N, K]   | activation                               | read                         |
 /// | `w`        | [M, K]   | activation, bf16, or packed bf16 panels  | read                         |
 /// | `bias`     | [M]      | activation                               | read                         |
 /// | `residual` | [N, M]   | activation                               | read                         |
 ///
 /// With packed panels `x` is rounded to bf16 as well; sums are always f32 or better. Errors if a shape does not
-/// fit. Source: Hu et al. 2021, arXiv:2106.09685, eq. 3.
+/// fit. Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; dropout of its input as in PEFT.
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear_fwd(
     device: &Device,
@@ -43,6 +66,7 @@ pub fn lora_linear_fwd(
     bias: Option<&Tensor>,
     lora: Option<Lora>,
     residual: Option<&Tensor>,
+    dropout: Option<Dropout>,
 ) -> Result<()> {
     let mut operands = vec![("x", x, "N K"), ("w", w, "M K"), ("y", &*y, "N M")];
     operands.extend(bias.map(|b| ("bias", b, "M")));
@@ -52,16 +76,12 @@ pub fn lora_linear_fwd(
         operands.extend(xa.as_deref().map(|xa| ("xa", xa, "N A")));
     }
     let [n, k, m, stacked, rank] = dims("lora_linear_fwd", ["N", "K", "M", "A", "R"], &operands)?;
+    Dropout::check(dropout, "lora_linear_fwd")?;
     if let Some(l) = &lora {
-        let segments = l.rows.len();
         if xa.is_none() {
-            return refuse("lora_linear_fwd", "lora needs room for x Aᵀ in xa".into());
+            return refuse("lora_linear_fwd", "lora needs room for drop(x) Aᵀ in xa".into());
         }
-        if stacked != segments * rank || l.rows.iter().sum::<usize>() != m || l.scales.len() != segments {
-            let what =
-                format!("lora a has {stacked} rows for {segments} segments of rank {rank} over M = {m}");
-            return refuse("lora_linear_fwd", what);
-        }
+        l.check("lora_linear_fwd", stacked, rank, m)?;
     }
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
@@ -69,7 +89,7 @@ pub fn lora_linear_fwd(
             let add = begin::<R>(out, m, bias, residual)?;
             product::<R>(out, x, w, [n, k, m], add)?;
             if let (Some(lora), Some(xa)) = (lora, xa) {
-                low_rank::<R>(out, xa.host_mut()?, x.host()?, lora, [n, k, m, rank])?;
+                low_rank::<R>(out, xa.host_mut()?, x.host()?, lora, dropout, [n, k, m, rank])?;
             }
         }),
     }
@@ -77,7 +97,7 @@ pub fn lora_linear_fwd(
 }
 
 /// Puts residual and bias into `y`; says whether the product is to be added.
-fn begin<R: Real + crate::tensor::Element>(
+fn begin<R: Real + Element>(
     y: &mut [R],
     m: usize,
     bias: Option<&Tensor>,
@@ -100,10 +120,15 @@ fn begin<R: Real + crate::tensor::Element>(
     Ok(true)
 }
 
-/// Rows of a bf16 weight that are widened at a time.
+/// Rows of a bf16 weight that are widened at a time, and of x that are dropped.
 const TILE: usize = 512;
 
-fn product<R: Real + crate::tensor::Element>(
+/// Rows of `w` to take at a time: all, or as many as are worth widening.
+fn tile(w: &Tensor, m: usize) -> usize {
+    if w.dtype() == DType::Bf16 { TILE.min(m) } else { m }
+}
+
+fn product<R: Real + Element>(
     y: &mut [R],
     x: &Tensor,
     w: &Tensor,
@@ -115,42 +140,215 @@ fn product<R: Real + crate::tensor::Element>(
         panels.matmul(bytemuck::cast_slice_mut(y), x, n, add);
         return Ok(());
     }
-    let x = Matrix::rows(x.host::<R>()?, n, k, k);
-    if w.dtype() != DType::Bf16 {
-        matmul(y, m, add, 1.0, x, Matrix::rows(w.host()?, m, k, k).t(), true);
-        return Ok(());
-    }
-    let w = w.host::<bf16>()?;
-    let mut wide = vec![R::ZERO; TILE.min(m) * k];
-    for first in (0..m).step_by(TILE) {
-        let rows = TILE.min(m - first);
-        let tile = &w[first * k..][..rows * k];
-        wide.par_chunks_mut(k).zip(tile.par_chunks(k)).for_each(|(wide, w)| {
-            wide.iter_mut().zip(w).for_each(|(y, x)| *y = R::of(x.to_f64()));
-        });
-        matmul(&mut y[first..], m, add, 1.0, x, Matrix::rows(&wide, rows, k, k).t(), true);
+    let (x, mut room) = (Matrix::rows(x.host::<R>()?, n, k, k), Vec::new());
+    for first in (0..m).step_by(tile(w, m)) {
+        let rows = tile(w, m).min(m - first);
+        let w = Matrix::rows(w.weight_rows(first, rows, &mut room)?, rows, k, k);
+        matmul(&mut y[first..], m, add, 1.0, x, w.t(), true);
     }
     Ok(())
 }
 
-fn low_rank<R: Real + crate::tensor::Element>(
+fn low_rank<R: Real + Element>(
     y: &mut [R],
     xa: &mut [R],
     x: &[R],
     lora: Lora,
+    dropout: Option<Dropout>,
     [n, k, m, rank]: [usize; 4],
 ) -> Result<()> {
     let (a, b) = (lora.a.host::<R>()?, lora.b.host::<R>()?);
     let stacked = lora.rows.len() * rank;
-    matmul(xa, stacked, false, 1.0, Matrix::rows(x, n, k, k), Matrix::rows(a, stacked, k, k).t(), true);
-    let mut first = 0;
-    for (s, (&rows, &scale)) in lora.rows.iter().zip(lora.scales).enumerate() {
+    match dropout {
+        None => {
+            let a = Matrix::rows(a, stacked, k, k);
+            matmul(xa, stacked, false, 1.0, Matrix::rows(x, n, k, k), a.t(), true);
+        }
+        Some(dropout) => dropped(x, k, lora, dropout, |first, s, x| {
+            let a = Matrix::rows(&a[s * rank * k..], rank, k, k);
+            let xa = &mut xa[first * stacked + s * rank..];
+            matmul(xa, stacked, false, 1.0, Matrix::rows(x, x.len() / k, k, k), a.t(), true);
+        }),
+    }
+    for (s, first, rows, scale) in lora.segments().filter(|s| s.3 != 0.0) {
         let b = Matrix::rows(&b[first * rank..], rows, rank, rank);
         let xa = Matrix::rows(&xa[s * rank..], n, rank, stacked);
-        if scale != 0.0 {
-            matmul(&mut y[first..], m, true, scale, xa, b.t(), true);
-        }
-        first += rows;
+        matmul(&mut y[first..], m, true, scale, xa, b.t(), true);
     }
+    Ok(())
+}
+
+/// Calls `use_tile(first row, segment, drop(x))` for every segment of every [`TILE`] rows of x.
+fn dropped<R: Real>(
+    x: &[R],
+    k: usize,
+    lora: Lora,
+    dropout: Dropout,
+    mut use_tile: impl FnMut(usize, usize, &[R]),
+) {
+    let mut tile = vec![R::ZERO; x.len().min(TILE * k)];
+    for (i, x) in x.chunks(TILE * k).enumerate() {
+        for s in 0..lora.rows.len() {
+            let tile = &mut tile[..x.len()];
+            tile.copy_from_slice(x);
+            drop_rows(tile, k, dropout, i * TILE, s);
+            use_tile(i * TILE, s, tile);
+        }
+    }
+}
+
+fn drop_rows<R: Real>(x: &mut [R], k: usize, dropout: Dropout, first: usize, segment: usize) {
+    let key = dropout.key();
+    x.par_chunks_mut(k).enumerate().with_min_len(16).for_each(|(i, x)| {
+        dropout.apply(key, first + i, segment, 0, x);
+    });
+}
+
+/// Gradients of [`Lora::a`] and [`Lora::b`], of the same shapes.
+pub struct LoraGrads<'a> {
+    /// `[S R, K]`.
+    pub a: &'a mut Tensor,
+    /// `[M, R]`.
+    pub b: &'a mut Tensor,
+}
+
+/// `dx = dy w + drop'(dxa A)`, `dxa = s dy B`, `dA += dxaᵀ drop(x)`, `dB += s dyᵀ xa`; w and bias are frozen, and the
+/// gradient of the residual is dy itself.
+///
+/// | operand       | shape    | dtype      | role                                                            |
+/// |---------------|----------|------------|-----------------------------------------------------------------|
+/// | `dx`          | [N, K]   | activation | overwritten; `None` where nothing below learns                  |
+/// | `grads`       |          | statistic  | added to; `None` = frozen                                       |
+/// | `dxa`         | [N, S R] | activation | overwritten; needed with `lora`                                 |
+/// | `dy`          | [N, M]   | activation | read                                                            |
+/// | `x`, `w`      |          |            | read, as in the forward                                         |
+/// | `xa`          | [N, S R] | activation | read, from the forward; needed with `grads`                     |
+#[allow(clippy::too_many_arguments)]
+pub fn lora_linear_bwd(
+    device: &Device,
+    dx: Option<&mut Tensor>,
+    grads: Option<LoraGrads>,
+    dxa: Option<&mut Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    xa: Option<&Tensor>,
+    w: &Tensor,
+    lora: Option<Lora>,
+    dropout: Option<Dropout>,
+) -> Result<()> {
+    const OP: &str = "lora_linear_bwd";
+    let mut operands = vec![("x", x, "N K"), ("w", w, "M K"), ("dy", dy, "N M")];
+    operands.extend(dx.as_deref().map(|dx| ("dx", dx, "N K")));
+    if let Some(l) = &lora {
+        operands.extend([("lora a", l.a, "A K"), ("lora b", l.b, "M R")]);
+        operands.extend(xa.map(|xa| ("xa", xa, "N A")));
+        operands.extend(dxa.as_deref().map(|dxa| ("dxa", dxa, "N A")));
+    }
+    if let Some(g) = &grads {
+        operands.extend([("da", &*g.a, "A K"), ("db", &*g.b, "M R")]);
+    }
+    let [n, k, m, stacked, rank] = dims(OP, ["N", "K", "M", "A", "R"], &operands)?;
+    Dropout::check(dropout, OP)?;
+    if let Some(l) = &lora {
+        l.check(OP, stacked, rank, m)?;
+    }
+    if lora.is_some() != dxa.is_some() || grads.is_some() && (lora.is_none() || xa.is_none()) {
+        return refuse(OP, "lora and dxa go together, and grads need both and xa".into());
+    }
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => {
+            let (x, dy) = (x.host::<R>()?, dy.host::<R>()?);
+            let mut dx = dx.map(Tensor::host_mut::<R>).transpose()?;
+            if let Some(dx) = &mut dx {
+                product_bwd(dx, dy, w, [n, k, m])?;
+            }
+            if let (Some(lora), Some(dxa)) = (lora, dxa) {
+                let dxa = dxa.host_mut::<R>()?;
+                expand_bwd(dxa, dy, lora, [n, m, rank])?;
+                let mut da = None;
+                if let (Some(g), Some(xa)) = (grads, xa) {
+                    gradient_b(g.b.host_mut::<R>()?, dy, xa.host()?, lora, [n, m, rank]);
+                    da = Some(g.a.host_mut::<R>()?);
+                }
+                reduce_bwd(dx, da, dxa, x, lora, dropout, [n, k, rank])?;
+            }
+        }),
+    }
+    Ok(())
+}
+
+/// `dx = dy w`.
+fn product_bwd<R: Real + Element>(dx: &mut [R], dy: &[R], w: &Tensor, [n, k, m]: [usize; 3]) -> Result<()> {
+    let mut room = Vec::new();
+    for first in (0..m).step_by(tile(w, m)) {
+        let rows = tile(w, m).min(m - first);
+        let w = Matrix::rows(w.weight_rows(first, rows, &mut room)?, rows, k, k);
+        matmul(dx, k, first > 0, 1.0, Matrix::rows(&dy[first..], n, rows, m), w, true);
+    }
+    Ok(())
+}
+
+/// `dxa = s dy B`, segment by segment; 0 where a segment has no adapter.
+fn expand_bwd<R: Real + Element>(
+    dxa: &mut [R],
+    dy: &[R],
+    lora: Lora,
+    [n, m, rank]: [usize; 3],
+) -> Result<()> {
+    let (b, stacked) = (lora.b.host::<R>()?, lora.rows.len() * rank);
+    for (s, first, rows, scale) in lora.segments() {
+        let (dy, b) =
+            (Matrix::rows(&dy[first..], n, rows, m), Matrix::rows(&b[first * rank..], rows, rank, rank));
+        matmul(&mut dxa[s * rank..], stacked, false, scale, dy, b, true);
+    }
+    Ok(())
+}
+
+/// `dB += s dyᵀ xa`.
+fn gradient_b<R: Real>(db: &mut [R], dy: &[R], xa: &[R], lora: Lora, [n, m, rank]: [usize; 3]) {
+    let stacked = lora.rows.len() * rank;
+    for (s, first, rows, scale) in lora.segments().filter(|s| s.3 != 0.0) {
+        let (dy, xa) =
+            (Matrix::rows(&dy[first..], n, rows, m), Matrix::rows(&xa[s * rank..], n, rank, stacked));
+        matmul(&mut db[first * rank..], rank, true, scale, dy.t(), xa, true);
+    }
+}
+
+/// `dx += drop'(dxa A)` and `dA += dxaᵀ drop(x)`.
+fn reduce_bwd<R: Real + Element>(
+    mut dx: Option<&mut [R]>,
+    mut da: Option<&mut [R]>,
+    dxa: &[R],
+    x: &[R],
+    lora: Lora,
+    dropout: Option<Dropout>,
+    [n, k, rank]: [usize; 3],
+) -> Result<()> {
+    let (a, stacked) = (lora.a.host::<R>()?, lora.rows.len() * rank);
+    let Some(dropout) = dropout else {
+        let dxa = Matrix::rows(dxa, n, stacked, stacked);
+        if let Some(dx) = dx {
+            matmul(dx, k, true, 1.0, dxa, Matrix::rows(a, stacked, k, k), true);
+        }
+        if let Some(da) = da {
+            matmul(da, k, true, 1.0, dxa.t(), Matrix::rows(x, n, k, k), true);
+        }
+        return Ok(());
+    };
+    let mut back = Vec::new();
+    dropped(x, k, lora, dropout, |first, s, x| {
+        let rows = x.len() / k;
+        let dxa = Matrix::rows(&dxa[first * stacked + s * rank..], rows, rank, stacked);
+        if let Some(da) = &mut da {
+            matmul(&mut da[s * rank * k..], k, true, 1.0, dxa.t(), Matrix::rows(x, rows, k, k), true);
+        }
+        if let Some(dx) = &mut dx {
+            back.resize(x.len(), R::ZERO);
+            matmul(&mut back, k, false, 1.0, dxa, Matrix::rows(&a[s * rank * k..], rank, k, k), true);
+            drop_rows(&mut back, k, dropout, first, s);
+            let dx = &mut dx[first * k..][..x.len()];
+            dx.par_iter_mut().zip(&back).with_min_len(4096).for_each(|(dx, &b)| *dx += b);
+        }
+    });
     Ok(())
 }

@@ -48,16 +48,22 @@ impl Pooling {
 pub fn pool_fwd(device: &Device, y: &mut Tensor, x: &Tensor, spans: &Tensor, pooling: Pooling) -> Result<()> {
     let operands = [("x", x, "N C"), ("spans", spans, "B 2"), ("y", &*y, "B C")];
     let [n, _, c] = dims("pool_fwd", ["N", "B", "C"], &operands)?;
-    let spans = spans.host::<i32>()?.as_chunks::<2>().0;
-    if let Some([a, b]) = spans.iter().find(|[a, b]| *a < 0 || a >= b || *b as usize > n) {
-        return refuse("pool_fwd", format!("span {a}..{b} is empty or leaves the {n} rows of x"));
-    }
+    let spans = within("pool_fwd", spans, n)?;
     match device {
         Device::Cpu(real) => {
             with_real!(*real, R => cpu_fwd::<R>(y.host_mut()?, x.host()?, spans, c, pooling))
         }
     }
     Ok(())
+}
+
+/// The spans, if none is empty or leaves the `n` rows.
+fn within<'a>(op: &'static str, spans: &'a Tensor, n: usize) -> Result<&'a [[i32; 2]]> {
+    let spans = spans.host::<i32>()?.as_chunks::<2>().0;
+    match spans.iter().find(|[a, b]| *a < 0 || a >= b || *b as usize > n) {
+        Some([a, b]) => refuse(op, format!("span {a}..{b} is empty or leaves the {n} rows of x")),
+        None => Ok(spans),
+    }
 }
 
 fn cpu_fwd<R: Real>(y: &mut [R], x: &[R], spans: &[[i32; 2]], c: usize, pooling: Pooling) {
@@ -70,4 +76,41 @@ fn cpu_fwd<R: Real>(y: &mut [R], x: &[R], spans: &[[i32; 2]], c: usize, pooling:
             y.iter_mut().zip(row).for_each(|(y, &x)| *y += weight * x);
         }
     });
+}
+
+/// `dx[spans[b].start + k] = weight_k dy[b]`, and 0 in rows that no span holds; where spans overlap, the sum.
+///
+/// | operand | shape  | dtype      | role                    |
+/// |---------|--------|------------|-------------------------|
+/// | `dx`    | [N, C] | activation | overwritten             |
+/// | `dy`    | [B, C] | statistic  | read                    |
+/// | `spans` | [B, 2] | i32        | read, as in the forward |
+pub fn pool_bwd(
+    device: &Device,
+    dx: &mut Tensor,
+    dy: &Tensor,
+    spans: &Tensor,
+    pooling: Pooling,
+) -> Result<()> {
+    let operands = [("dx", &*dx, "N C"), ("spans", spans, "B 2"), ("dy", dy, "B C")];
+    let [n, _, c] = dims("pool_bwd", ["N", "B", "C"], &operands)?;
+    let spans = within("pool_bwd", spans, n)?;
+    match device {
+        Device::Cpu(real) => {
+            with_real!(*real, R => cpu_bwd::<R>(dx.host_mut()?, dy.host()?, spans, c, pooling))
+        }
+    }
+    Ok(())
+}
+
+fn cpu_bwd<R: Real>(dx: &mut [R], dy: &[R], spans: &[[i32; 2]], c: usize, pooling: Pooling) {
+    dx.fill(R::ZERO);
+    for (dy, &[start, end]) in dy.chunks(c).zip(spans) {
+        let (first, step, rows) = pooling.weights((end - start) as usize);
+        for k in rows {
+            let weight = R::of(first + step * k as f64);
+            let row = &mut dx[(start as usize + k) * c..][..c];
+            row.iter_mut().zip(dy).for_each(|(dx, &dy)| *dx += weight * dy);
+        }
+    }
 }

@@ -48,3 +48,55 @@ fn cpu_fwd<R: Real>(y: &mut [R], rstd: &mut [R], x: &[R], w: &[R], c: usize, eps
         );
     });
 }
+
+/// `dx = skip + rstd (dy w - n mean_c(dy w n))` with `n = x rstd`; the weight is frozen.
+///
+/// | operand    | shape  | dtype      | role                                                               |
+/// |------------|--------|------------|--------------------------------------------------------------------|
+/// | `dx`       | [N, C] | activation | overwritten                                                        |
+/// | `dy`       | [N, C] | activation | read                                                               |
+/// | `skip`     | [N, C] | activation | read: what reaches x past the norm, by the residual connection     |
+/// | `x`, `w`   |        |            | read, as in the forward                                            |
+/// | `rstd`     | [N]    | statistic  | read, from the forward                                             |
+pub fn rmsnorm_bwd(
+    device: &Device,
+    dx: &mut Tensor,
+    dy: &Tensor,
+    skip: Option<&Tensor>,
+    x: &Tensor,
+    w: &Tensor,
+    rstd: &Tensor,
+) -> Result<()> {
+    let mut operands =
+        vec![("x", x, "N C"), ("w", w, "C"), ("rstd", rstd, "N"), ("dy", dy, "N C"), ("dx", &*dx, "N C")];
+    operands.extend(skip.map(|s| ("skip", s, "N C")));
+    let [_, c] = dims("rmsnorm_bwd", ["N", "C"], &operands)?;
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => {
+            let skip = skip.map(Tensor::host::<R>).transpose()?;
+            cpu_bwd::<R>(dx.host_mut()?, dy.host()?, skip, x.host()?, w.host()?, rstd.host()?, c)
+        }),
+    }
+    Ok(())
+}
+
+fn cpu_bwd<R: Real>(dx: &mut [R], dy: &[R], skip: Option<&[R]>, x: &[R], w: &[R], rstd: &[R], c: usize) {
+    let rows = dx.par_chunks_mut(c).zip(dy.par_chunks(c)).zip(x.par_chunks(c)).zip(rstd).enumerate();
+    rows.with_min_len(16).for_each(|(n, (((dx, dy), x), &rstd))| {
+        simd(
+            #[inline(always)]
+            || {
+                for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
+                    *dx = dy * w;
+                }
+                let back = dot(dx, x) * rstd * rstd / R::of(c as f64);
+                for (dx, &x) in dx.iter_mut().zip(x) {
+                    *dx = (*dx - x * back) * rstd;
+                }
+                if let Some(skip) = skip {
+                    dx.iter_mut().zip(&skip[n * c..]).for_each(|(dx, &s)| *dx += s);
+                }
+            },
+        );
+    });
+}

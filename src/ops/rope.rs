@@ -25,26 +25,58 @@ pub fn rope_fwd(
     positions: &Tensor,
     heads: Heads,
 ) -> Result<()> {
+    rotate("rope_fwd", device, ("qkv", qkv), cos, sin, positions, heads, 1.0)
+}
+
+/// Turns the gradient of the rotated queries and keys back by the same angles.
+///
+/// | operand                  | shape           | dtype      | role                                        |
+/// |--------------------------|-----------------|------------|---------------------------------------------|
+/// | `dqkv`                   | [N, (H + 2G) D] | activation | q and k columns overwritten, v left alone   |
+/// | `cos`, `sin`, `positions`|                 |            | read, as in the forward                     |
+pub fn rope_bwd(
+    device: &Device,
+    dqkv: &mut Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    positions: &Tensor,
+    heads: Heads,
+) -> Result<()> {
+    rotate("rope_bwd", device, ("dqkv", dqkv), cos, sin, positions, heads, -1.0)
+}
+
+/// Both directions: `turn` multiplies the sines.
+#[allow(clippy::too_many_arguments)]
+fn rotate(
+    op: &'static str,
+    device: &Device,
+    (name, qkv): (&str, &mut Tensor),
+    cos: &Tensor,
+    sin: &Tensor,
+    positions: &Tensor,
+    heads: Heads,
+    turn: f64,
+) -> Result<()> {
     let operands =
-        [("qkv", &*qkv, "N Q"), ("cos", cos, "P E"), ("sin", sin, "P E"), ("positions", positions, "N")];
-    let [_, q, p, half] = dims("rope_fwd", ["N", "Q", "P", "E"], &operands)?;
-    heads.check("rope_fwd", q)?;
+        [(name, &*qkv, "N Q"), ("cos", cos, "P E"), ("sin", sin, "P E"), ("positions", positions, "N")];
+    let [_, q, p, half] = dims(op, ["N", "Q", "P", "E"], &operands)?;
+    heads.check(op, q)?;
     if half * 2 != heads.width {
-        return refuse("rope_fwd", format!("cos has {half} columns, expected D/2 = {}", heads.width / 2));
+        return refuse(op, format!("cos has {half} columns, expected D/2 = {}", heads.width / 2));
     }
     let positions = positions.host::<i32>()?;
     if let Some(at) = positions.iter().find(|&&at| at < 0 || at as usize >= p) {
-        return refuse("rope_fwd", format!("position {at} is outside the tables of {p} positions"));
+        return refuse(op, format!("position {at} is outside the tables of {p} positions"));
     }
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
-            cpu_fwd::<R>(qkv.host_mut()?, cos.host()?, sin.host()?, positions, heads)
+            cpu_rotate::<R>(qkv.host_mut()?, cos.host()?, sin.host()?, positions, heads, R::of(turn))
         }),
     }
     Ok(())
 }
 
-fn cpu_fwd<R: Real>(qkv: &mut [R], cos: &[R], sin: &[R], positions: &[i32], heads: Heads) {
+fn cpu_rotate<R: Real>(qkv: &mut [R], cos: &[R], sin: &[R], positions: &[i32], heads: Heads, turn: R) {
     let (d, half) = (heads.width, heads.width / 2);
     let rotated = (heads.query + heads.key) * d;
     qkv.par_chunks_mut(heads.columns()).zip(positions).with_min_len(16).for_each(|(row, &at)| {
@@ -55,9 +87,9 @@ fn cpu_fwd<R: Real>(qkv: &mut [R], cos: &[R], sin: &[R], positions: &[i32], head
                 for head in row[..rotated].chunks_exact_mut(d) {
                     let (first, second) = head.split_at_mut(half);
                     for i in 0..half {
-                        let (a, b) = (first[i], second[i]);
-                        first[i] = a * cos[i] - b * sin[i];
-                        second[i] = b * cos[i] + a * sin[i];
+                        let (a, b, sin) = (first[i], second[i], sin[i] * turn);
+                        first[i] = a * cos[i] - b * sin;
+                        second[i] = b * cos[i] + a * sin;
                     }
                 }
             },

@@ -15,15 +15,20 @@ use rayon::prelude::*;
 ///
 /// Errors if a shape does not fit. Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
 pub fn swiglu_fwd(device: &Device, a: &mut Tensor, gate_up: &Tensor) -> Result<()> {
-    let [_, f, gu] =
-        dims("swiglu_fwd", ["N", "F", "2F"], &[("a", &*a, "N F"), ("gate_up", gate_up, "N 2F")])?;
-    if gu != 2 * f {
-        return refuse("swiglu_fwd", format!("gate_up has {gu} columns, expected 2F = {}", 2 * f));
-    }
+    let f = contract("swiglu_fwd", &[("a", a, "N F"), ("gate_up", gate_up, "N 2F")])?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => cpu_fwd::<R>(a.host_mut()?, gate_up.host()?, f)),
     }
     Ok(())
+}
+
+/// F, where the second letter is twice the first.
+fn contract(op: &'static str, operands: &[(&str, &Tensor, &str)]) -> Result<usize> {
+    let [_, f, gu] = dims(op, ["N", "F", "2F"], operands)?;
+    if gu != 2 * f {
+        return refuse(op, format!("gate_up has {gu} columns, expected 2F = {}", 2 * f));
+    }
+    Ok(f)
 }
 
 fn cpu_fwd<R: Real>(a: &mut [R], gate_up: &[R], f: usize) {
@@ -34,6 +39,41 @@ fn cpu_fwd<R: Real>(a: &mut [R], gate_up: &[R], f: usize) {
             || {
                 for ((a, &g), &u) in a.iter_mut().zip(gate).zip(up) {
                     *a = g / (R::ONE + (-g).exp()) * u;
+                }
+            },
+        );
+    });
+}
+
+/// `dgate = da up σ(g) (1 + g (1 - σ(g)))`, `dup = da silu(g)`, with `σ(g) = 1 / (1 + e^-g)`.
+///
+/// | operand    | shape   | dtype      | role                                |
+/// |------------|---------|------------|-------------------------------------|
+/// | `dgate_up` | [N, 2F] | activation | overwritten: gate, then up          |
+/// | `da`       | [N, F]  | activation | read                                |
+/// | `gate_up`  | [N, 2F] | activation | read                                |
+pub fn swiglu_bwd(device: &Device, dgate_up: &mut Tensor, da: &Tensor, gate_up: &Tensor) -> Result<()> {
+    let operands = [("da", da, "N F"), ("gate_up", gate_up, "N 2F"), ("dgate_up", &*dgate_up, "N 2F")];
+    let f = contract("swiglu_bwd", &operands)?;
+    match device {
+        Device::Cpu(real) => {
+            with_real!(*real, R => cpu_bwd::<R>(dgate_up.host_mut()?, da.host()?, gate_up.host()?, f))
+        }
+    }
+    Ok(())
+}
+
+fn cpu_bwd<R: Real>(dgate_up: &mut [R], da: &[R], gate_up: &[R], f: usize) {
+    let rows = dgate_up.par_chunks_mut(2 * f).zip(da.par_chunks(f)).zip(gate_up.par_chunks(2 * f));
+    rows.with_min_len(16).for_each(|((dgu, da), gu)| {
+        let ((dgate, dup), (gate, up)) = (dgu.split_at_mut(f), gu.split_at(f));
+        simd(
+            #[inline(always)]
+            || {
+                for ((((dg, du), &da), &g), &u) in dgate.iter_mut().zip(dup).zip(da).zip(gate).zip(up) {
+                    let sigma = R::ONE / (R::ONE + (-g).exp());
+                    *dg = da * u * sigma * (R::ONE + g * (R::ONE - sigma));
+                    *du = da * g * sigma;
                 }
             },
         );

@@ -4,13 +4,15 @@
 use llm2vec::device::Device;
 use llm2vec::encode::files::ModelFiles;
 use llm2vec::format::hf;
+use llm2vec::format::peft::{self, Adapter, AdapterConfig, Pair};
 use llm2vec::memory::Arena;
 use llm2vec::model::config::Config;
-use llm2vec::model::llama::forward;
+use llm2vec::model::llama::Decoder;
 use llm2vec::model::rope::RopeTables;
 use llm2vec::model::state::{Keep, State};
 use llm2vec::model::weights::{Storage, Weights};
 use llm2vec::ops::attention::Mask;
+use llm2vec::rng::normal;
 use std::path::{Path, PathBuf};
 
 /// A path below the repository.
@@ -23,11 +25,52 @@ pub fn novel5m() -> PathBuf {
     here("tests/models/novel5m")
 }
 
+/// The five tiny golden models, and the small one that ships with the repository.
+pub fn models() -> Vec<PathBuf> {
+    let mut list: Vec<PathBuf> =
+        std::fs::read_dir(here("tests/golden")).unwrap().map(|e| e.unwrap().path()).collect();
+    list.retain(|p| p.is_dir());
+    list.sort();
+    list.iter().map(|p| p.join("model")).chain([novel5m()]).collect()
+}
+
+/// The configuration of a folder.
+pub fn config(dir: &Path) -> Config {
+    Config::parse(&hf::read_json(&dir.join("config.json")).unwrap()).unwrap()
+}
+
+/// Writes a random adapter of rank 4 on every projection of `config` into `dir`.
+pub fn random_adapter(dir: &Path, config: &Config, seed: u64) {
+    let floats = |seed, n, scale: f64| normal(seed, n).iter().map(|v| (v * scale) as f32).collect();
+    let places = (0..config.layers).flat_map(|layer| config.projections().map(|p| (layer, p)));
+    let pairs = places.zip((seed << 32..).step_by(2)).map(|((layer, p), seed)| Pair {
+        layer,
+        module: p.module.into(),
+        rank: 4,
+        scale: 2.0,
+        a: floats(seed, 4 * p.cols, (p.cols as f64).powf(-0.5)),
+        b: floats(seed + 1, p.rows * 4, 0.1),
+        inputs: p.cols,
+        outputs: p.rows,
+    });
+    let config = AdapterConfig {
+        r: 4,
+        lora_alpha: 8.0,
+        use_rslora: false,
+        target_modules: Vec::new(),
+        rank_pattern: Default::default(),
+        alpha_pattern: Default::default(),
+        base_model_name_or_path: None,
+        lora_dropout: 0.0,
+    };
+    peft::save(dir, &Adapter { config, dir: dir.into(), pairs: pairs.collect() }).unwrap();
+}
+
 /// A model with its buffers, every stream kept.
 pub struct Model {
+    pub device: Device,
     pub config: Config,
     pub weights: Weights,
-    pub device: Device,
     rope: RopeTables,
     state: State,
 }
@@ -38,10 +81,21 @@ const TOKENS: usize = 4096;
 impl Model {
     /// Loads a folder; `merged` adapters go into the weights, `live` stays beside them.
     pub fn load(dir: &Path, device: Device, merged: &[PathBuf], live: Option<&Path>) -> Model {
-        let config = Config::parse(&hf::read_json(&dir.join("config.json")).unwrap()).unwrap();
+        Model::stored(dir, device, Storage::Real, merged, live)
+    }
+
+    /// Likewise, the large matrices kept as `storage` says.
+    pub fn stored(
+        dir: &Path,
+        device: Device,
+        storage: Storage,
+        merged: &[PathBuf],
+        live: Option<&Path>,
+    ) -> Model {
+        let config = config(dir);
         let (files, _) = ModelFiles::open(dir, &config, merged).unwrap();
         let mut arena = Arena::new(&device);
-        let mut weights = Weights::new(&mut arena, &config, Storage::Real);
+        let mut weights = Weights::new(&mut arena, &config, storage);
         weights.load(&config, &files).unwrap();
         let mut rank = 0;
         if let Some(live) = live {
@@ -51,7 +105,7 @@ impl Model {
         }
         let rope = RopeTables::new(&mut arena, &config, 1024);
         let state = State::new(&mut arena, &config, TOKENS, rank, Keep::Streams);
-        Model { config, weights, device, rope, state }
+        Model { device, config, weights, rope, state }
     }
 
     /// Hidden states `[T, C]` of each sequence of one pack.
@@ -63,7 +117,8 @@ impl Model {
             Some(*at)
         }));
         self.state.set_batch(&ids, &starts).unwrap();
-        forward(&self.device, &self.config, &self.weights, &self.rope, &mut self.state, mask).unwrap();
+        let Model { device, config, weights, rope, state } = self;
+        Decoder { device, config, weights, rope, mask, noise: None }.forward(state).unwrap();
         let (all, c) = (self.state.hidden.to_f64(), self.config.width);
         starts.windows(2).map(|w| all[w[0] as usize * c..w[1] as usize * c].to_vec()).collect()
     }
@@ -78,4 +133,9 @@ impl Model {
 pub fn distance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+/// The largest difference over the largest value.
+pub fn relative(a: &[f64], b: &[f64]) -> f64 {
+    distance(a, b) / b.iter().fold(f64::MIN_POSITIVE, |most, v| most.max(v.abs()))
 }

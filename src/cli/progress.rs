@@ -1,0 +1,62 @@
+//! What `encode` and the evaluations show while texts go through, and the line at their end.
+
+use crate::device::cpu::memory;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::time::{Duration, Instant};
+
+/// What has gone through so far.
+pub struct Tally {
+    /// Texts, those without a token included.
+    pub texts: u64,
+    tokens: u64,
+    /// Texts that a length limit cut.
+    pub cut: u64,
+    start: Instant,
+    bar: ProgressBar,
+    quiet: bool,
+}
+
+impl Tally {
+    /// Starts the clock, and the spinner where stderr is a terminal.
+    pub fn new(quiet: bool) -> Tally {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+        if quiet {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = ProgressStyle::with_template("{spinner} {msg}  {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Tally { texts: 0, tokens: 0, cut: 0, start: Instant::now(), bar, quiet }
+    }
+
+    /// So many more have gone through.
+    pub fn add(&mut self, texts: usize, tokens: usize) {
+        self.texts += texts as u64;
+        self.tokens += tokens as u64;
+        self.bar.set_message(format!("{} texts  {}", self.texts, self.rates()));
+    }
+
+    fn rates(&self) -> String {
+        let s = self.start.elapsed().as_secs_f64().max(1e-9);
+        format!("{:.1} texts/s, {:.0} tokens/s", self.texts as f64 / s, self.tokens as f64 / s)
+    }
+
+    /// Takes the spinner away and says what was done.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+        if self.quiet {
+            return;
+        }
+        if self.cut > 0 {
+            eprintln!(
+                "warning: {} texts were cut to the length limits (--doc-max-length, --max-length)",
+                self.cut
+            );
+        }
+        let peak = memory("/proc/self/status", "VmHWM:");
+        let peak = peak.map_or(String::new(), |bytes| format!(", peak {} MiB", bytes >> 20));
+        let seconds = self.start.elapsed().as_secs_f64();
+        let (texts, tokens, rates) = (self.texts, self.tokens, self.rates());
+        eprintln!("encoded {texts} texts, {tokens} tokens in {seconds:.2} s: {rates}{peak}");
+    }
+}

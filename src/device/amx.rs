@@ -1,0 +1,145 @@
+//! AMX tiles: 32 x 48 of a bf16 matrix product in the eight tile registers of recent Xeons.
+//!
+//! Written as inline assembly because the intrinsics are not stable Rust. Linux hands the tile
+//! registers out on request only ([`available`] asks once for the process).
+
+use half::bf16;
+use std::arch::asm;
+use std::sync::OnceLock;
+
+use super::bf16::PANEL;
+
+/// Rows of `x` per tile product: two tiles of 16.
+pub const ROWS: usize = 32;
+/// Pairs of k per tile: 16 rows of 64 bytes.
+pub const PAIRS: usize = 16;
+
+/// Whether the CPU has AMX-BF16 and the kernel lets this process use it.
+pub fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
+        let leaves = std::arch::x86_64::__cpuid(0).eax;
+        leaves >= 7
+            && std::arch::x86_64::__cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
+            && permitted()
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: asks for a permission and touches no memory; older kernels answer with an error.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
+
+/// Eight tiles of 16 rows by 64 bytes, loaded into this thread until dropped.
+pub struct Tiles(());
+
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Tiles {
+    /// None where [`available`] is false.
+    pub fn load() -> Option<Tiles> {
+        if !available() {
+            return None;
+        }
+        let mut c = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+        c.bytes[..8].fill(64);
+        c.rows[..8].fill(16);
+        // SAFETY: the CPU has the instruction; `c` is a valid 64-byte configuration.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const c, options(nostack)) };
+        Some(Tiles(()))
+    }
+
+    /// `y[32, 48] (+)= x[32, 2 pairs] w`, rows of `y` being `stride` apart; `w` is one panel.
+    ///
+    /// Panics if a slice is too short or `pairs` is no multiple of 16.
+    pub fn product(
+        &self,
+        y: &mut [f32],
+        stride: usize,
+        x: &[[bf16; 2]],
+        pairs: usize,
+        w: &[[bf16; 2]],
+        add: bool,
+    ) {
+        assert!(
+            pairs > 0 && pairs.is_multiple_of(PAIRS) && x.len() >= ROWS * pairs && w.len() >= pairs * PANEL
+        );
+        assert!(y.len() >= (ROWS - 1) * stride + PANEL);
+        if !add {
+            y.chunks_mut(stride).take(ROWS).for_each(|row| row[..PANEL].fill(0.0));
+        }
+        // SAFETY: the configuration is loaded while `self` lives; the asserts bound every tile that is read or
+        // written; the tile registers are declared clobbered.
+        unsafe {
+            asm!(
+                "tileloadd tmm0, [{y0} + {ys}*1]",
+                "tileloadd tmm1, [{y0} + {ys}*1 + 64]",
+                "tileloadd tmm2, [{y0} + {ys}*1 + 128]",
+                "tileloadd tmm3, [{y1} + {ys}*1]",
+                "tileloadd tmm4, [{y1} + {ys}*1 + 64]",
+                "tileloadd tmm5, [{y1} + {ys}*1 + 128]",
+                "2:",
+                "tileloadd tmm6, [{w} + {ws}*1]",
+                "tileloadd tmm7, [{x0} + {xs}*1]",
+                "tdpbf16ps tmm0, tmm7, tmm6",
+                "tileloadd tmm7, [{x1} + {xs}*1]",
+                "tdpbf16ps tmm3, tmm7, tmm6",
+                "tileloadd tmm6, [{w} + {ws}*1 + 64]",
+                "tdpbf16ps tmm4, tmm7, tmm6",
+                "tileloadd tmm7, [{x0} + {xs}*1]",
+                "tdpbf16ps tmm1, tmm7, tmm6",
+                "tileloadd tmm6, [{w} + {ws}*1 + 128]",
+                "tdpbf16ps tmm2, tmm7, tmm6",
+                "tileloadd tmm7, [{x1} + {xs}*1]",
+                "tdpbf16ps tmm5, tmm7, tmm6",
+                "add {x0}, 64",
+                "add {x1}, 64",
+                "add {w}, {w_step}",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{y0} + {ys}*1], tmm0",
+                "tilestored [{y0} + {ys}*1 + 64], tmm1",
+                "tilestored [{y0} + {ys}*1 + 128], tmm2",
+                "tilestored [{y1} + {ys}*1], tmm3",
+                "tilestored [{y1} + {ys}*1 + 64], tmm4",
+                "tilestored [{y1} + {ys}*1 + 128], tmm5",
+                y0 = in(reg) y.as_mut_ptr(),
+                y1 = in(reg) y.as_mut_ptr().add(16 * stride),
+                ys = in(reg) 4 * stride,
+                x0 = inout(reg) x.as_ptr() => _,
+                x1 = inout(reg) x.as_ptr().add(16 * pairs) => _,
+                xs = in(reg) 4 * pairs,
+                w = inout(reg) w.as_ptr() => _,
+                ws = in(reg) 4 * PANEL,
+                w_step = const PAIRS * 4 * PANEL,
+                steps = inout(reg) pairs / PAIRS => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the configuration was loaded by `load`; releasing it touches no memory.
+        unsafe { asm!("tilerelease", options(nomem, nostack)) };
+    }
+}

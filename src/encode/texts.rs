@@ -1,0 +1,73 @@
+//! Texts to vectors, whatever they come from: the one path of `encode` and of every evaluation.
+
+use crate::encode::Encoder;
+use crate::error::{Error, Result};
+use crate::text::prompt::Prompt;
+use rayon::prelude::*;
+
+/// What a text with nothing to pool gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Empty {
+    /// An error that names its place.
+    Error,
+    /// A vector of zeros.
+    Zero,
+}
+
+/// A text and the instruction it is read under (which may be empty).
+#[derive(Clone, Copy)]
+pub struct Item<'a> {
+    /// The instruction.
+    pub instruction: &'a str,
+    /// The text.
+    pub text: &'a str,
+}
+
+/// The vectors of a list of texts.
+pub struct Rows {
+    /// One row `[C]` per text, in order.
+    pub vectors: Vec<f32>,
+    /// Texts that a length limit cut.
+    pub cut: u64,
+}
+
+impl Encoder {
+    /// One finite vector per item; `at(i, what)` makes the error of item `i`, `progress` is told texts and tokens.
+    pub fn texts(
+        &mut self,
+        items: &[Item],
+        empty: Empty,
+        at: impl Fn(usize, &str) -> Error + Sync,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Rows> {
+        let prompts = items.par_iter().enumerate().map(|(i, item)| {
+            let prompt = self.prompt(item.instruction, item.text).map_err(|e| at(i, &e.to_string()))?;
+            let nothing = item.text.is_empty() || prompt.text.is_empty();
+            if nothing && empty == Empty::Error {
+                let what = "an empty text has nothing to pool; --empty zero gives it a vector of zeros";
+                return Err(at(i, what));
+            }
+            Ok((!nothing).then_some(prompt))
+        });
+        let prompts: Vec<Option<Prompt>> = prompts.collect::<Result<_>>()?;
+        let places: Vec<usize> = (0..prompts.len()).filter(|&i| prompts[i].is_some()).collect();
+        let prompts: Vec<Prompt> = prompts.into_iter().flatten().collect();
+
+        let c = self.width();
+        let mut vectors = vec![0.0; prompts.len() * c];
+        self.encode(&prompts, &mut vectors, &mut progress)?;
+        let cut = prompts.iter().filter(|p| p.cut).count() as u64;
+        if let Some(bad) = vectors.iter().position(|v| !v.is_finite()) {
+            return Err(at(places[bad / c], "the vector holds NaN or infinity"));
+        }
+        if places.len() == items.len() {
+            return Ok(Rows { vectors, cut });
+        }
+        progress(items.len() - places.len(), 0);
+        let mut rows = vec![0.0; items.len() * c];
+        for (vector, &i) in vectors.chunks_exact(c).zip(&places) {
+            rows[i * c..][..c].copy_from_slice(vector);
+        }
+        Ok(Rows { vectors: rows, cut })
+    }
+}

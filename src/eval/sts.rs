@@ -1,0 +1,174 @@
+//! Semantic textual similarity: whether the cosine of two vectors orders pairs of sentences as people do.
+
+use super::correlation::{pearson, spearman};
+use crate::encode::Encoder;
+use crate::encode::texts::{Empty, Item};
+use crate::error::{Error, Result};
+use crate::format::input::{self, Format, Record};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The first line of every file.
+const HEADER: [&str; 4] = ["subset", "score", "sentence1", "sentence2"];
+
+/// Pairs that are embedded at a time: only their cosines are kept.
+const WINDOW: usize = 4096;
+
+/// Two sentences and how alike people find them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// The line in the file, from 1.
+    pub line: u64,
+    /// The part of the data set it comes from.
+    pub subset: String,
+    /// What people said, on any scale.
+    pub score: f64,
+    /// The sentences.
+    pub sentences: [String; 2],
+}
+
+/// The files at `path`: itself, or the `.tsv`, `.tsv.gz` and `.tsv.zst` of a folder, by name.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+    let entries = entries.map(|e| e.map(|e| e.path()).map_err(|e| Error::io(path, e)));
+    let mut files = entries.collect::<Result<Vec<_>>>()?;
+    let name = |f: &Path| f.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+    files.retain(|f| f.is_file() && [".tsv", ".tsv.gz", ".tsv.zst"].iter().any(|e| name(f).ends_with(e)));
+    files.sort();
+    if files.is_empty() {
+        return Err(Error::file(path, "holds no .tsv file; give a file, or the folder of such files"));
+    }
+    Ok(files)
+}
+
+/// The pairs of a TSV file (no quoting; `.gz` and `.zst` too). A row that is not one is an error naming its line.
+pub fn read(path: &Path) -> Result<Vec<Pair>> {
+    let mut records = input::open(&path.to_string_lossy(), Some(Format::Text))?;
+    let header = records.next().transpose()?.map_or(String::new(), |r| r.text);
+    if header.split('\t').ne(HEADER) {
+        let what = format!("line 1: the header was wanted: {} (tabs between)", HEADER.join(", "));
+        return Err(Error::file(path, what));
+    }
+    let pairs = records.map(|r| pair(path, r?)).collect::<Result<Vec<_>>>()?;
+    if pairs.is_empty() {
+        return Err(Error::file(path, "holds no pair, only the header"));
+    }
+    Ok(pairs)
+}
+
+fn pair(path: &Path, record: Record) -> Result<Pair> {
+    let wrong = |what: String| Error::file(path, format!("line {}: {what}", record.place));
+    let fields: Vec<&str> = record.text.split('\t').collect();
+    let &[subset, score, one, two] = fields.as_slice() else {
+        let (n, wanted) = (fields.len(), HEADER.join(", "));
+        return Err(wrong(format!("{n} fields between tabs, 4 were wanted: {wanted}")));
+    };
+    let number = score.trim().parse().ok().filter(|s: &f64| s.is_finite());
+    let score = number.ok_or_else(|| wrong(format!("score {score:?}, a number was wanted")))?;
+    let sentences = [one.to_string(), two.to_string()];
+    Ok(Pair { line: record.place, subset: subset.to_string(), score, sentences })
+}
+
+/// How far the cosines and the scores agree, times 100; `None` where one of them is constant.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Agreement {
+    /// Pairs compared.
+    pub pairs: usize,
+    /// By rank.
+    pub spearman: Option<f64>,
+    /// By value.
+    pub pearson: Option<f64>,
+}
+
+impl Agreement {
+    fn of(cosines: &[f64], scores: &[f64]) -> Agreement {
+        Agreement {
+            pairs: scores.len(),
+            spearman: spearman(cosines, scores).map(|r| 100.0 * r),
+            pearson: pearson(cosines, scores).map(|r| 100.0 * r),
+        }
+    }
+}
+
+/// What one file gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct FileReport {
+    /// The file.
+    pub file: PathBuf,
+    /// Over all its pairs.
+    #[serde(flatten)]
+    pub all: Agreement,
+    /// By subset, in alphabetical order.
+    pub subsets: BTreeMap<String, Agreement>,
+}
+
+/// What all files gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// File by file.
+    pub files: Vec<FileReport>,
+    /// Over the pairs of all files, as if they were one.
+    pub all: Agreement,
+    /// The average over the files.
+    pub mean: Agreement,
+    /// Texts that a length limit cut.
+    pub cut: u64,
+}
+
+/// Embeds both sides of every pair of `files` and compares; all files are read before the first is embedded.
+pub fn run(
+    encoder: &mut Encoder,
+    files: &[PathBuf],
+    instruction: &str,
+    empty: Empty,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Report> {
+    let data = files.iter().map(|f| Ok((f, read(f)?))).collect::<Result<Vec<_>>>()?;
+    let (mut reports, mut all, mut cut) = (Vec::new(), [Vec::new(), Vec::new()], 0);
+    for (file, pairs) in data {
+        let mut cosines = Vec::with_capacity(pairs.len());
+        for window in pairs.chunks(WINDOW) {
+            let at = |i: usize, what: &str| {
+                Error::file(file, format!("line {}, sentence {}: {what}", window[i / 2].line, i % 2 + 1))
+            };
+            let texts = window.iter().flat_map(|p| &p.sentences);
+            let items: Vec<Item> = texts.map(|text| Item { instruction, text }).collect();
+            let rows = encoder.texts(&items, empty, at, &mut progress)?;
+            cut += rows.cut;
+            let c = encoder.width();
+            cosines.extend(rows.vectors.chunks_exact(2 * c).map(|both| cosine(&both[..c], &both[c..])));
+        }
+        let scores: Vec<f64> = pairs.iter().map(|p| p.score).collect();
+        let mut subsets: BTreeMap<String, [Vec<f64>; 2]> = BTreeMap::new();
+        for (pair, (cosine, score)) in pairs.into_iter().zip(cosines.iter().zip(&scores)) {
+            let [cosines, scores] = subsets.entry(pair.subset).or_default();
+            cosines.push(*cosine);
+            scores.push(*score);
+        }
+        reports.push(FileReport {
+            file: file.clone(),
+            all: Agreement::of(&cosines, &scores),
+            subsets: subsets.into_iter().map(|(name, [c, s])| (name, Agreement::of(&c, &s))).collect(),
+        });
+        all[0].extend(cosines);
+        all[1].extend(scores);
+    }
+    let mean = |of: fn(&Agreement) -> Option<f64>| {
+        let sum = reports.iter().map(|r| of(&r.all)).sum::<Option<f64>>()?;
+        Some(sum / reports.len() as f64)
+    };
+    let mean =
+        Agreement { pairs: all[0].len(), spearman: mean(|a| a.spearman), pearson: mean(|a| a.pearson) };
+    Ok(Report { all: Agreement::of(&all[0], &all[1]), mean, cut, files: reports })
+}
+
+/// The cosine of two vectors; 0 if one of them is zero.
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let norms = (dot(a, a) * dot(b, b)).sqrt();
+    if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
+}

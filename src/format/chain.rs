@@ -1,0 +1,72 @@
+//! What an adapter was trained on top of. Vectors of an adapter without the layers below it are wrong and look right,
+//! so each adapter records them, and whoever stacks adapters checks.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::peft::Adapter;
+use crate::error::{Error, Result};
+
+/// One adapter of a stack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its folder's name, for people.
+    pub name: String,
+    /// SHA-256 of what it does to the weights, whatever the form of its file.
+    pub sha256: String,
+}
+
+impl Link {
+    /// The link that stands for `adapter`.
+    pub fn of(adapter: &Adapter) -> Link {
+        let mut hash = Sha256::new();
+        let mut pairs: Vec<_> = adapter.pairs.iter().collect();
+        pairs.sort_by_key(|p| (p.layer, &p.module));
+        for p in pairs {
+            hash.update(format!("{} {} {} {} {}\n", p.layer, p.module, p.rank, p.inputs, p.outputs));
+            hash.update(p.scale.to_le_bytes());
+            for chunk in p.a.chunks(4096).chain(p.b.chunks(4096)) {
+                hash.update(chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+            }
+        }
+        Link { name: name(&adapter.dir), sha256: hex(&hash.finalize()) }
+    }
+}
+
+/// The folder's own name, and the run's before it where the folder is one of its checkpoints.
+fn name(dir: &Path) -> String {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
+    let part = |p: Option<&Path>| p?.file_name().map(|n| n.to_string_lossy().into_owned());
+    let own = part(Some(&dir)).unwrap_or_default();
+    match part(dir.parent()) {
+        Some(run) if own.starts_with("checkpoint-") => format!("{run}/{own}"),
+        _ => own,
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Refuses the adapter in `dir`, which records that it was trained on top of `recorded`, on top of anything else.
+pub fn check(dir: &Path, recorded: &[Link], below: &[Link]) -> Result<()> {
+    if recorded.iter().map(|l| &l.sha256).eq(below.iter().map(|l| &l.sha256)) {
+        return Ok(());
+    }
+    let list = |links: &[Link]| match links {
+        [] => "the bare model".to_string(),
+        _ => links.iter().map(|l| format!("{} ({:.8})", l.name, l.sha256)).collect::<Vec<_>>().join(" + "),
+    };
+    let missing: Vec<_> = recorded.iter().filter(|r| below.iter().all(|b| b.sha256 != r.sha256)).collect();
+    let hint = match missing.as_slice() {
+        [] => "give --adapter in the order of the training, and no other".to_string(),
+        _ => {
+            let flags: Vec<_> = missing.iter().map(|l| format!("--adapter {}", l.name)).collect();
+            format!("put {} before it", flags.join(" "))
+        }
+    };
+    let what = format!("was trained on top of {}, here it is put on {}; {hint}", list(recorded), list(below));
+    Err(Error::file(dir, what))
+}

@@ -1,0 +1,90 @@
+//! dropout: masks that every device computes anew from a counter, so that none is ever stored.
+
+use crate::device::cpu::{Real, simd};
+use crate::error::Result;
+use crate::rng::philox;
+use crate::tensor::refuse;
+
+/// A dropout layer at one place of one training step: each element is zeroed with probability `rate`, the rest are
+/// scaled by `1 / (1 - rate)`.
+///
+/// Element (row, plane, column) draws word `column % 4` of `philox([column / 4, plane, row], key)`, where the key is
+/// `philox([step, site, 0, 0], seed)`, cut to 64 bits. A row is a token, counted over all packs of a step: `first` is that of
+/// this pack's first token, so a batch in chunks has the masks of the whole. The plane is the segment of a merged
+/// projection (each has its own mask, as in PEFT), or the head of an attention probability, whose column is the
+/// position of the key *in its sequence*: no mask depends on what stands elsewhere in the pack.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// In [0, 1).
+    pub rate: f64,
+    /// Of the run.
+    pub seed: u64,
+    /// Of the optimiser.
+    pub step: u32,
+    /// Numbers layer and place in the layer; each must have its own.
+    pub site: u32,
+    /// Tokens of this step before this pack.
+    pub first: u64,
+}
+
+/// Counters that [`Dropout::mask`] computes side by side.
+const WIDE: usize = 16;
+
+impl Dropout {
+    /// Refuses a rate that is no probability below 1.
+    pub fn check(dropout: Option<Dropout>, op: &'static str) -> Result<()> {
+        match dropout {
+            Some(d) if !(0.0..1.0).contains(&d.rate) => {
+                refuse(op, format!("dropout rate {}, expected at least 0 and below 1", d.rate))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The generator's key at this place: computed once per call of an op.
+    pub fn key(&self) -> [u32; 2] {
+        let [a, b, ..] = philox([self.step, self.site, 0, 0], [self.seed as u32, (self.seed >> 32) as u32]);
+        [a, b]
+    }
+
+    /// Multiplies `x`, the columns from `column` on of row `row` of this pack, by the mask: 0 or `1 / (1 - rate)`.
+    pub fn apply<R: Real>(&self, key: [u32; 2], row: usize, plane: usize, column: usize, x: &mut [R]) {
+        let least = (self.rate * 4_294_967_296.0).round() as u32;
+        let scale = R::of(1.0 / (1.0 - self.rate));
+        let row = self.first + row as u64;
+        simd(
+            #[inline(always)]
+            || {
+                // Whole groups of WIDE counters, in place of a tail of single ones: the cost is the same.
+                let (mut at, end) = (column / 4 * 4, column + x.len());
+                while at < end {
+                    let words = wide(at as u32 / 4, plane as u32, row, key);
+                    let (from, to) = (at.max(column), end.min(at + 4 * WIDE));
+                    for (x, &word) in x[from - column..to - column].iter_mut().zip(&words[from - at..]) {
+                        *x = if word < least { R::ZERO } else { *x * scale };
+                    }
+                    at += 4 * WIDE;
+                }
+            },
+        );
+    }
+}
+
+/// The words of the counters `[block .. block + WIDE, plane, row]`, in the order of columns.
+#[inline(always)]
+fn wide(block: u32, plane: u32, row: u64, key: [u32; 2]) -> [u32; 4 * WIDE] {
+    let mut words = [0; 4 * WIDE];
+    let groups = words.as_chunks_mut::<4>().0;
+    let mut lanes = [[0; WIDE]; 4];
+    for (l, block) in (0..WIDE).zip(block..) {
+        lanes[0][l] = block;
+    }
+    lanes[1] = [plane; WIDE];
+    lanes[2] = [row as u32; WIDE];
+    lanes[3] = [(row >> 32) as u32; WIDE];
+    crate::rng::philox_wide(&mut lanes, key);
+    for (l, group) in groups.iter_mut().enumerate() {
+        *group = [lanes[0][l], lanes[1][l], lanes[2][l], lanes[3][l]];
+    }
+    words
+}
