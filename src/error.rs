@@ -38,6 +38,22 @@ pub enum Error {
     /// The device is missing, too small, or failed.
     #[error("{0}")]
     Device(String),
+    /// Training has left the finite numbers.
+    #[error("step {step}: {what} is not finite; the last checkpoint is kept; try a lower learning rate")]
+    Diverged {
+        /// The optimiser's step, from 1.
+        step: u64,
+        /// The loss, or the tensor.
+        what: String,
+    },
+    /// A signal asked the run to stop, and it did so in good order; exit status 128 + its number.
+    #[error("stopped by {}: {what}", signal_name(*signal))]
+    Stopped {
+        /// SIGINT or SIGTERM.
+        signal: u8,
+        /// What was saved, and how to go on.
+        what: String,
+    },
 }
 
 /// `Result` with the crate's [`Error`].
@@ -54,8 +70,20 @@ impl Error {
         Error::File { path: path.as_ref().to_path_buf(), what: what.into() }
     }
 
-    /// The process exit status this error asks for: 2 for the command line, else 1.
+    /// The process exit status this error asks for: 2 for the command line, 128 + N for signal N, else 1.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Error::Usage(_)) { 2 } else { 1 }
+        match self {
+            Error::Usage(_) => 2,
+            Error::Stopped { signal, .. } => 128 + signal,
+            _ => 1,
+        }
+    }
+}
+
+fn signal_name(signal: u8) -> String {
+    match signal {
+        2 => "SIGINT".into(),
+        15 => "SIGTERM".into(),
+        other => format!("signal {other}"),
     }
 }

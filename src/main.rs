@@ -8,7 +8,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             // One line, whatever a file or a library put into the message.
-            eprintln!("error: {}", e.to_string().replace(['\n', '\r'], " "));
+            llm2vec::cli::say(format_args!("error: {}", e.to_string().replace(['\n', '\r'], " ")));
             ExitCode::from(e.exit_code())
         }
     }

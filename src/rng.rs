@@ -11,14 +11,12 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 #[inline(always)]
 pub fn philox_wide<const W: usize>(counter: &mut [[u32; W]; 4], mut key: [u32; 2]) {
     for _ in 0..10 {
-        for l in 0..W {
-            let a = u64::from(counter[0][l]) * 0xD251_1F53;
-            let b = u64::from(counter[2][l]) * 0xCD9E_8D57;
-            let (c1, c3) = (counter[1][l], counter[3][l]);
-            counter[0][l] = (b >> 32) as u32 ^ c1 ^ key[0];
-            counter[1][l] = b as u32;
-            counter[2][l] = (a >> 32) as u32 ^ c3 ^ key[1];
-            counter[3][l] = a as u32;
+        let [c0, c1, c2, c3] = &mut *counter;
+        for ((c0, c1), (c2, c3)) in c0.iter_mut().zip(c1).zip(c2.iter_mut().zip(c3)) {
+            let a = u64::from(*c0) * 0xD251_1F53;
+            let b = u64::from(*c2) * 0xCD9E_8D57;
+            (*c0, *c1) = ((b >> 32) as u32 ^ *c1 ^ key[0], b as u32);
+            (*c2, *c3) = ((a >> 32) as u32 ^ *c3 ^ key[1], a as u32);
         }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }

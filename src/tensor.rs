@@ -166,6 +166,18 @@ impl Tensor {
         Ok(T::slice_mut(self).map_or(&mut [], |v| &mut v[..n]))
     }
 
+    /// Copies `rows` rows of `from`, from row `at` on, to this tensor's row `to`. Both are float tensors of one type and width.
+    pub fn copy_rows(&mut self, to: usize, from: &Tensor, at: usize, rows: usize) -> Result<()> {
+        let k: usize = self.shape[1..].iter().product();
+        match self.dtype() {
+            DType::F64 => self.host_mut::<f64>()?[to * k..][..rows * k]
+                .copy_from_slice(&from.host::<f64>()?[at * k..][..rows * k]),
+            _ => self.host_mut::<f32>()?[to * k..][..rows * k]
+                .copy_from_slice(&from.host::<f32>()?[at * k..][..rows * k]),
+        }
+        Ok(())
+    }
+
     /// Zeros again, up to the rows in use.
     pub fn clear(&mut self) -> Result<()> {
         match self.dtype() {

@@ -63,7 +63,7 @@ fn bad_rows_name_file_and_line() {
             assert!(error.contains(word), "{word:?} is not in: {error}");
         }
     }
-    let error = sts::files(&tempfile::tempdir().unwrap().path().to_path_buf()).unwrap_err().to_string();
+    let error = sts::files(tempfile::tempdir().unwrap().path()).unwrap_err().to_string();
     assert!(error.contains("no .tsv file"), "{error}");
 }
 
@@ -134,6 +134,14 @@ fn empty_sentences_are_errors_unless_they_are_zeros() {
     // Cosines 0, less than 1, and 1.
     let (json, _) = report(&[&path], &["--empty", "zero"]);
     assert_eq!(json["report"]["all"]["spearman"].as_f64().unwrap().round(), 100.0);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_refused_first() {
+    let output = eval_sts(&[&here("tests/texts/sts.tsv")], &["--output", "/nowhere/at/all/scores.json"]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("there is no folder /nowhere/at/all"), "{error}");
 }
 
 /// The figures of a PyTorch run with the same model and pooling (all tokens, BOS included), Spearman x 100.

@@ -5,6 +5,8 @@
 //! tests/models, then ../shared/data/models).
 
 mod common;
+#[path = "golden/training.rs"]
+mod training;
 
 use common::{Model, here};
 use llm2vec::device::Device;
@@ -72,6 +74,7 @@ fn every_state_equals_transformers() {
             golden.instructions();
             golden.greedy();
             golden.adapters(&folder, &dir.join("lora_init"));
+            golden.training(&folder, &dir.join("lora_init"));
             println!("{}: {} numbers, worst off by {:.1e}", golden.name, golden.compared, golden.worst);
             folders += 1;
             numbers += golden.compared;

@@ -1,6 +1,6 @@
 //! Every op against the case table: f32 against f64, poison, contracts; and against formulas written out plainly.
 
-use llm2vec::bench::cases::{self, Case, Fill};
+use llm2vec::bench::cases::{self, Case, DROPOUT, Fill};
 use llm2vec::device::{DType, Device};
 use llm2vec::ops::attention::{Heads, Mask};
 use llm2vec::tensor::Tensor;
@@ -37,26 +37,22 @@ fn f32_agrees_with_f64_and_every_output_is_overwritten() {
 #[test]
 fn wrong_shapes_are_refused_by_name() {
     let grow = |fill: &Fill, how: usize| -> Fill {
-        let shape = |s: &[usize]| match how {
-            0 => s.iter().enumerate().map(|(i, &d)| d + usize::from(i == s.len() - 1)).collect::<Vec<_>>(),
-            _ => s.iter().copied().chain([1]).collect(),
-        };
-        match fill {
-            Fill::Normal(s) => Fill::Normal(shape(s)),
-            Fill::Poison(s) => Fill::Poison(shape(s)),
-            Fill::Ints(s, v) => {
-                let s = shape(s);
-                let n = s.iter().product();
-                Fill::Ints(s, v.iter().copied().chain(std::iter::repeat(0)).take(n).collect())
-            }
+        let mut shape = fill.shape().to_vec();
+        match how {
+            0 => *shape.last_mut().unwrap() += 1,
+            _ => shape.push(1),
         }
+        fill.reshaped(shape)
     };
     for case in cases::all() {
-        for operand in 0..case.outputs.len() + case.inputs.len() {
+        // A norm takes gradients of any shape.
+        let inputs = if case.op == "adamw_norm" { 0 } else { case.inputs.len() };
+        for operand in 0..case.outputs.len() + inputs {
             for how in 0..2 {
                 let (mut outputs, mut inputs) = case.operands(DType::F32);
                 let all: Vec<_> = case.outputs.iter().chain(&case.inputs).collect();
-                let (name, wrong) = (all[operand].0, grow(&all[operand].1, how).tensor(DType::F32, 0));
+                let name = all[operand].0;
+                let wrong = grow(&all[operand].1, how).tensor(DType::F32, name);
                 match operand.checked_sub(outputs.len()) {
                     None => outputs[operand] = wrong,
                     Some(i) => inputs[i] = wrong,
@@ -87,6 +83,7 @@ fn attention_is_its_formula() {
             "Causal" => j <= i,
             "Window(7)" => i.abs_diff(j) < 7,
             "CausalWindow(70)" => j <= i && i - j < 70,
+            "Window(33)" => i.abs_diff(j) < 33,
             other => panic!("{other}"),
         };
         for sequence in starts.windows(2).map(|w| w[0] as usize..w[1] as usize) {
@@ -97,9 +94,15 @@ fn attention_is_its_formula() {
                     let key = heads.query + h * heads.key / heads.query;
                     let keys = sequence.clone().filter(|&j| sees(i - sequence.start, j - sequence.start));
                     let score = |j: usize| row(i, h).iter().zip(row(j, key)).map(|(a, b)| a * b).sum::<f64>();
-                    let p: Vec<(usize, f64)> =
+                    let mut p: Vec<(usize, f64)> =
                         keys.map(|j| (j, (score(j) / (d as f64).sqrt()).exp())).collect();
                     let total: f64 = p.iter().map(|(_, p)| p).sum();
+                    if case.label.contains("drop") {
+                        let key = DROPOUT.key();
+                        p.iter_mut().for_each(|(j, p)| {
+                            DROPOUT.apply(key, i, h, *j - sequence.start, std::slice::from_mut(p))
+                        });
+                    }
                     assert!((got[1][i * heads.query + h] - total.ln()).abs() < 1e-12, "{}", case.label);
                     for c in 0..d {
                         let exact: f64 = p.iter().map(|&(j, p)| p / total * row(j, key + heads.key)[c]).sum();
@@ -122,6 +125,10 @@ fn values_out_of_range_are_refused() {
         ("rope_fwd", 2, vec![16]),
         ("pool_fwd", 1, vec![5, 5]),
         ("pool_fwd", 1, vec![0, 71]),
+        ("pool_bwd", 1, vec![0, 71]),
+        ("masked_xent_fwd", 2, vec![65]),
+        ("masked_xent_bwd", 3, vec![-1]),
+        ("attention_bwd", 4, vec![0, 0]),
         ("attention_fwd", 1, vec![1]),
         ("attention_fwd", 1, vec![0, 0]),
     ] {

@@ -6,12 +6,16 @@ mod common;
 mod chain;
 #[path = "training_files/checkpoints.rs"]
 mod checkpoints;
+#[path = "training_files/logs.rs"]
+mod logs;
+#[path = "training_files/signals.rs"]
+mod signals;
 
 use llm2vec::error::Result;
 use llm2vec::format::peft::{Adapter, AdapterConfig, Pair};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 /// The error's line, after a check that it has all these words.
 #[track_caller]
@@ -50,7 +54,7 @@ fn normal(seed: u64, n: usize) -> Vec<f32> {
 fn child(test: &str, folder: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]).env("TRAINING_FILES_FOLDER", folder);
-    command.stdout(std::process::Stdio::null()).spawn().unwrap()
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Where a [`child`] works; `None` if the test was started by hand.

@@ -1,7 +1,8 @@
 //! `llm2vec encode`: texts in, vectors out.
 
-use crate::cli::{ModelFlags, TextFlags, nearest::Nearest, progress::Tally};
+use crate::cli::{ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
 use crate::encode::Encoder;
+use crate::encode::setup::Setup;
 use crate::encode::texts::Item;
 use crate::error::{Error, Result};
 use crate::format::input::{self, Format, Record};
@@ -67,14 +68,19 @@ const WINDOW_BYTES: usize = 32 << 20;
 impl Encode {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
+        if self.nearest.is_some() && self.output.as_deref() == Some("-") {
+            return Err(Error::Usage("--nearest and --output - would share stdout; give a file name".into()));
+        }
         let options = self.model.options()?;
         let range = self.range()?;
         let mut records = self.records()?.skip(range.start as usize);
         let mut left = range.end - range.start;
-        let mut encoder = Encoder::open(&options)?;
-        encoder.setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
-        let c = encoder.width();
+        let setup = Setup::open(&options)?;
+        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+        let c = setup.config.width;
+        // Before the weights: a wrong name or a missing folder should not cost the time to load them.
         let mut output = self.output.as_ref().map(|o| Output::create(o, c, self.dtype())).transpose()?;
+        let mut encoder = Encoder::load(setup)?;
         let mut nearest = self.nearest.map(|k| Nearest::new(k, c));
 
         let mut tally = Tally::new(self.texts.quiet);

@@ -1,13 +1,12 @@
 //! `llm2vec eval`: how good the vectors are, by data that people have judged.
 
-use crate::cli::{ModelFlags, TextFlags, progress::Tally};
+use crate::cli::{ModelFlags, TextFlags, print, progress::Tally, say};
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::eval::sts::{self, Agreement, Report};
 use crate::format::atomic;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Measure how good the vectors are.
@@ -53,8 +52,10 @@ impl Sts {
     fn run(self) -> Result<()> {
         let options = self.model.options()?;
         let lists = self.data.iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
+        // Now, not after minutes of work: can it be written at all?
+        self.output.as_deref().map(atomic::beside).transpose()?;
         let mut encoder = Encoder::open(&options)?;
-        encoder.setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+        encoder.setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let mut tally = Tally::new(self.texts.quiet);
         let (instruction, empty) = (&self.texts.instruction, self.texts.empty());
         let add = |texts, tokens| tally.add(texts, tokens);
@@ -72,12 +73,12 @@ impl Sts {
             });
             atomic::write_json(output, &json)?;
         }
-        print(&report)
+        table(&report)
     }
 }
 
 /// The report as a table on stdout.
-fn print(report: &Report) -> Result<()> {
+fn table(report: &Report) -> Result<()> {
     let mut rows = vec![["file", "subset", "pairs", "spearman", "pearson"].map(String::from)];
     let mut row = |file: &str, subset: &str, a: Agreement| {
         let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.2}"));
@@ -100,8 +101,5 @@ fn print(report: &Report) -> Result<()> {
     let lines = rows.iter().map(|[file, subset, pairs, spearman, pearson]| {
         format!("{file:<w0$}  {subset:<w1$}  {pairs:>w2$}  {spearman:>w3$}  {pearson:>w4$}\n")
     });
-    match std::io::stdout().write_all(lines.collect::<String>().as_bytes()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done.map_err(|e| Error::io("stdout", e)),
-    }
+    print(&lines.collect::<String>())
 }

@@ -1,6 +1,6 @@
 //! `llm2vec info`: what would run, without running it.
 
-use crate::cli::ModelFlags;
+use crate::cli::{ModelFlags, print, say};
 use crate::device::cuda;
 use crate::encode::setup::Setup;
 use crate::error::Result;
@@ -21,14 +21,13 @@ impl Info {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         let setup = Setup::open(&self.model.options()?)?;
-        setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let mut lines = model_lines(&setup);
         lines.extend(setting_lines(&setup));
         lines.extend(device_lines());
         lines.extend(memory_lines(&setup));
         let text: String = lines.iter().map(|(key, value)| format!("{key:<12} {value}\n")).collect();
-        print!("{text}");
-        Ok(())
+        print(&text)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `llm2vec merge`: adapters folded into the weights, as a folder that Transformers loads as it is.
 
-use crate::cli::ModelFlags;
+use crate::cli::{ModelFlags, say};
 use crate::device::DType;
 use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
@@ -38,7 +38,7 @@ impl Merge {
             )));
         }
         let setup = Setup::open(&options)?;
-        setup.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(".".as_ref());
         let folder = atomic::folder_in(parent, ".merge-")?;
         write(&setup, folder.path())?;
@@ -51,7 +51,7 @@ fn write(setup: &Setup, to: &std::path::Path) -> Result<()> {
     let config = setup.dir.join("config.json");
     std::fs::copy(&config, to.join("config.json")).map_err(|e| Error::io(&config, e))?;
     setup.settings().write(to)?;
-    settings::write_st(to, setup.pooling.reference_name(), setup.config.width, setup.limits.max_length)?;
+    settings::write_st(to, setup.pooling.name(), setup.config.width, setup.limits.max_length)?;
 
     let checkpoint = &setup.files.checkpoint;
     let has_table = checkpoint.find("model.embed_tokens.weight").is_some();

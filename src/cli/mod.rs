@@ -6,13 +6,16 @@ mod info;
 mod merge;
 mod nearest;
 mod progress;
+pub mod signal;
 
 use crate::device::Device;
-use crate::encode::setup::Options;
+use crate::encode::setup::{MOST_TOKENS, Options};
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result};
 use crate::text::prompt::Compat;
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Turn decoder-only LLMs into text encoders.
@@ -38,6 +41,20 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Merge(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Info(c) => c.run(),
+    }
+}
+
+/// A line to stderr. Where that is closed or full there is nobody to tell, and no reason to fail.
+pub fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Text to stdout; a reader that has seen enough and left is no error.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout", e)),
+        _ => Ok(()),
     }
 }
 
@@ -69,7 +86,7 @@ struct ModelFlags {
     #[arg(long, env = "LLM2VEC_DOC_MAX_LENGTH", value_name = "TOKENS")]
     doc_max_length: Option<usize>,
     /// Scale every vector to unit length
-    #[arg(long, env = "LLM2VEC_NORMALIZE")]
+    #[arg(long, env = "LLM2VEC_NORMALIZE", value_parser = BoolishValueParser::new())]
     normalize: bool,
     /// Reproduce the reference implementation's ids and pooled span, quirks included
     #[arg(long, env = "LLM2VEC_COMPAT", value_name = "reference")]
@@ -117,8 +134,8 @@ impl ModelFlags {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
             pool.map_err(|e| Error::Device(format!("cannot start {n} threads: {e}")))?;
         }
-        if self.tokens == Some(0) || self.tokens.is_some_and(|t| t > 1 << 24) {
-            return Err(Error::Usage("--tokens: expected 1 to 16777216".into()));
+        if let Some(n) = self.tokens.filter(|n| !(1..=MOST_TOKENS).contains(n)) {
+            return Err(Error::Usage(format!("--tokens {n}: expected 1 to {MOST_TOKENS}")));
         }
         Ok(Options {
             model: self.model.clone(),
@@ -148,7 +165,7 @@ struct TextFlags {
     #[arg(long, env = "LLM2VEC_EMPTY", default_value = "error", value_name = "WHAT")]
     empty: EmptyFlag,
     /// No progress, no summary
-    #[arg(short, long, env = "LLM2VEC_QUIET")]
+    #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
     quiet: bool,
 }
 

@@ -1,7 +1,7 @@
 //! `encode --nearest K`: which texts lie closest to which, for a person to judge.
 
+use crate::cli::print;
 use crate::error::{Error, Result};
-use std::io::Write;
 
 /// Texts and their unit vectors, held in memory.
 pub struct Nearest {
@@ -35,7 +35,6 @@ impl Nearest {
 
     /// Prints the list to stdout.
     pub fn print(&self) -> Result<()> {
-        let mut out = std::io::stdout().lock();
         let vectors: Vec<&[f32]> = self.units.chunks_exact(self.width).collect();
         for (i, text) in self.texts.iter().enumerate() {
             let others = (0..vectors.len()).filter(|&j| j != i);
@@ -44,11 +43,7 @@ impl Nearest {
             scored.sort_by(|a, b| b.0.total_cmp(&a.0));
             let lines =
                 scored.iter().take(self.k).map(|(score, j)| format!("  {score:.3}  {}\n", self.texts[*j]));
-            let block = format!("{text}\n{}\n", lines.collect::<String>());
-            match out.write_all(block.as_bytes()) {
-                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                done => done.map_err(|e| Error::io("stdout", e))?,
-            }
+            print(&format!("{text}\n{}\n", lines.collect::<String>()))?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What `encode` and the evaluations show while texts go through, and the line at their end.
 
+use crate::cli::say;
 use crate::device::cpu::memory;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::{Duration, Instant};
@@ -48,15 +49,13 @@ impl Tally {
             return;
         }
         if self.cut > 0 {
-            eprintln!(
-                "warning: {} texts were cut to the length limits (--doc-max-length, --max-length)",
-                self.cut
-            );
+            let what = "texts were cut to the length limits (--doc-max-length, --max-length)";
+            say(format_args!("warning: {} {what}", self.cut));
         }
         let peak = memory("/proc/self/status", "VmHWM:");
         let peak = peak.map_or(String::new(), |bytes| format!(", peak {} MiB", bytes >> 20));
         let seconds = self.start.elapsed().as_secs_f64();
         let (texts, tokens, rates) = (self.texts, self.tokens, self.rates());
-        eprintln!("encoded {texts} texts, {tokens} tokens in {seconds:.2} s: {rates}{peak}");
+        say(format_args!("encoded {texts} texts, {tokens} tokens in {seconds:.2} s: {rates}{peak}"));
     }
 }

@@ -67,9 +67,13 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Opens, plans, refuses what does not fit, and loads.
+    /// Opens and loads.
     pub fn open(options: &Options) -> Result<Encoder> {
-        let setup = Setup::open(options)?;
+        Encoder::load(Setup::open(options)?)
+    }
+
+    /// Plans, refuses what does not fit, and loads.
+    pub fn load(setup: Setup) -> Result<Encoder> {
         setup.plan().check("a smaller --tokens, or --dtype bf16")?;
         let mut arena = Arena::new(&setup.device);
         let (config, positions) = (&setup.config, setup.limits.max_length);

@@ -57,6 +57,17 @@ impl PoolingMode {
         }
     }
 
+    /// Our name.
+    pub fn name(self) -> &'static str {
+        match self {
+            PoolingMode::Mean => "mean",
+            PoolingMode::WeightedMean => "weighted-mean",
+            PoolingMode::Last => "last",
+            PoolingMode::Eos => "eos",
+            PoolingMode::Bos => "bos",
+        }
+    }
+
     /// The name that the reference writes into `llm2vec_config.json`.
     pub fn reference_name(self) -> &'static str {
         match self {
@@ -168,29 +179,29 @@ pub struct Setup {
 /// Tokens in a pack on the CPU: large enough for the matrix products, small enough for the caches.
 pub const CPU_TOKENS: usize = 2048;
 
+/// The most that a length or a pack may be: keeps the sizes that follow from it far from overflow.
+pub const MOST_TOKENS: usize = 1 << 24;
+
 impl Setup {
     /// Opens everything that is small or mapped, and checks it; reads no weight yet.
     pub fn open(o: &Options) -> Result<Setup> {
         let dir = hf::model_dir(&o.model)?;
         let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
         let (files, warnings) = ModelFiles::open(&dir, &config, &o.adapters)?;
-        let saved = saved_settings(&dir, &o.adapters)?;
-        let pooling = match o.pooling.clone().or(saved.pooling_mode) {
-            Some(name) => PoolingMode::by_name(&name)?,
-            None => PoolingMode::Mean,
-        };
-        let attention =
-            attention_by_name(o.attention.as_deref().or(saved.attention.as_deref()).unwrap_or("full"))?;
-        let template = match o.template.as_deref().or(saved.template.as_deref()) {
-            Some(name) => Template::by_name(name)?,
-            None => Template::for_model(&config.name),
-        };
+        let (from, saved) = saved_settings(&dir, &o.adapters)?;
+        let pooling = named(&o.pooling, &saved.pooling_mode, &from, PoolingMode::by_name)?;
+        let pooling = pooling.unwrap_or(PoolingMode::Mean);
+        let attention = named(&o.attention, &saved.attention, &from, attention_by_name)?;
+        let attention = attention.unwrap_or(Attention::Full);
+        let template = named(&o.template, &saved.template, &from, Template::by_name)?;
+        let template = template.unwrap_or_else(|| Template::for_model(&config.name));
         let limits = Limits {
             max_length: o.max_length.or(saved.max_length).unwrap_or(512),
             doc_max_length: o.doc_max_length.or(saved.doc_max_length).unwrap_or(400),
         };
-        if limits.max_length == 0 || limits.doc_max_length == 0 {
-            return Err(Error::Usage("--max-length and --doc-max-length must be at least 1".into()));
+        let lengths = [("--max-length", limits.max_length), ("--doc-max-length", limits.doc_max_length)];
+        if let Some((flag, n)) = lengths.iter().find(|(_, n)| !(1..=MOST_TOKENS).contains(n)) {
+            return Err(Error::Usage(format!("{flag} {n}: expected 1 to {MOST_TOKENS}")));
         }
         let tokens = o.tokens.unwrap_or(CPU_TOKENS).max(limits.max_length);
         let storage = storage(o, &config, &files, tokens, limits.max_length)?;
@@ -284,12 +295,28 @@ fn storage(
     Ok(if fits || !narrow { Storage::Real } else { Storage::Bf16 })
 }
 
-/// The nearest recorded settings: the last adapter's folder, the ones before it, the model's.
-fn saved_settings(dir: &Path, adapters: &[PathBuf]) -> Result<Settings> {
+/// What a flag or else a file names; a name in the file that nobody knows is the file's error.
+fn named<T>(
+    flag: &Option<String>,
+    saved: &Option<String>,
+    from: &Path,
+    by_name: impl Fn(&str) -> Result<T>,
+) -> Result<Option<T>> {
+    match (flag, saved) {
+        (Some(name), _) => by_name(name).map(Some),
+        (None, Some(name)) => {
+            by_name(name).map(Some).map_err(|e| Error::file(from.join(settings::FILE), e.to_string()))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// The nearest recorded settings: the last adapter's folder, the ones before it, the model's; and which it was.
+fn saved_settings(dir: &Path, adapters: &[PathBuf]) -> Result<(PathBuf, Settings)> {
     for folder in adapters.iter().rev().map(PathBuf::as_path).chain([dir]) {
         if let Some(s) = Settings::read(folder)? {
-            return Ok(s);
+            return Ok((folder.into(), s));
         }
     }
-    Ok(Settings { pooling_mode: settings::st_pooling(dir)?, ..Settings::default() })
+    Ok((dir.into(), Settings { pooling_mode: settings::st_pooling(dir)?, ..Settings::default() }))
 }

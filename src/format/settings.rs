@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::{atomic, chain::Link, hf::read_json};
 use crate::error::{Error, Result};
 
-const FILE: &str = "llm2vec_config.json";
+/// The name of the file.
+pub const FILE: &str = "llm2vec_config.json";
 
 /// `llm2vec_config.json`: the reference's four keys and four of ours. What is `None` is not written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

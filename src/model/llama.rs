@@ -18,7 +18,7 @@ use crate::ops::swiglu::{swiglu_bwd, swiglu_fwd};
 use crate::tensor::{Tensor, refuse};
 
 /// What a training forward draws, and its backward draws again.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Noise {
     /// Dropout of attention probabilities.
     pub attention: f64,

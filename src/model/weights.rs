@@ -58,6 +58,7 @@ pub struct Weights {
     pub norm: Tensor,
     /// [V, C] where it was asked for and is not `embed` itself
     head: Option<Tensor>,
+    head_trained: bool,
 }
 
 /// Where weights come from: a checkpoint, seen as named tensors and the deltas to merge into them.
@@ -150,14 +151,18 @@ impl Weights {
                 down: Linear::new(arena, &[("down_proj", c)], f, false, storage),
             })
             .collect();
-        Weights { embed, layers, norm: arena.activation(&[c]), head: None }
+        Weights { embed, layers, norm: arena.activation(&[c]), head: None, head_trained: false }
     }
 
-    /// Makes room for the head of `config`; a tied one is the embedding.
-    pub fn add_head(&mut self, arena: &mut Arena, config: &Config) {
-        if !config.tied {
-            arena.group("weights");
-            self.head = Some(arena.tensor(self.embed.dtype(), &[config.vocab, config.width]));
+    /// Makes room for the head of `config`. A tied one is the embedding, unless it is to be trained: then it is a copy.
+    pub fn add_head(&mut self, arena: &mut Arena, config: &Config, trained: bool) {
+        arena.group("weights");
+        self.head_trained = trained;
+        let shape = [config.vocab, config.width];
+        if trained {
+            self.head = Some(arena.statistic(&shape));
+        } else if !config.tied {
+            self.head = Some(arena.tensor(self.embed.dtype(), &shape));
         }
     }
 
@@ -175,7 +180,8 @@ impl Weights {
         read_rows(source, table(config, source), &[config.vocab, c], |row, v| self.embed.set_row(row, v))?;
         read_rows(source, "model.norm.weight", &[c], |_, v| self.norm.set_row(0, v))?;
         if let Some(head) = &mut self.head {
-            read_rows(source, "lm_head.weight", &[config.vocab, c], |row, v| head.set_row(row, v))?;
+            let name = if config.tied { table(config, source) } else { "lm_head.weight" };
+            read_rows(source, name, &[config.vocab, c], |row, v| head.set_row(row, v))?;
         }
         self.layers.par_iter_mut().enumerate().try_for_each(|(i, layer)| {
             let norm = |which: &str| format!("model.layers.{i}.{which}_layernorm.weight");
@@ -188,13 +194,11 @@ impl Weights {
         })
     }
 
-    /// Every live adapter matrix, by layer; qkv, o, gate_up, down; A before B.
+    /// Everything that is trained: adapters by layer; qkv, o, gate_up, down; A before B; then the head.
     pub fn trained_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.layers
-            .iter_mut()
-            .flat_map(Layer::linears_mut)
-            .filter_map(|w| w.lora.as_mut())
-            .flat_map(Stack::factors_mut)
+        let head = self.head.as_mut().filter(|_| self.head_trained);
+        let linears = self.layers.iter_mut().flat_map(Layer::linears_mut);
+        linears.filter_map(|w| w.lora.as_mut()).flat_map(Stack::factors_mut).chain(head)
     }
 
     /// The live adapter, projection by projection: layer, module, A `[R, K]` and B `[M, R]`.
@@ -250,10 +254,9 @@ pub fn check(config: &Config, source: &impl Source) -> Result<()> {
 
 /// The name of the embedding: a tied checkpoint may hold its one matrix under either.
 fn table(config: &Config, source: &impl Source) -> &'static str {
-    match source.tensor("model.embed_tokens.weight") {
-        Err(_) if config.tied => "lm_head.weight",
-        _ => "model.embed_tokens.weight",
-    }
+    let (table, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let only_head = config.tied && source.tensor(table).is_err() && source.tensor(head).is_ok();
+    if only_head { head } else { table }
 }
 
 fn of_shape<'a>(source: &'a impl Source, name: &str, shape: &[usize]) -> Result<Raw<'a>> {

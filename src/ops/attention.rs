@@ -1,12 +1,15 @@
 //! attention: softmax(q kᵀ / sqrt(D)) v over packed sequences, under an explicit mask.
 
 use crate::device::Device;
-use crate::device::cpu::{LANES, Matrix, Real, dot, matmul, simd, small_matmul};
+use crate::device::cpu::{Matrix, Real, dot, simd};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
 use crate::tensor::{Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
 use std::ops::Range;
+use tile::{BLOCK, Rule, SHORT, Scratch, Tile, softmax};
+
+mod tile;
 
 /// Which keys a query sees. There is no default: a forgotten mask must not compile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,17 +131,6 @@ fn contract<'a>(
     Ok(starts)
 }
 
-/// What every task needs to know; the dropout comes with its key.
-#[derive(Clone, Copy)]
-struct Rule {
-    heads: Heads,
-    mask: Mask,
-    dropout: Option<(Dropout, [u32; 2])>,
-}
-
-/// Query rows that one task takes: the scores of a block against a long text stay in cache.
-const BLOCK: usize = 64;
-
 /// Some rows of one sequence: what one task computes, for all heads.
 struct Block<'a, R> {
     sequence: Range<usize>,
@@ -176,101 +168,6 @@ fn cpu_fwd<R: Real>(out: &mut [R], lse: Option<&mut [R]>, qkv: &[R], starts: &[i
     });
 }
 
-/// One task's own memory: tiles of scores or their gradients, and the keys or values of a head transposed.
-struct Scratch<R> {
-    scores: Vec<R>,
-    dropped: Vec<R>,
-    gradient: Vec<R>,
-    transposed: Vec<R>,
-}
-
-impl<R> Default for Scratch<R> {
-    fn default() -> Scratch<R> {
-        Scratch { scores: Vec::new(), dropped: Vec::new(), gradient: Vec::new(), transposed: Vec::new() }
-    }
-}
-
-/// Keys up to which the small product replaces the blocked one: its setup costs more than the work of a short text.
-const SHORT: usize = 160;
-
-/// The scores of some rows of a sequence: which keys, and how they are multiplied.
-#[derive(Clone, Copy)]
-struct Tile {
-    /// Rows and keys.
-    m: usize,
-    t: usize,
-    /// Scores per row, of which the first `t` are used.
-    width: usize,
-    short: bool,
-    /// First key that any of the rows sees, in the sequence.
-    first: usize,
-}
-
-impl Tile {
-    /// Every mask shows one unbroken range of keys that only moves right.
-    fn new(rows: &Range<usize>, sequence: &Range<usize>, rule: Rule) -> Tile {
-        let seen = |row: usize| rule.mask.keys(row - sequence.start, sequence.len());
-        let (first, end) = (seen(rows.start).start, seen(rows.end - 1).end);
-        let t = end - first;
-        let short = t <= SHORT && rule.heads.width.is_multiple_of(LANES);
-        Tile { m: rows.len(), t, width: if short { t.next_multiple_of(LANES) } else { t }, short, first }
-    }
-
-    /// `y[m, width] = alpha a[m, d] b[t, d]ᵀ`; both have rows `stride`s apart. Columns beyond `t` become 0.
-    fn rows_by_keys<R: Real>(
-        self,
-        y: &mut Vec<R>,
-        alpha: f64,
-        a: Matrix<R>,
-        (b, b_stride): (&[R], usize),
-        transposed: &mut Vec<R>,
-    ) {
-        let (d, width) = (a.shape[1], self.width);
-        y.resize(self.m * width, R::ZERO);
-        if !self.short {
-            matmul(y, width, false, alpha, a, Matrix::rows(b, self.t, d, b_stride).t(), false);
-            return;
-        }
-        transposed.clear();
-        transposed.resize(d * width, R::ZERO);
-        simd(
-            #[inline(always)]
-            || {
-                for (j, row) in b.chunks(b_stride).take(self.t).enumerate() {
-                    row[..d].iter().enumerate().for_each(|(c, &x)| transposed[c * width + j] = x);
-                }
-                small_matmul(width, R::of(alpha), false, (y, width), a, (transposed, width));
-            },
-        );
-    }
-
-    /// `y (+)= alpha a b` with D columns, `a` a tile of scores or its transpose.
-    fn product<R: Real>(
-        self,
-        (y, y_stride): (&mut [R], usize),
-        add: bool,
-        alpha: f64,
-        a: Matrix<R>,
-        (b, b_stride): (&[R], usize),
-        d: usize,
-    ) {
-        if self.short {
-            simd(
-                #[inline(always)]
-                || small_matmul(d, R::of(alpha), add, (y, y_stride), a, (b, b_stride)),
-            );
-        } else {
-            matmul(y, y_stride, add, alpha, a, Matrix::rows(b, a.shape[1], d, b_stride), false);
-        }
-    }
-
-    /// The columns of the tile that row `at` of the sequence sees.
-    fn visible(self, at: usize, len: usize, mask: Mask) -> Range<usize> {
-        let keys = mask.keys(at, len);
-        keys.start - self.first..keys.end - self.first
-    }
-}
-
 fn head_fwd<R: Real>(block: &mut Block<R>, scratch: &mut Scratch<R>, qkv: &[R], h: usize, rule: Rule) {
     let (heads, first) = (rule.heads, block.sequence.start);
     let (d, stride) = (heads.width, heads.columns());
@@ -297,40 +194,6 @@ fn head_fwd<R: Real>(block: &mut Block<R>, scratch: &mut Scratch<R>, qkv: &[R], 
     }
     let p = Matrix::rows(scores, tile.m, tile.t, tile.width);
     tile.product((&mut block.out[h * d..], heads.query * d), false, 1.0, p, (v, stride), d);
-}
-
-/// Softmax in place; returns the log of the sum of exponentials.
-fn softmax<R: Real>(row: &mut [R]) -> R {
-    simd(
-        #[inline(always)]
-        || {
-            let mut most = [row[0]; 16];
-            let (head, tail) = row.as_chunks::<16>();
-            for x in head {
-                for i in 0..16 {
-                    most[i] = most[i].max(x[i]);
-                }
-            }
-            let most = tail.iter().chain(&most).fold(row[0], |a, &b| a.max(b));
-            let mut sum = [R::ZERO; 16];
-            let (head, tail) = row.as_chunks_mut::<16>();
-            for x in head {
-                for i in 0..16 {
-                    x[i] = (x[i] - most).exp();
-                    sum[i] += x[i];
-                }
-            }
-            let mut total = R::ZERO;
-            for x in tail {
-                *x = (*x - most).exp();
-                total += *x;
-            }
-            let total = sum.iter().fold(total, |a, &b| a + b);
-            let scale = R::ONE / total;
-            row.iter_mut().for_each(|x| *x = *x * scale);
-            most + total.ln()
-        },
-    )
 }
 
 /// With `P = drop(p)`: `dv = Pᵀ dout`, `ds = P (dout vᵀ) - p delta`, `delta[i,h] = dout[i,h] · out[i,h]`,

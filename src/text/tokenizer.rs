@@ -39,8 +39,13 @@ impl Tokenizer {
             .map_err(|e| Error::file(&path, format!("not a tokenizer that can be read: {e}")))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
-        let names = std::fs::read_to_string(dir.join("tokenizer_config.json")).unwrap_or_default();
-        let names: Value = serde_json::from_str(&names).unwrap_or(Value::Null);
+        let config = dir.join("tokenizer_config.json");
+        let names: Value = match std::fs::read(&config) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|e| Error::file(&config, format!("not valid JSON: {e}; repair the file")))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Value::Null,
+            Err(e) => return Err(Error::io(&config, e)),
+        };
         let id = |key: &str| {
             let token = names.get(key)?;
             let token = token.as_str().or_else(|| token.get("content")?.as_str())?;

@@ -288,7 +288,7 @@ fn same_configuration(dir: &Path, saved: &Value, wanted: &Value) -> Result<()> {
     let mut all: Vec<String> = [keys(saved), keys(&wanted)].concat();
     all.sort();
     all.dedup();
-    let show = |v: &Value, key: &str| v.get(key).map_or("absent".into(), |v| peft::brief(v));
+    let show = |v: &Value, key: &str| v.get(key).map_or("absent".into(), peft::brief);
     let differ = all.iter().filter(|k| saved.get(k) != wanted.get(k));
     let lines: Vec<_> =
         differ.map(|k| format!("{k} {} there, {} here", show(saved, k), show(&wanted, k))).collect();

@@ -1,0 +1,108 @@
+//! The linear op: plain, and with low-rank segments, one of them without an adapter.
+
+use super::{Added, Case, DROPOUT, Normal, Poison};
+use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
+
+pub fn lora_linears() -> Vec<Case> {
+    let plain = [[1, 1, 1], [3, 5, 7], [65, 48, 40], [256, 768, 768]];
+    let small = ([3, 5, 8], vec![4, 4], 2);
+    let stacked = ([65, 40, 100], vec![60, 10, 30], 16);
+    // More rows than are dropped at a time.
+    let long = ([515, 24, 12], vec![4, 8], 4);
+    let lora = [(small, false), (stacked.clone(), false), (stacked, true), (long, true)];
+    let plain = plain.iter().flat_map(|&sizes| [plain_fwd(sizes), plain_bwd(sizes)]);
+    plain.chain(lora.iter().flat_map(|(case, drop)| [lora_fwd(case, *drop), lora_bwd(case, *drop)])).collect()
+}
+
+fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
+    Case {
+        op: "lora_linear_fwd",
+        label: format!("N={n} K={k} M={m}"),
+        outputs: vec![("y", Poison(vec![n, m]))],
+        inputs: vec![("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
+        flops: 2 * n * k * m,
+        elements: n * k + k * m + n * m,
+        run: Box::new(|d, o, i| lora_linear_fwd(d, &mut o[0], None, &i[0], &i[1], None, None, None, None)),
+    }
+}
+
+fn plain_bwd([n, k, m]: [usize; 3]) -> Case {
+    Case {
+        op: "lora_linear_bwd",
+        label: format!("N={n} K={k} M={m}"),
+        outputs: vec![("dx", Poison(vec![n, k]))],
+        inputs: vec![("dy", Normal(vec![n, m])), ("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
+        flops: 2 * n * k * m,
+        elements: n * k + k * m + n * m,
+        run: Box::new(|d, o, i| {
+            lora_linear_bwd(d, Some(&mut o[0]), None, None, &i[0], &i[1], None, &i[2], None, None)
+        }),
+    }
+}
+
+/// Sizes N, K, M; rows of each segment; rank.
+type Sizes = ([usize; 3], Vec<usize>, usize);
+
+/// Of the segments, in order.
+const SCALES: [f64; 3] = [2.0, 0.5, 0.0];
+
+fn label(([n, k, m], rows, r): &Sizes, drop: bool) -> String {
+    let name = if drop { "drop" } else { "bias residual" };
+    format!("N={n} K={k} M={m} R={r} rows={rows:?} {name}")
+}
+
+fn lora_fwd(sizes: &Sizes, drop: bool) -> Case {
+    let (&([n, k, m], ref rows, r), dropout) = (sizes, drop.then_some(DROPOUT));
+    let (rows, s) = (rows.clone(), rows.len());
+    Case {
+        op: "lora_linear_fwd",
+        label: label(sizes, drop),
+        outputs: vec![("y", Poison(vec![n, m])), ("xa", Poison(vec![n, s * r]))],
+        inputs: vec![
+            ("x", Normal(vec![n, k])),
+            ("w", Normal(vec![m, k])),
+            ("bias", Normal(vec![m])),
+            ("a", Normal(vec![s * r, k])),
+            ("b", Normal(vec![m, r])),
+            ("residual", Normal(vec![n, m])),
+        ],
+        flops: 2 * n * (k * m + s * r * k + m * r),
+        elements: n * k + k * m + 2 * n * m + s * r * k + m * r + m,
+        run: Box::new(move |d, o, i| {
+            let ([y, xa], [x, w, bias, a, b, residual]) = (o, i) else { unreachable!() };
+            let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };
+            lora_linear_fwd(d, y, Some(xa), x, w, Some(bias), Some(lora), Some(residual), dropout)
+        }),
+    }
+}
+
+fn lora_bwd(sizes: &Sizes, drop: bool) -> Case {
+    let (&([n, k, m], ref rows, r), dropout) = (sizes, drop.then_some(DROPOUT));
+    let (rows, s) = (rows.clone(), rows.len());
+    Case {
+        op: "lora_linear_bwd",
+        label: label(sizes, drop),
+        outputs: vec![
+            ("dx", Poison(vec![n, k])),
+            ("da", Added(vec![s * r, k])),
+            ("db", Added(vec![m, r])),
+            ("dxa", Poison(vec![n, s * r])),
+        ],
+        inputs: vec![
+            ("dy", Normal(vec![n, m])),
+            ("x", Normal(vec![n, k])),
+            ("xa", Normal(vec![n, s * r])),
+            ("w", Normal(vec![m, k])),
+            ("a", Normal(vec![s * r, k])),
+            ("b", Normal(vec![m, r])),
+        ],
+        flops: 2 * n * (k * m + 2 * s * r * k + 2 * m * r),
+        elements: 2 * n * k + k * m + n * m + 2 * (s * r * k + m * r),
+        run: Box::new(move |d, o, i| {
+            let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
+            let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };
+            let grads = LoraGrads { a: da, b: db };
+            lora_linear_bwd(d, Some(dx), Some(grads), Some(dxa), dy, x, Some(xa), w, Some(lora), dropout)
+        }),
+    }
+}

@@ -1,0 +1,100 @@
+//! The two losses. Their labels end in the rule by which they count.
+
+use super::{Added, Case, DMEAN, Ints, Level, Normal, Poison};
+use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
+use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
+
+pub fn masked_xents() -> Vec<Case> {
+    // N, C, V, P: one of each, odd sizes, a vocabulary of more than one tile.
+    let sizes = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
+    sizes.into_iter().flat_map(|s| [masked_xent(s, true), masked_xent(s, false)]).collect()
+}
+
+fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
+    let ints = |end: usize, step: usize| Ints(vec![p], (0..p).map(|i| (i * step % end) as i32).collect());
+    let x = ("x", Normal(vec![n, c]));
+    let w = ("w", Normal(vec![v, c]));
+    let (rows, labels) = (("rows", ints(n, 2)), ("labels", ints(v, 1027)));
+    let label = format!("N={n} C={c} V={v} P={p}");
+    if forward {
+        return Case {
+            op: "masked_xent_fwd",
+            label,
+            outputs: vec![("total", Poison(vec![2])), ("loss", Poison(vec![p])), ("lse", Poison(vec![p]))],
+            inputs: vec![x, w, rows, labels],
+            flops: 2 * p * c * v,
+            elements: p * c + v * c,
+            run: Box::new(|d, o, i| {
+                let [total, loss, lse] = o else { unreachable!() };
+                masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
+            }),
+        };
+    }
+    Case {
+        op: "masked_xent_bwd",
+        label,
+        outputs: vec![("dx", Poison(vec![n, c])), ("dw", Added(vec![v, c]))],
+        inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], 20.0))],
+        flops: 6 * p * c * v,
+        elements: p * c + n * c + 3 * v * c,
+        run: Box::new(|d, o, i| {
+            let [dx, dw] = o else { unreachable!() };
+            masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
+        }),
+    }
+}
+
+pub fn contrastives() -> Vec<Case> {
+    // P, M, C; scale and margin; whether candidates have ids. More queries than one block in the last.
+    let cases = [
+        ([1, 1, 3], 1.0, None, false),
+        ([5, 15, 8], 0.5, None, false),
+        ([5, 10, 8], 0.5, None, true),
+        ([33, 66, 16], 0.5, Some(-0.5), false),
+        ([9, 20, 16], 0.5, Some(0.25), true),
+        ([259, 300, 16], 1.0, None, true),
+    ];
+    let pair = |(sizes, scale, margin, ids)| {
+        let rule = InfoNce { scale, margin };
+        [contrastive(sizes, rule, ids, true), contrastive(sizes, rule, ids, false)]
+    };
+    cases.into_iter().flat_map(pair).collect()
+}
+
+fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bool) -> Case {
+    let (q, cand) = (("q", Normal(vec![p, c])), ("c", Normal(vec![m, c])));
+    // Every third id returns.
+    let ids = ("ids", Ints(vec![m], (0..m).map(|j| (if j % 3 == 0 { j % 6 } else { j }) as i32).collect()));
+    let label = format!("P={p} M={m} C={c} {rule:?} ids={with_ids}");
+    let mut inputs = vec![q, cand];
+    if !forward {
+        inputs.push(("lse", Level(vec![p], 20.0)));
+    }
+    inputs.extend(with_ids.then_some(ids));
+    if forward {
+        return Case {
+            op: "contrastive_fwd",
+            label,
+            outputs: vec![("total", Poison(vec![2])), ("loss", Poison(vec![p])), ("lse", Poison(vec![p]))],
+            inputs,
+            flops: 2 * p * m * c,
+            elements: (p + m) * c,
+            run: Box::new(move |d, o, i| {
+                let [total, loss, lse] = o else { unreachable!() };
+                contrastive_fwd(d, total, loss, lse, &i[0], &i[1], i.get(2), rule)
+            }),
+        };
+    }
+    Case {
+        op: "contrastive_bwd",
+        label,
+        outputs: vec![("dq", Poison(vec![p, c])), ("dc", Poison(vec![m, c]))],
+        inputs,
+        flops: 6 * p * m * c,
+        elements: 2 * (p + m) * c,
+        run: Box::new(move |d, o, i| {
+            let [dq, dc] = o else { unreachable!() };
+            contrastive_bwd(d, dq, dc, &i[0], &i[1], i.get(3), &i[2], rule, DMEAN)
+        }),
+    }
+}

@@ -1,0 +1,131 @@
+//! One table of cases for every op: shapes, inputs, cost, and how to run it on any device.
+//!
+//! A backward's case has the label of its forward's and names operands alike: an input `y` is the forward's output,
+//! an input or initial value `dy` the gradient that reaches it, an output `dx` the gradient of the forward's input `x`.
+
+mod adamw;
+mod attention;
+mod linear;
+mod losses;
+mod rows;
+
+use crate::device::{DType, Device};
+use crate::error::Result;
+use crate::ops::dropout::Dropout;
+use crate::rng::normal;
+use crate::tensor::Tensor;
+
+/// What an operand starts as.
+#[derive(Clone, Debug)]
+pub enum Fill {
+    /// Standard normal numbers in the device's float; in an output, a value that the op updates.
+    Normal(Vec<usize>),
+    /// This number everywhere.
+    Level(Vec<usize>, f64),
+    /// These integers.
+    Ints(Vec<usize>, Vec<i32>),
+    /// NaN: an output that must be overwritten everywhere.
+    Poison(Vec<usize>),
+    /// 7: an output that is added to.
+    Added(Vec<usize>),
+}
+
+use Fill::{Added, Ints, Level, Normal, Poison};
+
+impl Fill {
+    /// Dimensions, slowest first.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Normal(s) | Level(s, _) | Ints(s, _) | Poison(s) | Added(s) => s,
+        }
+    }
+
+    /// The same with other dimensions; integers end in zeros.
+    pub fn reshaped(&self, shape: Vec<usize>) -> Fill {
+        match self {
+            Normal(_) => Normal(shape),
+            Level(_, x) => Level(shape, *x),
+            Poison(_) => Poison(shape),
+            Added(_) => Added(shape),
+            Ints(_, v) => {
+                let n = shape.iter().product();
+                Ints(shape, v.iter().copied().chain(std::iter::repeat(0)).take(n).collect())
+            }
+        }
+    }
+
+    /// The operand on a CPU that computes in `real`; each name has its own random stream.
+    pub fn tensor(&self, real: DType, name: &str) -> Tensor {
+        let numel = self.shape().iter().product();
+        let level = |x: f64| Tensor::from_f64(real, self.shape(), std::iter::repeat_n(x, numel));
+        match self {
+            Normal(s) => {
+                let seed = name.bytes().fold(0, |seed: u64, b| seed.wrapping_mul(31) + u64::from(b));
+                Tensor::from_f64(real, s, normal(seed, numel))
+            }
+            Level(_, x) => level(*x),
+            Poison(_) => level(f64::NAN),
+            Added(_) => level(7.0),
+            Ints(s, v) => {
+                let mut t = Tensor::zeros(DType::I32, s);
+                if let Ok(to) = t.host_mut::<i32>() {
+                    to.copy_from_slice(v);
+                }
+                t
+            }
+        }
+    }
+}
+
+/// How a case calls its op: device, outputs, inputs.
+pub type Run = Box<dyn Fn(&Device, &mut [Tensor], &[Tensor]) -> Result<()> + Send + Sync>;
+
+/// One call of one op.
+pub struct Case {
+    /// The op's name.
+    pub op: &'static str,
+    /// Its sizes.
+    pub label: String,
+    /// Named operands that are written.
+    pub outputs: Vec<(&'static str, Fill)>,
+    /// Named operands that are read.
+    pub inputs: Vec<(&'static str, Fill)>,
+    /// Floating-point operations, a multiply and an add being two.
+    pub flops: usize,
+    /// Elements that must at least be moved between memory and the op.
+    pub elements: usize,
+    /// The call.
+    pub run: Run,
+}
+
+impl Case {
+    /// Outputs and inputs on a CPU that computes in `real`.
+    pub fn operands(&self, real: DType) -> (Vec<Tensor>, Vec<Tensor>) {
+        let make = |list: &[(&str, Fill)]| list.iter().map(|(name, f)| f.tensor(real, name)).collect();
+        (make(&self.outputs), make(&self.inputs))
+    }
+}
+
+/// The dropout of every case that has one.
+pub const DROPOUT: Dropout = Dropout { rate: 0.3, seed: 5, step: 7, site: 3, first: 11 };
+
+/// The gradient of the mean loss in every case of a loss.
+pub const DMEAN: f64 = 0.7;
+
+/// Every case of every op.
+pub fn all() -> Vec<Case> {
+    let lists = [
+        rows::embeds(),
+        rows::rmsnorms(),
+        rows::ropes(),
+        attention::attentions(),
+        linear::lora_linears(),
+        rows::swiglus(),
+        rows::pools(),
+        rows::l2norms(),
+        losses::masked_xents(),
+        losses::contrastives(),
+        adamw::adamws(),
+    ];
+    lists.into_iter().flatten().collect()
+}

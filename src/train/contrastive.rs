@@ -1,0 +1,209 @@
+//! Contrastive learning: SimCSE and supervised batches, whole or in chunks (GradCache).
+//!
+//! In chunks the batch is embedded twice: once for the loss, once more, a chunk at a time, for the gradient (Gao et al.
+//! 2021, arXiv:2101.06983). Dropout masks are drawn from counters, so both passes have the same ones.
+
+use crate::device::DType;
+use crate::error::Result;
+use crate::memory::Arena;
+use crate::model::llama::Noise;
+use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
+use crate::ops::l2norm::{l2norm_bwd, l2norm_fwd};
+use crate::ops::pool::{Pooling, pool_bwd, pool_fwd};
+use crate::tensor::Tensor;
+use crate::text::pack::Pack;
+use crate::train::learner::Learner;
+use crate::train::mntp::Outcome;
+use std::ops::Range;
+
+/// A text as ids, and the rows that are pooled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Inside `ids`.
+    pub span: Range<usize>,
+}
+
+/// Queries, and candidates of which the first are the queries' positives in order.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// P queries, then M candidates.
+    pub sequences: Vec<Sequence>,
+    /// P
+    pub queries: usize,
+    /// [M] candidates of equal number are the same text, no negatives of each other; `None` if none are.
+    pub same: Option<Vec<i32>>,
+}
+
+/// Buffers of the loss.
+pub struct Contrastive {
+    /// [B, 2] for the sequences of a chunk
+    spans: Tensor,
+    /// [B, C] each, likewise
+    pooled: Tensor,
+    unit: Tensor,
+    d_pooled: Tensor,
+    d_unit: Tensor,
+    /// [B]
+    norm: Tensor,
+    /// [P, C] and [M, C]
+    vectors: [Tensor; 2],
+    d_vectors: [Tensor; 2],
+    /// [M]
+    same: Tensor,
+    /// [P]
+    loss: Tensor,
+    lse: Tensor,
+    /// [2]
+    total: Tensor,
+}
+
+/// How a batch is scored.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Pooling of hidden states.
+    pub pooling: Pooling,
+    /// The loss.
+    pub loss: InfoNce,
+    /// Sequences that are run at a time; 0 means all.
+    pub chunk: usize,
+}
+
+const EPS: f64 = 1e-12;
+
+impl Contrastive {
+    /// For batches of `queries` and `candidates`, `chunk` sequences at a time, in vectors of `width`.
+    pub fn new(
+        arena: &mut Arena,
+        width: usize,
+        queries: usize,
+        candidates: usize,
+        chunk: usize,
+    ) -> Contrastive {
+        arena.group("loss");
+        let mut of = |rows: usize| arena.statistic(&[rows, width]);
+        let (pooled, unit, d_pooled, d_unit) = (of(chunk), of(chunk), of(chunk), of(chunk));
+        let vectors = [of(queries), of(candidates)];
+        Contrastive {
+            d_vectors: [of(queries), of(candidates)],
+            vectors,
+            pooled,
+            unit,
+            d_pooled,
+            d_unit,
+            spans: arena.tensor(DType::I32, &[chunk, 2]),
+            norm: arena.statistic(&[chunk]),
+            same: arena.tensor(DType::I32, &[candidates]),
+            loss: arena.statistic(&[queries]),
+            lse: arena.statistic(&[queries]),
+            total: arena.statistic(&[2]),
+        }
+    }
+
+    /// The loss of a batch; adds `weight` times its gradient. `noise.first` counts from the batch's first token.
+    pub fn learn(
+        &mut self,
+        learner: &mut Learner,
+        batch: &Batch,
+        rule: Rule,
+        noise: Option<&Noise>,
+        weight: f64,
+    ) -> Result<Outcome> {
+        let all = &batch.sequences;
+        let size = if rule.chunk == 0 { all.len() } else { rule.chunk };
+        let chunks: Vec<Range<usize>> =
+            (0..all.len()).step_by(size).map(|at| at..all.len().min(at + size)).collect();
+        let mut tokens = 0;
+        let mut noises = Vec::new();
+        for (v, rows) in self.vectors.iter_mut().chain(&mut self.d_vectors).zip([0, 1, 0, 1]) {
+            v.set_rows(if rows == 0 { batch.queries } else { all.len() - batch.queries })?;
+        }
+        for chunk in &chunks {
+            let noise = noise.map(|n| Noise { first: n.first + tokens as u64, ..*n });
+            tokens += self.embed(learner, &all[chunk.clone()], rule.pooling, noise.as_ref())?;
+            for (vectors, to, at, rows) in split(&mut self.vectors, chunk, batch.queries) {
+                vectors.copy_rows(to, &self.unit, at, rows)?;
+            }
+            noises.push(noise);
+        }
+        let outcome = self.score(learner, batch, rule, tokens, weight)?;
+        // The last chunk's states are still there.
+        for (i, chunk) in chunks.iter().enumerate().rev() {
+            let noise = noises[i].as_ref();
+            if i + 1 < chunks.len() {
+                self.embed(learner, &all[chunk.clone()], rule.pooling, noise)?;
+            }
+            self.d_unit.set_rows(chunk.len())?;
+            for (vectors, to, at, rows) in split(&mut self.d_vectors, chunk, batch.queries) {
+                self.d_unit.copy_rows(at, vectors, to, rows)?;
+            }
+            self.d_pooled.set_rows(chunk.len())?;
+            l2norm_bwd(&learner.device, &mut self.d_pooled, &self.d_unit, &self.unit, &self.norm, EPS)?;
+            pool_bwd(&learner.device, &mut learner.scratch.h, &self.d_pooled, &self.spans, rule.pooling)?;
+            learner.backward(noise)?;
+        }
+        Ok(outcome)
+    }
+
+    /// The unit vectors of the queries and of the candidates of the last batch.
+    pub fn vectors(&self) -> &[Tensor; 2] {
+        &self.vectors
+    }
+
+    /// Leaves the sequences' vectors in `unit`; gives their tokens.
+    fn embed(
+        &mut self,
+        learner: &mut Learner,
+        sequences: &[Sequence],
+        pooling: Pooling,
+        noise: Option<&Noise>,
+    ) -> Result<usize> {
+        let pack = Pack::new(sequences.iter().map(|s| (s.ids.as_slice(), s.span.clone())));
+        learner.forward(&pack.ids, &pack.starts, noise)?;
+        let Contrastive { spans, pooled, unit, norm, .. } = self;
+        [&mut *spans, pooled, unit, norm].into_iter().try_for_each(|t| t.set_rows(sequences.len()))?;
+        spans.host_mut()?.copy_from_slice(&pack.spans);
+        pool_fwd(&learner.device, pooled, &learner.state.hidden, spans, pooling)?;
+        l2norm_fwd(&learner.device, unit, norm, pooled, EPS)?;
+        Ok(pack.ids.len())
+    }
+
+    /// The loss over all vectors, and its gradient in `d_vectors`.
+    fn score(
+        &mut self,
+        learner: &Learner,
+        batch: &Batch,
+        rule: Rule,
+        tokens: usize,
+        weight: f64,
+    ) -> Result<Outcome> {
+        let Contrastive { vectors: [q, c], d_vectors: [dq, dc], same, loss, lse, total, .. } = self;
+        [&mut *loss, lse].into_iter().try_for_each(|t| t.set_rows(batch.queries))?;
+        let same = match &batch.same {
+            Some(numbers) => {
+                same.set_rows(numbers.len())?;
+                same.host_mut()?.copy_from_slice(numbers);
+                Some(&*same)
+            }
+            None => None,
+        };
+        let device = &learner.device;
+        contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
+        contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight)?;
+        let total = total.to_f64();
+        Ok(Outcome { loss: total[0], hits: total[1] as usize, rows: batch.queries, tokens })
+    }
+}
+
+/// Where a chunk's rows lie in (queries, candidates): tensor, its first row, the chunk's first row, rows.
+fn split<'a>(
+    [queries, candidates]: &'a mut [Tensor; 2],
+    chunk: &Range<usize>,
+    p: usize,
+) -> impl Iterator<Item = (&'a mut Tensor, usize, usize, usize)> {
+    let (middle, n) = (p.clamp(chunk.start, chunk.end), chunk.len());
+    let below = middle - chunk.start;
+    let parts = [(queries, chunk.start, 0, below), (candidates, middle.saturating_sub(p), below, n - below)];
+    parts.into_iter().filter(|part| part.3 > 0)
+}

@@ -1,0 +1,172 @@
+//! A model that learns: frozen weights, a live adapter, its gradients, and what AdamW remembers.
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::memory::Arena;
+use crate::model::config::Config;
+use crate::model::grads::{Grads, Scratch};
+use crate::model::llama::{Decoder, Noise};
+use crate::model::lora::Delta;
+use crate::model::rope::RopeTables;
+use crate::model::state::{Keep, State};
+use crate::model::weights::{Source, Storage, Weights};
+use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step};
+use crate::ops::attention::Mask;
+use crate::tensor::Tensor;
+
+/// What memory a learner takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Most tokens in a pack.
+    pub tokens: usize,
+    /// Most tokens in a sequence.
+    pub positions: usize,
+    /// The adapter's rank.
+    pub rank: usize,
+    /// What a forward keeps.
+    pub keep: Keep,
+    /// How the frozen matrices are kept.
+    pub storage: Storage,
+    /// The language-model head.
+    pub head: Head,
+}
+
+/// What becomes of the language-model head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// Not needed.
+    None,
+    /// Read.
+    Frozen,
+    /// Trained, in a matrix of its own where the model ties it to the embedding.
+    Trained,
+}
+
+/// Everything that is allocated, once.
+pub struct Learner {
+    /// Where it computes.
+    pub device: Device,
+    /// The model's shape.
+    pub config: Config,
+    /// Who attends to whom.
+    pub mask: Mask,
+    /// Frozen weights and the live adapter.
+    pub weights: Weights,
+    /// The last forward.
+    pub state: State,
+    /// Gradients of activations; a loss puts that of `state.hidden` into `scratch.h`.
+    pub scratch: Scratch,
+    rope: RopeTables,
+    grads: Grads,
+    /// [V, C] where the head is trained
+    head_grad: Option<Tensor>,
+    /// AdamW's mean of gradients and of their squares, in the order of [`Learner::names`]
+    moments: Vec<[Tensor; 2]>,
+    /// [1]
+    norm: Tensor,
+}
+
+impl Learner {
+    /// Room for everything; `delta(layer, module)` is where each adapter pair starts from.
+    pub fn new<'a>(
+        arena: &mut Arena,
+        config: &Config,
+        mask: Mask,
+        size: Size,
+        delta: impl Fn(usize, &str) -> Option<&'a Delta>,
+    ) -> Learner {
+        let mut weights = Weights::new(arena, config, size.storage);
+        if size.head != Head::None {
+            weights.add_head(arena, config, size.head == Head::Trained);
+        }
+        weights.attach(arena, size.rank, delta);
+        let rope = RopeTables::new(arena, config, size.positions);
+        let state = State::new(arena, config, size.tokens, size.rank, size.keep);
+        let scratch = Scratch::new(arena, config, size.tokens, size.rank);
+        let grads = Grads::new(arena, &weights);
+        let head_grad = (size.head == Head::Trained).then(|| arena.statistic(&[config.vocab, config.width]));
+        arena.group("optimiser");
+        let trained: Vec<&Tensor> = grads.all().chain(&head_grad).collect();
+        let moments = trained.iter().map(|g| [(); 2].map(|()| arena.statistic(g.shape()))).collect();
+        let norm = arena.statistic(&[1]);
+        let (device, config) = (arena.device.clone(), config.clone());
+        Learner { device, config, mask, weights, state, scratch, rope, grads, head_grad, moments, norm }
+    }
+
+    /// Reads the frozen weights.
+    pub fn load(&mut self, source: &impl Source) -> Result<()> {
+        self.weights.load(&self.config, source)
+    }
+
+    /// Runs a pack; the result is `state.hidden`.
+    pub fn forward(&mut self, ids: &[i32], starts: &[i32], noise: Option<&Noise>) -> Result<()> {
+        self.state.set_batch(ids, starts)?;
+        self.scratch.set_rows(ids.len())?;
+        let Learner { device, config, weights, rope, mask, state, .. } = self;
+        Decoder { device, config, weights, rope, mask: *mask, noise }.forward(state)
+    }
+
+    /// Adds to the gradients what `scratch.h`, the gradient of `state.hidden`, says. The noise is the forward's.
+    pub fn backward(&mut self, noise: Option<&Noise>) -> Result<()> {
+        let Learner { device, config, weights, rope, mask, state, grads, scratch, .. } = self;
+        Decoder { device, config, weights, rope, mask: *mask, noise }.backward(grads, scratch, state)
+    }
+
+    /// The head, its gradient where it is trained, the last hidden states, and where their gradient goes.
+    pub fn head(&mut self) -> (&Tensor, Option<&mut Tensor>, &Tensor, &mut Tensor) {
+        (self.weights.head(), self.head_grad.as_mut(), &self.state.hidden, &mut self.scratch.h)
+    }
+
+    /// One step of AdamW under the gradient's norm `most` (0: no bound), then gradients of 0. Gives the norm before.
+    ///
+    /// A norm that is not finite changes nothing and is an error that names the tensor.
+    pub fn update(&mut self, by: AdamW, most: f64) -> Result<f64> {
+        let Learner { device, weights, grads, head_grad, moments, norm, .. } = self;
+        adamw_norm(device, norm, grads.all().chain(&*head_grad))?;
+        let length = norm.to_f64()[0];
+        if !length.is_finite() {
+            let bad = |g: &Tensor| g.to_f64().iter().any(|x| !x.is_finite());
+            let which = self.grads.all().chain(&self.head_grad).position(bad);
+            let names = self.names();
+            let name = which.and_then(|i| names.get(i)).map_or("all together", String::as_str);
+            return Err(Error::Diverged { step: by.step, what: format!("the gradient of {name}") });
+        }
+        let clip = (most > 0.0).then_some(Clip { norm, most });
+        let masters = weights.trained_mut();
+        for ((p, g), [m, v]) in masters.zip(grads.all().chain(&*head_grad)).zip(moments) {
+            adamw_step(device, p, m, v, g, clip, by)?;
+        }
+        self.grads.clear()?;
+        self.head_grad.as_mut().map_or(Ok(()), Tensor::clear)?;
+        Ok(length)
+    }
+
+    /// The names of what is trained: by layer; qkv, o, gate_up, down; A before B; the head last.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for (i, layer) in self.grads.layers.iter().enumerate() {
+            let parts =
+                [("qkv", &layer.qkv), ("o", &layer.o), ("gate_up", &layer.gate_up), ("down", &layer.down)];
+            for (part, _) in parts.iter().filter(|(_, g)| g.is_some()) {
+                names.extend(["A", "B"].map(|side| format!("layers.{i}.{part}.lora_{side}")));
+            }
+        }
+        names.extend(self.head_grad.is_some().then(|| "lm_head".to_string()));
+        names
+    }
+
+    /// The gradients, in the order of [`Learner::names`].
+    pub fn grads(&self) -> impl Iterator<Item = &Tensor> {
+        self.grads.all().chain(&self.head_grad)
+    }
+
+    /// AdamW's means, in the order of [`Learner::names`].
+    pub fn moments(&self) -> &[[Tensor; 2]] {
+        &self.moments
+    }
+
+    /// AdamW's means, to be filled at a resume.
+    pub fn moments_mut(&mut self) -> &mut [[Tensor; 2]] {
+        &mut self.moments
+    }
+}

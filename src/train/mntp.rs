@@ -1,0 +1,86 @@
+//! Masked next-token prediction: the loss of a masked pack, and what it teaches.
+
+use crate::device::DType;
+use crate::error::Result;
+use crate::memory::Arena;
+use crate::model::llama::Noise;
+use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
+use crate::tensor::Tensor;
+use crate::train::learner::Learner;
+use crate::train::mask::Masked;
+
+/// What a batch gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Mean loss over `rows`; 0 if there are none.
+    pub loss: f64,
+    /// Rows that were won: the label had the largest logit, or the positive the largest cosine.
+    pub hits: usize,
+    /// Labels, or queries.
+    pub rows: usize,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+}
+
+/// Buffers of the loss, sized for packs of so many tokens.
+pub struct Mntp {
+    rows: Tensor,
+    labels: Tensor,
+    loss: Tensor,
+    lse: Tensor,
+    total: Tensor,
+}
+
+impl Mntp {
+    /// For packs of at most `tokens` tokens.
+    pub fn new(arena: &mut Arena, tokens: usize) -> Mntp {
+        arena.group("loss");
+        Mntp {
+            rows: arena.tensor(DType::I32, &[tokens]),
+            labels: arena.tensor(DType::I32, &[tokens]),
+            loss: arena.statistic(&[tokens]),
+            lse: arena.statistic(&[tokens]),
+            total: arena.statistic(&[2]),
+        }
+    }
+
+    /// The loss of a pack, without learning.
+    pub fn evaluate(&mut self, learner: &mut Learner, pack: &Masked) -> Result<Outcome> {
+        self.forward(learner, pack, None)
+    }
+
+    /// The loss of a pack; adds `weight` times its gradient. A pack without a label teaches nothing.
+    pub fn learn(
+        &mut self,
+        learner: &mut Learner,
+        pack: &Masked,
+        noise: &Noise,
+        weight: f64,
+    ) -> Result<Outcome> {
+        let outcome = self.forward(learner, pack, Some(noise))?;
+        if outcome.rows > 0 {
+            let device = learner.device.clone();
+            let (w, dw, x, dx) = learner.head();
+            masked_xent_bwd(&device, dx, dw, x, w, &self.rows, &self.labels, &self.lse, weight)?;
+            learner.backward(Some(noise))?;
+        }
+        Ok(outcome)
+    }
+
+    fn forward(&mut self, learner: &mut Learner, pack: &Masked, noise: Option<&Noise>) -> Result<Outcome> {
+        let (rows, tokens) = (pack.rows.len(), pack.ids.len());
+        if rows == 0 {
+            return Ok(Outcome { tokens, ..Outcome::default() });
+        }
+        learner.forward(&pack.ids, &pack.starts, noise)?;
+        let Mntp { rows: r, labels, loss, lse, total } = self;
+        [&mut *r, labels, loss, lse].into_iter().try_for_each(|t| t.set_rows(rows))?;
+        r.host_mut()?.copy_from_slice(&pack.rows);
+        labels.host_mut()?.copy_from_slice(&pack.labels);
+        let device = learner.device.clone();
+        let (w, _, x, _) = learner.head();
+        masked_xent_fwd(&device, total, loss, lse, x, w, r, labels)?;
+        let total = total.to_f64();
+        Ok(Outcome { loss: total[0], hits: total[1] as usize, rows, tokens })
+    }
+}
