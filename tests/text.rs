@@ -175,14 +175,23 @@ fn eos_is_appended_once_and_stays_outside_the_span() {
     assert_eq!((got.ids.len(), got.ids.last()), (9, Some(&eos)), "the text's own EOS went with the cut");
 }
 
+/// Letters, and spaces that merge by twos, across words: Llama 2's and Mistral's way, as small as it gets.
+const MERGED_SPACES: &str = r#"{
+    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    "model": {
+        "type": "BPE", "unk_token": "?", "fuse_unk": false,
+        "vocab": {"?": 0, "\u2581": 1, "\u2581\u2581": 2, "a": 3, "b": 4, "\u2581a": 5, "[": 6, "\u2581[": 7, "e": 8},
+        "merges": [["\u2581", "\u2581"], ["\u2581", "a"], ["\u2581", "["]]
+    }
+}"#;
+
 /// The middle of a long text is not tokenised: the ids must be those of the whole text all the same.
 #[test]
 fn a_long_text_is_cut_as_if_it_were_tokenised_whole() {
-    let tokenizer = tokenizer();
-    let prose = std::fs::read_to_string(here("tests/texts/sentences.txt")).unwrap().replace('\n', " ");
     let lines = std::fs::read_to_string(here("tests/texts/sentences.txt")).unwrap();
+    let prose = lines.replace('\n', " ");
     let long = |piece: &str| piece.repeat(100_000 / piece.len());
-    let texts = [
+    let pieces = [
         &prose,
         &lines,
         "ab",
@@ -194,30 +203,44 @@ fn a_long_text_is_cut_as_if_it_were_tokenised_whole() {
         " ",
         "a\n\n\n ",
     ];
-    for text in texts.map(long).iter().chain(&[format!("{}{}", " ".repeat(90_000), long(&prose))]) {
-        for (family, limits) in
-            [("none", WIDE), ("mistral", WIDE), ("qwen2", Limits { doc_max_length: 37, ..WIDE })]
-        {
-            let template = Template::by_name(family).unwrap();
-            let got = prompt(template, limits, INSTRUCTION, text).unwrap();
-            let text = if family == "none" { text } else { text.trim() };
-            let before = format!("{}{INSTRUCTION} ", template.prefix);
-            let row = tokenizer.encode(&format!("{before}{text}{}", template.suffix), true).unwrap();
-            let (from, to) = (before.len(), before.len() + text.len());
-            let own: Vec<usize> =
-                (1..row.ids.len()).filter(|&i| row.offsets[i].0 < to && row.offsets[i].1 > from).collect();
-            let Some(&first) = own.first() else { continue };
-            let tail = &row.ids[first + own.len()..];
-            let name: String = text.chars().take(20).collect();
-            assert!(
-                got.ids.starts_with(&row.ids[..got.text.end]) && got.text.start == first,
-                "{family} {name:?}"
-            );
-            assert_eq!(&got.ids[got.text.end..], tail, "{family} {name:?}");
-            let room = limits.doc_max_length.min(limits.max_length - (row.ids.len() - own.len()));
-            assert!(got.text.len() <= room && got.text.len() + 4 > room.min(own.len()), "{family} {name:?}");
+    // A space where the head of the text ends joins the template's: "\u{2581}\u{2581}[" is not "\u{2581}[".
+    let more =
+        [" ".repeat(90_000) + &prose, long("?!") + "word", long("a ") + "b", " ".to_string() + &long("a ")];
+    let texts: Vec<String> = pieces.map(long).into_iter().chain(more).collect();
+    // The first is byte-level with a regular expression, the second as Llama 2's: words do not bound merges.
+    let spaces = tempfile::tempdir().unwrap();
+    std::fs::write(spaces.path().join("tokenizer.json"), MERGED_SPACES).unwrap();
+    for dir in [novel5m(), spaces.path().to_path_buf()] {
+        for (family, doc_max_length) in [("none", 400), ("mistral", 401), ("qwen2", 37)] {
+            let (template, limits) = (Template::by_name(family).unwrap(), Limits { doc_max_length, ..WIDE });
+            let open = || Tokenizer::open(&dir).unwrap();
+            let prompter = Prompter::new(open(), template, limits, false, Compat::Default, "").unwrap();
+            texts.iter().for_each(|text| cut_as_if_whole(&open(), &prompter, template, limits, text));
         }
     }
+}
+
+fn cut_as_if_whole(
+    tokenizer: &Tokenizer,
+    prompter: &Prompter,
+    template: Template,
+    limits: Limits,
+    text: &str,
+) {
+    let got = prompter.prompt(INSTRUCTION, text).unwrap();
+    let text = if template == NONE { text } else { text.trim() };
+    let before = format!("{}{INSTRUCTION} ", template.prefix);
+    let row = tokenizer.encode(&format!("{before}{text}{}", template.suffix), true).unwrap();
+    let (from, to) = (before.len(), before.len() + text.len());
+    let own = |&i: &usize| row.offsets[i].0 < to && row.offsets[i].1 > from;
+    let own: Vec<usize> = (1..row.ids.len()).filter(own).collect();
+    let Some(&first) = own.first() else { return };
+    let name = format!("{} {:?}", template.name, text.chars().take(20).collect::<String>());
+    assert_eq!(got.text.start, first, "{name}");
+    assert_eq!(got.ids[..got.text.end], row.ids[..got.text.end], "{name}");
+    assert_eq!(got.ids[got.text.end..], row.ids[first + own.len()..], "{name}");
+    let room = limits.doc_max_length.min(limits.max_length - (row.ids.len() - own.len()));
+    assert!(got.text.len() <= room && got.text.len() + 4 > room.min(own.len()), "{name}");
 }
 
 /// Words, and one word, which is the worst case of a byte-pair tokenizer.

@@ -35,11 +35,6 @@ pub struct Prompt {
     pub cut: bool,
 }
 
-/// Tokens (and bytes) beside a cut whose neighbours could have changed them.
-const SPARE: usize = 64;
-/// Bytes to look at for each token wanted; where that is too few, the whole text is tokenised.
-const BYTES_OF_A_TOKEN: usize = 16;
-
 /// Turns texts into prompts.
 pub struct Prompter {
     tokenizer: Tokenizer,
@@ -86,34 +81,20 @@ impl Prompter {
             full.push_str(instruction);
             full.push(' ');
         }
-        let from = full.len();
-        if let Some((head, tail)) = self.ends(text) {
-            let row = self.tokenizer.encode(&[&full, head, tail, self.template.suffix].concat(), true)?;
-            let whole = (0..row.ids.len()).filter(|&i| row.offsets[i].1 <= from + head.len()).count();
-            // What precedes the text counts too; it is the text's head that must have tokens to spare.
-            let before = (0..row.ids.len()).filter(|&i| row.offsets[i].1 <= from).count();
-            if whole - before >= self.most() + SPARE {
-                return self.cut(row, from..from + head.len() + tail.len());
+        // A tokenizer takes a hundred times the memory of its text: of a long one, the middle is certain to be cut.
+        let (start, most) = (full.len(), self.limits.doc_max_length.min(self.limits.max_length));
+        let mut bytes = most.saturating_mul(32).saturating_add(HEAD_BYTES);
+        loop {
+            let (head, tail) = ends(text, bytes);
+            full.truncate(start);
+            [head, tail, self.template.suffix].iter().for_each(|part| full.push_str(part));
+            let row = self.tokenizer.encode(&full, true)?;
+            let in_head = |o: &&(usize, usize)| o.1 > start && o.1 <= start + head.len();
+            if tail.is_empty() || row.offsets.iter().filter(in_head).count() >= most + SPARE_TOKENS {
+                return self.cut(row, start..start + head.len() + tail.len());
             }
+            bytes = bytes.saturating_mul(4);
         }
-        full.push_str(text);
-        full.push_str(self.template.suffix);
-        let row = self.tokenizer.encode(&full, true)?;
-        self.cut(row, from..from + text.len())
-    }
-
-    /// The most tokens of a text that can be kept.
-    fn most(&self) -> usize {
-        self.limits.max_length.min(self.limits.doc_max_length)
-    }
-
-    /// The ends of a text so long that its middle is certain to be cut: the middle need not be tokenised then, since
-    /// merges reach a few characters far. A line of 10 MB costs what one of 20 kB does.
-    fn ends<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str)> {
-        let boundary = |n: usize| (n..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
-        let head = boundary((self.most() + SPARE).saturating_mul(BYTES_OF_A_TOKEN));
-        let tail = boundary(text.len().saturating_sub(SPARE));
-        (head < tail).then(|| (&text[..head], &text[tail..]))
     }
 
     /// Finds the text's tokens, and takes the last of them out until both limits are met.
@@ -138,6 +119,22 @@ impl Prompter {
         row.ids.extend(eos);
         Ok(Prompt { ids: row.ids, text: first..first + kept, cut: kept < count })
     }
+}
+
+/// Bytes of a text to begin with, above what the limits may take.
+const HEAD_BYTES: usize = 16 << 10;
+
+/// Bytes at the end of a text, which may share a token with the template behind it.
+const TAIL_BYTES: usize = 256;
+
+/// Tokens left between those that are kept and the end of the head, where a token may be another than in the whole text.
+const SPARE_TOKENS: usize = 1024;
+
+/// A head of about `bytes` and a tail of a long text, whole characters; all of a shorter one, and no tail.
+fn ends(text: &str, bytes: usize) -> (&str, &str) {
+    let boundary = |n: usize| (n..text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len());
+    let (head, tail) = (boundary(bytes), boundary(text.len().saturating_sub(TAIL_BYTES)));
+    if head < tail { (&text[..head], &text[tail..]) } else { (text, "") }
 }
 
 /// At most `most` tokens, fewer if that would end inside a character: the pieces of one character share their bytes.
