@@ -59,3 +59,9 @@ impl Error {
         if matches!(self, Error::Usage(_)) { 2 } else { 1 }
     }
 }
+
+/// What a caught panic said.
+pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
+}
