@@ -87,3 +87,9 @@ fn signal_name(signal: u8) -> String {
         other => format!("signal {other}"),
     }
 }
+
+/// What a caught panic said.
+pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
+}

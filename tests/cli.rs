@@ -36,7 +36,7 @@ fn llm2vec(args: &[&str]) -> Command {
     std::env::vars().filter(|(name, _)| ours(name)).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    command.args(args).stdin(Stdio::null());
+    command.env_remove("RUST_BACKTRACE").args(args).stdin(Stdio::null());
     command
 }
 

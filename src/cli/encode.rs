@@ -71,6 +71,10 @@ impl Encode {
         if self.nearest.is_some() && self.output.as_deref() == Some("-") {
             return Err(Error::Usage("--nearest and --output - would share stdout; give a file name".into()));
         }
+        let real = |path: &str| std::fs::canonicalize(path).ok();
+        if self.output.as_deref().and_then(real).is_some_and(|output| real(&self.input) == Some(output)) {
+            return Err(Error::Usage(format!("--output {} is the input; give another name", self.input)));
+        }
         let options = self.model.options()?;
         let range = self.range()?;
         let mut records = self.records()?.skip(range.start as usize);
@@ -153,7 +157,7 @@ impl Encode {
         while *left > 0 && window.len() < most && bytes < WINDOW_BYTES {
             let Some(record) = records.next() else { break };
             let record = record?;
-            bytes += record.text.len();
+            bytes += record.text.len() + record.instruction.as_ref().map_or(0, String::len);
             *left -= 1;
             window.push(record);
         }

@@ -1,7 +1,8 @@
 //! `tokenizer.json`, through the `tokenizers` library.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use serde_json::Value;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// A tokenizer and the special tokens its folder names.
@@ -35,7 +36,7 @@ impl Tokenizer {
             };
             return Err(Error::file(path, what));
         }
-        let mut inner = tokenizers::Tokenizer::from_file(&path)
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_file(&path))
             .map_err(|e| Error::file(&path, format!("not a tokenizer that can be read: {e}")))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -82,12 +83,21 @@ impl Tokenizer {
 
     /// Tokenises; `add_special` lets the post-processor add BOS and EOS.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded> {
-        let e = self.inner.encode(text, add_special);
+        let e = guarded(|| self.inner.encode(text, add_special));
         let e = e.map_err(|e| Error::file(&self.path, format!("cannot tokenise this text: {e}")))?;
         Ok(Encoded {
             ids: e.get_ids().to_vec(),
             offsets: e.get_offsets().to_vec(),
             special: e.get_special_tokens_mask().iter().map(|&s| s == 1).collect(),
         })
+    }
+}
+
+/// The library panics on some files that it has read without complaint, for instance where a special token of the
+/// post-processor has no id; the tokenizer is not used after that.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|e| e.to_string()),
+        Err(panic) => Err(panic_message(&*panic).to_string()),
     }
 }

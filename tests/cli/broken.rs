@@ -151,7 +151,18 @@ fn other_files_of_a_model() {
             None => fs::remove_file(&path).unwrap(),
         }
     }
-    fs::remove_file(tiny.file("tokenizer.json")).unwrap();
+    // Files that the tokenizers library reads and then panics on: here at their first use, or at once.
+    let path = tiny.file("tokenizer.json");
+    let whole = hf::read_json(&path).unwrap();
+    for (at, value) in
+        [("/post_processor/special_tokens", json!({})), ("/model/continuing_subword_prefix", json!("abc"))]
+    {
+        let mut broken = whole.clone();
+        *broken.pointer_mut(at).unwrap() = value;
+        fs::write(&path, broken.to_string()).unwrap();
+        tiny.refused(&["tokenizer.json"]);
+    }
+    fs::remove_file(&path).unwrap();
     tiny.refused(&["tokenizer.json", "missing"]);
 }
 

@@ -48,6 +48,11 @@ fn texts() {
     for (name, bytes, words) in cases {
         refused(&tiny, name, bytes, words);
     }
+    let own = tiny.file("own.jsonl");
+    fs::write(&own, "{\"text\": \"one\"}\n").unwrap();
+    let args = ["encode", "-m", tiny.path(), "-i", str(&own), "-o", str(&own)];
+    failed(llm2vec(&args).output().unwrap(), 2, &["own.jsonl is the input"]);
+    assert!(fs::read_to_string(&own).unwrap().contains("one"));
     let run = |input: &[u8]| fed(llm2vec(&["encode", "-m", tiny.path(), "-o", "-"]), input);
     failed(run(b""), 1, &["stdin", "holds no text"]);
     failed(run(b"one\n\n"), 1, &["stdin", "line 2"]);
