@@ -80,13 +80,14 @@ impl Real for f32 {
         const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
         let x = if self < -87.0 { -87.0 } else { self };
         let x = if x > 88.0 { 88.0 } else { x };
-        let n = (x * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
+        let shifted = x * std::f32::consts::LOG2_E + MAGIC; // its low bits are n
+        let n = shifted - MAGIC;
         let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
         let p = 1.987_569_1e-4 * r + 1.398_199_9e-3;
         let p = (p * r + 8.333_452e-3) * r + 4.166_579_6e-2;
         let p = (p * r + 0.166_666_65) * r + 0.5;
         let p = p * r * r + r + 1.0;
-        let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
+        let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
         p * scale
     }
     fn ln(self) -> f32 {
