@@ -2,21 +2,25 @@
 
 /// The ten-round Philox bijection of a 128-bit counter under a 64-bit key.
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let mut lanes = counter.map(|word| [word]);
+    let mut lanes = counter.map(|word| [word.into()]);
     philox_wide(&mut lanes, key);
-    lanes.map(|[word]| word)
+    lanes.map(|[word]| word as u32)
 }
 
-/// [`philox`] of `W` counters side by side, word by word, so that it vectorises.
+/// [`philox`] of `W` counters side by side, word by word in the low halves of 64 bits, so that it vectorises.
+///
+/// High halves are ignored, and hold anything afterwards.
 #[inline(always)]
-pub fn philox_wide<const W: usize>(counter: &mut [[u32; W]; 4], mut key: [u32; 2]) {
+pub fn philox_wide<const W: usize>(counter: &mut [[u64; W]; 4], mut key: [u32; 2]) {
+    const LOW: u64 = 0xFFFF_FFFF;
     for _ in 0..10 {
+        let (k0, k1) = (u64::from(key[0]), u64::from(key[1]));
         let [c0, c1, c2, c3] = &mut *counter;
         for ((c0, c1), (c2, c3)) in c0.iter_mut().zip(c1).zip(c2.iter_mut().zip(c3)) {
-            let a = u64::from(*c0) * 0xD251_1F53;
-            let b = u64::from(*c2) * 0xCD9E_8D57;
-            (*c0, *c1) = ((b >> 32) as u32 ^ *c1 ^ key[0], b as u32);
-            (*c2, *c3) = ((a >> 32) as u32 ^ *c3 ^ key[1], a as u32);
+            let a = (*c0 & LOW) * 0xD251_1F53;
+            let b = (*c2 & LOW) * 0xCD9E_8D57;
+            (*c0, *c1) = ((b >> 32) ^ *c1 ^ k0, b);
+            (*c2, *c3) = ((a >> 32) ^ *c3 ^ k1, a);
         }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }

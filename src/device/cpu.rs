@@ -80,13 +80,14 @@ impl Real for f32 {
         const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
         let x = if self < -87.0 { -87.0 } else { self };
         let x = if x > 88.0 { 88.0 } else { x };
-        let n = (x * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
+        let shifted = x * std::f32::consts::LOG2_E + MAGIC; // its low bits are n
+        let n = shifted - MAGIC;
         let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
         let p = 1.987_569_1e-4 * r + 1.398_199_9e-3;
         let p = (p * r + 8.333_452e-3) * r + 4.166_579_6e-2;
         let p = (p * r + 0.166_666_65) * r + 0.5;
         let p = p * r * r + r + 1.0;
-        let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
+        let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
         p * scale
     }
     fn ln(self) -> f32 {
@@ -100,6 +101,13 @@ impl Real for f32 {
     fn max(self, other: f32) -> f32 {
         if self > other { self } else { other }
     }
+}
+
+/// `e^x`, or 0 where that is below 1e-30: what follows would be products of denormal numbers, a hundred times slower.
+#[inline(always)]
+pub fn exp_or_zero<T: Real>(x: T) -> T {
+    let y = x.exp();
+    if y < T::of(1e-30) { T::ZERO } else { y }
 }
 
 /// Runs `f` compiled for the widest vectors this CPU has.
@@ -196,64 +204,6 @@ pub fn matmul<T: Real>(
             false,
             threads,
         );
-    }
-}
-
-/// `y[m, n] = alpha a[m, k] b[k, n]`, or `+=` where `add`, for the small matrices of attention over short texts,
-/// where a blocked product spends its time on packing. `y` and `b` are row-major with the given strides; `n` is a
-/// multiple of [`LANES`].
-#[inline(always)]
-pub fn small_matmul<T: Real>(
-    n: usize,
-    alpha: T,
-    add: bool,
-    (y, y_stride): (&mut [T], usize),
-    a: Matrix<T>,
-    (b, b_stride): (&[T], usize),
-) {
-    let [m, _] = a.shape;
-    for j in (0..n).step_by(LANES) {
-        let mut i = 0;
-        while i < m {
-            let (y, from) = (&mut y[i * y_stride + j..], &a.data[i * a.strides[0]..]);
-            let rows = Matrix { data: from, ..a };
-            if m - i >= 8 {
-                small_tile::<T, 8>(alpha, add, (y, y_stride), rows, (&b[j..], b_stride));
-                i += 8;
-            } else {
-                small_tile::<T, 1>(alpha, add, (y, y_stride), rows, (&b[j..], b_stride));
-                i += 1;
-            }
-        }
-    }
-}
-
-/// Columns that [`small_matmul`] computes at a time.
-pub const LANES: usize = 16;
-
-#[inline(always)]
-fn small_tile<T: Real, const R: usize>(
-    alpha: T,
-    add: bool,
-    (y, y_stride): (&mut [T], usize),
-    a: Matrix<T>,
-    (b, b_stride): (&[T], usize),
-) {
-    let (mut sums, [row, col]) = ([[T::ZERO; LANES]; R], a.strides);
-    for t in 0..a.shape[1] {
-        let b = &b[t * b_stride..][..LANES];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let x = a.data[r * row + t * col];
-            for l in 0..LANES {
-                sums[l] += x * b[l];
-            }
-        }
-    }
-    for (r, sums) in sums.iter().enumerate() {
-        let y = &mut y[r * y_stride..][..LANES];
-        for l in 0..LANES {
-            y[l] = if add { y[l] + alpha * sums[l] } else { alpha * sums[l] };
-        }
     }
 }
 

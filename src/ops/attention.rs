@@ -1,13 +1,13 @@
 //! attention: softmax(q kᵀ / sqrt(D)) v over packed sequences, under an explicit mask.
 
 use crate::device::Device;
-use crate::device::cpu::{Matrix, Real, dot, simd};
+use crate::device::cpu::{Matrix, Real, dot, exp_or_zero, matmul, simd};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
 use crate::tensor::{Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
 use std::ops::Range;
-use tile::{BLOCK, Rule, SHORT, Scratch, Tile, softmax};
+use tile::{BLOCK, Rule, Scratch, Tile, softmax};
 
 mod tile;
 
@@ -174,11 +174,14 @@ fn head_fwd<R: Real>(block: &mut Block<R>, scratch: &mut Scratch<R>, qkv: &[R], 
     let tile = Tile::new(&block.rows, &block.sequence, rule);
     let column = |head: usize, row: usize| &qkv[row * stride + head * d..];
     let g = heads.query + h / (heads.query / heads.key);
-    let q = Matrix::rows(column(h, block.rows.start), tile.m, d, stride);
-    let (k, v) = (column(g, first + tile.first), column(g + heads.key, first + tile.first));
-    let Scratch { scores, transposed, .. } = scratch;
-    tile.rows_by_keys(scores, 1.0 / (d as f64).sqrt(), q, (k, stride), transposed);
-    for (i, row) in scores.chunks_exact_mut(tile.width).enumerate() {
+    let (m, t) = (tile.m, tile.t);
+    let q = Matrix::rows(column(h, block.rows.start), m, d, stride);
+    let k = Matrix::rows(column(g, first + tile.first), t, d, stride);
+    let v = Matrix::rows(column(g + heads.key, first + tile.first), t, d, stride);
+    let scores = &mut scratch.scores;
+    scores.resize(m * t, R::ZERO);
+    matmul(scores, t, false, 1.0 / (d as f64).sqrt(), q, k.t(), false);
+    for (i, row) in scores.chunks_exact_mut(t).enumerate() {
         let at = block.rows.start + i;
         let visible = tile.visible(at - first, block.sequence.len(), rule.mask);
         row[..visible.start].fill(R::ZERO);
@@ -192,8 +195,8 @@ fn head_fwd<R: Real>(block: &mut Block<R>, scratch: &mut Scratch<R>, qkv: &[R], 
             dropout.apply(key, at, h, tile.first + visible.start, row);
         }
     }
-    let p = Matrix::rows(scores, tile.m, tile.t, tile.width);
-    tile.product((&mut block.out[h * d..], heads.query * d), false, 1.0, p, (v, stride), d);
+    let (out, p) = (&mut block.out[h * d..], Matrix::rows(scores, m, t, t));
+    matmul(out, heads.query * d, false, 1.0, p, v, false);
 }
 
 /// With `P = drop(p)`: `dv = Pᵀ dout`, `ds = P (dout vᵀ) - p delta`, `delta[i,h] = dout[i,h] · out[i,h]`,
@@ -249,6 +252,9 @@ struct Given<'a, R> {
     lse: &'a [R],
 }
 
+/// Rows above which a sequence is shared by tasks.
+const LONG: usize = 128;
+
 /// A task is a sequence; its key heads are tasks of their own where it is long.
 fn cpu_bwd<R: Real>(mut dqkv: &mut [R], given: Given<R>, starts: &[i32], rule: Rule) {
     let columns = rule.heads.columns();
@@ -259,7 +265,7 @@ fn cpu_bwd<R: Real>(mut dqkv: &mut [R], given: Given<R>, starts: &[i32], rule: R
         work.push((s[0] as usize..s[1] as usize, rows));
     }
     work.into_par_iter().for_each_init(Scratch::default, |scratch, (sequence, rows)| {
-        if sequence.len() <= SHORT {
+        if sequence.len() <= LONG {
             for g in 0..rule.heads.key {
                 let group = group_bwd(&sequence, scratch, given, g, rule);
                 rows.chunks_mut(columns).enumerate().for_each(|(i, row)| group.put(i, row, g, rule.heads));
@@ -328,26 +334,28 @@ fn block_bwd<R: Real>(
     let (heads, first, share) = (rule.heads, sequence.start, rule.heads.query / rule.heads.key);
     let (d, stride, out_stride) = (heads.width, heads.columns(), heads.query * heads.width);
     let tile = Tile::new(&rows, sequence, rule);
-    let Tile { m, t, width, .. } = tile;
+    let (m, t) = (tile.m, tile.t);
     let column = |head: usize, row: usize| &given.qkv[row * stride + head * d..];
     let g = heads.query + h / share;
-    let (q, dout) = (column(h, rows.start), &given.dout[rows.start * out_stride + h * d..]);
-    let (k, v) = (column(g, first + tile.first), column(g + heads.key, first + tile.first));
-    let Scratch { scores, dropped, gradient, transposed } = scratch;
+    let q = Matrix::rows(column(h, rows.start), m, d, stride);
+    let k = Matrix::rows(column(g, first + tile.first), t, d, stride);
+    let v = Matrix::rows(column(g + heads.key, first + tile.first), t, d, stride);
+    let dout = Matrix::rows(&given.dout[rows.start * out_stride + h * d..], m, d, out_stride);
+    let Scratch { scores, dropped, gradient } = scratch;
+    [&mut *scores, dropped, gradient].into_iter().for_each(|tile| tile.resize(m * t, R::ZERO));
     let scale = 1.0 / (d as f64).sqrt();
-    tile.rows_by_keys(scores, scale, Matrix::rows(q, m, d, stride), (k, stride), transposed);
-    tile.rows_by_keys(gradient, 1.0, Matrix::rows(dout, m, d, out_stride), (v, stride), transposed);
-    dropped.resize(m * width, R::ZERO);
+    matmul(scores, t, false, scale, q, k.t(), false);
+    matmul(gradient, t, false, 1.0, dout, v.t(), false);
     for (i, at) in rows.clone().enumerate() {
         let visible = tile.visible(at - first, sequence.len(), rule.mask);
-        let span = i * width..(i + 1) * width;
+        let span = i * t..(i + 1) * t;
         let (p, kept, ds) = (&mut scores[span.clone()], &mut dropped[span.clone()], &mut gradient[span]);
         let lse = given.lse[at * heads.query + h];
         p[..visible.start].fill(R::ZERO);
         p[visible.end..].fill(R::ZERO);
         simd(
             #[inline(always)]
-            || p[visible.clone()].iter_mut().for_each(|s| *s = (*s - lse).exp()),
+            || p[visible.clone()].iter_mut().for_each(|s| *s = exp_or_zero(*s - lse)),
         );
         kept.copy_from_slice(p);
         if let Some((dropout, key)) = rule.dropout {
@@ -356,17 +364,17 @@ fn block_bwd<R: Real>(
         simd(
             #[inline(always)]
             || {
-                let delta = dot(&dout[i * out_stride..][..d], &given.out[at * out_stride + h * d..][..d]);
+                let delta =
+                    dot(&dout.data[i * out_stride..][..d], &given.out[at * out_stride + h * d..][..d]);
                 for ((ds, &p), &kept) in ds.iter_mut().zip(&*p).zip(&*kept) {
                     *ds = kept * *ds - p * delta;
                 }
             },
         );
     }
-    let (kept, ds) = (Matrix::rows(dropped, m, t, width), Matrix::rows(gradient, m, t, width));
+    let (kept, ds) = (Matrix::rows(dropped, m, t, t), Matrix::rows(gradient, m, t, t));
     let (wide, at) = (share * d, rows.start - first);
-    let dq = &mut group.dq[at * wide + h % share * d..];
-    tile.product((dq, wide), false, scale, ds, (k, stride), d);
-    tile.product((&mut group.dk[tile.first * d..], d), true, scale, ds.t(), (q, stride), d);
-    tile.product((&mut group.dv[tile.first * d..], d), true, 1.0, kept.t(), (dout, out_stride), d);
+    matmul(&mut group.dq[at * wide + h % share * d..], wide, false, scale, ds, k, false);
+    matmul(&mut group.dk[tile.first * d..], d, true, scale, ds.t(), q, false);
+    matmul(&mut group.dv[tile.first * d..], d, true, 1.0, kept.t(), dout, false);
 }

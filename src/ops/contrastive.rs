@@ -1,7 +1,7 @@
 //! contrastive: InfoNCE over in-batch and hard negatives, some rows of the score matrix at a time.
 
 use crate::device::Device;
-use crate::device::cpu::{Matrix, Real, matmul};
+use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul};
 use crate::error::Result;
 use crate::tensor::{Element, Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
@@ -167,7 +167,7 @@ fn cpu_bwd<R: Real>(dq: &mut [R], dc: &mut [R], lse: &[R], scores: Scores<R>, dm
             let i = first + r;
             dz.clear();
             dz.extend((0..m).map(|j| match scores.counts(i, j, cosines) {
-                true => (cosines[j] * scale - lse[i]).exp() * weight,
+                true => exp_or_zero(cosines[j] * scale - lse[i]) * weight,
                 false => R::ZERO,
             }));
             dz[i] += -weight;

@@ -2,7 +2,7 @@
 
 use crate::device::cpu::{Real, simd};
 use crate::error::Result;
-use crate::rng::philox;
+use crate::rng::{philox, philox_wide};
 use crate::tensor::refuse;
 
 /// A dropout layer at one place of one training step: each element is zeroed with probability `rate`, the rest are
@@ -73,18 +73,12 @@ impl Dropout {
 /// The words of the counters `[block .. block + WIDE, plane, row]`, in the order of columns.
 #[inline(always)]
 fn wide(block: u32, plane: u32, row: u64, key: [u32; 2]) -> [u32; 4 * WIDE] {
+    let first = std::array::from_fn(|l| u64::from(block) + l as u64);
+    let mut lanes = [first, [u64::from(plane); WIDE], [row; WIDE], [row >> 32; WIDE]];
+    philox_wide(&mut lanes, key);
     let mut words = [0; 4 * WIDE];
-    let groups = words.as_chunks_mut::<4>().0;
-    let mut lanes = [[0; WIDE]; 4];
-    for (l, block) in (0..WIDE).zip(block..) {
-        lanes[0][l] = block;
-    }
-    lanes[1] = [plane; WIDE];
-    lanes[2] = [row as u32; WIDE];
-    lanes[3] = [(row >> 32) as u32; WIDE];
-    crate::rng::philox_wide(&mut lanes, key);
-    for (l, group) in groups.iter_mut().enumerate() {
-        *group = [lanes[0][l], lanes[1][l], lanes[2][l], lanes[3][l]];
+    for (l, group) in words.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *group = [lanes[0][l] as u32, lanes[1][l] as u32, lanes[2][l] as u32, lanes[3][l] as u32];
     }
     words
 }

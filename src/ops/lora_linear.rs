@@ -164,7 +164,7 @@ fn low_rank<R: Real + Element>(
             let a = Matrix::rows(a, stacked, k, k);
             matmul(xa, stacked, false, 1.0, Matrix::rows(x, n, k, k), a.t(), true);
         }
-        Some(dropout) => dropped(x, k, lora, dropout, |first, s, x| {
+        Some(dropout) => dropped(x, k, lora, dropout, |first, s, _, x| {
             let a = Matrix::rows(&a[s * rank * k..], rank, k, k);
             let xa = &mut xa[first * stacked + s * rank..];
             matmul(xa, stacked, false, 1.0, Matrix::rows(x, x.len() / k, k, k), a.t(), true);
@@ -178,30 +178,30 @@ fn low_rank<R: Real + Element>(
     Ok(())
 }
 
-/// Calls `use_tile(first row, segment, drop(x))` for every segment of every [`TILE`] rows of x.
+/// Calls `use_tile(first row, segment, mask, drop(x))` for every segment of every [`TILE`] rows of x.
 fn dropped<R: Real>(
     x: &[R],
     k: usize,
     lora: Lora,
     dropout: Dropout,
-    mut use_tile: impl FnMut(usize, usize, &[R]),
+    mut use_tile: impl FnMut(usize, usize, &[R], &[R]),
 ) {
-    let mut tile = vec![R::ZERO; x.len().min(TILE * k)];
+    let (key, room) = (dropout.key(), x.len().min(TILE * k));
+    let (mut mask, mut tile) = (vec![R::ZERO; room], vec![R::ZERO; room]);
     for (i, x) in x.chunks(TILE * k).enumerate() {
-        for s in 0..lora.rows.len() {
-            let tile = &mut tile[..x.len()];
-            tile.copy_from_slice(x);
-            drop_rows(tile, k, dropout, i * TILE, s);
-            use_tile(i * TILE, s, tile);
+        let (mask, tile) = (&mut mask[..x.len()], &mut tile[..x.len()]);
+        for (s, _, _, scale) in lora.segments() {
+            let rows = mask.par_chunks_mut(k).zip(tile.par_chunks_mut(k)).zip(x.par_chunks(k)).enumerate();
+            rows.with_min_len(16).for_each(|(r, ((mask, tile), x))| {
+                mask.fill(R::ONE);
+                if scale != 0.0 {
+                    dropout.apply(key, i * TILE + r, s, 0, mask);
+                }
+                tile.iter_mut().zip(&*mask).zip(x).for_each(|((tile, &m), &x)| *tile = m * x);
+            });
+            use_tile(i * TILE, s, mask, tile);
         }
     }
-}
-
-fn drop_rows<R: Real>(x: &mut [R], k: usize, dropout: Dropout, first: usize, segment: usize) {
-    let key = dropout.key();
-    x.par_chunks_mut(k).enumerate().with_min_len(16).for_each(|(i, x)| {
-        dropout.apply(key, first + i, segment, 0, x);
-    });
 }
 
 /// Gradients of [`Lora::a`] and [`Lora::b`], of the same shapes.
@@ -336,7 +336,7 @@ fn reduce_bwd<R: Real + Element>(
         return Ok(());
     };
     let mut back = Vec::new();
-    dropped(x, k, lora, dropout, |first, s, x| {
+    dropped(x, k, lora, dropout, |first, s, mask, x| {
         let rows = x.len() / k;
         let dxa = Matrix::rows(&dxa[first * stacked + s * rank..], rows, rank, stacked);
         if let Some(da) = &mut da {
@@ -345,9 +345,10 @@ fn reduce_bwd<R: Real + Element>(
         if let Some(dx) = &mut dx {
             back.resize(x.len(), R::ZERO);
             matmul(&mut back, k, false, 1.0, dxa, Matrix::rows(&a[s * rank * k..], rank, k, k), true);
-            drop_rows(&mut back, k, dropout, first, s);
-            let dx = &mut dx[first * k..][..x.len()];
-            dx.par_iter_mut().zip(&back).with_min_len(4096).for_each(|(dx, &b)| *dx += b);
+            let dx = dx[first * k..].par_chunks_mut(k).zip(back.par_chunks(k)).zip(mask.par_chunks(k));
+            dx.with_min_len(16).for_each(|((dx, back), mask)| {
+                dx.iter_mut().zip(back).zip(mask).for_each(|((dx, &b), &m)| *dx += b * m);
+            });
         }
     });
     Ok(())

@@ -1,7 +1,7 @@
 //! masked_xent: cross-entropy of the language-model head at the rows that have a label, a tile of the vocabulary at a time.
 
 use crate::device::Device;
-use crate::device::cpu::{Matrix, Real, matmul, simd};
+use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul, simd};
 use crate::error::Result;
 use crate::tensor::{Element, Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
@@ -209,7 +209,7 @@ fn cpu_bwd<R: Real + Element>(
         list.with_min_len(8).for_each(|((dz, &lse), &(_, label))| {
             simd(
                 #[inline(always)]
-                || dz.iter_mut().for_each(|z| *z = (*z - lse).exp() * scale),
+                || dz.iter_mut().for_each(|z| *z = exp_or_zero(*z - lse) * scale),
             );
             if (first..first + rows).contains(&label) {
                 dz[label - first] += -scale;

@@ -1,7 +1,7 @@
 //! Tiles of scores: some rows of a sequence against the keys that they see, in either direction.
 
 use super::{Heads, Mask};
-use crate::device::cpu::{LANES, Matrix, Real, matmul, simd, small_matmul};
+use crate::device::cpu::{Real, simd};
 use crate::ops::dropout::Dropout;
 use std::ops::Range;
 
@@ -16,32 +16,26 @@ pub struct Rule {
 /// Query rows that one task takes: the scores of a block against a long text stay in cache.
 pub const BLOCK: usize = 64;
 
-/// One task's own memory: tiles of scores or their gradients, and the keys or values of a head transposed.
+/// One task's own memory: tiles of scores, of what dropout leaves of them, and of their gradients.
 pub struct Scratch<R> {
     pub scores: Vec<R>,
     pub dropped: Vec<R>,
     pub gradient: Vec<R>,
-    pub transposed: Vec<R>,
 }
 
 impl<R> Default for Scratch<R> {
     fn default() -> Scratch<R> {
-        Scratch { scores: Vec::new(), dropped: Vec::new(), gradient: Vec::new(), transposed: Vec::new() }
+        Scratch { scores: Vec::new(), dropped: Vec::new(), gradient: Vec::new() }
     }
 }
 
-/// Keys up to which the small product replaces the blocked one: its setup costs more than the work of a short text.
-pub const SHORT: usize = 160;
-
-/// The scores of some rows of a sequence: which keys, and how they are multiplied.
+/// The scores of some rows of a sequence: against which of its keys.
 #[derive(Clone, Copy)]
 pub struct Tile {
-    /// Rows and keys.
+    /// Rows.
     pub m: usize,
+    /// Keys.
     pub t: usize,
-    /// Scores per row, of which the first `t` are used.
-    pub width: usize,
-    pub short: bool,
     /// First key that any of the rows sees, in the sequence.
     pub first: usize,
 }
@@ -51,57 +45,7 @@ impl Tile {
     pub fn new(rows: &Range<usize>, sequence: &Range<usize>, rule: Rule) -> Tile {
         let seen = |row: usize| rule.mask.keys(row - sequence.start, sequence.len());
         let (first, end) = (seen(rows.start).start, seen(rows.end - 1).end);
-        let t = end - first;
-        let short = t <= SHORT && rule.heads.width.is_multiple_of(LANES);
-        Tile { m: rows.len(), t, width: if short { t.next_multiple_of(LANES) } else { t }, short, first }
-    }
-
-    /// `y[m, width] = alpha a[m, d] b[t, d]ᵀ`; both have rows `stride`s apart. Columns beyond `t` become 0.
-    pub fn rows_by_keys<R: Real>(
-        self,
-        y: &mut Vec<R>,
-        alpha: f64,
-        a: Matrix<R>,
-        (b, b_stride): (&[R], usize),
-        transposed: &mut Vec<R>,
-    ) {
-        let (d, width) = (a.shape[1], self.width);
-        y.resize(self.m * width, R::ZERO);
-        if !self.short {
-            matmul(y, width, false, alpha, a, Matrix::rows(b, self.t, d, b_stride).t(), false);
-            return;
-        }
-        transposed.clear();
-        transposed.resize(d * width, R::ZERO);
-        simd(
-            #[inline(always)]
-            || {
-                for (j, row) in b.chunks(b_stride).take(self.t).enumerate() {
-                    row[..d].iter().enumerate().for_each(|(c, &x)| transposed[c * width + j] = x);
-                }
-                small_matmul(width, R::of(alpha), false, (y, width), a, (transposed, width));
-            },
-        );
-    }
-
-    /// `y (+)= alpha a b` with D columns, `a` a tile of scores or its transpose.
-    pub fn product<R: Real>(
-        self,
-        (y, y_stride): (&mut [R], usize),
-        add: bool,
-        alpha: f64,
-        a: Matrix<R>,
-        (b, b_stride): (&[R], usize),
-        d: usize,
-    ) {
-        if self.short {
-            simd(
-                #[inline(always)]
-                || small_matmul(d, R::of(alpha), add, (y, y_stride), a, (b, b_stride)),
-            );
-        } else {
-            matmul(y, y_stride, add, alpha, a, Matrix::rows(b, a.shape[1], d, b_stride), false);
-        }
+        Tile { m: rows.len(), t: end - first, first }
     }
 
     /// The columns of the tile that row `at` of the sequence sees.
