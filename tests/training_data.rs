@@ -10,7 +10,7 @@ mod setup;
 use common::here;
 use llm2vec::error::Result;
 use llm2vec::rng::Stream;
-use llm2vec::train::data::{Batch, Batches, Batching, Items, Position, Texts, Triple, Triples};
+use llm2vec::train::data::{Batch, Batches, Batching, Items, Position, Texts, Triples};
 use llm2vec::train::instructions::Instructions;
 use proptest::prelude::*;
 use std::collections::BTreeSet;

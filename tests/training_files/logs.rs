@@ -15,7 +15,7 @@ fn step(step: u64) -> Step {
 
 fn options(dir: &Path) -> Options {
     let (jsonl, tensorboard) = (Some(dir.join("log.jsonl")), Some(dir.join("tensorboard")));
-    Options { steps: 100, quiet: true, jsonl, tensorboard }
+    Options { steps: 100, quiet: true, jsonl, tensorboard, ..Options::default() }
 }
 
 fn lines(dir: &Path) -> Vec<Value> {
