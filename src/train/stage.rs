@@ -36,6 +36,7 @@ pub enum Feed {
 }
 
 /// Buffers of the stage's loss.
+#[allow(clippy::large_enum_variant)] // there is one of it
 pub enum Loss {
     /// Cross-entropy at masked tokens.
     Mntp(Mntp),
@@ -138,21 +139,19 @@ impl Feed {
         weight: f64,
     ) -> Result<Outcome> {
         let (config, setup) = run;
-        let batch = match (self, &mut *loss) {
-            (Feed::Mntp { batches, masking, .. }, Loss::Mntp(mntp)) => {
+        let batch = match self {
+            Feed::Mntp { batches, masking, .. } => {
                 let blocks = batches.next()?.items;
                 let first = turn * config.per_device_train_batch_size;
                 let pack = masking.apply(Draw::Step(u64::from(noise.step)), first, &blocks);
-                return mntp.learn(learner, &pack, noise, weight);
+                let Loss::Mntp(loss) = loss else { return other_stage() };
+                return loss.learn(learner, &pack, noise, weight);
             }
-            (Feed::Simcse(batches), _) => twice(&batches.next()?.items, config, setup)?,
-            (Feed::Supervised(batches), _) => triples(&batches.next()?.items, config, setup)?,
-            (Feed::Mntp { .. }, Loss::Contrastive(_)) => return Ok(Outcome::default()),
+            Feed::Simcse(batches) => twice(&batches.next()?.items, config, setup)?,
+            Feed::Supervised(batches) => triples(&batches.next()?.items, config, setup)?,
         };
-        match loss {
-            Loss::Contrastive(loss) => loss.learn(learner, &batch, rule(config, setup), Some(noise), weight),
-            Loss::Mntp(_) => Ok(Outcome::default()),
-        }
+        let Loss::Contrastive(loss) = loss else { return other_stage() };
+        loss.learn(learner, &batch, rule(config, setup), Some(noise), weight)
     }
 
     /// Mean loss, perplexity and accuracy over the validation data, if there is any, with masks that never change.
@@ -188,6 +187,10 @@ impl Loss {
             _ => Loss::Contrastive(Contrastive::new(arena, width, queries, candidates, chunk)),
         }
     }
+}
+
+fn other_stage<T>() -> Result<T> {
+    Err(Error::Unsupported("the loss is of another stage than the data".into()))
 }
 
 /// Queries and candidates of a contrastive batch, and sequences that are run at a time.
