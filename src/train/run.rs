@@ -66,6 +66,9 @@ struct Trainer {
 pub fn run(mut options: Options) -> Result<()> {
     let stop = options.stop.clone();
     let (mut trainer, plot) = (Trainer::open(&mut options)?, options.plot);
+    if trainer.step == 0 {
+        trainer.evaluate()?;
+    }
     while trainer.step < trainer.schedule.steps as u64 {
         trainer.one_step()?;
         let signal = stop.load(Ordering::Relaxed) as u8;
@@ -177,12 +180,17 @@ impl Trainer {
         self.losses.add(loss);
         self.log.step(&Step { step, loss, grad_norm, lr: rate, tokens, time: started.elapsed() })?;
         if step.is_multiple_of(self.config.eval_steps as u64) || step == self.schedule.steps as u64 {
-            let Trainer { config, feed, learner, loss, .. } = self;
-            if let Some(values) = feed.evaluate(learner, loss, config)? {
-                self.log.evaluation(step, &values)?;
-            }
+            self.evaluate()?;
         }
         Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<()> {
+        let Trainer { config, feed, learner, loss, .. } = self;
+        match feed.evaluate(learner, loss, config)? {
+            Some(values) => self.log.evaluation(self.step, &values),
+            None => Ok(()),
+        }
     }
 
     fn noise(&self, step: u64, first: u64) -> Noise {
