@@ -25,6 +25,9 @@ use std::path::PathBuf;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// CPU threads [default: all cores]
+    #[arg(short, long, global = true, env = "LLM2VEC_THREADS", value_name = "N")]
+    threads: Option<usize>,
 }
 
 #[derive(Subcommand)]
@@ -36,15 +39,17 @@ enum Command {
     Info(info::Info),
 }
 
-/// Runs the parsed command line.
+/// Runs the parsed command line, on a thread of the pool: from outside, every parallel loop would cost two switches of
+/// threads.
 pub fn run(cli: Cli) -> Result<()> {
-    match cli.command {
+    threads(cli.threads)?;
+    rayon::scope(|_| match cli.command {
         Command::Encode(c) => c.run(),
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Info(c) => c.run(),
-    }
+    })
 }
 
 /// A line to stderr. Where that is closed or full there is nobody to tell, and no reason to fail.
@@ -103,9 +108,6 @@ struct ModelFlags {
     /// auto, cpu, cuda[:N] or emulated[:80|:90]
     #[arg(long, env = "LLM2VEC_DEVICE", value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// CPU threads [default: all cores]
-    #[arg(short, long, env = "LLM2VEC_THREADS", value_name = "N")]
-    threads: Option<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -138,9 +140,8 @@ fn threads(n: Option<usize>) -> Result<()> {
 }
 
 impl ModelFlags {
-    /// The library's options; also sizes the thread pool.
+    /// The library's options.
     fn options(&self) -> Result<Options> {
-        threads(self.threads)?;
         if let Some(n) = self.tokens.filter(|n| !(1..=MOST_TOKENS).contains(n)) {
             return Err(Error::Usage(format!("--tokens {n}: expected 1 to {MOST_TOKENS}")));
         }

@@ -186,9 +186,6 @@ struct Flags {
         help_heading = "Machine"
     )]
     device: String,
-    /// CPU threads [default: all cores]
-    #[arg(short, long, env = "LLM2VEC_THREADS", value_name = "N", help_heading = "Machine")]
-    threads: Option<usize>,
 
     /// Steps between checkpoints [default: 200]
     #[arg(long, env = "LLM2VEC_SAVE_STEPS", value_name = "N", help_heading = "Output")]
@@ -278,7 +275,6 @@ impl Flags {
             (false, true) => Existing::Overwrite,
             (false, false) => Existing::Refuse,
         };
-        crate::cli::threads(self.threads)?;
         let beside = config.output_dir.as_ref().map(|dir| Path::new(dir).join("log.jsonl"));
         run::run(run::Options {
             config,
