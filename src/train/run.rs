@@ -17,7 +17,7 @@ use crate::train::config::{Stage, TrainConfig};
 use crate::train::learner::{Head, Learner, Size};
 use crate::train::log::{self, Log, Step};
 use crate::train::mntp::Outcome;
-use crate::train::schedule::Schedule;
+use crate::train::schedule::{Decay, Schedule};
 use crate::train::stage::{Feed, Loss, tokens};
 use crate::train::{adapter, plot};
 use serde::Deserialize;
@@ -318,7 +318,8 @@ fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// The part of a configuration that decides the numbers of a step: what may not change at a resume.
+/// The part of a configuration that decides the numbers of a step: what may not change at a resume. Under a decay over
+/// the epochs a run may be given more steps.
 fn deciding(config: &TrainConfig) -> Value {
     let mut all = json!(config);
     let free = [
@@ -335,6 +336,9 @@ fn deciding(config: &TrainConfig) -> Value {
     ];
     if let Some(fields) = all.as_object_mut() {
         fields.retain(|key, _| !free.contains(&key.as_str()));
+        if config.decay == Decay::Epochs {
+            fields.remove("stop_after_n_steps");
+        }
     }
     all
 }
