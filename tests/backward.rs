@@ -1,0 +1,167 @@
+//! The backward of whole models at f64: every adapter tensor against central differences, dropout on, under all masks.
+
+mod common;
+
+use common::{config, models, random_adapter, relative};
+use llm2vec::device::Device;
+use llm2vec::encode::files::ModelFiles;
+use llm2vec::memory::Arena;
+use llm2vec::model::llama::Noise;
+use llm2vec::model::state::Keep;
+use llm2vec::model::weights::Storage;
+use llm2vec::ops::attention::Mask;
+use llm2vec::rng::{normal, philox};
+use llm2vec::train::learner::{Head, Learner, Size};
+use std::path::Path;
+
+const MASKS: [Mask; 4] = [Mask::Full, Mask::Causal, Mask::Window(3), Mask::CausalWindow(3)];
+const NOISE: Noise = Noise { attention: 0.3, lora: 0.2, seed: 11, step: 5, first: 1000 };
+
+/// A model with a random adapter on all seven projections, and a pack to run through it.
+struct Run {
+    learner: Learner,
+    ids: Vec<i32>,
+    starts: Vec<i32>,
+    /// The scalar is the sum of the hidden states times these.
+    weights: Vec<f64>,
+}
+
+impl Run {
+    fn new(dir: &Path, device: Device, mask: Mask, keep: Keep, lengths: &[usize]) -> Run {
+        let (config, adapter) = (config(dir), tempfile::tempdir().unwrap());
+        random_adapter(adapter.path(), &config, 9);
+        let (files, _) = ModelFiles::open(dir, &config, &[]).unwrap();
+        let (live, _) = ModelFiles::open(dir, &config, &[adapter.path().into()]).unwrap();
+        let tokens: usize = lengths.iter().sum();
+        let size = Size {
+            // More than the pack has, so that no buffer is full.
+            tokens: tokens + 3,
+            positions: 512,
+            rank: live.rank(0),
+            keep,
+            storage: Storage::Real,
+            head: Head::None,
+        };
+        let mut arena = Arena::new(&device);
+        let mut learner = Learner::new(&mut arena, &config, mask, size, live.adapter(0));
+        learner.load(&files).unwrap();
+        let id = |t| (philox([t as u32, 0, 0, 0], [3, 1])[0] as usize % config.vocab) as i32;
+        let starts = (0..=lengths.len()).map(|i| lengths[..i].iter().sum::<usize>() as i32).collect();
+        let weights = normal(77, tokens * config.width);
+        Run { learner, ids: (0..tokens).map(id).collect(), starts, weights }
+    }
+
+    fn scalar(&mut self) -> f64 {
+        self.learner.forward(&self.ids, &self.starts, Some(&NOISE)).unwrap();
+        self.learner.state.hidden.to_f64().iter().zip(&self.weights).map(|(h, w)| h * w).sum()
+    }
+
+    /// The gradients of `turns` passes, added up, in the order of the learner's names.
+    fn gradients(&mut self, turns: usize) -> Vec<Vec<f64>> {
+        for _ in 0..turns {
+            self.scalar();
+            let h = &mut self.learner.scratch.h;
+            for (t, row) in self.weights.chunks(h.shape()[1]).enumerate() {
+                match h.host_mut::<f64>() {
+                    Ok(h) => h[t * row.len()..][..row.len()].copy_from_slice(row),
+                    Err(_) => h.set_row(t, &row.iter().map(|&w| w as f32).collect::<Vec<_>>()),
+                }
+            }
+            self.learner.backward(Some(&NOISE)).unwrap();
+        }
+        self.learner.grads().map(|g| g.to_f64()).collect()
+    }
+
+    /// The derivative by element `i` of trained tensor `which`: five points, an error of the order of h^4.
+    fn difference(&mut self, which: usize, i: usize) -> f64 {
+        const H: f64 = 1e-3;
+        let mut at = |offset: f64| {
+            let place = |run: &mut Run, x: f64| {
+                let tensor = run.learner.weights.trained_mut().nth(which).unwrap();
+                std::mem::replace(&mut tensor.host_mut::<f64>().unwrap()[i], x)
+            };
+            let x = place(self, 0.0);
+            place(self, x + offset);
+            let y = self.scalar();
+            place(self, x);
+            y
+        };
+        (8.0 * (at(H) - at(-H)) - (at(2.0 * H) - at(-2.0 * H))) / (12.0 * H)
+    }
+}
+
+fn golden() -> Vec<std::path::PathBuf> {
+    models().into_iter().filter(|dir| dir.parent().unwrap().parent().unwrap().ends_with("golden")).collect()
+}
+
+/// Two blocks, groups of query heads, each family's rope and biases; sequences of odd lengths, one of a single token.
+#[test]
+fn every_adapter_gradient_equals_central_differences() {
+    let mut worst = (0.0f64, String::new());
+    for (m, dir) in golden().iter().enumerate() {
+        for (k, mask) in MASKS.into_iter().enumerate() {
+            let mut run = Run::new(dir, Device::cpu_f64(), mask, Keep::All, &[5, 1, 7, 3]);
+            let (gradients, names) = (run.gradients(1), run.learner.names());
+            assert_eq!(gradients.len(), names.len());
+            for (which, (gradient, name)) in gradients.iter().zip(&names).enumerate() {
+                // Every element is checked under one mask or another.
+                let places: Vec<usize> = (k..gradient.len()).step_by(MASKS.len()).collect();
+                let got: Vec<f64> = places.iter().map(|&i| gradient[i]).collect();
+                let wanted: Vec<f64> = places.iter().map(|&i| run.difference(which, i)).collect();
+                let off = relative(&got, &wanted);
+                assert!(off <= 1e-6, "model {m} {} {mask:?}: {name} is off by {off:e}", dir.display());
+                if off > worst.0 {
+                    worst = (off, format!("{name}, {mask:?}, {}", dir.display()));
+                }
+            }
+        }
+    }
+    println!("worst: {:.1e} at {}", worst.0, worst.1);
+}
+
+/// Bits, for devices of both kinds; gradients of two passes, so that what a pass leaves behind would show.
+#[test]
+fn recomputing_and_threads_change_no_bit() {
+    let lengths = [33, 1, 64, 7, 129, 2, 31];
+    let bits = |threads: usize, dir: &Path, device: &Device, mask, keep| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let all = pool.install(|| Run::new(dir, device.clone(), mask, keep, &lengths).gradients(2));
+        assert!(all.iter().all(|g| g.iter().any(|&x| x != 0.0) && g.iter().all(|x| x.is_finite())));
+        all.concat().iter().map(|x| x.to_bits()).collect::<Vec<u64>>()
+    };
+    for dir in models() {
+        for mask in MASKS {
+            for device in [Device::cpu(), Device::cpu_f64()] {
+                let plain = bits(1, &dir, &device, mask, Keep::All);
+                for (threads, keep) in [(1, Keep::Streams), (2, Keep::All), (3, Keep::Streams)] {
+                    let same = bits(threads, &dir, &device, mask, keep) == plain;
+                    assert!(same, "{} {mask:?} {device:?}: {threads} threads, {keep:?}", dir.display());
+                }
+            }
+        }
+    }
+}
+
+/// Another noise gives other gradients, and no noise gives others again: the masks above are really drawn.
+#[test]
+fn dropout_takes_part() {
+    let dir = golden().remove(0);
+    let with = |noise: Option<Noise>| {
+        let mut run = Run::new(&dir, Device::cpu_f64(), Mask::Full, Keep::All, &[5, 9]);
+        run.learner.forward(&run.ids, &run.starts, noise.as_ref()).unwrap();
+        run.learner.state.hidden.to_f64()
+    };
+    let seen = [
+        None,
+        Some(NOISE),
+        Some(Noise { attention: 0.0, ..NOISE }),
+        Some(Noise { lora: 0.0, ..NOISE }),
+        Some(Noise { step: 6, ..NOISE }),
+        Some(Noise { seed: 12, ..NOISE }),
+        Some(Noise { first: 1001, ..NOISE }),
+    ]
+    .map(with);
+    for (i, a) in seen.iter().enumerate() {
+        seen[..i].iter().for_each(|b| assert!(relative(a, b) > 1e-3));
+    }
+}
