@@ -36,6 +36,12 @@ pub(crate) fn beside(target: &Path) -> Result<NamedTempFile> {
     builder.tempfile_in(folder).map_err(|e| Error::io(target, e))
 }
 
+/// The name that the temporary file `name` of a killed process was to get.
+pub(crate) fn meant(name: &str) -> Option<&str> {
+    let (target, random) = name.strip_prefix('.')?.rsplit_once('.')?;
+    (random.len() == 6 && random.bytes().all(|b| b.is_ascii_alphanumeric())).then_some(target)
+}
+
 /// Puts the finished temporary file in the place of `target`.
 pub(crate) fn publish(temp: NamedTempFile, target: &Path) -> Result<()> {
     temp.as_file().sync_all().map_err(|e| Error::io(target, e))?;

@@ -20,7 +20,7 @@ use crate::{
 const MAX_JSON_BYTES: u64 = 100_000_000;
 
 /// What travels with the weights when a model is written elsewhere.
-const SIDE_FILES: [&str; 6] = [
+pub const SIDE_FILES: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -227,5 +227,6 @@ fn linear_bwd(
 ) -> Result<()> {
     let grads = grads.as_mut().map(|g| lora_linear::LoraGrads { a: &mut g.a, b: &mut g.b });
     let lora = w.lora.as_ref().map(Stack::view);
-    lora_linear_bwd(device, dx, grads, Some(dxa), dy, x, Some(xa), &w.w, lora, dropout)
+    let dxa = lora.is_some().then_some(dxa);
+    lora_linear_bwd(device, dx, grads, dxa, dy, x, Some(xa), &w.w, lora, dropout)
 }

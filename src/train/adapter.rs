@@ -1,7 +1,9 @@
 //! Where an adapter comes from and where it goes: fresh factors before training, PEFT's pairs after it.
 
 use crate::error::{Error, Result};
+use crate::format::chain::{self, Link};
 use crate::format::peft::{Adapter, AdapterConfig, Pair};
+use crate::format::settings::Settings;
 use crate::model::config::Config;
 use crate::model::weights::Weights;
 use crate::rng::philox;
@@ -57,6 +59,12 @@ pub fn continued(dir: &Path, config: &mut TrainConfig) -> Result<Adapter> {
     config.lora_modules = MODULES.iter().filter(|m| has(m)).map(|m| m.to_string()).collect();
     (config.lora_r, config.lora_alpha) = (first.rank, Some(first.scale * first.rank as f64));
     Ok(adapter)
+}
+
+/// Refuses to train the adapter in `dir` on, if it records other layers below it than `chain`.
+pub fn on_its_layers(dir: &Path, chain: &[Link]) -> Result<()> {
+    let recorded = Settings::read(dir)?.and_then(|s| s.adapters);
+    recorded.map_or(Ok(()), |below| chain::check(dir, &below, chain))
 }
 
 fn description(config: &TrainConfig, base: &Path) -> AdapterConfig {

@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::format::chain::hex;
 use crate::format::hf::{self, Floats, RawTensor, read_json};
 use crate::format::peft::{self, Adapter};
-use crate::format::settings::Settings;
+use crate::format::settings::{self, Settings};
 use crate::format::{atomic, hf::Checkpoint as Tensors};
+use crate::train::config;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,6 +22,9 @@ const ADAPTER: &str = "adapter_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EXTRA: &str = "extra.safetensors";
 const STATE: &str = "trainer_state.json";
+
+/// The trained adapter, beside the checkpoints as in each.
+const RESULT: [&str; 3] = [ADAPTER, "adapter_config.json", settings::FILE];
 
 /// An f32 tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,10 +148,7 @@ impl Checkpoint {
             remove(&target)?;
         }
         atomic::publish_folder(folder, &target)?;
-        let old = steps(output)?;
-        for (_, dir) in old.iter().rev().skip(keep.max(1)) {
-            remove(dir)?;
-        }
+        prune(output, keep)?;
         Ok(target)
     }
 
@@ -224,7 +225,7 @@ pub fn claim(output: &Path, existing: Existing) -> Result<Option<PathBuf>> {
         Existing::Refuse | Existing::Resume => {}
         Existing::Overwrite => {
             old.iter().try_for_each(|(_, dir)| remove(dir))?;
-            for name in [ADAPTER, "adapter_config.json", "llm2vec_config.json"] {
+            for name in RESULT {
                 let path = output.join(name);
                 if path.exists() {
                     std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
@@ -232,11 +233,21 @@ pub fn claim(output: &Path, existing: Existing) -> Result<Option<PathBuf>> {
             }
         }
     }
-    for name in file_names(output)?.iter().filter(|n| n.starts_with(TEMPORARY)) {
-        let path = output.join(name);
-        std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+    let ours = |name: &str| name == config::FILE || RESULT.contains(&name) || hf::SIDE_FILES.contains(&name);
+    for name in file_names(output)? {
+        let path = output.join(&name);
+        if name.starts_with(TEMPORARY) {
+            std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+        } else if atomic::meant(&name).is_some_and(ours) {
+            std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+        }
     }
     latest(output)
+}
+
+/// Deletes all checkpoints but the newest `keep`, of which there is one at least.
+pub fn prune(output: &Path, keep: usize) -> Result<()> {
+    steps(output)?.iter().rev().skip(keep.max(1)).try_for_each(|(_, dir)| remove(dir))
 }
 
 /// The newest checkpoint in `output`.

@@ -111,6 +111,9 @@ impl Trainer {
             device: options.device.clone(),
             ..setup::Options::new(model)
         })?;
+        if let Some((_, dir)) = &start {
+            adapter::on_its_layers(dir, &setup.files.chain)?;
+        }
         // Reads nothing of the old run yet: a mistake in the data must not cost it.
         let (mut feed, mut lines) = Feed::open(config, &setup)?;
         let schedule = Schedule::new(config.learning_rate, &config.plan(feed.per_epoch()))?;
@@ -121,7 +124,7 @@ impl Trainer {
         let saved = match checkpoint::claim(&output, options.existing)? {
             Some(dir) => {
                 lines.push(format!("resuming from {}", dir.display()));
-                Some(Checkpoint::load(&dir, &deciding(config))?)
+                Some(resumed(&dir, config, &setup)?)
             }
             None => None,
         };
@@ -243,12 +246,18 @@ impl Trainer {
             extra: head.into_iter().collect(),
             moments: moments.collect(),
         };
-        let keep = self.config.save_total_limit.unwrap_or(usize::MAX);
-        saved.save(&self.output, keep).map(|_| ())
+        saved.save(&self.output, self.keep()).map(|_| ())
+    }
+
+    /// Checkpoints to keep.
+    fn keep(&self) -> usize {
+        self.config.save_total_limit.unwrap_or(usize::MAX)
     }
 
     /// The adapter, the tokenizer's files and the picture.
     fn finish(self, picture: Option<&Path>) -> Result<()> {
+        // A run that was killed within its last save and resumed has nothing more to save.
+        checkpoint::prune(&self.output, self.keep())?;
         copy_side_files(&self.setup.dir, &self.output)?;
         checkpoint::write_adapter(&self.output, &self.adapter(), &self.settings())?;
         if let Some(path) = picture {
@@ -298,6 +307,13 @@ fn size(config: &TrainConfig, setup: &Setup) -> Size {
         storage: setup.storage,
         head,
     }
+}
+
+/// The checkpoint in `dir`, if it is this run's.
+fn resumed(dir: &Path, config: &TrainConfig, setup: &Setup) -> Result<Checkpoint> {
+    let saved = Checkpoint::load(dir, &deciding(config))?;
+    adapter::on_its_layers(dir, &setup.files.chain)?;
+    Ok(saved)
 }
 
 /// Puts back what the optimiser knew, and a trained head.

@@ -13,6 +13,7 @@ use llm2vec::model::state::{Keep, State};
 use llm2vec::model::weights::{Storage, Weights};
 use llm2vec::ops::attention::Mask;
 use llm2vec::rng::normal;
+use llm2vec::train::learner::{Head, Learner, Size};
 use std::path::{Path, PathBuf};
 
 /// A path below the repository.
@@ -127,6 +128,28 @@ impl Model {
     pub fn streams(&self) -> Vec<Vec<f64>> {
         self.state.streams.iter().map(|t| t.to_f64()).collect()
     }
+}
+
+/// A learner with a random adapter live on these projections of a folder's model.
+pub fn learner(
+    dir: &Path,
+    device: &Device,
+    modules: &[&str],
+    mask: Mask,
+    keep: Keep,
+    tokens: usize,
+) -> (Learner, Arena) {
+    let (config, adapter) = (config(dir), tempfile::tempdir().unwrap());
+    random_adapter(adapter.path(), &config, 9);
+    let (files, _) = ModelFiles::open(dir, &config, &[]).unwrap();
+    let (live, _) = ModelFiles::open(dir, &config, &[adapter.path().into()]).unwrap();
+    let (rank, storage) = (live.rank(0), Storage::Real);
+    let size = Size { tokens, positions: 512, rank, keep, storage, head: Head::None };
+    let mut arena = Arena::new(device);
+    let delta = |layer, module: &str| live.adapter(0)(layer, module).filter(|_| modules.contains(&module));
+    let mut learner = Learner::new(&mut arena, &config, mask, size, delta);
+    learner.load(&files).unwrap();
+    (learner, arena)
 }
 
 /// The largest absolute difference.

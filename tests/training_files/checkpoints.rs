@@ -156,6 +156,8 @@ fn a_folder_that_holds_a_run_is_refused_resumed_or_cleared() {
     assert_eq!(claim(&output, Existing::Resume).unwrap(), None); // killed before its first checkpoint
     let dir = checkpoint(5, 64).save(&output, 3).unwrap();
     fs::create_dir(output.join(".checkpoint-killed")).unwrap();
+    fs::write(output.join(".adapter_model.safetensors.k1LLed"), "half").unwrap();
+    fs::write(output.join(".tokenizer.json.k1LLed"), "half").unwrap();
     fs::write(output.join("notes.txt"), "mine").unwrap();
     let error = claim(&output, Existing::Refuse).unwrap_err();
     assert_eq!(error.exit_code(), 2);

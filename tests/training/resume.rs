@@ -1,0 +1,156 @@
+//! A run that was killed, or asked to stop, and resumed ends as one that never was.
+
+use crate::command::{Tiny, failed, folder, good, str};
+use crate::{Data, log, same_run, train};
+use llm2vec::rng::philox;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Kills of each stage, at least.
+const KILLS: usize = 30;
+
+/// A stage with much of what it can do, on little data: epochs end, batches are short, several make a step.
+struct Case {
+    stage: &'static str,
+    tiny: Tiny,
+    below: TempDir,
+    data: Data,
+}
+
+impl Case {
+    fn new(stage: &'static str) -> Case {
+        let tiny = Tiny::new();
+        Case { stage, below: tiny.adapter(1), tiny, data: Data::new(45) }
+    }
+
+    fn run(&self, out: &Path, flags: &[&str]) -> Command {
+        let valid = self.data.validation();
+        let below = str(self.below.path());
+        let own: &[&str] = match self.stage {
+            "mntp" => &[
+                "--batch",
+                "3",
+                "--accumulation",
+                "2",
+                "--train-head",
+                "--validation",
+                str(&valid),
+                "--eval-steps",
+                "4",
+                "--grouping",
+                "apart",
+            ],
+            "simcse" => &["--batch", "6", "--grad-cache", "5", "--weight-decay", "0.1"],
+            _ => &[
+                "--batch",
+                "5",
+                "--accumulation",
+                "2",
+                "--mask-false-negatives",
+                "--false-negative-margin",
+                "0.5",
+                "--warmup",
+                "4",
+                "--adapter",
+                below,
+                "--recompute",
+            ],
+        };
+        let common = ["--max-length", "24", "--epochs", "100", "--lr", "1e-2", "--rank", "4"];
+        train(self.stage, self.tiny.dir.path(), &self.data, out, &[&common, own, flags].concat())
+    }
+
+    /// A run to the end, and how long it took.
+    fn straight(&self, out: &Path, flags: &[&str]) -> Duration {
+        let started = Instant::now();
+        good(self.run(out, flags));
+        started.elapsed()
+    }
+
+    /// Kills the run at random moments until it has come to its end, and starts another, until there were enough.
+    fn killed(&self) {
+        let dir = folder();
+        let save_steps = if self.stage == "supervised" { "2" } else { "1" };
+        let flags = ["--steps", "40", "--keep", "2", "--save-steps", save_steps];
+        let straight = dir.path().join("straight");
+        let whole = self.straight(&straight, &flags);
+        let (mut kills, mut runs) = (0, 0);
+        while kills < KILLS {
+            let out = dir.path().join(format!("run-{runs}"));
+            loop {
+                let draw = philox([kills as u32, runs, 0, 0], [7, self.stage.len() as u32]);
+                let threads = (1 + draw[1] % 2).to_string();
+                let flags = [&flags[..], &["--resume", "--threads", &threads]].concat();
+                let mut child = self.run(&out, &flags).spawn().unwrap();
+                sleep(whole.mul_f64(0.7 * f64::from(draw[0]) / f64::from(u32::MAX)));
+                child.kill().unwrap();
+                let ended = child.wait().unwrap();
+                if ended.signal().is_none() {
+                    assert!(ended.success(), "{ended}");
+                    break;
+                }
+                kills += 1;
+            }
+            same_run(&out, &straight);
+            runs += 1;
+        }
+        println!("{}: {kills} kills over {runs} runs; a straight one takes {whole:?}", self.stage);
+    }
+}
+
+#[test]
+fn a_killed_mntp_run_ends_as_a_straight_one() {
+    Case::new("mntp").killed();
+}
+
+#[test]
+fn a_killed_simcse_run_ends_as_a_straight_one() {
+    Case::new("simcse").killed();
+}
+
+#[test]
+fn a_killed_supervised_run_ends_as_a_straight_one() {
+    Case::new("supervised").killed();
+}
+
+/// Sends a signal once the log has more than so many lines.
+fn signal_after(child: &Child, out: &Path, lines: usize, signal: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let path = out.join("log.jsonl");
+    while std::fs::read_to_string(&path).map_or(0, |text| text.lines().count()) <= lines {
+        assert!(Instant::now() < deadline, "no step in a minute");
+        sleep(Duration::from_millis(1));
+    }
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+fn a_signal_ends_the_step_saves_and_says_so() {
+    for stage in crate::STAGES {
+        let (case, dir) = (Case::new(stage), folder());
+        // No checkpoint but those of the signals and the last.
+        let flags = ["--steps", "150", "--keep", "1", "--save-steps", "1000"];
+        let (straight, out) = (dir.path().join("straight"), dir.path().join("run"));
+        let run = |out: &Path, more: &[&str]| case.run(out, &[&flags[..], more].concat());
+        good(run(&straight, &[]));
+        let (mut lines, mut done) = (0, 0);
+        for (signal, name, status) in [("-INT", "SIGINT", 130), ("-TERM", "SIGTERM", 143)] {
+            let mut command = run(&out, &["--resume"]);
+            let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            signal_after(&child, &out, lines + 2, signal);
+            let output = child.wait_with_output().unwrap();
+            let last = log(&out).last().unwrap()["step"].as_u64().unwrap() as usize;
+            assert!(last > done && last < 150, "{last} steps after {done}");
+            failed(output, status, &[name, &format!("step {last} is saved"), "--resume goes on"]);
+            assert!(out.join(format!("checkpoint-{last}")).exists());
+            (lines, done) = (log(&out).len(), last);
+        }
+        good(run(&out, &["--resume"]));
+        same_run(&out, &straight);
+    }
+}
