@@ -176,7 +176,8 @@ fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
         if !whole {
             break;
         }
-        if step > done {
+        // A run without a checkpoint begins again, evaluation before the first step included.
+        if step > done || done == 0 {
             continue;
         }
         // The steps only grow, so what is beyond `done` is the file's end.
