@@ -6,6 +6,7 @@ use common::{learner, models, relative};
 use llm2vec::device::Device;
 use llm2vec::model::llama::Noise;
 use llm2vec::model::state::Keep;
+use llm2vec::ops::adamw::AdamW;
 use llm2vec::ops::attention::Mask;
 use llm2vec::rng::{normal, philox};
 use llm2vec::train::config::MODULES;
@@ -171,5 +172,28 @@ fn dropout_takes_part() {
     .map(with);
     for (i, a) in seen.iter().enumerate() {
         seen[..i].iter().for_each(|b| assert!(relative(a, b) > 1e-3));
+    }
+}
+
+/// Clipping would turn such a gradient into zeros or NaN: the step is refused by the tensor's name, and changes nothing.
+#[test]
+fn a_gradient_that_is_not_finite_changes_nothing() {
+    let mut run =
+        Run::new(&golden()[0], Device::cpu(), &["o_proj", "up_proj"], Mask::Full, Keep::All, &[5, 9]);
+    let by = AdamW { rate: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, step: 7 };
+    run.gradients(1);
+    run.learner.update(by, 1.0).unwrap();
+    let all = |learner: &mut Learner| {
+        let masters: Vec<_> = learner.weights.trained_mut().map(|t| t.to_f64()).collect();
+        let moments = learner.moments().iter().flatten().map(|t| t.to_f64());
+        [masters, moments.collect()].concat()
+    };
+    let before = all(&mut run.learner);
+    for poison in [f64::INFINITY, f64::NAN] {
+        run.weights[3] = poison;
+        run.gradients(1);
+        let error = run.learner.update(AdamW { step: 8, ..by }, 1.0).unwrap_err().to_string();
+        assert!(error.starts_with("step 8: the gradient of layers.0.o.lora_A is not finite"), "{error}");
+        assert_eq!(all(&mut run.learner), before);
     }
 }

@@ -204,6 +204,24 @@ def peft_loads_golden_adapters(_):
     return ", ".join(f.parent.name for f in folders)
 
 
+def peft_loads_a_trained_adapter(run):
+    """What `train` writes is PEFT's to the letter: its tensors, and the states that the model gives with it."""
+    data, folder = TESTS / "texts" / "persuasion.train.txt.gz", run.folder / "trained"
+    run("train", "simcse", "--model", MODEL, "--data", data, "--output", folder, "--steps", 3, "--batch", 8,
+        "--max-length", 32, "--lr", 1e-2, "--rank", 4, "--modules", "q_proj,v_proj,o_proj,up_proj,down_proj", "--quiet")
+    peft = PeftModel.from_pretrained(load(MODEL), folder).eval()
+    kept, file = get_peft_model_state_dict(peft), load_file(folder / "adapter_model.safetensors")
+    assert kept.keys() == file.keys(), kept.keys() ^ file.keys()
+    assert all(torch.equal(kept[k], file[k]) for k in file)
+    assert len(file) == 2 * 5 * peft.base_model.config.num_hidden_layers, len(file)
+    ours = np.load(run.encode("trained.npy", "--adapter", folder))
+    theirs = means(peft, AutoTokenizer.from_pretrained(folder))
+    cosine, base = smallest_cosine(ours, theirs), smallest_cosine(np.load(run.encode("f32.npy")), theirs)
+    assert cosine > 0.99999, f"smallest cosine {cosine:.7f}"
+    assert base < 0.999, f"training changed nothing to speak of ({base:.7f})"
+    return f"{len(file)} tensors; smallest cosine {cosine:.7f}, without the adapter {base:.3f}"
+
+
 CHECKS = [
     ("NumPy reads .npy, .jsonl agrees", numpy_and_jsonl_agree),
     (".safetensors agrees", safetensors_agree),
@@ -214,6 +232,7 @@ CHECKS = [
     ("merge equals PEFT's, bfloat16", lambda run: merge_equals_peft(run, torch.bfloat16)),
     ("merge equals PEFT's, float32", lambda run: merge_equals_peft(run, torch.float32)),
     ("PEFT loads the golden adapters", peft_loads_golden_adapters),
+    ("PEFT loads a trained adapter", peft_loads_a_trained_adapter),
 ]
 
 

@@ -198,6 +198,9 @@ const NO_MEANING: [&str; 42] = [
 /// Name under which the effective configuration lies beside the adapter.
 pub const FILE: &str = "train_config.json";
 
+/// More rows or tokens than anyone has: keeps the product of sizes from overflowing.
+const MOST: usize = 1 << 24;
+
 /// The seven projections of a block.
 pub const MODULES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -308,19 +311,25 @@ impl TrainConfig {
 
     /// What makes no sense, by key.
     pub fn validate(&self) -> std::result::Result<(), String> {
-        let at_least_1 = [
-            ("per_device_train_batch_size", self.per_device_train_batch_size),
-            ("per_device_eval_batch_size", self.per_device_eval_batch_size),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
-            ("max_seq_length", self.max_seq_length),
-            ("lora_r", self.lora_r),
-            ("stop_after_n_steps", self.stop_after_n_steps),
-            ("logging_steps", self.logging_steps),
-            ("save_steps", self.save_steps),
-            ("eval_steps", self.eval_steps),
+        let counts = [
+            ("per_device_train_batch_size", self.per_device_train_batch_size, MOST),
+            ("per_device_eval_batch_size", self.per_device_eval_batch_size, MOST),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps, MOST),
+            ("max_seq_length", self.max_seq_length, MOST),
+            ("lora_r", self.lora_r, 4096),
+            ("stop_after_n_steps", self.stop_after_n_steps, usize::MAX),
+            ("logging_steps", self.logging_steps, usize::MAX),
+            ("save_steps", self.save_steps, usize::MAX),
+            ("eval_steps", self.eval_steps, usize::MAX),
         ];
-        if let Some((key, _)) = at_least_1.iter().find(|(_, n)| *n == 0) {
-            return Err(format!("{key:?} is 0, at least 1 was wanted"));
+        if self.hard_negatives > 1000 {
+            return Err(format!("\"hard_negatives\" is {}, at most 1000 was wanted", self.hard_negatives));
+        }
+        if let Some((key, n, most)) = counts.iter().find(|(_, n, most)| !(1..=*most).contains(n)) {
+            return Err(match n {
+                0 => format!("{key:?} is 0, at least 1 was wanted"),
+                _ => format!("{key:?} is {n}, at most {most} was wanted"),
+            });
         }
         let finite = |x: f64| x.is_finite() && x >= 0.0;
         let (positive, part) = (|x: f64| finite(x) && x > 0.0, |x: f64| finite(x) && x < 1.0);

@@ -245,7 +245,7 @@ impl<I: Items> Batches<I> {
             let most = sizes.iter().max().copied().unwrap_or(0);
             let which = if same_set { "the largest data set has" } else { "there are" };
             return Err(Error::Usage(format!(
-                "{which} {most} rows, not enough for one batch of {size}; take a smaller batch"
+                "{which} {most} rows, a batch of {size} has {smallest} at least; take a smaller batch or more data"
             )));
         }
         Ok(batches)

@@ -117,8 +117,7 @@ impl Trainer {
         // Reads nothing of the old run yet: a mistake in the data must not cost it.
         let (mut feed, mut lines) = Feed::open(config, &setup)?;
         let schedule = Schedule::new(config.learning_rate, &config.plan(feed.per_epoch()))?;
-        let plan = plan(config, &setup)?;
-        plan.check("--grad-cache 32, a smaller --batch or --max-length, or --recompute")?;
+        let plan = plan(config, &setup, start.as_ref().map(|(adapter, _)| adapter.clone()))?;
         lines.push(plan_line(&plan));
 
         let saved = match checkpoint::claim(&output, options.existing)? {
@@ -277,10 +276,23 @@ impl Trainer {
 /// The name of the trained head in a checkpoint.
 const HEAD: &str = "lm_head.weight";
 
-/// What a run would allocate.
-fn plan(config: &TrainConfig, setup: &Setup) -> Result<Arena> {
+/// What a run would allocate, if there is room for it.
+fn plan(config: &TrainConfig, setup: &Setup, start: Option<Adapter>) -> Result<Arena> {
+    let hint = match config.stage {
+        Stage::Mntp => "a smaller --batch with more --accumulation, a smaller --max-length, or --recompute",
+        _ => "--grad-cache 32, a smaller --batch or --max-length, or --recompute",
+    };
+    let tokens = tokens(config);
+    if tokens > i32::MAX as usize {
+        return Err(Error::Device(format!(
+            "the plan is for {tokens} tokens, {} is the limit; try {hint}",
+            i32::MAX
+        )));
+    }
     let mut arena = Arena::planning(&setup.device);
-    build(&mut arena, config, setup, adapter::fresh(&setup.config, config, &setup.dir))?;
+    let start = start.unwrap_or_else(|| adapter::fresh(&setup.config, config, &setup.dir));
+    build(&mut arena, config, setup, start)?;
+    arena.check(hint)?;
     Ok(arena)
 }
 

@@ -36,7 +36,7 @@ pub enum Feed {
 }
 
 /// Buffers of the stage's loss.
-#[allow(clippy::large_enum_variant)] // there is one of it
+#[allow(clippy::large_enum_variant)] // a run has one
 pub enum Loss {
     /// Cross-entropy at masked tokens.
     Mntp(Mntp),

@@ -144,7 +144,7 @@ fn a_trained_adapter_is_pefts() {
     let adapter = Adapter::open(&dir).unwrap();
     assert_eq!(adapter.pairs.len(), 3 * config.layers);
     assert!(adapter.pairs.iter().all(|p| p.scale == 1.5 && p.b.iter().any(|&b| b != 0.0)));
-    ModelFiles::open(tiny.dir.path(), &config, &[dir.clone()]).unwrap();
+    ModelFiles::open(tiny.dir.path(), &config, std::slice::from_ref(&dir)).unwrap();
     // The folder is a whole one: what `encode` needs beside the base.
     let have = names(&dir);
     for file in
