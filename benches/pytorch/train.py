@@ -8,19 +8,19 @@
 Python with torch 2.15, transformers 5.24, peft 0.21, tokenizers. CPU only, Linux. Texts are those in tests/texts unless
 --texts names others: one per line, for `supervised` JSONL of query, positive and negative.
 
-Both sides: LoRA of rank 16 with dropout 0.05 on the seven projections of every layer, the rest frozen; full
-attention; AdamW; gradients clipped to norm 1. MNTP hides 20 % of the tokens (BERT's split); a text is a row, or with --grouping
+Both sides: LoRA of rank 16 with dropout 0.05 on the seven projections of every layer, the rest frozen; full attention;
+AdamW; gradients clipped to norm 1. MNTP hides 20 % of the tokens (BERT's split); a text is a row, or with --grouping
 joined the texts are joined and cut into full rows, which need no padding. SimCSE runs both views in one forward,
-attention dropout 0.3. Supervised has one hard negative a row. A step is: make the batch (in the
-contrastive stages from text, so with tokenising), forward, loss, backward, clip, update. PyTorch gets its best case that
-is still plain use: batches padded to their own longest row, sdpa attention, no mask for a batch without padding, logits
-at masked rows only (--full-logits: at all), fused AdamW. Not tried: torch.compile, bucketing rows by length.
+attention dropout 0.3. Supervised has one hard negative a row. A step is: make the batch (in the contrastive stages
+from text, so with tokenising), forward, loss, backward, clip, update. PyTorch gets its best case that is still plain
+use: batches padded to their own longest row, sdpa attention, no mask for a batch without padding, logits at masked
+rows only (--full-logits: at all), fused AdamW. Not tried: torch.compile, bucketing rows by length.
 
-Runs alternate (ours, PyTorch, ours, ...), over the same rows in orders of their own. A round's speed is the median over
-its steps after the first, in real tokens (padding is none) per second. Other processes spoil the ratio, for OpenMP's
-threads wait for the slowest of them: their share of the machine is in the report, and where it is not near 0, take
-fewer threads than cores. At the end a step on one batch from one adapter, without chance (no
-dropout; MNTP with every token hidden), must give the same loss and the same norm of the gradient on both sides.
+Runs alternate (ours, PyTorch, ours, ...), over the same rows in orders of their own. A round's speed is the median
+over its steps after the first, in real tokens (padding is none) per second. Other processes spoil the ratio, for
+OpenMP's threads wait for the slowest of them: their share of the machine is in the report, and where it is not near 0,
+take fewer threads than cores. At the end a step on one batch from one adapter, without chance (no dropout; MNTP with
+every token hidden), must give the same loss and the same norm of the gradient on both sides.
 """
 
 import argparse
@@ -276,7 +276,9 @@ def compare(a, rows, torch, folder):
     ours = line["loss"], line["grad_norm"]
     said = "one batch without chance: " + ", ".join(
         f"{what} {x:.6g} and {y:.6g}" for what, x, y in zip(("loss", "norm of the gradient"), ours, theirs))
-    if any(abs(x - y) > TOLERANCE[a.dtype] * abs(y) for x, y in zip(ours, theirs)):
+    # The loss is a difference of f32 numbers as large as the scale: a random model's SimCSE loss is nothing but rounding.
+    rounding = SCALE.get(a.stage, 0.0) * 2.0 ** -23, 0.0
+    if any(abs(x - y) > TOLERANCE[a.dtype] * abs(y) + r for x, y, r in zip(ours, theirs, rounding)):
         fail(f"this is not the same work: {said}")
     return said
 
