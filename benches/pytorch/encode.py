@@ -168,15 +168,6 @@ class PyTorch:
             out[which] = self.pooled([rows[k] for k in which])
         return out.numpy(), sum(map(len, rows)), time.perf_counter() - start
 
-    def about(self):
-        config = self.torch.__config__.show()
-        found = [re.search(pattern, config) for pattern in
-                 (r"oneAPI Math Kernel Library Version [\w.]+", r"MKL-DNN v[\w.]+", r"OpenBLAS[^\n]*",
-                  r"CPU capability usage: \S+")]
-        blas = ", ".join(m.group(0) for m in found if m) or "unknown"
-        import transformers
-        return f"torch {self.torch.__version__}, transformers {transformers.__version__}; BLAS: {blas}"
-
 
 def run_ours(a, texts, folder):
     """(embeddings, tokens, tokens/s, peak MiB) of one run of the binary."""
@@ -205,6 +196,16 @@ def compare(ours, theirs):
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     return f"outputs: largest difference {abs(a - b).max():.2e}, smallest cosine {cosine.min():.6f}"
+
+
+def about(torch):
+    config = torch.__config__.show()
+    found = [re.search(pattern, config) for pattern in
+             (r"oneAPI Math Kernel Library Version [\w.]+", r"MKL-DNN v[\w.]+", r"OpenBLAS[^\n]*",
+              r"CPU capability usage: \S+")]
+    blas = ", ".join(m.group(0) for m in found if m) or "unknown"
+    import transformers
+    return f"torch {torch.__version__}, transformers {transformers.__version__}; BLAS: {blas}"
 
 
 def cpu_name():
@@ -259,7 +260,7 @@ def main():
     if theirs is not None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         notes += [f"PyTorch: {len(texts)} texts, {their_tokens} tokens, batches of {size}, peak {peak} MiB",
-                  torch.about()]
+                  about(torch.torch)]
     if ours is not None and theirs is not None:
         if tokens != their_tokens:
             fail(f"token counts differ: {tokens} and {their_tokens}")
