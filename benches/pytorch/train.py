@@ -276,7 +276,7 @@ def compare(a, rows, torch, folder):
     ours = line["loss"], line["grad_norm"]
     said = "one batch without chance: " + ", ".join(
         f"{what} {x:.6g} and {y:.6g}" for what, x, y in zip(("loss", "norm of the gradient"), ours, theirs))
-    # The loss is a difference of f32 numbers as large as the scale: a random model's SimCSE loss is nothing but rounding.
+    # The loss is a difference of f32 numbers as large as the scale; a random model's in SimCSE is rounding alone.
     rounding = SCALE.get(a.stage, 0.0) * 2.0 ** -23, 0.0
     if any(abs(x - y) > TOLERANCE[a.dtype] * abs(y) + r for x, y, r in zip(ours, theirs, rounding)):
         fail(f"this is not the same work: {said}")
