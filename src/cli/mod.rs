@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
+mod emulate;
 mod encode;
 mod eval;
 mod info;
@@ -34,6 +35,7 @@ enum Command {
     Train(Box<train::Train>),
     Eval(eval::Eval),
     Info(info::Info),
+    Emulate(emulate::Emulate),
 }
 
 /// Runs the parsed command line.
@@ -44,6 +46,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Info(c) => c.run(),
+        Command::Emulate(c) => c.run(),
     }
 }
 
