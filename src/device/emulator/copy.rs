@@ -34,12 +34,13 @@ impl Context<'_> {
                         format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]),
                     ));
                 }
-                // Byte by byte: a part of the 16 may be all that is there.
-                for i in 0..reads as u64 {
-                    self.read(warp, run, Space::Global, lane, from[lane] + i, 1, false)?;
+                // A part of the bytes may be all that is there.
+                let step = if reads == size { size } else { 1 };
+                for i in (0..reads).step_by(step) {
+                    self.read(warp, run, Space::Global, lane, from[lane] + i as u64, step, false)?;
                 }
             }
-            let (_, at) = self.write(warp, run, Space::Shared, lane, to[lane], &vec![0; size], false)?;
+            let (_, at) = self.write(warp, run, Space::Shared, lane, to[lane], &[0; 16][..size], false)?;
             let copy = Copy { to: at, from: from[lane], bytes: (size, reads), pc: run.pc };
             self.shared.mark(at, size, State::Flying);
             warp.open[lane].push(copy);

@@ -58,7 +58,7 @@ pub struct Who<'a> {
 }
 
 /// One access, remembered.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Touch {
     /// `block * 1024 + thread`, plus one; zero for none.
     who: u32,
@@ -105,7 +105,7 @@ impl Touch {
 }
 
 /// The last write, and the last reads of two warps. `many`: several lanes of that warp have read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cell {
     write: Touch,
     reads: [Touch; 2],
@@ -135,11 +135,13 @@ impl Races {
 
     /// Notes a read; gives the write that it races with. `bytes` is a power of two and `at` aligned to it.
     pub fn read(&mut self, at: usize, bytes: usize, who: &Who<'_>) -> Option<Touch> {
-        let touch = Touch::of(who);
+        let (touch, mut harmless) = (Touch::of(who), Touch::default());
         for cell in self.cells(at, bytes) {
-            if cell.write.races(who, false) {
+            // Neighbouring bytes mostly have the same history.
+            if cell.write != harmless && cell.write.races(who, false) {
                 return Some(cell.write);
             }
+            harmless = cell.write;
             if cell.reads[0].warp() == touch.warp() && cell.reads[0].who != 0 {
                 let again = cell.reads[0].time == touch.time;
                 cell.many[0] = again && (cell.many[0] || cell.reads[0].who != touch.who);
@@ -155,14 +157,17 @@ impl Races {
     /// Notes a write; gives the access that it races with. `same`: the bytes keep their values, so another write of
     /// them is no conflict.
     pub fn write(&mut self, at: usize, bytes: usize, who: &Who<'_>, same: bool) -> Option<Touch> {
-        let touch = Touch::of(who);
+        let (touch, mut harmless) = (Touch::of(who), Cell::default());
         for cell in self.cells(at, bytes) {
-            if !same && cell.write.races(who, false) {
-                return Some(cell.write);
-            }
-            for (read, many) in cell.reads.iter().zip(cell.many) {
-                if read.races(who, many) {
-                    return Some(*read);
+            if *cell != harmless {
+                harmless = *cell;
+                if !same && cell.write.races(who, false) {
+                    return Some(cell.write);
+                }
+                for (read, many) in cell.reads.iter().zip(cell.many) {
+                    if read.races(who, many) {
+                        return Some(*read);
+                    }
                 }
             }
             cell.write = touch;
