@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
+mod emulate;
 mod encode;
 mod eval;
 mod info;
@@ -37,6 +38,7 @@ enum Command {
     Train(Box<train::Train>),
     Eval(eval::Eval),
     Info(info::Info),
+    Emulate(emulate::Emulate),
 }
 
 /// Runs the parsed command line, on a thread of the pool: from outside, every parallel loop would cost two switches of
@@ -49,6 +51,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Info(c) => c.run(),
+        Command::Emulate(c) => c.run(),
     })
 }
 

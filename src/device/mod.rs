@@ -9,6 +9,7 @@ pub mod bf16;
 pub mod cpu;
 #[allow(unsafe_code)]
 pub mod cuda;
+pub mod emulator;
 pub mod mapped;
 
 use crate::error::{Error, Result};

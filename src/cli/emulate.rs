@@ -1,0 +1,248 @@
+//! `llm2vec emulate`: any kernel of a PTX file on the checking emulator, from `.npy` to `.npy`.
+
+use crate::cli::print;
+use crate::device::emulator::{Emulator, Launch, Module};
+use crate::error::{Error, Result};
+use crate::format::{atomic, npy};
+use clap::{Args, ValueEnum};
+use half::{bf16, f16};
+use std::path::{Path, PathBuf};
+
+/// Run a kernel of a PTX file on the CPU, checked and counted: no GPU needed.
+#[derive(Args)]
+#[command(after_help = "\
+Arguments, in the kernel's order:
+  --arg f32:x.npy               an array that the kernel reads (f32, f16, bf16, i8, i32, i64)
+  --arg out:f32:16,128:y.npy    an array that it writes, and its shape
+  --arg inout:f32:x.npy:y.npy   both
+  --arg scratch:4096            bytes that nothing has written
+  --arg i32=5                   a number (i32, u32, i64, u64, f32, f64)
+bf16 arrays are f32 in files.
+
+Example:
+  nvcc -ptx -lineinfo -arch=compute_80 add.cu
+  llm2vec emulate --ptx add.ptx --kernel add --grid 4 --block 256 \\
+      --arg out:f32:1000:c.npy --arg f32:a.npy --arg f32:b.npy --arg i32=1000")]
+pub struct Emulate {
+    /// PTX file; compiled with -lineinfo, reports name lines of the source
+    #[arg(long, env = "LLM2VEC_PTX", value_name = "FILE")]
+    ptx: PathBuf,
+    /// Entry point, as the PTX spells it
+    #[arg(long, env = "LLM2VEC_KERNEL", value_name = "NAME")]
+    kernel: String,
+    /// Blocks
+    #[arg(long, env = "LLM2VEC_GRID", value_name = "X[,Y,Z]", default_value = "1")]
+    grid: String,
+    /// Threads of a block
+    #[arg(long, env = "LLM2VEC_BLOCK", value_name = "X[,Y,Z]")]
+    block: String,
+    /// Bytes of dynamic shared memory
+    #[arg(long, env = "LLM2VEC_SMEM", value_name = "BYTES", default_value_t = 0)]
+    smem: usize,
+    /// An argument of the kernel, in order
+    #[arg(long, value_name = "WHAT")]
+    arg: Vec<String>,
+    /// Picks the schedule of warps and blocks
+    #[arg(long, env = "LLM2VEC_SEED", value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Warp instructions after which it gives up
+    #[arg(long, env = "LLM2VEC_BUDGET", value_name = "N", default_value_t = Launch::default().budget)]
+    budget: u64,
+    /// Print what was counted, in total and by source line
+    #[arg(long, env = "LLM2VEC_COUNTERS", value_name = "FORM")]
+    counters: Option<Form>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Form {
+    Table,
+    Json,
+}
+
+/// Element types of arrays.
+#[derive(Clone, Copy)]
+enum Element {
+    F32,
+    F16,
+    Bf16,
+    I8,
+    I32,
+    I64,
+}
+
+/// An array to be written at the end.
+struct Output {
+    element: Element,
+    shape: Vec<usize>,
+    address: u64,
+    path: PathBuf,
+}
+
+impl Emulate {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        let text = std::fs::read(&self.ptx).map_err(|e| Error::io(&self.ptx, e))?;
+        let text =
+            String::from_utf8(text).map_err(|_| Error::file(&self.ptx, "is no text; PTX was wanted"))?;
+        let mut emulator = Emulator::new(Module::parse(&self.ptx.to_string_lossy(), &text)?)?;
+        let (mut values, mut outputs) = (Vec::new(), Vec::new());
+        for (i, arg) in self.arg.iter().enumerate() {
+            values.push(argument(&mut emulator, &format!("arg{i}"), arg, &mut outputs)?);
+        }
+        let launch = Launch {
+            grid: extents("--grid", &self.grid)?,
+            block: extents("--block", &self.block)?,
+            shared: self.smem,
+            seed: self.seed,
+            budget: self.budget,
+        };
+        let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+        let counters = emulator.launch(&self.kernel, &launch, &values)?;
+        for output in outputs {
+            let count: usize = output.shape.iter().product();
+            let bytes = emulator.read(output.address, count * output.element.size())?;
+            atomic::write(&output.path, &output.element.file(&output.shape, &bytes))?;
+        }
+        match self.counters {
+            Some(Form::Table) => print(&counters.table()),
+            Some(Form::Json) => print(&counters.json()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn extents(flag: &str, text: &str) -> Result<[u32; 3]> {
+    let wrong =
+        || Error::Usage(format!("{flag} {text}: expected one to three whole numbers, such as 16 or 8,8,1"));
+    let mut extents = [1; 3];
+    for (i, part) in text.split(',').enumerate() {
+        *extents.get_mut(i).ok_or_else(wrong)? = part.trim().parse().map_err(|_| wrong())?;
+    }
+    Ok(extents)
+}
+
+/// Reads one `--arg`, and makes its memory; gives the parameter's bytes.
+fn argument(emulator: &mut Emulator, name: &str, arg: &str, outputs: &mut Vec<Output>) -> Result<Vec<u8>> {
+    let wrong = |what: &str| Error::Usage(format!("--arg {arg}: {what}; see llm2vec emulate --help"));
+    if let Some((ty, value)) = arg.split_once('=') {
+        return number(ty, value).ok_or_else(|| wrong("no number of a known type"));
+    }
+    let parts: Vec<&str> = arg.splitn(4, ':').collect();
+    let element = |text: &str| Element::parse(text).ok_or_else(|| wrong("no known element type"));
+    let address = match parts[..] {
+        ["scratch", bytes] => {
+            let bytes = bytes
+                .parse()
+                .ok()
+                .filter(|n| *n <= 1usize << 33)
+                .ok_or_else(|| wrong("no number of bytes"))?;
+            emulator.allocate(name, bytes)
+        }
+        ["out", ty, shape, path] => {
+            let shape: Option<Vec<usize>> = shape.split(',').map(|n| n.trim().parse().ok()).collect();
+            let shape = shape.ok_or_else(|| wrong("no shape such as 16,128"))?;
+            let element = element(ty)?;
+            let bytes =
+                shape.iter().try_fold(element.size(), |n, d| n.checked_mul(*d)).filter(|n| *n <= 1 << 33);
+            let address = emulator.allocate(name, bytes.ok_or_else(|| wrong("more than 8 GiB"))?);
+            outputs.push(Output { element, shape, address, path: path.into() });
+            address
+        }
+        ["inout", ty, from, to] => {
+            let (element, (shape, bytes)) = (element(ty)?, element(ty)?.load(Path::new(from))?);
+            let address = emulator.allocate(name, bytes.len());
+            emulator.write(address, &bytes)?;
+            outputs.push(Output { element, shape, address, path: to.into() });
+            address
+        }
+        [ty, ..] if Element::parse(ty).is_some() && parts.len() > 1 => {
+            let (_, bytes) = element(ty)?.load(Path::new(&arg[ty.len() + 1..]))?;
+            let address = emulator.allocate(name, bytes.len());
+            emulator.write(address, &bytes)?;
+            address
+        }
+        _ => {
+            return Err(wrong(
+                "expected TYPE:FILE, out:TYPE:SHAPE:FILE, inout:TYPE:FILE:FILE, scratch:BYTES or TYPE=NUMBER",
+            ));
+        }
+    };
+    Ok(address.to_le_bytes().to_vec())
+}
+
+fn number(ty: &str, value: &str) -> Option<Vec<u8>> {
+    Some(match ty {
+        "i32" => value.parse::<i32>().ok()?.to_le_bytes().to_vec(),
+        "u32" => value.parse::<u32>().ok()?.to_le_bytes().to_vec(),
+        "i64" => value.parse::<i64>().ok()?.to_le_bytes().to_vec(),
+        "u64" => value.parse::<u64>().ok()?.to_le_bytes().to_vec(),
+        "f32" => value.parse::<f32>().ok()?.to_le_bytes().to_vec(),
+        "f64" => value.parse::<f64>().ok()?.to_le_bytes().to_vec(),
+        _ => return None,
+    })
+}
+
+impl Element {
+    fn parse(text: &str) -> Option<Element> {
+        Some(match text {
+            "f32" => Element::F32,
+            "f16" => Element::F16,
+            "bf16" => Element::Bf16,
+            "i8" => Element::I8,
+            "i32" => Element::I32,
+            "i64" => Element::I64,
+            _ => return None,
+        })
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Element::I8 => 1,
+            Element::F16 | Element::Bf16 => 2,
+            Element::F32 | Element::I32 => 4,
+            Element::I64 => 8,
+        }
+    }
+
+    /// A file's shape and its elements as the device holds them.
+    fn load(self, path: &Path) -> Result<(Vec<usize>, Vec<u8>)> {
+        let array = npy::read(path)?;
+        let bytes = match (self, &array.data) {
+            (Element::F32, npy::Data::F32(v)) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            (Element::F16, npy::Data::F16(v)) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            (Element::F16, npy::Data::F32(v)) => {
+                v.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect()
+            }
+            (Element::Bf16, npy::Data::F32(v)) => {
+                v.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+            }
+            (Element::I8, npy::Data::I8(v)) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            (Element::I32, npy::Data::I32(v)) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            (Element::I64, npy::Data::I64(v)) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            _ => return Err(Error::file(path, "holds elements of another type than --arg says")),
+        };
+        Ok((array.shape, bytes))
+    }
+
+    /// The bytes of a `.npy` file.
+    fn file(self, shape: &[usize], bytes: &[u8]) -> Vec<u8> {
+        let descr = match self {
+            Element::F32 | Element::Bf16 => "<f4",
+            Element::F16 => "<f2",
+            Element::I8 => "|i1",
+            Element::I32 => "<i4",
+            Element::I64 => "<i8",
+        };
+        let shape: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
+        let mut file = npy::header(descr, &shape);
+        match self {
+            Element::Bf16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .for_each(|b| file.extend(bf16::from_le_bytes(*b).to_f32().to_le_bytes())),
+            _ => file.extend(bytes),
+        }
+        file
+    }
+}

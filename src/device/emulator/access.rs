@@ -1,0 +1,488 @@
+//! Loads, stores, atomics, asynchronous copies and `ldmatrix`: every byte checked, every request counted.
+
+use super::float;
+use super::memory::{LOCAL_WINDOW, Region, SHARED_WINDOW, State};
+use super::ptx::{Addr, Inst, LANES, Lanes, Order, Rmw, Space, Src, Ty};
+use super::race::{Touch, Who};
+use super::report::{Fault, Kind};
+use super::step::Context;
+use super::warp::{Frame, Warp, lanes};
+use half::{bf16, f16};
+
+/// Nothing, or a finding.
+pub type Done = Result<(), Box<Fault>>;
+
+/// An instruction on its way: where, in whose storage, for which lanes.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// The function's storage.
+    pub frame: &'a Frame,
+    /// The instruction and its number.
+    pub inst: &'a Inst,
+    /// Its number.
+    pub pc: u32,
+    /// The lanes that run it.
+    pub exec: u32,
+}
+
+/// Which region an address is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Where {
+    /// An allocation.
+    Global(usize),
+    /// The block's.
+    Shared,
+    /// A lane's.
+    Local(usize),
+}
+
+impl Context<'_> {
+    fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), String> {
+        let offset = (address & 0xffff_ffff) as u32 as i32 as i64;
+        match space {
+            Space::Shared => Ok((Where::Shared, offset)),
+            Space::Local => Ok((Where::Local(lane), offset)),
+            Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => Ok((Where::Shared, offset)),
+            Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
+            _ => match self.memory.find(address) {
+                Some((region, offset)) => Ok((Where::Global(region), offset)),
+                None => Err(format!("out of bounds: address {address:#x} is in no allocation")),
+            },
+        }
+    }
+
+    /// The region itself.
+    pub fn region<'a>(&'a mut self, local: &'a mut [Region], place: Where) -> &'a mut Region {
+        match place {
+            Where::Global(i) => &mut self.memory.regions[i],
+            Where::Shared => self.shared,
+            Where::Local(lane) => &mut local[lane],
+        }
+    }
+
+    /// A finding about one lane.
+    pub fn fault(
+        &self,
+        kind: Kind,
+        warp: &Warp,
+        lane: usize,
+        inst: &Inst,
+        what: impl Into<String>,
+    ) -> Box<Fault> {
+        Fault::new(kind, self.module, inst, self.at(warp.index * LANES as u32 + lane as u32), what)
+    }
+
+    /// A finding about an access, its kind told by its words.
+    pub fn bad(&self, warp: &Warp, lane: usize, inst: &Inst, what: String) -> Box<Fault> {
+        let uninitialised = what.starts_with("uninit") || what.contains("cp.async");
+        self.fault(if uninitialised { Kind::Uninitialised } else { Kind::Access }, warp, lane, inst, what)
+    }
+
+    /// A finding with two sides.
+    pub fn race(
+        &self,
+        warp: &Warp,
+        lane: usize,
+        run: &Run<'_>,
+        place: (Where, usize),
+        write: bool,
+        other: Touch,
+    ) -> Box<Fault> {
+        let name = match place.0 {
+            Where::Global(i) => &self.memory.regions[i].name,
+            _ => &self.shared.name,
+        };
+        let act = if write { "writes" } else { "reads" };
+        let what = format!("race: it {act} {name}+{} without an order to another access", place.1);
+        let (block, thread) = other.thread();
+        let there = self.module.place(&self.module.insts[other.pc() as usize]);
+        let ([bx, by, bz], [tx, ty, tz]) = (self.block_at(block), self.thread_at(thread));
+        self.fault(Kind::Race, warp, lane, run.inst, what)
+            .and(format!("the other access: {there}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})"))
+    }
+
+    /// The lanes' addresses, which must have values.
+    pub fn addresses(&self, warp: &Warp, run: &Run<'_>, addr: &Addr) -> Result<Lanes, Box<Fault>> {
+        let unknown = run.exec & !warp.known(run.frame, addr.base);
+        if unknown != 0 {
+            let lane = unknown.trailing_zeros() as usize;
+            return Err(self.fault(
+                Kind::Uninitialised,
+                warp,
+                lane,
+                run.inst,
+                "uninitialised: the address is a register that nothing has written",
+            ));
+        }
+        Ok(warp.get(run.frame, addr.base, &self.module.consts).map(|a| a.wrapping_add(addr.offset as u64)))
+    }
+
+    fn known(&self, warp: &Warp, run: &Run<'_>, sources: &[Src]) -> Done {
+        for s in sources {
+            let unknown = run.exec & !warp.known(run.frame, *s);
+            if unknown != 0 {
+                let lane = unknown.trailing_zeros() as usize;
+                return Err(self.fault(
+                    Kind::Uninitialised,
+                    warp,
+                    lane,
+                    run.inst,
+                    "uninitialised: it stores a register that nothing has written",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts one warp request: `bytes` for each lane of `exec`.
+    pub fn count(&mut self, space: Space, run: &Run<'_>, addresses: &Lanes, bytes: usize) {
+        let first = addresses[run.exec.trailing_zeros() as usize & 31];
+        let window = first >> 56;
+        let shared = space == Space::Shared || space == Space::Generic && window == SHARED_WINDOW >> 56;
+        let global =
+            matches!(space, Space::Global | Space::Generic) && !shared && window != LOCAL_WINDOW >> 56;
+        let count = &mut self.counts[run.pc as usize];
+        if global {
+            let mut sectors: [u64; 2 * LANES] = [u64::MAX; 2 * LANES];
+            let mut n = 0;
+            for lane in lanes(run.exec) {
+                sectors[n] = addresses[lane] >> 5;
+                n += 1;
+            }
+            sectors[..n].sort_unstable();
+            let distinct = 1 + sectors[..n].windows(2).filter(|w| w[0] != w[1]).count() as u64;
+            count.requests += 1;
+            count.sectors += distinct;
+            count.bytes += (n * bytes) as u64;
+        } else if shared {
+            let (passes, least) = wavefronts(addresses, run.exec, bytes);
+            count.wavefronts += passes;
+            count.conflicts += passes - least;
+        }
+    }
+
+    /// `ld`
+    #[allow(clippy::too_many_arguments)]
+    pub fn load(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        space: Space,
+        ty: Ty,
+        d: &[u32],
+        addr: &Addr,
+        order: Order,
+    ) -> Done {
+        let addresses = self.addresses(warp, run, addr)?;
+        let bytes = ty.size() * d.len();
+        let mut values = [[0u64; LANES]; 4];
+        if space == Space::Param {
+            for lane in lanes(run.exec) {
+                let at = (run.frame.param as usize).saturating_add(addresses[lane] as usize);
+                let Some(from) = warp.param[lane].get(at..at.saturating_add(bytes)) else {
+                    return Err(self.bad(
+                        warp,
+                        lane,
+                        run.inst,
+                        "out of bounds: beyond the parameters".into(),
+                    ));
+                };
+                for (i, part) in from.chunks(ty.size()).enumerate() {
+                    let mut word = [0; 8];
+                    word[..part.len()].copy_from_slice(part);
+                    values[i][lane] = u64::from_le_bytes(word);
+                }
+            }
+        } else {
+            self.count(space, run, &addresses, bytes);
+            for lane in lanes(run.exec) {
+                let (place, at) = self.read(warp, run, space, lane, addresses[lane], bytes, order.strong)?;
+                let size = ty.size();
+                let region = self.region(&mut warp.local, place);
+                for (i, values) in values.iter_mut().enumerate().take(d.len()) {
+                    values[lane] = region.get(at + i * size, size);
+                }
+                if order.strong {
+                    self.acquire(warp, place, at, order.acquire);
+                }
+            }
+        }
+        for (d, values) in d.iter().zip(&mut values) {
+            if ty.signed() {
+                let shift = 64 - 8 * ty.size() as u32;
+                values.iter_mut().for_each(|v| *v = ((*v << shift) as i64 >> shift) as u64);
+            }
+            warp.put(run.frame, *d, run.exec, values, run.exec);
+        }
+        Ok(())
+    }
+
+    /// Checks one lane's read and gives its place.
+    #[allow(clippy::too_many_arguments)]
+    pub fn read(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        space: Space,
+        lane: usize,
+        address: u64,
+        bytes: usize,
+        strong: bool,
+    ) -> Result<(Where, usize), Box<Fault>> {
+        let found = self.find(space, lane, address);
+        let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
+        let thread = warp.index * LANES as u32 + lane as u32;
+        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong };
+        let region = self.region(&mut warp.local, place);
+        let at = region.place(offset, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at));
+        let race = match (&at, place) {
+            (Ok(at), Where::Global(_) | Where::Shared) if !region.constant => {
+                region.races.read(*at, bytes, &who)
+            }
+            _ => None,
+        };
+        let at = at.map_err(|what| self.bad(warp, lane, run.inst, what))?;
+        match race {
+            Some(other) => Err(self.race(warp, lane, run, (place, at), false, other)),
+            None => Ok((place, at)),
+        }
+    }
+
+    /// Checks one lane's write and gives its place.
+    #[allow(clippy::too_many_arguments)]
+    pub fn write(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        space: Space,
+        lane: usize,
+        address: u64,
+        new: &[u8],
+        strong: bool,
+    ) -> Result<(Where, usize), Box<Fault>> {
+        let found = self.find(space, lane, address);
+        let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
+        let thread = warp.index * LANES as u32 + lane as u32;
+        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong };
+        let region = self.region(&mut warp.local, place);
+        let at = match region.place(offset, new.len(), true) {
+            Ok(at) => at,
+            Err(what) => return Err(self.bad(warp, lane, run.inst, what)),
+        };
+        let range = at..at + new.len();
+        if region.state[range.clone()].contains(&State::Flying) {
+            let what = format!("write to {}+{at} while cp.async is still copying to it", region.name);
+            return Err(self.bad(warp, lane, run.inst, what));
+        }
+        if matches!(place, Where::Local(_)) {
+            return Ok((place, at));
+        }
+        let same =
+            region.data[range.clone()] == *new && region.state[range].iter().all(|s| *s == State::Written);
+        match region.races.write(at, new.len(), &who, same) {
+            Some(other) => Err(self.race(warp, lane, run, (place, at), true, other)),
+            None => Ok((place, at)),
+        }
+    }
+
+    /// `st`
+    #[allow(clippy::too_many_arguments)]
+    pub fn store(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        space: Space,
+        ty: Ty,
+        s: &[Src],
+        addr: &Addr,
+        order: Order,
+    ) -> Done {
+        self.known(warp, run, s)?;
+        let addresses = self.addresses(warp, run, addr)?;
+        let (size, bytes) = (ty.size(), ty.size() * s.len());
+        let mut values = [[0u64; LANES]; 4];
+        for (values, s) in values.iter_mut().zip(s) {
+            *values = warp.get(run.frame, *s, &self.module.consts);
+        }
+        if space != Space::Param {
+            self.count(space, run, &addresses, bytes);
+        }
+        for lane in lanes(run.exec) {
+            let mut new = [0u8; 16];
+            for (i, values) in values.iter().enumerate().take(s.len()) {
+                new[i * size..(i + 1) * size].copy_from_slice(&values[lane].to_le_bytes()[..size]);
+            }
+            let new = &new[..bytes];
+            if space == Space::Param {
+                let at = (run.frame.param as usize).saturating_add(addresses[lane] as usize);
+                match warp.param[lane].get_mut(at..at.saturating_add(bytes)) {
+                    Some(to) => to.copy_from_slice(new),
+                    None => {
+                        return Err(self.bad(
+                            warp,
+                            lane,
+                            run.inst,
+                            "out of bounds: beyond the parameters".into(),
+                        ));
+                    }
+                }
+                continue;
+            }
+            let (place, at) = self.write(warp, run, space, lane, addresses[lane], new, order.strong)?;
+            let region = self.region(&mut warp.local, place);
+            region.data[at..at + bytes].copy_from_slice(new);
+            region.state[at..at + bytes].fill(State::Written);
+            if order.strong {
+                self.release(warp, place, at, order.release);
+            }
+        }
+        Ok(())
+    }
+
+    /// `atom` and `red`: lanes in rising order.
+    #[allow(clippy::too_many_arguments)]
+    pub fn atomic(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        space: Space,
+        ty: Ty,
+        f: Rmw,
+        d: u32,
+        addr: &Addr,
+        s: &[Src; 2],
+        order: Order,
+    ) -> Done {
+        self.known(warp, run, s)?;
+        let addresses = self.addresses(warp, run, addr)?;
+        let [b, c] = s.map(|s| warp.get(run.frame, s, &self.module.consts));
+        let bytes = ty.size();
+        self.count(space, run, &addresses, bytes);
+        let mut old = [0; LANES];
+        for lane in lanes(run.exec) {
+            let (place, at) = self.read(warp, run, space, lane, addresses[lane], bytes, true)?;
+            old[lane] = self.region(&mut warp.local, place).get(at, bytes);
+            self.acquire(warp, place, at, order.acquire);
+            let new = modify(f, ty, old[lane], b[lane], c[lane]);
+            self.write(warp, run, space, lane, addresses[lane], &new.to_le_bytes()[..bytes], true)?;
+            self.region(&mut warp.local, place).set(at, bytes, new);
+            self.release(warp, place, at, order.release);
+        }
+        warp.put(run.frame, d, run.exec, &old, run.exec);
+        Ok(())
+    }
+
+    fn acquire(&mut self, warp: &mut Warp, place: Where, at: usize, now: bool) {
+        let region = self.region(&mut warp.local, place);
+        let Some(clock) = region.released.get(&at) else { return };
+        if now {
+            warp.clock.join(clock);
+        } else {
+            let block = warp.clock.block;
+            let pending = warp
+                .pending
+                .get_or_insert_with(|| Box::new(super::race::Clock { block, ..Default::default() }));
+            pending.join(clock);
+        }
+    }
+
+    fn release(&mut self, warp: &mut Warp, place: Where, at: usize, now: bool) {
+        let clock = match (&warp.released, now) {
+            (_, true) => warp.clock.clone(),
+            (Some(released), false) => (**released).clone(),
+            (None, false) => return,
+        };
+        if now {
+            warp.clock.own[warp.index as usize] += 1;
+        }
+        let region = self.region(&mut warp.local, place);
+        region.released.entry(at).or_insert_with(|| clock.clone()).join(&clock);
+    }
+}
+
+/// Passes through the 32 banks of 4 bytes, and the least for this width: 8-byte accesses go by halves of a warp,
+/// 16-byte ones by quarters. Lanes that ask for the same word share it.
+pub fn wavefronts(addresses: &Lanes, exec: u32, bytes: usize) -> (u64, u64) {
+    let share = LANES / (bytes / 4).max(1);
+    let (mut passes, mut least) = (0, 0);
+    for part in 0..LANES / share {
+        let members = exec & (((1u64 << share) - 1) << (part * share)) as u32;
+        if members == 0 {
+            continue;
+        }
+        let mut words = [0u32; 4 * LANES];
+        let mut n = 0;
+        for lane in lanes(members) {
+            for word in 0..bytes.div_ceil(4) as u32 {
+                words[n] = (addresses[lane] as u32 >> 2).wrapping_add(word);
+                n += 1;
+            }
+        }
+        words[..n].sort_unstable();
+        let mut banks = [0u64; 32];
+        for i in 0..n {
+            if i == 0 || words[i] != words[i - 1] {
+                banks[words[i] as usize % 32] += 1;
+            }
+        }
+        passes += banks.into_iter().max().unwrap_or(0);
+        least += 1;
+    }
+    (passes, least)
+}
+
+/// A read-modify-write's new value.
+pub fn modify(f: Rmw, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
+    let bits = 8 * ty.size() as u32;
+    let signed = |v: u64| ((v << (64 - bits)) as i64) >> (64 - bits);
+    let unsigned = |v: u64| v << (64 - bits) >> (64 - bits);
+    let (old, b, c) = (unsigned(old), unsigned(b), unsigned(c));
+    let half = |x: u64, y: u64, shift: u32| {
+        let (x, y) = (f16::from_bits((x >> shift) as u16), f16::from_bits((y >> shift) as u16));
+        u64::from(float::to_f16(x.to_f64() + y.to_f64(), float::Round::Nearest).to_bits()) << shift
+    };
+    let brain = |x: u64, y: u64, shift: u32| {
+        let (x, y) = (bf16::from_bits((x >> shift) as u16), bf16::from_bits((y >> shift) as u16));
+        u64::from(float::to_bf16(float::sum_to_odd(x.to_f64(), y.to_f64()), float::Round::Nearest).to_bits())
+            << shift
+    };
+    let new = match (f, ty) {
+        (Rmw::Add, Ty::F32) => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
+        (Rmw::Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
+        (Rmw::Add, Ty::F16) => half(old, b, 0),
+        (Rmw::Add, Ty::F16x2) => half(old, b, 0) | half(old, b, 16),
+        (Rmw::Add, Ty::Bf16) => brain(old, b, 0),
+        (Rmw::Add, Ty::Bf16x2) => brain(old, b, 0) | brain(old, b, 16),
+        (Rmw::Add, _) => old.wrapping_add(b),
+        (Rmw::Min, ty) if ty.signed() => signed(old).min(signed(b)) as u64,
+        (Rmw::Max, ty) if ty.signed() => signed(old).max(signed(b)) as u64,
+        (Rmw::Min, _) => old.min(b),
+        (Rmw::Max, _) => old.max(b),
+        (Rmw::And, _) => old & b,
+        (Rmw::Or, _) => old | b,
+        (Rmw::Xor, _) => old ^ b,
+        (Rmw::Exch, _) => b,
+        (Rmw::Cas, _) => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
+        (Rmw::Inc, _) => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Rmw::Dec, _) => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
+    };
+    unsigned(new)
+}

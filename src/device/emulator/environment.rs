@@ -1,0 +1,80 @@
+//! Special registers: their names and what they hold.
+
+use super::Launch;
+use super::launch::RESIDENT;
+use super::ptx::{LANES, Lanes};
+
+/// Special registers and launch values, in this order at the front of the environment.
+pub const SPECIAL: &[&str] = &[
+    "%tid.x",
+    "%tid.y",
+    "%tid.z",
+    "%ntid.x",
+    "%ntid.y",
+    "%ntid.z",
+    "%ctaid.x",
+    "%ctaid.y",
+    "%ctaid.z",
+    "%nctaid.x",
+    "%nctaid.y",
+    "%nctaid.z",
+    "%laneid",
+    "%warpid",
+    "%nwarpid",
+    "%lanemask_eq",
+    "%lanemask_le",
+    "%lanemask_lt",
+    "%lanemask_ge",
+    "%lanemask_gt",
+    "%dynamic_smem_size",
+    "%total_smem_size",
+    "%smid",
+    "%nsmid",
+    "%clock",
+    "%clock64",
+    "%globaltimer",
+    "%gridid",
+    ".extern .shared",
+];
+
+/// What `Src::Env` means to a warp: the special registers, then the addresses of the module's variables.
+pub fn environment(launch: &Launch, symbols: &[u64], block: u32, warp: u32, dynamic: usize) -> Vec<Lanes> {
+    let threads: u32 = launch.block.iter().product();
+    let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+    let all = |v: u64| [v; LANES];
+    let thread = |l: usize| warp * LANES as u32 + l as u32;
+    let lanes = |f: &dyn Fn(usize) -> u32| std::array::from_fn(|l| u64::from(f(l)));
+    let mut env: Vec<Lanes> = SPECIAL
+        .iter()
+        .map(|name| match *name {
+            "%tid.x" => lanes(&|l| thread(l) % bx),
+            "%tid.y" => lanes(&|l| thread(l) / bx % by),
+            "%tid.z" => lanes(&|l| thread(l) / bx / by),
+            "%ntid.x" => all(bx.into()),
+            "%ntid.y" => all(by.into()),
+            "%ntid.z" => all(bz.into()),
+            "%ctaid.x" => all((block % gx).into()),
+            "%ctaid.y" => all((block / gx % gy).into()),
+            "%ctaid.z" => all((block / gx / gy).into()),
+            "%nctaid.x" => all(gx.into()),
+            "%nctaid.y" => all(gy.into()),
+            "%nctaid.z" => all(gz.into()),
+            "%laneid" => lanes(&|l| l as u32),
+            "%warpid" => all(warp.into()),
+            "%nwarpid" => all(threads.div_ceil(LANES as u32).into()),
+            "%lanemask_eq" => lanes(&|l| 1 << l),
+            "%lanemask_lt" => lanes(&|l| (1 << l) - 1),
+            "%lanemask_le" => lanes(&|l| (1 << l) | ((1 << l) - 1)),
+            "%lanemask_gt" => lanes(&|l| !((1 << l) | ((1 << l) - 1))),
+            "%lanemask_ge" => lanes(&|l| !((1 << l) - 1)),
+            "%dynamic_smem_size" => all(launch.shared as u64),
+            "%total_smem_size" => all((dynamic + launch.shared) as u64),
+            "%nsmid" => all(RESIDENT as u64),
+            ".extern .shared" => all(dynamic as u64),
+            // %smid, the clocks and %gridid: one processor on which no time passes.
+            _ => all(0),
+        })
+        .collect();
+    env.extend(symbols.iter().map(|address| all(*address)));
+    env
+}

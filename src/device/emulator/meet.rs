@@ -1,0 +1,291 @@
+//! Where lanes meet: shuffles, votes, barriers, matrix instructions; and calls, where they part.
+
+use super::access::{Run, modify};
+use super::ptx::{Barrier, LANES, Lanes, Op, Shuffle, Src, Ty, Vote};
+use super::report::{Fault, Kind};
+use super::step::{Context, GATES, Next};
+use super::warp::{Warp, lanes};
+
+impl Context<'_> {
+    /// Runs one of the instructions that split a group.
+    pub fn meet(&mut self, warp: &mut Warp, run: &Run<'_>, mask: u32) -> Result<Next, Box<Fault>> {
+        let (frame, exec) = (run.frame, run.exec);
+        match &run.inst.op {
+            Op::Ret | Op::Exit => Ok(self.leave(warp, run, matches!(run.inst.op, Op::Exit))),
+            Op::Trap => {
+                let lane = exec.trailing_zeros() as usize;
+                Err(self.fault(Kind::Trap, warp, lane, run.inst, "the kernel trapped"))
+            }
+            Op::Brx { table, index } => {
+                let (targets, index) =
+                    (&self.module.tables[*table as usize], warp.get(frame, *index, &self.module.consts));
+                for lane in lanes(exec) {
+                    let Some(to) = targets.get(index[lane] as u32 as usize) else {
+                        let what = format!("branch {} of a table of {}", index[lane], targets.len());
+                        return Err(self.fault(Kind::Trap, warp, lane, run.inst, what));
+                    };
+                    warp.pc[lane] = *to;
+                }
+                warp.impatience += 1;
+                Ok(Next::Again)
+            }
+            Op::Call { .. } => self.call(warp, run),
+            Op::Barrier { .. } => self.barrier(warp, run),
+            Op::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
+            Op::Shfl { mask: members, .. }
+            | Op::Vote { mask: members, .. }
+            | Op::Match { mask: members, .. }
+            | Op::Redux { mask: members, .. } => {
+                let members = warp.get(frame, *members, &self.module.consts);
+                self.together(warp, run, mask, &members)
+            }
+            _ => self.together(warp, run, mask, &[u64::from(warp.all); LANES]),
+        }
+    }
+
+    /// Lanes at this very instruction, the parked ones too.
+    fn here(&self, warp: &Warp, run: &Run<'_>) -> u32 {
+        let at = |l: usize| warp.pc[l] == run.pc && warp.frames[l].last() == Some(run.frame);
+        lanes(warp.parked).filter(|l| at(*l)).fold(run.exec, |m, l| m | 1 << l)
+    }
+
+    /// Runs the instruction for every set of lanes that is complete; the others wait.
+    fn together(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        mask: u32,
+        members: &Lanes,
+    ) -> Result<Next, Box<Fault>> {
+        warp.go(run.exec, run.pc);
+        let here = self.here(warp, run);
+        let (mut rest, mut done) = (here, 0);
+        while rest != 0 {
+            let first = rest.trailing_zeros() as usize;
+            let member = members[first] as u32;
+            let set = lanes(here).filter(|l| members[*l] as u32 == member).fold(0, |m, l| m | 1 << l);
+            rest &= !set;
+            if set & !member != 0 {
+                let lane = (set & !member).trailing_zeros() as usize;
+                let what = format!("a lane that its own mask {member:#x} does not name");
+                return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
+            }
+            if set & member & warp.live == member & warp.live {
+                self.exchange(warp, &Run { exec: set, ..*run })?;
+                done |= set;
+            } else {
+                warp.parked |= set;
+            }
+        }
+        warp.parked &= !done;
+        if done == mask {
+            return Ok(Next::On);
+        }
+        warp.go(done, run.pc + 1);
+        Ok(Next::Again)
+    }
+
+    fn exchange(&mut self, warp: &mut Warp, run: &Run<'_>) -> Result<(), Box<Fault>> {
+        let (frame, exec, consts) = (run.frame, run.exec, &self.module.consts);
+        match &run.inst.op {
+            Op::Ldmatrix { d, n, trans, addr } => {
+                return self.load_matrices(warp, run, &d[..*n as usize], *trans, addr);
+            }
+            Op::Mma(mma) => {
+                let sources = mma.a.iter().chain(&mma.b).chain(&mma.c);
+                let known = sources.fold(!0, |k, s| k & warp.known(frame, *s));
+                let look = |s: &Src| warp.look(frame, *s, consts);
+                let (a, b): (Vec<_>, Vec<_>) =
+                    (mma.a.iter().map(look).collect(), mma.b.iter().map(look).collect());
+                let d = mma.product(&a, &b, &mma.c.each_ref().map(look));
+                // One undefined element spoils rows and columns: all or nothing is close enough.
+                let known = if known == !0 { !0 } else { 0 };
+                self.counts[run.pc as usize].flops += mma.flops();
+                mma.d.iter().zip(&d).for_each(|(d, v)| warp.put(frame, *d, exec, v, known));
+            }
+            Op::Shfl { mode, d, p, s, .. } => {
+                let known = warp.known(frame, s[0]);
+                let [a, b, c] = s.map(|s| warp.get(frame, s, consts));
+                let (mut o, mut o_known, mut inside) = ([0; LANES], 0, 0);
+                for lane in lanes(exec) {
+                    let (from, within) = source_lane(*mode, lane as u32, b[lane] as u32, c[lane] as u32);
+                    o[lane] = a[from as usize] & 0xffff_ffff;
+                    inside |= u32::from(within) << lane;
+                    // A lane that does not take part has no value to give.
+                    o_known |= (known & exec) >> from << lane & 1 << lane;
+                }
+                warp.put(frame, *d, exec, &o, o_known);
+                warp.put_predicate(frame, *p, exec, inside, !0);
+            }
+            Op::Vote { mode, d, a, .. } => {
+                let (value, known) = warp.predicate(frame, *a);
+                let (yes, known) = (value & exec, if known & exec == exec { !0 } else { 0 });
+                let all = |b: bool| if b { !0 } else { 0 };
+                match mode {
+                    Vote::All => warp.put_predicate(frame, *d, exec, all(yes == exec), known),
+                    Vote::Any => warp.put_predicate(frame, *d, exec, all(yes != 0), known),
+                    Vote::Uni => warp.put_predicate(frame, *d, exec, all(yes == exec || yes == 0), known),
+                    Vote::Ballot => warp.put(frame, *d, exec, &[u64::from(yes); LANES], known),
+                }
+            }
+            Op::Match { all, bits, d, p, a, .. } => {
+                let known = if warp.known(frame, *a) & exec == exec { !0 } else { 0 };
+                let a = warp.get(frame, *a, consts).map(|v| v & u64::MAX >> (64 - bits));
+                let same = |i: usize| lanes(exec).filter(|l| a[*l] == a[i]).fold(0u32, |m, l| m | 1 << l);
+                let mut o: Lanes = std::array::from_fn(|i| u64::from(same(i)));
+                if *all {
+                    let equal = same(exec.trailing_zeros() as usize) == exec;
+                    o = [if equal { u64::from(exec) } else { 0 }; LANES];
+                    warp.put_predicate(frame, *p, exec, if equal { !0 } else { 0 }, known);
+                }
+                warp.put(frame, *d, exec, &o, known);
+            }
+            Op::Redux { f, signed, d, a, .. } => {
+                let known = if warp.known(frame, *a) & exec == exec { !0 } else { 0 };
+                let a = warp.get(frame, *a, consts);
+                let ty = if *signed { Ty::S32 } else { Ty::U32 };
+                let value = lanes(exec).map(|l| a[l]).reduce(|x, y| modify(*f, ty, x, y, 0)).unwrap_or(0);
+                warp.put(frame, *d, exec, &[value & 0xffff_ffff; LANES], known);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Lanes may come to it from different places.
+    fn warp_barrier(&mut self, warp: &mut Warp, run: &Run<'_>, members: Src) -> Result<Next, Box<Fault>> {
+        warp.go(run.exec, run.pc);
+        let first = run.exec.trailing_zeros() as usize;
+        let member = warp.look(run.frame, members, &self.module.consts)[first] as u32;
+        let set = lanes(run.exec)
+            .filter(|l| warp.look(run.frame, members, &self.module.consts)[*l] as u32 == member);
+        let set = set.fold(0u32, |m, l| m | 1 << l);
+        if set & !member != 0 {
+            let lane = (set & !member).trailing_zeros() as usize;
+            let what = format!("a lane that its own mask {member:#x} does not name");
+            return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
+        }
+        warp.parked |= set;
+        let waits = |l: &usize| matches!(self.module.insts[warp.pc[*l] as usize].op, Op::WarpSync { .. });
+        let come = lanes(warp.parked & member).filter(waits).fold(0u32, |m, l| m | 1 << l);
+        if come == member & warp.live {
+            warp.parked &= !come;
+            lanes(come).for_each(|l| warp.pc[l] += 1);
+            let time = &mut warp.clock.own[warp.index as usize];
+            *time += 1;
+            warp.floor = *time;
+        }
+        Ok(Next::Again)
+    }
+
+    fn barrier(&mut self, warp: &mut Warp, run: &Run<'_>) -> Result<Next, Box<Fault>> {
+        let Op::Barrier { kind, aligned, id, count, p, d } = &run.inst.op else { return Ok(Next::On) };
+        warp.go(run.exec, run.pc);
+        let lane = run.exec.trailing_zeros() as usize;
+        let here = if *aligned { self.here(warp, run) } else { run.exec };
+        let wrong = |this: &Self, what: String| Err(this.fault(Kind::Barrier, warp, lane, run.inst, what));
+        if *aligned && here != warp.live {
+            warp.parked |= here;
+            return Ok(Next::Again);
+        }
+        if *aligned && warp.live != warp.all {
+            let gone = warp.all & !warp.live;
+            return wrong(
+                self,
+                format!("barrier: lanes {gone:#010x} of its warp have exited and never come to it"),
+            );
+        }
+        let value = |s: Src| warp.look(run.frame, s, &self.module.consts)[lane] as u32;
+        let (id, count) = (value(*id), count.map(value));
+        if id as usize >= GATES {
+            return wrong(self, format!("barrier {id}, of 0 to 15"));
+        }
+        if count.is_some_and(|c| c == 0 || c % LANES as u32 != 0) {
+            return wrong(
+                self,
+                format!("barrier for {} threads, which is no multiple of 32", count.unwrap_or(0)),
+            );
+        }
+        let gate = &self.barriers[id as usize];
+        if gate.arrived > 0 && gate.expected != count {
+            let (was, is) = (gate.expected, count);
+            return wrong(
+                self,
+                format!("barrier {id} for {is:?} threads, while others wait there for {was:?}"),
+            );
+        }
+        let (votes, _) = warp.predicate(run.frame, *p);
+        let gate = &mut self.barriers[id as usize];
+        gate.expected = count;
+        gate.arrived += if *aligned && count.is_some() { LANES as u32 } else { here.count_ones() };
+        gate.votes = (gate.votes.0 + (votes & here).count_ones(), gate.votes.1 + here.count_ones());
+        let block = warp.clock.block;
+        let blank = || super::race::Clock { block, ..Default::default() };
+        gate.clock.get_or_insert_with(blank).join(&warp.clock);
+        warp.clock.own[warp.index as usize] += 1;
+        warp.parked &= !here;
+        if *kind == Barrier::Arrive {
+            warp.go(here, run.pc + 1);
+        } else {
+            warp.waiting |= here;
+            gate.waits.push((warp.index as usize, here, *run.frame, *kind, *d));
+        }
+        Ok(Next::Again)
+    }
+
+    fn call(&mut self, warp: &mut Warp, run: &Run<'_>) -> Result<Next, Box<Fault>> {
+        let Op::Call { function, args, .. } = &run.inst.op else { return Ok(Next::On) };
+        let (to, from) =
+            (&self.module.functions[*function as usize], &self.module.functions[run.frame.function as usize]);
+        let lane = run.exec.trailing_zeros() as usize;
+        if to.start == to.end {
+            let what = format!("call of {}, which this file only declares", to.name);
+            return Err(self.fault(Kind::Trap, warp, lane, run.inst, what));
+        }
+        if !warp.enter(run.exec, Some((*run.frame, from)), *function, to, run.pc + 1) {
+            return Err(self.fault(Kind::Trap, warp, lane, run.inst, "calls nest too deep"));
+        }
+        for lane in lanes(run.exec) {
+            let base = warp.frames[lane].last().map_or(0, |f| f.param);
+            for (ours, theirs, size) in args {
+                let from = (run.frame.param + ours) as usize;
+                warp.param[lane].copy_within(from..from + *size as usize, (base + theirs) as usize);
+            }
+        }
+        Ok(Next::Again)
+    }
+
+    fn leave(&mut self, warp: &mut Warp, run: &Run<'_>, exit: bool) -> Next {
+        for lane in lanes(run.exec) {
+            warp.frames[lane].pop();
+            let caller = if exit { None } else { warp.frames[lane].last().copied() };
+            let Some(caller) = caller else {
+                warp.live &= !(1 << lane);
+                // Whoever waits for this lane must look again.
+                warp.parked = 0;
+                continue;
+            };
+            warp.pc[lane] = run.frame.back;
+            if let Op::Call { results, .. } = &self.module.insts[run.frame.back as usize - 1].op {
+                for (ours, theirs, size) in results {
+                    let from = (run.frame.param + theirs) as usize;
+                    warp.param[lane].copy_within(from..from + *size as usize, (caller.param + ours) as usize);
+                }
+            }
+        }
+        Next::Again
+    }
+}
+
+/// The lane that a shuffle reads, and whether it is within the segment: the ISA's table for `shfl`.
+fn source_lane(mode: Shuffle, lane: u32, b: u32, c: u32) -> (u32, bool) {
+    let (b, clamp, segment) = (b & 31, c & 31, c >> 8 & 31);
+    let (most, least) = (lane & segment | clamp & !segment, lane & segment);
+    let (from, within) = match mode {
+        Shuffle::Up => (lane.wrapping_sub(b), lane as i32 - b as i32 >= most as i32),
+        Shuffle::Down => (lane + b, lane + b <= most),
+        Shuffle::Bfly => (lane ^ b, (lane ^ b) <= most),
+        Shuffle::Idx => (least | b & !segment, (least | b & !segment) <= most),
+    };
+    (if within { from } else { lane }, within)
+}

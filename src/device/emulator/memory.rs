@@ -1,0 +1,147 @@
+//! Bytes with a shadow: what is allocated, what is written, who touched it last.
+
+use super::race::{Clock, Races};
+use std::collections::HashMap;
+
+/// Bytes between shared variables, and between local ones, that nobody may touch.
+pub const GUARD: usize = 64;
+/// Generic addresses of shared memory start here.
+pub const SHARED_WINDOW: u64 = 1 << 60;
+/// Generic addresses of local memory start here.
+pub const LOCAL_WINDOW: u64 = 1 << 61;
+/// Each global allocation is alone in the middle of so many addresses, so every stray access has an owner.
+const SPREAD: u32 = 36;
+
+/// What a byte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Not allocated.
+    Guard,
+    /// Nothing has been written.
+    Unwritten,
+    /// Has a value.
+    Written,
+    /// An asynchronous copy is on its way.
+    Flying,
+}
+
+/// Some memory with its shadow.
+#[derive(Clone, Debug, Default)]
+pub struct Region {
+    /// For messages.
+    pub name: String,
+    /// The bytes.
+    pub data: Vec<u8>,
+    /// What each is.
+    pub state: Vec<State>,
+    /// Last accesses.
+    pub races: Races,
+    /// What strong writes have released, by offset.
+    pub released: HashMap<usize, Clock>,
+    /// Kernels may not write.
+    pub constant: bool,
+    /// Given back.
+    pub freed: bool,
+}
+
+impl Region {
+    /// Bytes that nothing has written.
+    pub fn new(name: &str, bytes: usize) -> Region {
+        let (data, state) = (vec![0xa5; bytes], vec![State::Unwritten; bytes]);
+        Region { name: name.to_string(), data, state, ..Region::default() }
+    }
+
+    /// Bytes of which parts are allocated later.
+    pub fn guarded(name: &str, bytes: usize) -> Region {
+        Region { state: vec![State::Guard; bytes], ..Region::new(name, bytes) }
+    }
+
+    /// Sets the state of some bytes.
+    pub fn mark(&mut self, from: usize, bytes: usize, state: State) {
+        self.state[from..from + bytes].fill(state);
+    }
+
+    /// The place of an access, or what is wrong with it.
+    pub fn place(&self, offset: i64, bytes: usize, write: bool) -> Result<usize, String> {
+        let kind = if write { "write" } else { "read" };
+        let size = self.data.len() as i64;
+        if self.freed {
+            return Err(format!("{kind} of {bytes} bytes in {}, which was freed", self.name));
+        }
+        if offset < 0 {
+            let name = &self.name;
+            return Err(format!("out of bounds: {kind} of {bytes} bytes, {} bytes before {name}", -offset));
+        }
+        if offset + bytes as i64 > size {
+            let past = offset - size;
+            let at =
+                if past < 0 { "across the end of".into() } else { format!("{past} bytes past the end of") };
+            return Err(format!("out of bounds: {kind} of {bytes} bytes, {at} {} ({size} bytes)", self.name));
+        }
+        let at = offset as usize;
+        if !at.is_multiple_of(bytes) {
+            return Err(format!("misaligned: {kind} of {bytes} bytes at offset {at} of {}", self.name));
+        }
+        if self.constant && write {
+            return Err(format!("write of {bytes} bytes into {}, which is constant", self.name));
+        }
+        if self.state[at..at + bytes].contains(&State::Guard) {
+            let name = &self.name;
+            return Err(format!(
+                "out of bounds: {kind} of {bytes} bytes at {name}+{at}, between its variables"
+            ));
+        }
+        Ok(at)
+    }
+
+    /// What hinders a read of these bytes.
+    pub fn readable(&self, at: usize, bytes: usize) -> Result<(), String> {
+        match self.state[at..at + bytes].iter().position(|s| *s != State::Written) {
+            None => Ok(()),
+            Some(i) if self.state[at + i] == State::Flying => Err(format!(
+                "read of {}+{} while cp.async is still copying to it; a cp.async.wait_group is missing",
+                self.name,
+                at + i
+            )),
+            Some(i) => {
+                Err(format!("uninitialised: read of {}+{}, which nothing has written", self.name, at + i))
+            }
+        }
+    }
+
+    /// Up to 8 bytes as a number.
+    pub fn get(&self, at: usize, bytes: usize) -> u64 {
+        let mut value = [0; 8];
+        value[..bytes].copy_from_slice(&self.data[at..at + bytes]);
+        u64::from_le_bytes(value)
+    }
+
+    /// The reverse.
+    pub fn set(&mut self, at: usize, bytes: usize, value: u64) {
+        self.data[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+        self.state[at..at + bytes].fill(State::Written);
+    }
+}
+
+/// All global allocations.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// By number.
+    pub regions: Vec<Region>,
+}
+
+impl Memory {
+    /// Adds an allocation and gives its address.
+    pub fn add(&mut self, region: Region) -> u64 {
+        self.regions.push(region);
+        ((self.regions.len() as u64) << SPREAD) + (1 << (SPREAD - 1))
+    }
+
+    /// The allocation whose neighbourhood holds the address, and the place relative to its start.
+    pub fn find(&self, address: u64) -> Option<(usize, i64)> {
+        let region = (address >> SPREAD).checked_sub(1).filter(|r| *r < self.regions.len() as u64)? as usize;
+        let offset = (address & ((1 << SPREAD) - 1)) as i64 - (1 << (SPREAD - 1));
+        Some((region, offset))
+    }
+}

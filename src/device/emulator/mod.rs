@@ -1,0 +1,185 @@
+//! The emulator: runs PTX on the CPU, instruction by instruction, checked and counted. No GPU, driver or toolkit.
+//!
+//! It is memcheck, initcheck, racecheck, synccheck and a profiler for machines that have no GPU, for any kernel that
+//! nvcc compiled, ours or not:
+//!
+//! ```
+//! use llm2vec::device::emulator::{Emulator, Launch, Module};
+//! # fn main() -> llm2vec::error::Result<()> {
+//! # let text = include_str!("../../../tests/emulator/ptx/basics.ptx");
+//! let mut emulator = Emulator::new(Module::parse("basics.ptx", text)?)?;
+//! let (a, b) = (emulator.allocate("a", 4 * 100), emulator.allocate("b", 4 * 100));
+//! let c = emulator.allocate("c", 4 * 100);
+//! emulator.write(a, &[0; 400])?;
+//! emulator.write(b, &[0; 400])?;
+//! let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], ..Launch::default() };
+//! let args: [&[u8]; 4] = [&c.to_le_bytes(), &a.to_le_bytes(), &b.to_le_bytes(), &100i32.to_le_bytes()];
+//! let counters = emulator.launch("vector_add", &launch, &args)?;
+//! assert_eq!(counters.total.bytes, 3 * 400);
+//! assert_eq!(emulator.read(c, 400)?, [0; 400]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! From the command line: `llm2vec emulate --help`.
+//!
+//! # What is modelled
+//! - PTX as nvcc 13.0 writes it for sm_80: integers, floats (rounding as the modifier says; `.approx` functions are
+//!   rounded from f64, so they are better than the hardware's), f16 and bf16 and their pairs, all state spaces, calls,
+//!   local arrays, atomics, shuffles, votes, `match`, `redux`, named barriers, `cp.async`, `ldmatrix`, and `mma.sync`
+//!   m16n8 with f16, bf16 and tf32 elements and f32 sums (exact products, summed in f32 over rising k).
+//! - Divergence: each lane has its own program counter (see `warp`). Warps and up to 8 blocks at a time are
+//!   interleaved by the launch's seed; the same seed gives the same run. A launch runs on one core.
+//! - `cp.async`: its bytes may not be looked at before the wait that covers them. Under an even seed they arrive at that
+//!   wait, under an odd one at once.
+//!
+//! # What is reported
+//! Each finding ends the launch as an [`Error`](crate::error::Error) that names the kernel, `file.cu:line` (compile with
+//! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
+//! nothing has written (a register only when it reaches an address, a store or a branch); data races, with both sides;
+//! barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction budget that is used up.
+//! A write that leaves a byte as it was is no race with another write.
+//!
+//! # What is not
+//! sm_90's bulk copies, mbarriers, clusters and `wgmma`; textures, surfaces, calls by address, `printf`; f64 with
+//! directed rounding; `.cc` on `mad`. Each is refused by name when the file is read. Fences and warp barriers order for
+//! their whole warp, so a race that needs one lane's fence to be missing can be overlooked. Times are not modelled:
+//! clocks stand still.
+
+mod access;
+mod alu;
+mod body;
+mod convert;
+mod copy;
+mod counters;
+mod decode;
+mod decode_memory;
+mod environment;
+mod float;
+mod launch;
+mod lex;
+mod meet;
+mod memory;
+mod parse;
+mod ptx;
+mod race;
+mod report;
+mod step;
+mod tensor;
+mod warp;
+
+use crate::error::{Error, Result};
+pub use counters::{Count, Counters};
+use memory::{Memory, Region, State};
+pub use ptx::{Function, Module, Variable};
+
+/// A kernel's arguments: each the bytes of its parameter.
+pub type Args<'a> = [&'a [u8]];
+
+/// How a kernel is launched.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+    /// Picks the schedule.
+    pub seed: u64,
+    /// Warp instructions after which the launch is given up.
+    pub budget: u64,
+}
+
+impl Default for Launch {
+    fn default() -> Launch {
+        Launch { grid: [1; 3], block: [1; 3], shared: 0, seed: 0, budget: 1 << 32 }
+    }
+}
+
+/// A module with its memory: what a context is to the driver.
+pub struct Emulator {
+    module: Module,
+    memory: Memory,
+    symbols: Vec<u64>,
+}
+
+impl Emulator {
+    /// Loads a module: its variables get memory and their initial values.
+    pub fn new(module: Module) -> Result<Emulator> {
+        let mut memory = Memory::default();
+        let mut symbols = Vec::new();
+        for (variable, constant) in &module.globals {
+            let mut region = Region::new(&variable.name, variable.size);
+            // CUDA zeroes what has no initialiser.
+            region.data.fill(0);
+            region.mark(0, variable.size, State::Written);
+            region.data[..variable.init.len()].copy_from_slice(&variable.init);
+            region.constant = *constant;
+            symbols.push(memory.add(region));
+        }
+        for (i, (variable, _)) in module.globals.iter().enumerate() {
+            for (at, name) in &variable.init_addresses {
+                let other = module.globals.iter().position(|(v, _)| v.name == *name);
+                let address = other.map_or(0, |o| symbols[o]);
+                memory.regions[i].data[*at..at + 8].copy_from_slice(&address.to_le_bytes());
+            }
+        }
+        Ok(Emulator { module, memory, symbols })
+    }
+
+    /// The module.
+    pub fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// Global memory that nothing has written, named for messages; gives its device address.
+    pub fn allocate(&mut self, name: &str, bytes: usize) -> u64 {
+        self.memory.add(Region::new(name, bytes))
+    }
+
+    /// Gives memory back; a kernel that touches it afterwards is reported.
+    pub fn free(&mut self, address: u64) -> Result<()> {
+        let region = self.region(address, 0)?.0;
+        self.memory.regions[region].freed = true;
+        self.memory.regions[region].data = Vec::new();
+        Ok(())
+    }
+
+    /// The address and size of a variable of the module.
+    pub fn symbol(&self, name: &str) -> Option<(u64, usize)> {
+        let i = self.module.globals.iter().position(|(v, _)| v.name == name)?;
+        Some((self.symbols[i], self.module.globals[i].0.size))
+    }
+
+    /// Copies from the host.
+    pub fn write(&mut self, address: u64, bytes: &[u8]) -> Result<()> {
+        let (region, at) = self.region(address, bytes.len())?;
+        let region = &mut self.memory.regions[region];
+        region.data[at..at + bytes.len()].copy_from_slice(bytes);
+        region.mark(at, bytes.len(), State::Written);
+        Ok(())
+    }
+
+    /// Copies to the host; all of it must have been written.
+    pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
+        let (region, at) = self.region(address, bytes)?;
+        let region = &self.memory.regions[region];
+        region.readable(at, bytes).map_err(|what| Error::Device(format!("copy to the host: {what}")))?;
+        Ok(region.data[at..at + bytes].to_vec())
+    }
+
+    fn region(&self, address: u64, bytes: usize) -> Result<(usize, usize)> {
+        let found = self.memory.find(address).filter(|(r, at)| {
+            let region = &self.memory.regions[*r];
+            *at >= 0 && !region.freed && *at as usize + bytes <= region.data.len()
+        });
+        let found = found.map(|(r, at)| (r, at as usize));
+        found.ok_or_else(|| Error::Device(format!("{bytes} bytes at {address:#x} are in no allocation")))
+    }
+
+    /// Runs a kernel to its end and counts what it did; the first finding is the error.
+    pub fn launch(&mut self, kernel: &str, launch: &Launch, args: &Args<'_>) -> Result<Counters> {
+        launch::run(&self.module, &mut self.memory, &self.symbols, kernel, launch, args)
+    }
+}

@@ -1,0 +1,470 @@
+//! What a PTX file is once it is read: functions, variables, and instructions whose operands are slots.
+
+use super::alu::{AluFn, CmpFn};
+use super::tensor::Mma;
+use std::collections::HashMap;
+
+/// The lanes of a warp.
+pub const LANES: usize = 32;
+/// One register of a whole warp: 32 lanes of up to 64 bits, zero-extended.
+pub type Lanes = [u64; LANES];
+/// A slot that is written nowhere (`_`), or a predicate that is not there.
+pub const NONE: u32 = u32::MAX;
+
+/// The fundamental types, by what an instruction does with the bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Ty {
+    Pred,
+    U8,
+    U16,
+    U32,
+    U64,
+    S8,
+    S16,
+    S32,
+    S64,
+    F16,
+    F16x2,
+    Bf16,
+    Bf16x2,
+    F32,
+    F64,
+}
+
+impl Ty {
+    /// Reads a type as it is spelled after the dot; untyped bits are unsigned.
+    pub fn parse(text: &str) -> Option<Ty> {
+        Some(match text {
+            "pred" => Ty::Pred,
+            "b8" | "u8" => Ty::U8,
+            "b16" | "u16" => Ty::U16,
+            "b32" | "u32" | "tf32" => Ty::U32,
+            "b64" | "u64" => Ty::U64,
+            "s8" => Ty::S8,
+            "s16" => Ty::S16,
+            "s32" => Ty::S32,
+            "s64" => Ty::S64,
+            "f16" => Ty::F16,
+            "f16x2" => Ty::F16x2,
+            "bf16" => Ty::Bf16,
+            "bf16x2" => Ty::Bf16x2,
+            "f32" => Ty::F32,
+            "f64" => Ty::F64,
+            _ => return None,
+        })
+    }
+
+    /// Bytes in memory.
+    pub fn size(self) -> usize {
+        match self {
+            Ty::Pred | Ty::U8 | Ty::S8 => 1,
+            Ty::U16 | Ty::S16 | Ty::F16 | Ty::Bf16 => 2,
+            Ty::U32 | Ty::S32 | Ty::F16x2 | Ty::Bf16x2 | Ty::F32 => 4,
+            Ty::U64 | Ty::S64 | Ty::F64 => 8,
+        }
+    }
+
+    /// Whether the sign extends it.
+    pub fn signed(self) -> bool {
+        matches!(self, Ty::S8 | Ty::S16 | Ty::S32 | Ty::S64)
+    }
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Src {
+    /// A register of the running function.
+    Reg(u32),
+    /// A constant of the module.
+    Const(u32),
+    /// A value of the launch: special registers, then addresses of variables.
+    Env(u32),
+}
+
+/// A predicate operand: a slot, perhaps negated, or a constant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pred {
+    /// Slot and negation.
+    Reg(u32, bool),
+    /// Always so.
+    Const(bool),
+}
+
+/// `[base + offset]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Addr {
+    /// The register or variable.
+    pub base: Src,
+    /// Bytes.
+    pub offset: i64,
+}
+
+/// State spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Space {
+    Generic,
+    Global,
+    Const,
+    Shared,
+    Local,
+    Param,
+}
+
+/// How an access takes part in the memory model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Not torn and not a race with others of its kind: volatile, relaxed, atomics.
+    pub strong: bool,
+    /// What follows stays behind it.
+    pub acquire: bool,
+    /// What precedes stays before it.
+    pub release: bool,
+}
+
+/// Read-modify-write operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Rmw {
+    Add,
+    Min,
+    Max,
+    And,
+    Or,
+    Xor,
+    Exch,
+    Cas,
+    Inc,
+    Dec,
+}
+
+/// Logic on predicates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Logic {
+    Mov,
+    Not,
+    And,
+    Or,
+    Xor,
+}
+
+/// `shfl` modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Shuffle {
+    Up,
+    Down,
+    Bfly,
+    Idx,
+}
+
+/// `vote` modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Vote {
+    All,
+    Any,
+    Uni,
+    Ballot,
+}
+
+/// What a block barrier does besides waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Barrier {
+    Sync,
+    Arrive,
+    RedAnd,
+    RedOr,
+    RedPopc,
+}
+
+/// One decoded instruction's work.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Op {
+    /// A function of up to three registers, lane by lane. `ftz`: denormal f32 are zeros; `sat`: clamped to [0, 1].
+    Alu {
+        f: AluFn,
+        d: u32,
+        s: [Src; 3],
+        n: u8,
+        ftz: bool,
+        sat: bool,
+    },
+    Lop3 {
+        d: u32,
+        s: [Src; 3],
+        table: u8,
+    },
+    /// `bfi`, with its bits.
+    Bfi {
+        d: u32,
+        s: [Src; 4],
+        bits: u8,
+    },
+    /// `add.cc`, `addc`, `sub.cc`, `subc`.
+    Carry {
+        wide: bool,
+        subtract: bool,
+        takes: bool,
+        gives: bool,
+        d: u32,
+        s: [Src; 2],
+    },
+    /// Several registers into one, `bits` each.
+    Pack {
+        d: u32,
+        s: [Src; 4],
+        n: u8,
+        bits: u8,
+    },
+    /// One register into several.
+    Unpack {
+        d: [u32; 4],
+        n: u8,
+        s: Src,
+        bits: u8,
+    },
+    Setp {
+        f: CmpFn,
+        p: u32,
+        q: u32,
+        s: [Src; 2],
+        combine: Option<(Logic, Pred)>,
+        ftz: bool,
+    },
+    Selp {
+        d: u32,
+        s: [Src; 2],
+        p: Pred,
+        bits: u8,
+    },
+    Logic {
+        f: Logic,
+        d: u32,
+        a: Pred,
+        b: Pred,
+    },
+    Ld {
+        space: Space,
+        ty: Ty,
+        d: [u32; 4],
+        n: u8,
+        addr: Addr,
+        order: Order,
+    },
+    St {
+        space: Space,
+        ty: Ty,
+        s: [Src; 4],
+        n: u8,
+        addr: Addr,
+        order: Order,
+    },
+    Atom {
+        space: Space,
+        ty: Ty,
+        f: Rmw,
+        d: u32,
+        addr: Addr,
+        s: [Src; 2],
+        order: Order,
+    },
+    Bra {
+        to: u32,
+    },
+    Brx {
+        table: u32,
+        index: Src,
+    },
+    Call {
+        function: u32,
+        args: Vec<(u32, u32, u32)>,
+        results: Vec<(u32, u32, u32)>,
+    },
+    Ret,
+    Exit,
+    Trap,
+    Nop,
+    Barrier {
+        kind: Barrier,
+        aligned: bool,
+        id: Src,
+        count: Option<Src>,
+        p: Pred,
+        d: u32,
+    },
+    WarpSync {
+        mask: Src,
+    },
+    Shfl {
+        mode: Shuffle,
+        d: u32,
+        p: u32,
+        s: [Src; 3],
+        mask: Src,
+    },
+    Vote {
+        mode: Vote,
+        d: u32,
+        a: Pred,
+        mask: Src,
+    },
+    Match {
+        all: bool,
+        bits: u8,
+        d: u32,
+        p: u32,
+        a: Src,
+        mask: Src,
+    },
+    Redux {
+        f: Rmw,
+        signed: bool,
+        d: u32,
+        a: Src,
+        mask: Src,
+    },
+    ActiveMask {
+        d: u32,
+    },
+    Fence,
+    CpAsync {
+        to: Addr,
+        from: Addr,
+        size: u8,
+        source: Option<Src>,
+    },
+    CpCommit,
+    /// Waits until at most so many groups are pending.
+    CpWait {
+        pending: u32,
+    },
+    /// `n` matrices of 8 x 8 b16.
+    Ldmatrix {
+        d: [u32; 4],
+        n: u8,
+        trans: bool,
+        addr: Addr,
+    },
+    Mma(Box<Mma>),
+}
+
+/// An instruction with its guard and its place.
+#[derive(Clone, Debug)]
+pub struct Inst {
+    /// The predicate under which it runs.
+    pub guard: Option<(u32, bool)>,
+    /// What it does.
+    pub op: Op,
+    /// Index into the module's locations.
+    pub loc: u32,
+    /// Line of the PTX text.
+    pub line: u32,
+}
+
+/// `.loc`: a file and line, and where that was inlined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loc {
+    /// Index of `.file`.
+    pub file: u32,
+    /// Line.
+    pub line: u32,
+    /// The location of the call into which it was inlined: itself an entry of the list.
+    pub at: Option<u32>,
+}
+
+/// A variable, or a parameter.
+#[derive(Clone, Debug)]
+pub struct Variable {
+    /// As it is spelled.
+    pub name: String,
+    /// Bytes.
+    pub size: usize,
+    /// Its alignment.
+    pub align: usize,
+    /// First byte, in its function's own space.
+    pub offset: usize,
+    /// Initial bytes, where there are any.
+    pub init: Vec<u8>,
+    /// Addresses within `init`: (offset, index of a variable of the module).
+    pub init_addresses: Vec<(usize, String)>,
+}
+
+/// An entry or a function.
+#[derive(Clone, Debug, Default)]
+pub struct Function {
+    /// As it is spelled.
+    pub name: String,
+    /// Whether the host may launch it.
+    pub entry: bool,
+    /// Parameters, in the function's param space.
+    pub params: Vec<Variable>,
+    /// Return parameters.
+    pub results: Vec<Variable>,
+    /// First instruction.
+    pub start: u32,
+    /// Behind the last instruction; equal to `start` where there is only a declaration.
+    pub end: u32,
+    /// Registers, predicates.
+    pub registers: u32,
+    /// Predicates.
+    pub predicates: u32,
+    /// Bytes of param space.
+    pub param_bytes: u32,
+    /// Bytes of local memory.
+    pub local_bytes: u32,
+    /// Local variables.
+    pub locals: Vec<Variable>,
+    /// Static shared variables.
+    pub shared: Vec<Variable>,
+    /// `.maxntid`, where given.
+    pub most_threads: Option<u32>,
+}
+
+/// A read PTX file.
+#[derive(Clone, Debug, Default)]
+pub struct Module {
+    /// The file's name, for messages.
+    pub name: String,
+    /// As `.target` says: 80, 90.
+    pub target: u32,
+    /// All functions' instructions.
+    pub(super) insts: Vec<Inst>,
+    /// Entries and functions.
+    pub functions: Vec<Function>,
+    pub(super) locs: Vec<Loc>,
+    pub(super) files: HashMap<u32, String>,
+    pub(super) consts: Vec<Lanes>,
+    /// Variables of global and constant memory; the flag says constant.
+    pub(super) globals: Vec<(Variable, bool)>,
+    /// Shared variables outside functions.
+    pub(super) shared: Vec<Variable>,
+    pub(super) tables: Vec<Vec<u32>>,
+}
+
+impl Module {
+    /// `file.cu:12`, with the place of inlining.
+    pub fn place(&self, inst: &Inst) -> String {
+        let Some(loc) = self.locs.get(inst.loc as usize) else {
+            return format!("{}:{}", self.name, inst.line);
+        };
+        let name =
+            |loc: &Loc| format!("{}:{}", self.files.get(&loc.file).map_or("?", String::as_str), loc.line);
+        let mut text = name(loc);
+        let mut outer = loc.at;
+        // An entry's caller stands before it in the list, so this ends.
+        while let Some(caller) = outer.and_then(|i| self.locs.get(i as usize)) {
+            text += if loc.at == outer { " (inlined at " } else { ", " };
+            text += &name(caller);
+            outer = caller.at;
+        }
+        if loc.at.is_some() {
+            text.push(')');
+        }
+        text
+    }
+}

@@ -1,0 +1,61 @@
+//! `llm2vec emulate`, from file to file.
+
+use llm2vec::format::npy;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn emulate(dir: &Path, ptx: &str, args: &str) -> Output {
+    let ptx = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/ptx").join(ptx);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
+    command
+        .current_dir(dir)
+        .arg("emulate")
+        .arg("--ptx")
+        .arg(ptx)
+        .args(args.split_whitespace())
+        .output()
+        .unwrap()
+}
+
+fn save(path: &Path, values: &[f32]) {
+    let mut bytes = npy::header("<f4", &[values.len() as u64]);
+    values.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn arrays_go_in_and_come_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (super::noise(100, 1), super::noise(100, 2));
+    save(&dir.path().join("a.npy"), &a);
+    save(&dir.path().join("b.npy"), &b);
+    let args = "--kernel vector_add --grid 2 --block 32 --arg out:f32:10,10:c.npy --arg f32:a.npy --arg f32:b.npy \
+                --arg i32=100 --seed 3 --counters json";
+    let output = emulate(dir.path(), "basics.ptx", args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["total"]["global_bytes"], 1200);
+    let c = npy::read(&dir.path().join("c.npy")).unwrap();
+    let sum = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+    assert_eq!(c, npy::Npy { shape: vec![10, 10], data: npy::Data::F32(sum) });
+}
+
+#[test]
+fn what_goes_wrong_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    save(&dir.path().join("a.npy"), &[1.0; 64]);
+    let fails = |ptx: &str, args: &str, status: i32, words: &[&str]| {
+        let output = emulate(dir.path(), ptx, args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{text}");
+        assert!(words.iter().all(|w| text.contains(w)) && text.lines().count() == 1, "{text}");
+        assert!(!dir.path().join("y.npy").exists());
+    };
+    let bug = "--kernel out_of_bounds --block 65 --arg out:f32:64:y.npy --arg f32:a.npy --arg i32=64";
+    fails("bugs.ptx", bug, 1, &["out of bounds", "bugs.cu:5", "past the end of arg0 (256 bytes)"]);
+    fails("bugs.ptx", "--kernel nothing --block 1", 2, &["no kernel nothing", "warp_race"]);
+    fails("bugs.ptx", "--kernel misaligned --block 1,2,3,4", 2, &["--block 1,2,3,4"]);
+    fails("bugs.ptx", "--kernel misaligned --block 1 --arg f99:a", 2, &["--arg f99:a"]);
+    fails("bugs.ptx", "--kernel misaligned --block 1 --arg i32:a.npy", 1, &["a.npy", "another type"]);
+    fails("none.ptx", "--kernel misaligned --block 1", 1, &["none.ptx"]);
+}

@@ -1,0 +1,96 @@
+//! Broken files and absurd launches: one clear line, no panic, no hang.
+
+use super::*;
+use proptest::prelude::*;
+
+fn refused(ptx: &str, words: &[&str]) {
+    let what = match Module::parse("bad.ptx", ptx) {
+        Ok(_) => panic!("was accepted: {ptx}"),
+        Err(e) => e.to_string(),
+    };
+    assert!(words.iter().all(|w| what.contains(w)) && !what.contains('\n'), "not {words:?}: {what}");
+}
+
+fn kernel(body: &str) -> String {
+    format!(
+        ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{{\n.reg .b32 %r<4>;\n.reg .pred %p<2>;\n{body}\n}}\n"
+    )
+}
+
+#[test]
+fn what_is_not_known_is_named_with_its_line() {
+    refused("", &["no .target"]);
+    refused("hello", &["line 1", "`hello`"]);
+    refused(".version 9.0\n.target sm_80\n.visible .entry k(\n", &["line 3", "the end of the file"]);
+    refused(&kernel("frobnicate.b32 %r1, %r2;"), &["line 8", "frobnicate.b32"]);
+    refused(&kernel("add.frob.s32 %r1, %r2, %r3;"), &["line 8", "add.frob.s32"]);
+    refused(&kernel("ld.frob.u32 %r1, [%r2];"), &["line 8", "`.frob`"]);
+    refused(&kernel("add.s32 %r1, %r2, %r9;"), &["line 8", "`%r9` is not declared"]);
+    refused(&kernel("add.s32 %r1, %p1, 3;"), &["line 8", "`%p1` is a predicate"]);
+    refused(&kernel("bra NOWHERE;"), &["NOWHERE"]);
+    refused(&kernel("call nobody;"), &["nobody"]);
+    refused(&kernel(".reg .b32 %q<999999999>;"), &["line 8"]);
+    refused(&kernel("wgmma.fence.sync.aligned;"), &["line 8", "wgmma"]);
+}
+
+#[test]
+fn launches_that_make_no_sense() {
+    let x = [0u8; 4000];
+    let args = || vec![Arg::Scratch(4000), Arg::In(&x), Arg::In(&x), Arg::Int(1000)];
+    let fails = |kernel: &str, launch: Launch, args: &[Arg<'_>], words: &str| {
+        let what = run(BASICS, kernel, &launch, args).map(|_| ()).unwrap_err().to_string();
+        assert!(what.contains(words), "{what}");
+    };
+    fails("vector_sub", line(1, 32), &args(), "no kernel vector_sub; there are: vector_add");
+    fails("vector_add", line(1, 2048), &args(), "2048 threads");
+    fails("vector_add", line(0, 32), &args(), "0 blocks");
+    fails("vector_add", Launch { grid: [u32::MAX; 3], ..line(1, 32) }, &args(), "blocks");
+    fails("vector_add", Launch { shared: 1 << 30, ..line(1, 32) }, &args(), "shared memory");
+    fails("vector_add", line(1, 32), &args()[..3], "3 arguments");
+    fails(
+        "vector_add",
+        line(1, 32),
+        &[Arg::Int(1), Arg::In(&x), Arg::In(&x), Arg::Int(1)],
+        "argument 0 has 4 bytes",
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Bytes changed, cut, swapped: an error or a module, and what it runs ends within its budget.
+    #[test]
+    fn mutated_files_never_panic(edits in prop::collection::vec((any::<u32>(), 0u8..5, any::<u8>()), 1..8), cut in any::<u32>()) {
+        let mut text = BUGS.as_bytes().to_vec();
+        for (at, kind, byte) in edits {
+            let at = at as usize % text.len();
+            let end = (at + 1 + byte as usize % 40).min(text.len());
+            match kind {
+                0 => text[at] = byte & 0x7f,
+                1 => drop(text.drain(at..end)),
+                2 => { let part = text[at..end].to_vec(); text.splice(at..at, part); }
+                3 => text[at] = b"0123456789;,{}[]()@%.-"[byte as usize % 22],
+                _ => { let other = (at + byte as usize * 97) % text.len(); text.swap(at, other) }
+            }
+        }
+        if cut % 4 == 0 {
+            text.truncate(cut as usize % text.len());
+        }
+        let text = String::from_utf8(text).unwrap();
+        if let Ok(module) = Module::parse("mutated.ptx", &text) {
+            let kernels: Vec<(String, Vec<usize>)> = module.functions.iter().filter(|f| f.entry)
+                .map(|f| (f.name.clone(), f.params.iter().map(|p| p.size).collect())).collect();
+            let mut emulator = Emulator::new(module).unwrap();
+            for (kernel, sizes) in kernels {
+                let a = emulator.allocate("a", 1024);
+                emulator.write(a, &[1; 1024]).unwrap();
+                let args: Vec<Vec<u8>> = sizes.iter().map(|s| match s {
+                    8 => a.to_le_bytes().to_vec(),
+                    n => vec![1; *n],
+                }).collect();
+                let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+                let _ = emulator.launch(&kernel, &Launch { budget: 2000, ..line(2, 64) }, &args);
+            }
+        }
+    }
+}

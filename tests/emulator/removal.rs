@@ -1,0 +1,55 @@
+//! Any one barrier, wait or fence taken out of a correct kernel is noticed: a report, or other bits.
+
+use super::*;
+
+/// The kernel's lines that synchronise, by their number in the file.
+fn synchronising(ptx: &str, kernel: &str) -> Vec<(usize, String)> {
+    let from = ptx.lines().position(|l| l.contains(&format!(".entry {kernel}("))).unwrap();
+    let lines = ptx.lines().enumerate().skip(from);
+    let body = lines.take_while(|(_, l)| *l != "}");
+    let words = ["bar.sync", "bar.warp.sync", "cp.async.wait", "membar"];
+    body.filter(|(_, l)| words.iter().any(|w| l.contains(w)))
+        .map(|(i, l)| (i, l.trim().to_string()))
+        .collect()
+}
+
+/// Lines whose removal nobody notices.
+fn survivors(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (usize, Vec<String>) {
+    let right = run(ptx, kernel, launch, args).unwrap().0;
+    let lines = synchronising(ptx, kernel);
+    let unnoticed = |(removed, _): &&(usize, String)| {
+        let kept = ptx.lines().enumerate().map(|(i, l)| if i == *removed { "" } else { l });
+        let text = kept.collect::<Vec<_>>().join("\n");
+        let same =
+            |seed| run(&text, kernel, &Launch { seed, ..*launch }, args).is_ok_and(|(out, _)| out == right);
+        SEEDS.into_iter().all(same)
+    };
+    (lines.len(), lines.iter().filter(unnoticed).map(|(_, l)| l.clone()).collect())
+}
+
+#[test]
+fn every_barrier_wait_and_fence_is_needed() {
+    let x = noise(4096, 1);
+    let ints: Vec<i32> = (0..128).collect();
+    let (x, zeros) = (bytes_of(&x), [0u8; 1024]);
+    let none = |ptx: &str, kernel: &str, launch: Launch, args: &[Arg<'_>], lines: usize| {
+        assert_eq!(survivors(ptx, kernel, &launch, args), (lines, vec![]), "{kernel}");
+    };
+    none(BASICS, "block_sum", line(2, 128), &[Arg::Scratch(8), Arg::In(x), Arg::Int(1000)], 1);
+    none(BASICS, "histogram", line(2, 128), &[Arg::In(&zeros), Arg::In(&x[..2000]), Arg::Int(2000)], 2);
+    let scan = Launch { shared: 1024, ..line(1, 128) };
+    none(BASICS, "block_scan", scan, &[Arg::Scratch(512), Arg::In(bytes_of(&ints)), Arg::Int(128)], 2);
+    let tile = Launch { block: [32, 8, 1], ..Launch::default() };
+    none(
+        BASICS,
+        "transpose_padded",
+        tile,
+        &[Arg::Scratch(4096), Arg::In(&x[..4096]), Arg::Int(32), Arg::Int(32)],
+        1,
+    );
+    let sum = [Arg::Scratch(4), Arg::Scratch(32), Arg::In(&[0; 4]), Arg::In(x), Arg::Int(2000)];
+    none(BASICS, "grid_sum", line(8, 64), &sum, 3);
+    // Four steps: with two, no buffer is filled again and the barrier behind the products guards nothing.
+    let product = [Arg::Scratch(4 * 64 * 64), Arg::In(x), Arg::In(x), Arg::Int(64), Arg::Int(128)];
+    none(GEMM, "gemm", line(1, 128), &product, 4);
+}
