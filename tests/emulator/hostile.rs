@@ -30,6 +30,7 @@ fn what_is_not_known_is_named_with_its_line() {
     refused(&kernel("bra NOWHERE;"), &["NOWHERE"]);
     refused(&kernel("call nobody;"), &["nobody"]);
     refused(&kernel(".reg .b32 %q<999999999>;"), &["line 8"]);
+    refused(&kernel(".shared .b8 s[999999999];"), &["line 8", "shared memory"]);
     refused(&kernel("wgmma.fence.sync.aligned;"), &["line 8", "wgmma"]);
 }
 
@@ -56,7 +57,7 @@ fn launches_that_make_no_sense() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Bytes changed, cut, swapped: an error or a module, and what it runs ends within its budget.
     #[test]

@@ -129,6 +129,9 @@ impl<'p, 'a> Body<'p, 'a> {
             ".shared" => {
                 let (name, variable, ..) = self.parser.variable()?;
                 let entry = self.function.entry;
+                if variable.size as u64 > MOST {
+                    return self.parser.wrong(format!("{} bytes of shared memory", variable.size));
+                }
                 if !entry && self.parser.module.functions.iter().any(|f| f.entry && !f.shared.is_empty()) {
                     return self.parser.wrong("a function's shared variable behind a kernel's: not modelled");
                 }

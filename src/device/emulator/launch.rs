@@ -64,7 +64,7 @@ pub fn run(
         return Err(Error::Usage(what));
     };
     let function = &module.functions[index];
-    refuse(function, launch).map_err(|what| Error::Usage(format!("{kernel}: {what}")))?;
+    refuse(module, function, launch).map_err(|what| Error::Usage(format!("{kernel}: {what}")))?;
     let param = parameters(function, args).map_err(|what| Error::Usage(format!("{kernel}: {what}")))?;
     memory.regions.iter_mut().for_each(|r| {
         r.races.clear();
@@ -90,7 +90,7 @@ pub fn run(
     }
 }
 
-fn refuse(kernel: &Function, launch: &Launch) -> std::result::Result<(), String> {
+fn refuse(module: &Module, kernel: &Function, launch: &Launch) -> std::result::Result<(), String> {
     let product = |e: [u32; 3]| e.iter().map(|n| u64::from(*n)).product::<u64>();
     let (blocks, threads) = (product(launch.grid), product(launch.block));
     if !(1..=1 << 21).contains(&blocks) {
@@ -105,7 +105,7 @@ fn refuse(kernel: &Function, launch: &Launch) -> std::result::Result<(), String>
             kernel.most_threads
         ));
     }
-    let fixed: usize = kernel.shared.iter().map(|v| v.size).sum();
+    let fixed: usize = module.shared.iter().chain(&kernel.shared).map(|v| v.size).sum();
     if launch.shared > MOST_SHARED || fixed + launch.shared > MOST_SHARED {
         let dynamic = launch.shared;
         return Err(format!("{fixed} + {dynamic} bytes of shared memory, at most {MOST_SHARED} are there"));

@@ -234,7 +234,7 @@ impl<'a> Parser<'a> {
             self.expect(']')?;
         }
         let align = if align == 0 { ty.size() * vector as usize } else { align };
-        if size > MOST << 12 || !align.is_power_of_two() || align > 1 << 16 {
+        if size > MOST << 10 || !align.is_power_of_two() || align > 1 << 16 {
             return self.wrong(format!("variable {name}: {size} bytes aligned to {align} is not sensible"));
         }
         let size = if open { 0 } else { size as usize };
@@ -302,6 +302,9 @@ impl<'a> Parser<'a> {
         if open {
             self.shared.insert(name, None);
             return Ok(());
+        }
+        if variable.size as u64 > MOST {
+            return self.wrong(format!("{} bytes of shared memory", variable.size));
         }
         let offset = place(&mut self.module.shared, variable, 0);
         self.shared.insert(name, Some(offset as u64));
