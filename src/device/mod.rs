@@ -10,6 +10,8 @@ pub mod cpu;
 #[allow(unsafe_code)]
 pub mod cuda;
 pub mod emulator;
+#[allow(unsafe_code)]
+pub mod gpu;
 pub mod mapped;
 
 use crate::error::{Error, Result};
