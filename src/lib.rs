@@ -9,6 +9,8 @@ pub mod encode;
 pub mod error;
 pub mod eval;
 pub mod format;
+#[allow(unsafe_code)]
+pub mod kernels;
 pub mod memory;
 pub mod model;
 pub mod ops;

@@ -1,6 +1,7 @@
 //! Tensors: a shape, an element type, and memory on a device; and the shape contracts of ops.
 
 use crate::device::cpu::Real;
+use crate::device::gpu::{Argument, Gpu, Memory};
 use crate::device::{DType, bf16::Panels};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
@@ -20,6 +21,7 @@ enum Data {
     Bf16(Vec<bf16>),
     I32(Vec<i32>),
     Panels(Panels),
+    Gpu(Memory, DType),
     /// A planning arena's tensor: it has a size and no memory.
     Planned(DType),
 }
@@ -122,7 +124,7 @@ impl Tensor {
             Data::F32(_) => DType::F32,
             Data::Bf16(_) | Data::Panels(_) => DType::Bf16,
             Data::I32(_) => DType::I32,
-            Data::Planned(d) => *d,
+            Data::Gpu(_, d) | Data::Planned(d) => *d,
         }
     }
 
@@ -132,6 +134,7 @@ impl Tensor {
             Data::F32(v) => v.len(),
             Data::Bf16(v) => v.len(),
             Data::I32(v) => v.len(),
+            Data::Gpu(memory, dtype) => memory.bytes() / dtype.size(),
             Data::Panels(_) | Data::Planned(_) => self.numel(),
         }
     }
@@ -205,6 +208,7 @@ impl Tensor {
             Data::F32(v) => v[..self.numel()].iter().map(|&x| x as f64).collect(),
             Data::Bf16(v) => v[..self.numel()].iter().map(|x| x.to_f64()).collect(),
             Data::I32(v) => v[..self.numel()].iter().map(|&x| x as f64).collect(),
+            Data::Gpu(..) => self.to_host().map(|t| t.to_f64()).unwrap_or_default(),
             Data::Panels(_) | Data::Planned(_) => Vec::new(),
         }
     }
@@ -244,7 +248,53 @@ impl Tensor {
             Data::Bf16(v) => v[at].iter_mut().zip(values).for_each(|(y, &x)| *y = bf16::from_f32(x)),
             Data::I32(v) => v[at].iter_mut().zip(values).for_each(|(y, &x)| *y = x as i32),
             Data::Panels(p) => p.set_row(row, values),
+            Data::Gpu(..) => unreachable!("set_row: a GPU's weights are read on the host and copied whole"),
             Data::Planned(_) => {}
+        }
+    }
+
+    /// A copy on a GPU, rounded to `dtype` (`Bf16`, `F32`, `F64` or `I32`).
+    pub fn to_gpu(&self, gpu: &Gpu, dtype: DType) -> Result<Tensor> {
+        let values = self.to_f64();
+        let mut memory = gpu.memory(values.len() * dtype.size())?;
+        let bytes: Vec<u8> = match dtype {
+            DType::F64 => bytemuck::cast_slice(&values).to_vec(),
+            DType::F32 => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+            DType::I32 => values.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
+            DType::Bf16 => values.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
+            DType::F16 => return Err(self.wrong_type("a type that a GPU computes in")),
+        };
+        memory.write(0, &bytes)?;
+        Ok(Tensor { shape: self.shape.clone(), data: Data::Gpu(memory, dtype) })
+    }
+
+    /// A copy in host memory, at the same type.
+    pub fn to_host(&self) -> Result<Tensor> {
+        let Data::Gpu(memory, dtype) = &self.data else { return Ok(self.clone()) };
+        let n = self.numel();
+        let mut bytes = vec![0; n * dtype.size()];
+        memory.read(0, &mut bytes)?;
+        let mut t = Tensor::zeros(*dtype, &self.shape);
+        match &mut t.data {
+            Data::F64(v) => bytemuck::cast_slice_mut(v).copy_from_slice(&bytes),
+            Data::F32(v) => bytemuck::cast_slice_mut(v).copy_from_slice(&bytes),
+            Data::Bf16(v) => bytemuck::cast_slice_mut(v).copy_from_slice(&bytes),
+            Data::I32(v) => bytemuck::cast_slice_mut(v).copy_from_slice(&bytes),
+            Data::Panels(_) | Data::Gpu(..) | Data::Planned(_) => {}
+        }
+        Ok(t)
+    }
+
+    /// The array as a kernel's parameter `name`, whose elements the C signature says are `dtype`.
+    pub fn argument(&self, gpu: &Gpu, name: &str, dtype: DType) -> Result<Argument<'static>> {
+        match &self.data {
+            Data::Gpu(memory, found) if *found == dtype && memory.is_on(gpu) => {
+                Ok(Argument::Address(memory.address()))
+            }
+            Data::Gpu(memory, found) if memory.is_on(gpu) => {
+                refuse("launch", format!("{name} holds {found:?}, the kernel takes {dtype:?}"))
+            }
+            _ => refuse("launch", format!("{name} is not on {}", gpu.name())),
         }
     }
 }

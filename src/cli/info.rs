@@ -3,7 +3,8 @@
 use crate::cli::{ModelFlags, print, say};
 use crate::device::cuda;
 use crate::encode::setup::Setup;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::kernels;
 use crate::memory::gib;
 use crate::model::config::RopeScaling;
 use crate::model::weights::Storage;
@@ -11,16 +12,25 @@ use clap::Args;
 
 /// Say what would run: model, settings, memory plan, devices; reads no weight.
 #[derive(Args)]
-#[command(after_help = "Example:\n  llm2vec info -m DIR --adapter mntp --dtype bf16")]
+#[command(
+    after_help = "Examples:\n  llm2vec info -m DIR --adapter mntp --dtype bf16\n  llm2vec info --kernels"
+)]
 pub struct Info {
     #[command(flatten)]
-    model: ModelFlags,
+    model: Option<ModelFlags>,
+    /// Say instead what the CUDA kernels of this build take: registers, shared memory, occupancy, bytes
+    #[arg(long, exclusive = true)]
+    kernels: bool,
 }
 
 impl Info {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let setup = Setup::open(&self.model.options()?)?;
+        if self.kernels {
+            return print(&kernel_table()?);
+        }
+        let model = self.model.ok_or_else(|| Error::Usage("expected --model DIR or --kernels".into()))?;
+        let setup = Setup::open(&model.options()?)?;
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let mut lines = model_lines(&setup);
         lines.extend(setting_lines(&setup));
@@ -81,7 +91,7 @@ fn device_lines() -> Vec<Line> {
     let gpus = match cuda::gpus() {
         Ok(list) if list.is_empty() => "none".into(),
         Ok(list) => {
-            let one = |g: &cuda::Gpu| {
+            let one = |g: &cuda::Description| {
                 format!("{} (sm_{}{}, {} GiB)", g.name, g.capability.0, g.capability.1, gib(g.memory as u64))
             };
             list.iter().map(one).collect::<Vec<_>>().join(", ")
@@ -92,8 +102,49 @@ fn device_lines() -> Vec<Line> {
     vec![
         ("device", format!("cpu, {} threads, {bf16}", rayon::current_num_threads())),
         ("gpus", gpus),
-        ("kernels", "none in this build: every op runs on the CPU".into()),
+        ("kernels", kernel_line()),
     ]
+}
+
+fn kernel_line() -> String {
+    match option_env!("LLM2VEC_NVCC") {
+        Some(version) => {
+            let count: usize = kernels::FILES.iter().map(|f| f.kernels.len()).sum();
+            format!("{count} by nvcc {version}; the graph does not use them yet: every op runs on the CPU")
+        }
+        None => "none in this build (nvcc was not found): every op runs on the CPU".into(),
+    }
+}
+
+/// A line for each kernel and target: what ptxas said of it.
+fn kernel_table() -> Result<String> {
+    let Some(version) = option_env!("LLM2VEC_NVCC") else {
+        return Err(Error::Device(
+            "this build holds no CUDA kernels: nvcc was not found; set NVCC or CUDA_HOME, or run \
+             kernels/install_nvcc.sh, and build again"
+                .into(),
+        ));
+    };
+    let mut text = format!(
+        "{:<20} {:<8} {:>9} {:>7} {:>7} {:>7} {:>10} {:>10}\n",
+        "kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"
+    );
+    for r in kernels::FILES.iter().flat_map(|f| f.resources) {
+        let (blocks, part) = r.occupancy();
+        let occupancy = format!("{blocks} = {:.0} %", part * 100.0);
+        text += &format!(
+            "{:<20} {:<8} {:>9} {:>7} {:>7} {:>7} {occupancy:>10} {:>10}\n",
+            r.kernel, r.target, r.registers, r.shared, r.spilled, r.threads, r.code
+        );
+    }
+    let images = kernels::FILES.iter().flat_map(|f| f.images);
+    let bytes: usize = images.clone().map(|i| i.bytes.len()).sum();
+    text += &format!(
+        "nvcc {version}; {} images, {:.1} KiB; occupancy: largest blocks on a multiprocessor, warps of the most\n",
+        images.count(),
+        bytes as f64 / 1024.0
+    );
+    Ok(text)
 }
 
 fn memory_lines(setup: &Setup) -> Vec<Line> {

@@ -1,39 +1,477 @@
-//! What the CUDA driver says of this machine. libcuda is opened at run time; without it nothing fails.
+//! The CUDA driver. libcuda is opened at run time; without it nothing fails until a GPU is asked for.
 
+mod handles;
+
+use super::gpu::{Argument, Kernel, Launch, Swizzle, TensorMap, Tiles, choose};
+use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard};
+
+use handles::Event;
+pub use handles::{Graph, Pinned};
 
 /// One GPU as the driver describes it.
-pub struct Gpu {
+#[derive(Debug)]
+pub struct Description {
     /// Marketing name.
     pub name: String,
     /// Compute capability, for instance `(9, 0)`.
-    pub capability: (i32, i32),
+    pub capability: (u32, u32),
     /// Total memory in bytes.
     pub memory: usize,
+    /// Multiprocessors.
+    pub processors: usize,
 }
 
 /// The GPUs of this machine, or one line that says why there are none.
-pub fn gpus() -> Result<Vec<Gpu>, String> {
+pub fn gpus() -> std::result::Result<Vec<Description>, String> {
+    let count = count()?;
+    (0..count).map(|i| describe(i).map_err(|e| format!("GPU {i}: {:?}", e.0))).collect()
+}
+
+/// How many there are, once the driver answers and is not too old to hold all that is called here.
+fn count() -> std::result::Result<i32, String> {
     // SAFETY: opens libcuda and looks for nothing else; cudarc would panic without this probe.
     if !unsafe { sys::is_culib_present() } {
         return Err("no CUDA driver (libcuda was not found)".into());
     }
+    let mut version = 0;
+    // SAFETY: in every libcuda; the pointer is to a live integer.
+    let known = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
+    known.map_err(|e| format!("cuDriverGetVersion failed: {:?}", e.0))?;
+    let oldest = oldest_driver();
+    if version < oldest {
+        return Err(format!(
+            "the driver is of CUDA {}, too old: this build needs CUDA {} or newer",
+            spell(version),
+            spell(oldest)
+        ));
+    }
     result::init().map_err(|e| format!("cuInit failed: {:?}", e.0))?;
-    let count = result::device::get_count().map_err(|e| format!("cuDeviceGetCount failed: {:?}", e.0))?;
-    (0..count).map(|i| describe(i).map_err(|e| format!("GPU {i}: {:?}", e.0))).collect()
+    result::device::get_count().map_err(|e| format!("cuDeviceGetCount failed: {:?}", e.0))
 }
 
-fn describe(ordinal: i32) -> Result<Gpu, result::DriverError> {
+/// In the driver's numbers (13.0 is 13000). A driver runs the code of the toolkits of its own major version; 12.0 has all
+/// the calls that are made here.
+fn oldest_driver() -> i32 {
+    let toolkit = option_env!("LLM2VEC_NVCC").and_then(|v| v.split('.').next()?.parse::<i32>().ok());
+    toolkit.map_or(12000, |major| (major * 1000).max(12000))
+}
+
+fn spell(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+fn describe(ordinal: i32) -> std::result::Result<Description, result::DriverError> {
     use sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as PROCESSORS,
     };
     let device = result::device::get(ordinal)?;
     let name = result::device::get_name(device)?;
     // SAFETY: `device` comes from cuDeviceGet just above.
-    let (major, minor, memory) = unsafe {
+    let (major, minor, processors, memory) = unsafe {
         let attribute = |a| result::device::get_attribute(device, a);
-        (attribute(MAJOR)?, attribute(MINOR)?, result::device::total_mem(device)?)
+        (attribute(MAJOR)?, attribute(MINOR)?, attribute(PROCESSORS)?, result::device::total_mem(device)?)
     };
-    Ok(Gpu { name, capability: (major, minor), memory })
+    let capability = (major.unsigned_abs(), minor.unsigned_abs());
+    Ok(Description { name, capability, memory, processors: processors.unsigned_abs() as usize })
+}
+
+/// A driver's refusal, with the call that it refused.
+fn failed<T>(call: &str, result: std::result::Result<T, result::DriverError>) -> Result<T> {
+    result.map_err(|e| Error::Device(format!("{call} failed: {:?}", e.0)))
+}
+
+/// One open GPU: its primary context and one stream, on which everything is queued.
+pub struct Cuda {
+    /// Marketing name.
+    pub name: String,
+    /// Compute capability.
+    pub capability: (u32, u32),
+    /// Multiprocessors.
+    pub processors: usize,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    loaded: Mutex<Loaded>,
+    /// Waits for each kernel, so that an error is its own.
+    wait: bool,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    functions: HashMap<&'static str, Function>,
+    last: &'static str,
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Dynamic shared memory that it has leave to use.
+    shared: u32,
+}
+
+// SAFETY: the driver's handles may be used from any thread; each call makes the context the thread's own first.
+unsafe impl Send for Cuda {}
+// SAFETY: likewise; what changes is behind a mutex.
+unsafe impl Sync for Cuda {}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} (compute capability {}.{})", self.name, self.capability.0, self.capability.1)
+    }
+}
+
+impl Cuda {
+    /// Opens the GPU of this number.
+    pub fn open(ordinal: i32) -> Result<Cuda> {
+        let count =
+            count().map_err(|why| Error::Device(format!("cuda:{ordinal}: {why}; use --device cpu")))?;
+        if !(0..count).contains(&ordinal) {
+            let known = match count {
+                0 => "the driver sees no GPU".into(),
+                n => format!("the driver sees {n}, numbered from 0"),
+            };
+            return Err(Error::Device(format!("cuda:{ordinal}: {known}; use --device cpu")));
+        }
+        let about = failed("cuDeviceGet", describe(ordinal))?;
+        let device = failed("cuDeviceGet", result::device::get(ordinal))?;
+        // SAFETY: `device` comes from cuDeviceGet; the context is released in `drop`.
+        let context = failed("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
+        let mut cuda = Cuda {
+            name: about.name,
+            capability: about.capability,
+            processors: about.processors,
+            device,
+            context,
+            stream: null_mut(),
+            loaded: Mutex::default(),
+            wait: std::env::var("LLM2VEC_SYNC").is_ok_and(|v| !["", "0"].contains(&v.as_str())),
+        };
+        cuda.enter()?;
+        cuda.stream =
+            failed("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        let mut keep = u64::MAX;
+        // SAFETY: the attribute is a u64; freed memory then stays in the pool in place of going back at every wait.
+        let kept = unsafe {
+            let name = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::device::get_default_mem_pool(device)
+                .and_then(|pool| result::mem_pool::set_attribute(pool, name, (&raw mut keep).cast()))
+        };
+        failed("cuMemPoolSetAttribute", kept)?;
+        Ok(cuda)
+    }
+
+    /// Makes the context this thread's.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: retained until `drop`.
+        failed("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Free bytes on the device.
+    pub fn available(&self) -> Result<u64> {
+        self.enter()?;
+        failed("cuMemGetInfo", result::mem_get_info()).map(|(free, _)| free as u64)
+    }
+
+    /// Memory from the driver's pool, not yet written.
+    pub fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.enter()?;
+        // SAFETY: the stream is this context's. Nobody takes 0 bytes for an address.
+        let address = unsafe { result::malloc_async(self.stream, bytes.max(1)) };
+        failed(&format!("cuMemAllocAsync of {bytes} bytes"), address)
+    }
+
+    /// Gives memory back once all that is queued has used it.
+    pub fn free(&self, address: u64) {
+        if self.enter().is_ok() {
+            // SAFETY: from `allocate`, freed once, by the one owner. An error here is that of a kernel before, and told by
+            // the next call.
+            let _ = unsafe { result::free_async(address, self.stream) };
+        }
+    }
+
+    /// Copies to the device. Returns when `from` may change again.
+    pub fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the owner has checked the range; the wait below outlasts the copy.
+        failed("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, from, self.stream) })?;
+        self.synchronize()
+    }
+
+    /// Copies to the host.
+    pub fn read(&self, to: &mut [u8], from: u64) -> Result<()> {
+        self.enter()?;
+        // SAFETY: likewise.
+        failed("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(to, from, self.stream) })?;
+        self.synchronize()
+    }
+
+    /// Sets every byte.
+    pub fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the owner's whole range.
+        failed("cuMemsetD8Async", unsafe { result::memset_d8_async(address, byte, bytes, self.stream) })
+    }
+
+    /// Waits for all that was queued.
+    pub fn synchronize(&self) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as `self`.
+        let done = unsafe { result::stream::synchronize(self.stream) };
+        done.map_err(|e| {
+            let last = self.loaded().last;
+            let hint =
+                if self.wait { "" } else { "; LLM2VEC_SYNC=1 waits for each kernel and names the right one" };
+            let by = if last.is_empty() { String::new() } else { format!(", in or before {last}{hint}") };
+            Error::Device(format!("cuStreamSynchronize failed: {:?}{by}", e.0))
+        })
+    }
+
+    /// The kernel's function, from an image that this GPU runs.
+    fn function(&self, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> {
+        let mut loaded = self.loaded();
+        let file = kernel.file;
+        let module = match loaded.modules.get(file.stem) {
+            Some(module) => *module,
+            None => {
+                let module = self.load(kernel)?;
+                loaded.modules.insert(file.stem, module);
+                module
+            }
+        };
+        let known = match loaded.functions.get(kernel.name) {
+            Some(function) => *function,
+            None => {
+                let name = CString::new(kernel.name).unwrap_or_default();
+                // SAFETY: the module stays loaded until `drop`.
+                let handle = unsafe { result::module::get_function(module, name) };
+                let handle = failed(&format!("cuModuleGetFunction {}", kernel.name), handle)?;
+                Function { handle, shared: 48 << 10 }
+            }
+        };
+        if shared > known.shared {
+            let name = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a loaded module.
+            let set = unsafe { result::function::set_function_attribute(known.handle, name, shared as i32) };
+            failed(
+                &format!("{} with {shared} bytes of shared memory: cuFuncSetAttribute", kernel.name),
+                set,
+            )?;
+        }
+        let shared = shared.max(known.shared);
+        loaded.functions.insert(kernel.name, Function { shared, ..known });
+        loaded.last = kernel.name;
+        Ok(known.handle)
+    }
+
+    fn load(&self, kernel: &Kernel) -> Result<sys::CUmodule> {
+        let (stem, images) = (kernel.file.stem, kernel.file.images);
+        let (major, minor) = self.capability;
+        let Some(image) = choose(images, self.capability) else {
+            let built: Vec<_> = images.iter().map(|i| i.target).collect();
+            return Err(Error::Device(match built.is_empty() {
+                true => format!("{}: this build holds no CUDA kernels, nvcc was not found", kernel.name),
+                false => format!(
+                    "{}: {} is of compute capability {major}.{minor}, kernels/{stem}.cu was built for {}",
+                    kernel.name,
+                    self.name,
+                    built.join(", ")
+                ),
+            }));
+        };
+        // SAFETY: machine code is self-describing; PTX ends in the NUL that build.rs puts there.
+        let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) };
+        failed(&format!("cuModuleLoadData of kernels/{stem}.cu for {}", image.target), module)
+    }
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    ///
+    /// That of [`super::gpu::Gpu::launch`].
+    pub unsafe fn launch(&self, kernel: &Kernel, launch: Launch, arguments: &[Argument]) -> Result<()> {
+        self.enter()?;
+        let function = self.function(kernel, launch.shared)?;
+        let mut attributes = Vec::new();
+        if launch.cluster > 1 {
+            let along = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
+            attributes.push((
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue { clusterDim: along },
+            ));
+        }
+        if launch.overlap {
+            attributes.push((
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ));
+        }
+        let mut attributes: Vec<_> = attributes
+            .into_iter()
+            .map(|(id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value })
+            .collect();
+        let (grid, block) = (launch.grid, launch.block);
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block[0],
+            blockDimY: block[1],
+            blockDimZ: block[2],
+            sharedMemBytes: launch.shared,
+            hStream: self.stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        let mut values: Vec<*mut c_void> = arguments.iter().map(place).collect();
+        // SAFETY: each value points into `arguments`, which holds what the signature wants by the caller's word; the driver
+        // copies them before it returns.
+        let queued =
+            unsafe { sys::cuLaunchKernelEx(&config, function, values.as_mut_ptr(), null_mut()) }.result();
+        failed(&format!("{} {grid:?} x {block:?}: cuLaunchKernelEx", kernel.name), queued)?;
+        if self.wait { self.synchronize() } else { Ok(()) }
+    }
+
+    /// Encodes a tensor map of the array at `address`.
+    pub fn tensor_map(&self, address: u64, tiles: &Tiles) -> Result<TensorMap> {
+        use sys::CUtensorMapDataType as Type;
+        use sys::CUtensorMapSwizzle as Mode;
+        self.enter()?;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let ones = [1u32; 5];
+        let swizzle = match tiles.swizzle {
+            Swizzle::None => Mode::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::B32 => Mode::CU_TENSOR_MAP_SWIZZLE_32B,
+            Swizzle::B64 => Mode::CU_TENSOR_MAP_SWIZZLE_64B,
+            Swizzle::B128 => Mode::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let dtype = match tiles.float {
+            true => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            false => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        // SAFETY: every list is as long as the rank says (checked by the caller); all live to the end of the call.
+        let encoded = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                dtype,
+                tiles.sizes.len() as u32,
+                address as *mut c_void,
+                tiles.sizes.as_ptr(),
+                tiles.strides.as_ptr(),
+                tiles.tile.as_ptr(),
+                ones.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        // The driver says no more than "invalid value": the numbers are ours to give.
+        failed(&format!("cuTensorMapEncodeTiled of {tiles:?}"), encoded.result())?;
+        Ok(TensorMap(map.opaque))
+    }
+
+    /// Milliseconds between two events around `body`.
+    pub fn time(&self, body: impl FnOnce() -> Result<()>) -> Result<f32> {
+        self.enter()?;
+        let (start, end) = (Event::new()?, Event::new()?);
+        // SAFETY: both events and the stream are live to the end of this function.
+        unsafe {
+            failed("cuEventRecord", result::event::record(start.0, self.stream))?;
+            body()?;
+            self.enter()?;
+            failed("cuEventRecord", result::event::record(end.0, self.stream))?;
+            failed("cuEventSynchronize", result::event::synchronize(end.0))?;
+            failed("cuEventElapsedTime", result::event::elapsed(start.0, end.0))
+        }
+    }
+
+    /// Records what `body` queues.
+    pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is live. The capture is ended whatever `body` says, else the stream would stay unusable.
+        let (said, graph) = unsafe {
+            failed("cuStreamBeginCapture", result::stream::begin_capture(self.stream, mode))?;
+            let said = body();
+            (said, failed("cuStreamEndCapture", result::stream::end_capture(self.stream)))
+        };
+        let made = graph.and_then(|graph| {
+            // SAFETY: from the capture; the executable graph does not need it any more.
+            unsafe {
+                let ready = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+                let _ = result::graph::destroy(graph);
+                failed("cuGraphInstantiate", ready).map(Graph)
+            }
+        });
+        said.and(made)
+    }
+
+    /// Queues a recorded graph.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        self.enter()?;
+        // SAFETY: both are live.
+        failed("cuGraphLaunch", unsafe { result::graph::launch(graph.0, self.stream) })
+    }
+
+    /// Page-locked host memory, zeroed, read and written by both sides at full speed.
+    pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
+        self.enter()?;
+        // SAFETY: freed in `drop`; not write-combined, for it is read back too.
+        let start = failed(&format!("cuMemHostAlloc of {bytes} bytes"), unsafe {
+            result::malloc_host(bytes.max(1), 0)
+        })?;
+        // SAFETY: as many bytes as were taken.
+        unsafe { start.cast::<u8>().write_bytes(0, bytes) };
+        Ok(Pinned { start: start.cast(), bytes })
+    }
+}
+
+/// Where an argument's value lies.
+fn place(argument: &Argument) -> *mut c_void {
+    static NULL: u64 = 0;
+    fn at<T>(value: &T) -> *mut c_void {
+        std::ptr::from_ref(value).cast_mut().cast()
+    }
+    match argument {
+        Argument::Null => at(&NULL),
+        Argument::Address(x) | Argument::U64(x) => at(x),
+        Argument::I32(x) => at(x),
+        Argument::U32(x) => at(x),
+        Argument::I64(x) => at(x),
+        Argument::F32(x) => at(x),
+        Argument::F64(x) => at(x),
+        Argument::Map(x) => at(*x),
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        let loaded = std::mem::take(&mut *self.loaded());
+        // SAFETY: the last use of each handle; memory on the device holds a clone of its owner, so none is left.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = result::stream::synchronize(self.stream);
+                let _ = result::stream::destroy(self.stream);
+            }
+            for module in loaded.modules.into_values() {
+                let _ = result::module::unload(module);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
 }

@@ -9,6 +9,8 @@ pub mod bf16;
 pub mod cpu;
 #[allow(unsafe_code)]
 pub mod cuda;
+#[allow(unsafe_code)]
+pub mod gpu;
 pub mod mapped;
 
 use crate::error::{Error, Result};

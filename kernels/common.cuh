@@ -1,0 +1,68 @@
+// What every kernel uses: bf16, 16-byte vectors, sums in a fixed order.
+#pragma once
+
+// An entry point. build.rs reads its signature and writes the launcher: const T* becomes &Tensor, T* becomes
+// &mut Tensor, a name that ends in _or_null an Option; scalars stay scalars.
+#define KERNEL extern "C" __global__
+// A constant that the host needs: EXPORT constexpr int NAME = expression;
+#define EXPORT
+
+// The upper half of a float. Arithmetic is done in f32, so this is all of the type that we use.
+struct bf16 {
+    unsigned short bits;
+};
+
+// Elements of a 16-byte vector.
+constexpr int BF16S = 8;
+constexpr int FLOATS = 4;
+constexpr unsigned ALL = 0xffffffffu;
+
+__device__ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+__device__ inline float widen(bf16 x) { return __uint_as_float(unsigned(x.bits) << 16); }
+
+__device__ inline void widen(float (&to)[BF16S], const uint4& from) {
+    const unsigned pairs[4] = {from.x, from.y, from.z, from.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        to[2 * i] = __uint_as_float(pairs[i] << 16);
+        to[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+    }
+}
+
+// Two floats to the nearest bf16, ties to even.
+__device__ inline unsigned narrow(float low, float high) {
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+__device__ inline uint4 narrow(const float (&from)[BF16S]) {
+    return make_uint4(narrow(from[0], from[1]), narrow(from[2], from[3]), narrow(from[4], from[5]),
+                      narrow(from[6], from[7]));
+}
+
+// Vector v of an array that starts at a 16-byte boundary.
+__device__ inline uint4 load(const bf16* from, size_t v) { return reinterpret_cast<const uint4*>(from)[v]; }
+__device__ inline float4 load(const float* from, size_t v) { return reinterpret_cast<const float4*>(from)[v]; }
+__device__ inline void store(bf16* to, size_t v, const uint4& x) { reinterpret_cast<uint4*>(to)[v] = x; }
+__device__ inline void store(float* to, size_t v, const float4& x) { reinterpret_cast<float4*>(to)[v] = x; }
+
+// The sum over a warp, in every lane. Floating-point addition commutes, so all lanes have the same bits.
+template <typename T>
+__device__ inline T warp_sum(T x) {
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL, x, apart);
+    return x;
+}
+
+// The sum over a one-dimensional block of whole warps, in every thread, at the cost of one barrier. `scratch` holds one
+// value a warp; two calls in a row take two scratches in turn, which a third may then use again.
+template <typename T>
+__device__ inline T block_sum(T x, T* scratch) {
+    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    x = warp_sum(x);
+    if (lane == 0) scratch[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_sum(lane < warps ? scratch[lane] : T(0));
+}

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Puts NVIDIA's compiler under target/nvcc, from its Python wheels (105 MB), where the build would find none. Needs python3
+# with pip; without them it says so, and the build goes on without kernels. REQUIRE_NVCC=1 makes that an error.
+set -eu
+cd "$(dirname "$0")/.."
+folder=${CARGO_TARGET_DIR:-target}/nvcc
+
+give_up() {
+    echo "install_nvcc: $1: no CUDA kernels will be built" >&2
+    case ${REQUIRE_NVCC:-0} in 0 | "") exit 0 ;; *) exit 1 ;; esac
+}
+
+for found in "${NVCC:-}" "${CUDA_HOME:-}/bin/nvcc" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc \
+    "$folder"/nvidia/*/bin/nvcc "${VIRTUAL_ENV:-/nowhere}"/lib/python3*/site-packages/nvidia/*/bin/nvcc \
+    "${CONDA_PREFIX:-/nowhere}"/lib/python3*/site-packages/nvidia/*/bin/nvcc; do
+    if [ -x "$found" ]; then
+        echo "install_nvcc: there is $found" >&2
+        exit 0
+    fi
+done
+python3 -m pip --version >/dev/null 2>&1 || give_up "python3 with pip was not found"
+
+# The whole set is pinned: a newer part, or a part alone, does not fit the rest.
+rm -rf "$folder.part"
+python3 -m pip install --quiet --disable-pip-version-check --target "$folder.part" \
+    "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2" >&2 || give_up "pip could not install cuda-toolkit 13.0.2"
+rm -rf "$folder" && mv "$folder.part" "$folder"
+touch build.rs # cargo runs it again
+echo "install_nvcc: installed under $folder" >&2

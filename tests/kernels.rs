@@ -1,0 +1,327 @@
+//! How kernels get from C to Rust: signatures, launchers, the search for nvcc, what ptxas says; and what the build holds.
+
+#[path = "../build/nvcc.rs"]
+mod nvcc;
+#[path = "../build/signature.rs"]
+mod signature;
+
+mod common;
+
+use common::here;
+use llm2vec::kernels;
+use proptest::prelude::*;
+use signature::{Entry, Kind, Malformed, Unit, launchers, parse};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+fn unit(source: &str) -> Unit {
+    parse("toy", source).unwrap_or_else(|e| panic!("line {}: {}", e.line, e.what))
+}
+
+fn refused(source: &str) -> (usize, String) {
+    let Malformed { line, what } = parse("toy", source).expect_err(source);
+    assert!(!what.contains('\n'), "{what}");
+    (line, what)
+}
+
+#[test]
+fn a_signature_is_read() {
+    let source = r#"
+        #define KERNEL extern "C" \
+            __global__ /* KERNEL int not_this(; */
+        // KERNEL void nor_this(float x) {
+        EXPORT constexpr int ROWS = 4;
+        EXPORT constexpr int TILE = ROWS * (8 + 2);
+        EXPORT constexpr float HALF = 0.5f;
+        EXPORT constexpr unsigned BIT = 0x10u;
+        KERNEL void __launch_bounds__(ROWS * 32, (1)) first(
+            bf16* __restrict__ y, const bf16 *x, float* sums_or_null, const int* ids_or_null, const double* parts,
+            int N, unsigned k, unsigned long long seed, float eps, const __grid_constant__ CUtensorMap map) { }
+        KERNEL void second() {}
+    "#;
+    let array = |dtype, written, nullable| Kind::Array { dtype, written, nullable };
+    let parameters = [
+        ("y", array("Bf16", true, false)),
+        ("x", array("Bf16", false, false)),
+        ("sums", array("F32", true, true)),
+        ("ids", array("I32", false, true)),
+        ("parts", array("F64", false, false)),
+        ("N", Kind::Scalar("i32")),
+        ("k", Kind::Scalar("u32")),
+        ("seed", Kind::Scalar("u64")),
+        ("eps", Kind::Scalar("f32")),
+        ("map", Kind::TensorMap),
+    ];
+    let parameters = parameters.map(|(name, kind)| (name.to_string(), kind)).to_vec();
+    let entry = |name: &str, parameters| Entry { name: name.into(), parameters };
+    let constant = |name: &str, kind, value: &str| (name.to_string(), kind, value.to_string());
+    let expected = Unit {
+        stem: "toy".into(),
+        constants: vec![
+            constant("ROWS", "i32", "4"),
+            constant("TILE", "i32", "ROWS*(8+2)"),
+            constant("HALF", "f32", "0.5"),
+            constant("BIT", "u32", "0x10"),
+        ],
+        kernels: vec![entry("first", parameters), entry("second", Vec::new())],
+    };
+    assert_eq!(unit(source), expected);
+}
+
+#[test]
+fn a_launcher_has_the_types_of_its_signature() {
+    let text = launchers(&unit(
+        "KERNEL void f(bf16* y, const float* x, float* s_or_null, const __grid_constant__ CUtensorMap m, int N) {",
+    ));
+    let head = "pub fn f(gpu: &Gpu, launch: Launch, y: &mut Tensor, x: &Tensor, s: Option<&mut Tensor>, m: &TensorMap, N: i32) \
+                -> Result<()> {";
+    assert!(text.contains(head), "{text}");
+    assert!(
+        text.contains("y.argument(gpu, \"y\", DType::Bf16)?, x.argument(gpu, \"x\", DType::F32)?"),
+        "{text}"
+    );
+    assert!(text.contains("None => Argument::Null"), "{text}");
+    assert!(text.contains("Argument::Map(m), Argument::I32(N)]"), "{text}");
+    syn::parse_file(&text).expect("valid Rust");
+}
+
+#[test]
+fn a_malformed_kernel_is_one_clear_error() {
+    for (source, line, says) in [
+        ("KERNEL", 1, "expected `void`"),
+        ("\nKERNEL int f(int x) {", 2, "expected `void`, got `int`"),
+        ("KERNEL void f(int x", 1, "no `)`"),
+        ("KERNEL void f(int x);", 1, "expected `{`, got `;`"),
+        ("KERNEL void __launch_bounds__(32 f(int x) {", 1, "no `)`"),
+        ("KERNEL void f(int x,) {", 1, "an empty parameter"),
+        ("KERNEL void f(int x, int x) {", 1, "two parameters named `x`"),
+        ("KERNEL void f(\n  half* x) {", 2, "`half * x`: expected a number"),
+        ("KERNEL void f(float** x) {", 1, "`float * * x`"),
+        ("KERNEL void f(float& x) {", 1, "`float & x`"),
+        ("KERNEL void f(float) {", 1, "`float`"),
+        ("KERNEL void f(int in) {", 1, "`in` is a word of Rust"),
+        ("KERNEL void f(int gpu) {", 1, "`gpu` is a word of Rust or of the launchers"),
+        ("KERNEL void f(int x_or_null) {", 1, "is no array"),
+        ("KERNEL void f(CUtensorMap x) {", 1, "const __grid_constant__ CUtensorMap"),
+        ("KERNEL void f() {}\nKERNEL void f() {}", 2, "a second one of this name"),
+        ("EXPORT int N = 3;", 1, "expected `constexpr`"),
+        ("EXPORT constexpr bool N = 3;", 1, "type `bool`"),
+        ("EXPORT constexpr int N = M;", 1, "`M`, expected numbers"),
+        ("EXPORT constexpr int N = ;", 1, "has no value"),
+        ("EXPORT constexpr int N = 3", 1, "no `;`"),
+    ] {
+        let (at, what) = refused(source);
+        assert!(what.contains(says), "{source}: {what}");
+        assert_eq!(at, line, "{source}: {what}");
+    }
+}
+
+proptest! {
+    /// Whatever stands in a file, the answer is a value, and what was understood is Rust.
+    #[test]
+    fn nothing_makes_the_parser_panic(words in proptest::collection::vec(
+        proptest::sample::select(vec![
+            "KERNEL", "EXPORT", "void", "constexpr", "int", "float", "bf16", "const", "*", "(", ")", "{", "}", ",", ";",
+            "=", "x", "y_or_null", "3", "0.5f", "__launch_bounds__", "__restrict__", "CUtensorMap", "\n", "//", "/*",
+            "*/", "#", "\\", "é", "\"",
+        ]), 0..40), apart in "[ \n]?")
+    {
+        if let Ok(unit) = parse("toy", &words.join(&apart)) {
+            let text = launchers(&unit);
+            prop_assert!(unit.kernels.is_empty() || syn::parse_file(&text).is_ok(), "{}", text);
+        }
+    }
+}
+
+#[test]
+fn nvcc_is_sought_in_the_order_of_the_house() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |path: &str| {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "").unwrap();
+        path
+    };
+    let venv = make("venv/lib/python3.11/site-packages/nvidia/cu13/bin/nvcc");
+    let target = make("target/nvcc/nvidia/cu13/bin/nvcc");
+    let env = |name: &str| match name {
+        "NVCC" => Some("/a/nvcc".to_string()),
+        "CUDA_HOME" => Some("/b".into()),
+        "PATH" => Some("/c:/d".into()),
+        "VIRTUAL_ENV" => Some(dir.path().join("venv").display().to_string()),
+        _ => None,
+    };
+    let places = nvcc::places(env, &[dir.path().join("target/nvcc")]);
+    let paths: Vec<PathBuf> = places.into_iter().map(|(_, path)| path).collect();
+    let first =
+        ["/a/nvcc", "/b/bin/nvcc", "/c/nvcc", "/d/nvcc", "/usr/local/cuda/bin/nvcc"].map(PathBuf::from);
+    assert_eq!(paths, first.into_iter().chain([venv, target]).collect::<Vec<_>>());
+    // What is not set is not sought; an empty variable is not set.
+    let places = nvcc::places(|name| (name == "NVCC").then(String::new), &[]);
+    assert_eq!(places.last().map(|(origin, _)| origin.as_str()), Some("/usr/local/cuda"));
+    assert!(places.iter().all(|(origin, _)| origin != "$NVCC"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_nvcc_is_asked_for_its_version() {
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(nvcc::version("Cuda compilation tools, release 13.0, V13.0.88\n"), Some((13, 0)));
+    assert_eq!(nvcc::version("release thirteen"), None);
+    let dir = tempfile::tempdir().unwrap();
+    let says = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\necho '{text}'\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        ("PATH".to_string(), path)
+    };
+    let nowhere = ("PATH".to_string(), dir.path().join("nowhere"));
+    let good = says("good", "release 12.8, V12.8.1");
+    let found = nvcc::find(&[nowhere.clone(), good.clone()]).unwrap().unwrap();
+    assert_eq!((found.origin.as_str(), found.path, found.version), ("PATH", good.1, (12, 8)));
+    assert_eq!(found.banner, "release 12.8, V12.8.1\n");
+    assert!(nvcc::find(std::slice::from_ref(&nowhere)).unwrap().is_none());
+    let old = nvcc::find(&[says("old", "release 12.6, V12.6.85")]).unwrap_err();
+    assert!(old.contains("is version 12.6, the kernels need 12.8 or newer"), "{old}");
+    let mute = nvcc::find(&[says("mute", "hello")]).unwrap_err();
+    assert!(mute.contains("does not tell its version"), "{mute}");
+    let named = nvcc::find(&[("$NVCC".into(), nowhere.1)]).unwrap_err();
+    assert!(named.contains("does not start"), "a compiler that the user names must be there: {named}");
+}
+
+const LOG: &str = "ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'good' for 'sm_90'
+ptxas info    : Function properties for good
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 76 registers, used 1 barriers, 256 bytes smem, 408 bytes cmem[0]
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to x in function 'bad'
+ptxas info    : Compiling entry function 'bad' for 'sm_90'
+ptxas info    : Function properties for bad
+    16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 64 registers, used 0 barriers, 16 bytes cumulative stack size
+";
+
+#[test]
+fn spills_and_serialised_wgmma_are_complaints_unless_allowed() {
+    let (list, complaints) = nvcc::ptxas(LOG, "// rmsnorm\n");
+    let resource = |kernel: &str, registers, shared, spilled| nvcc::Resource {
+        kernel: kernel.into(),
+        registers,
+        shared,
+        spilled,
+    };
+    assert_eq!(list, [resource("good", 76, 256, 0), resource("bad", 64, 0, 32)]);
+    assert_eq!(complaints.len(), 2, "{complaints:?}");
+    assert!(complaints[0].starts_with("bad its wgmma instructions are serialized"), "{complaints:?}");
+    assert!(complaints[1].contains("16 bytes stack frame, 12 bytes spill stores"), "{complaints:?}");
+    assert!(nvcc::ptxas(LOG, "// Allows    bad: the head is wide\n").1.is_empty());
+    assert_eq!(nvcc::ptxas(LOG, "// Allows    bad:\n").1.len(), 2, "without a reason nothing is allowed");
+    assert_eq!(nvcc::ptxas(LOG, "// Allows    good: why not\n").1.len(), 2);
+}
+
+#[test]
+fn block_sizes_and_code_sizes_are_read() {
+    let ptx = ".visible .entry first(\n.param .u64 a\n)\n.maxntid 32, 8, 1\n{ ret; }\n.visible .entry second()\n{ ret; }";
+    assert_eq!(nvcc::most_threads(ptx, "first"), Some(256));
+    assert_eq!(nvcc::most_threads(ptx, "second"), None);
+    assert_eq!(nvcc::most_threads(ptx, "third"), None);
+    // An ELF file of two sections: the names, and 0x77 bytes of `f`.
+    let mut elf = vec![0; 0x40 + 2 * 0x40 + 32];
+    let mut put = |at: usize, bytes: &[u8]| elf[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02");
+    let header = [(0x28, 0x40), (0x3A, 0x40), (0x3C, 2), (0x3E, 0)];
+    let sections = [(0x40 + 0x18, 0xC0), (0x80, 1), (0x80 + 0x20, 0x77)];
+    header.iter().chain(&sections).for_each(|&(at, x)| put(at, &[x]));
+    put(0xC0, b"\0.text.f\0");
+    assert_eq!(nvcc::code_bytes(&elf, "f"), 0x77);
+    assert_eq!(nvcc::code_bytes(&elf, "g"), 0);
+    (0..elf.len()).for_each(|n| assert_eq!(nvcc::code_bytes(&elf[..n], "g"), 0, "cut at {n}"));
+}
+
+/// The head comment of every kernel file has the same parts, and every KERNEL bears its file's name.
+#[test]
+fn kernel_files_are_as_the_house_wants_them() {
+    let mut findings = Vec::new();
+    let mut stems = BTreeSet::new();
+    for entry in std::fs::read_dir(here("kernels")).unwrap().map(|e| e.unwrap().path()) {
+        if entry.extension().is_none_or(|e| e != "cu") {
+            continue;
+        }
+        let (stem, text) = (
+            entry.file_stem().unwrap().to_str().unwrap().to_string(),
+            std::fs::read_to_string(&entry).unwrap(),
+        );
+        let head: Vec<&str> = text.lines().take_while(|l| l.starts_with("//")).collect();
+        if !head.first().is_some_and(|l| l.starts_with(&format!("// {stem}: "))) {
+            findings.push(format!("{stem}.cu: the first line does not say `// {stem}: …`"));
+        }
+        for part in ["Shapes", "Plan", "Cost", "Numerics", "Limits", "Source"] {
+            if !head.iter().any(|l| l.starts_with(&format!("// {part:<10}"))) {
+                findings.push(format!("{stem}.cu: the head has no `{part}`"));
+            }
+        }
+        let unit = parse(&stem, &text).unwrap();
+        let noun = stem.trim_end_matches("_sm90");
+        for kernel in &unit.kernels {
+            if !kernel.name.starts_with(noun) {
+                findings.push(format!("{stem}.cu: KERNEL {} is not named like its file", kernel.name));
+            }
+        }
+        let names: Vec<&str> = unit.kernels.iter().map(|k| k.name.as_str()).collect();
+        match kernels::FILES.iter().find(|f| f.stem == stem) {
+            Some(file) if file.kernels == names => {}
+            _ => findings.push(format!("{stem}.cu: its launchers are not those of its KERNELs {names:?}")),
+        }
+        stems.insert(stem);
+    }
+    assert_eq!(kernels::FILES.len(), stems.len());
+    assert!(findings.is_empty(), "\n{}\n", findings.join("\n"));
+}
+
+/// Where nvcc was there: an image for every target, and a table without spills.
+#[test]
+fn every_file_has_its_images_and_its_table() {
+    let compiled = kernels::FILES.iter().any(|f| !f.images.is_empty());
+    if !compiled {
+        assert!(!required(), "REQUIRE_NVCC is set and this build holds no kernels");
+        println!("skipped: this build holds no kernels (nvcc was not found)");
+        return;
+    }
+    for file in kernels::FILES {
+        let (ptx, cubins) = nvcc::targets(file.stem);
+        let built: Vec<&str> = file.images.iter().map(|i| i.target).collect();
+        assert_eq!(built, cubins.iter().copied().chain([ptx]).collect::<Vec<_>>(), "{}", file.stem);
+        for image in file.images {
+            match image.target.starts_with("sm_") {
+                true => assert!(image.bytes.starts_with(b"\x7fELF"), "{} {}", file.stem, image.target),
+                false => {
+                    let text = std::str::from_utf8(image.bytes).unwrap().strip_suffix('\0').unwrap();
+                    assert!(
+                        text.contains(&format!(".target {}", ptx.replace("compute", "sm"))),
+                        "{}",
+                        file.stem
+                    );
+                    // What an error is reported by: the same name on every machine.
+                    assert!(text.contains(&format!("\"kernels/{}.cu\"", file.stem)), "{}", file.stem);
+                    assert!(
+                        file.kernels.iter().all(|k| text.contains(&format!(".entry {k}("))),
+                        "{}",
+                        file.stem
+                    );
+                }
+            }
+        }
+        assert_eq!(file.resources.len(), file.kernels.len() * cubins.len(), "{}", file.stem);
+        for r in file.resources {
+            assert!(r.registers > 0 && r.registers <= 255 && r.code > 0, "{} {}", r.kernel, r.target);
+            assert!((32..=1024).contains(&r.threads), "{}: no __launch_bounds__", r.kernel);
+            assert_eq!(r.spilled, 0, "{} {}", r.kernel, r.target);
+            let (blocks, part) = r.occupancy();
+            assert!(blocks >= 1 && part <= 1.0, "{} {}: {blocks} blocks", r.kernel, r.target);
+        }
+    }
+}
+
+fn required() -> bool {
+    std::env::var("REQUIRE_NVCC").is_ok_and(|v| !["", "0"].contains(&v.as_str()))
+}
