@@ -22,7 +22,7 @@ python3 -m pip --version >/dev/null 2>&1 || give_up "python3 with pip was not fo
 
 # The whole set is pinned: a newer part, or a part alone, does not fit the rest.
 rm -rf "$folder.part"
-python3 -m pip install --quiet --disable-pip-version-check --target "$folder.part" \
+PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --target "$folder.part" \
     "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2" >&2 || give_up "pip could not install cuda-toolkit 13.0.2"
 rm -rf "$folder" && mv "$folder.part" "$folder"
 touch build.rs # cargo runs it again

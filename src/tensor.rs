@@ -253,6 +253,12 @@ impl Tensor {
         }
     }
 
+    /// Zeros on a GPU.
+    pub fn zeros_on(gpu: &Gpu, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let memory = gpu.memory(shape.iter().product::<usize>() * dtype.size())?;
+        Ok(Tensor { shape: shape.to_vec(), data: Data::Gpu(memory, dtype) })
+    }
+
     /// A copy on a GPU, rounded to `dtype` (`Bf16`, `F32`, `F64` or `I32`).
     pub fn to_gpu(&self, gpu: &Gpu, dtype: DType) -> Result<Tensor> {
         let values = self.to_f64();
@@ -365,6 +371,24 @@ pub fn dims<const L: usize>(
         }
     }
     Ok(sizes.map(|s| s.map_or(0, |(n, _)| n)))
+}
+
+/// A size as kernels take it.
+pub fn int(op: &'static str, n: usize) -> Result<i32> {
+    i32::try_from(n).or_else(|_| refuse(op, format!("a size of {n}, a GPU takes less than 2^31")))
+}
+
+/// Refuses a row that kernels cannot walk in 16-byte steps.
+pub fn whole_vectors(op: &'static str, letter: &str, size: usize, of: usize) -> Result<()> {
+    match size.is_multiple_of(of) {
+        true => Ok(()),
+        false => refuse(op, format!("{letter} = {size}, a GPU takes multiples of {of}")),
+    }
+}
+
+/// The refusal of an op that the GPU path does not have.
+pub fn no_kernel<T>(op: &'static str) -> Result<T> {
+    refuse(op, "has no kernel yet; use --device cpu".into())
 }
 
 /// An op's own refusal, in the words of [`Error::Shape`].

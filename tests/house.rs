@@ -282,6 +282,24 @@ fn every_reason_to_be_longer_is_still_needed() {
     none(LONGER.iter().filter(|(k, _)| !needed(k)).map(|(k, _)| format!("{k}: no longer long")).collect());
 }
 
+/// Every KERNEL is launched by an op of its file's noun (which a case names, as below).
+#[test]
+fn every_kernel_is_launched_by_its_op() {
+    let ops = sources(&["src/ops"]);
+    let mut findings = Vec::new();
+    for file in llm2vec::kernels::FILES {
+        let noun = file.stem.trim_end_matches("_sm90").trim_end_matches("_fwd").trim_end_matches("_bwd");
+        let op = ops.iter().find(|s| s.path == format!("src/ops/{noun}.rs"));
+        for kernel in file.kernels {
+            if !op.is_some_and(|s| s.text.contains(&format!("::{kernel}("))) {
+                findings
+                    .push(format!("kernels/{}.cu: src/ops/{noun}.rs does not launch {kernel}", file.stem));
+            }
+        }
+    }
+    none(findings);
+}
+
 /// An op is `noun_fwd` or `noun_bwd` in the file of its noun, and the case table names it.
 #[test]
 fn every_op_has_its_file_and_its_case() {

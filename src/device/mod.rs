@@ -46,6 +46,8 @@ impl DType {
 pub enum Device {
     /// Plain Rust on all cores; the field is the float it computes in, `F32` or (tests) `F64`.
     Cpu(DType),
+    /// Our kernels, on bf16 activations and f32 statistics.
+    Gpu(gpu::Gpu),
 }
 
 impl Device {
@@ -65,8 +67,27 @@ impl Device {
     pub fn by_name(name: &str) -> Result<Device> {
         match name.split(':').next().unwrap_or("") {
             "auto" | "cpu" => Ok(Device::cpu()),
-            kind @ ("cuda" | "emulated") => Err(Error::Device(format!(
-                "--device {name}: this build holds no CUDA kernels, so `{kind}` cannot run; use --device cpu"
+            kind @ ("cuda" | "emulated") if option_env!("LLM2VEC_NVCC").is_none() => {
+                Err(Error::Device(format!(
+                    "--device {name}: this build holds no CUDA kernels (nvcc was not found), so `{kind}` cannot run; use \
+                 --device cpu, or set NVCC or CUDA_HOME, or run kernels/install_nvcc.sh, and build again"
+                )))
+            }
+            "cuda" => {
+                let ordinal = name.strip_prefix("cuda:").map_or(Ok(0), str::parse::<u16>);
+                let Ok(ordinal) = ordinal else {
+                    return Err(Error::Usage(format!("--device {name}: expected cuda or cuda:N, N from 0")));
+                };
+                let gpu = gpu::Gpu::cuda(ordinal.into())?;
+                // Not one batch could be encoded: said before a model is read.
+                Err(Error::Device(format!(
+                    "--device {name}: {} answers, but attention and the linear layers have no kernels yet; use \
+                     --device cpu",
+                    gpu.name()
+                )))
+            }
+            "emulated" => Err(Error::Device(format!(
+                "--device {name}: this build has no emulator yet; use --device cpu"
             ))),
             _ => Err(Error::Usage(format!(
                 "--device {name}: expected auto, cpu, cuda[:N] or emulated[:80|:90]"
@@ -78,6 +99,7 @@ impl Device {
     pub fn activation(&self) -> DType {
         match self {
             Device::Cpu(real) => *real,
+            Device::Gpu(_) => DType::Bf16,
         }
     }
 
@@ -85,6 +107,7 @@ impl Device {
     pub fn statistic(&self) -> DType {
         match self {
             Device::Cpu(real) => *real,
+            Device::Gpu(_) => DType::F32,
         }
     }
 
@@ -92,6 +115,7 @@ impl Device {
     pub fn available(&self) -> Option<u64> {
         match self {
             Device::Cpu(_) => cpu::memory("/proc/meminfo", "MemAvailable:"),
+            Device::Gpu(gpu) => gpu.available(),
         }
     }
 }

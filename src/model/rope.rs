@@ -19,7 +19,7 @@ impl RopeTables {
     pub fn new(arena: &mut Arena, config: &Config, positions: usize) -> RopeTables {
         let freqs = frequencies(config);
         let shape = [positions, freqs.len()];
-        let mut tables = RopeTables { cos: arena.activation(&shape), sin: arena.activation(&shape) };
+        let mut tables = RopeTables { cos: arena.statistic(&shape), sin: arena.statistic(&shape) };
         let filled = if arena.allocates() { positions } else { 0 };
         for p in 0..filled {
             let angles = freqs.iter().map(|f| p as f64 * f);

@@ -1,9 +1,12 @@
 //! adamw: one step of AdamW on f32 masters, and the norm that clips its gradient.
 
+use crate::device::DType;
 use crate::device::Device;
 use crate::device::cpu::{Real, simd};
+use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
-use crate::tensor::{Tensor, dims, refuse, with_real};
+use crate::kernels::adamw as kernels;
+use crate::tensor::{Tensor, dims, int, refuse, with_real};
 use rayon::prelude::*;
 
 /// What one step of AdamW goes by.
@@ -23,6 +26,16 @@ pub struct AdamW {
     pub step: u64,
 }
 
+impl AdamW {
+    /// What the update multiplies, adds and divides by, in f64: keep, rate, new1, old2, new2, root2, eps.
+    fn factors(&self) -> [f64; 7] {
+        let bias = |beta: f64| 1.0 - beta.powf(self.step as f64);
+        let (keep, rate) = (1.0 - self.rate * self.decay, self.rate / bias(self.beta1));
+        let root2 = bias(self.beta2).sqrt();
+        [keep, rate, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, root2, self.eps]
+    }
+}
+
 /// Global norm and bound: the gradient is multiplied by `min(1, most / (norm + 1e-6))`.
 #[derive(Clone, Copy)]
 pub struct Clip<'a> {
@@ -39,7 +52,8 @@ pub struct Clip<'a> {
 /// | `norm`  | [1]   | statistic | overwritten |
 /// | `grads` | any   | statistic | read        |
 ///
-/// A NaN or infinite element makes the norm so. Source: `torch.nn.utils.clip_grad_norm_`, which rounds between tensors.
+/// A NaN or infinite element makes the norm so. A GPU takes 8 bytes for each 16384 elements while it runs.
+/// Source: `torch.nn.utils.clip_grad_norm_`, which rounds between tensors.
 pub fn adamw_norm<'a>(
     device: &Device,
     norm: &mut Tensor,
@@ -54,8 +68,24 @@ pub fn adamw_norm<'a>(
             }
             norm.host_mut::<R>()?[0] = R::of(sum.sqrt());
         }),
+        Device::Gpu(gpu) => gpu_norm(gpu, norm, grads.into_iter().collect())?,
     }
     Ok(())
+}
+
+fn gpu_norm(gpu: &Gpu, norm: &mut Tensor, grads: Vec<&Tensor>) -> Result<()> {
+    let int = |n| int("adamw_norm", n);
+    let chunks = |g: &Tensor| g.numel().div_ceil(kernels::CHUNK as usize);
+    let all = grads.iter().map(|g| chunks(g)).sum();
+    let mut parts = Tensor::zeros_on(gpu, DType::F64, &[all])?;
+    let mut first = 0;
+    for g in grads.into_iter().filter(|g| g.numel() > 0) {
+        let launch = Launch::line(chunks(g), kernels::THREADS as usize);
+        kernels::adamw_square(gpu, launch, &mut parts, g, int(first)?, int(g.numel())?)?;
+        first += chunks(g);
+    }
+    let launch = Launch::line(1, kernels::NORM_THREADS as usize);
+    kernels::adamw_norm(gpu, launch, norm, &parts, int(all)?)
 }
 
 /// Elements whose sum one task takes: a fixed division, so that the sum does not depend on the threads.
@@ -124,15 +154,23 @@ pub fn adamw_step(
             let factor = if factor > 1.0 { 1.0 } else { factor }; // NaN stays
             cpu_step::<R>(p.host_mut()?, m.host_mut()?, v.host_mut()?, g.host()?, factor, by)
         }),
+        Device::Gpu(gpu) => {
+            let (k, threads) = (p.numel(), kernels::THREADS as usize);
+            let launch = Launch::line(k.div_ceil(4).div_ceil(threads), threads);
+            let (norm, most) = (clip.map(|c| c.norm), clip.map_or(0.0, |c| c.most as f32));
+            let [keep, rate, new1, old2, new2, root2, eps] = by.factors().map(|x| x as f32);
+            let k = int("adamw_step", k)?;
+            kernels::adamw_step(
+                gpu, launch, p, m, v, g, norm, k, most, keep, rate, new1, old2, new2, root2, eps,
+            )?;
+        }
     }
     Ok(())
 }
 
 fn cpu_step<R: Real>(p: &mut [R], m: &mut [R], v: &mut [R], g: &[R], factor: f64, by: AdamW) {
-    let (bias1, bias2) = (1.0 - by.beta1.powf(by.step as f64), 1.0 - by.beta2.powf(by.step as f64));
-    let (keep, rate) = (R::of(1.0 - by.rate * by.decay), R::of(by.rate / bias1));
-    let (new1, old2, new2) = (R::of(1.0 - by.beta1), R::of(by.beta2), R::of(1.0 - by.beta2));
-    let (root2, eps, factor) = (R::of(bias2.sqrt()), R::of(by.eps), R::of(factor));
+    let [keep, rate, new1, old2, new2, root2, eps] = by.factors().map(R::of);
+    let factor = R::of(factor);
     let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
     chunks.zip(g.par_chunks(CHUNK)).for_each(|(((p, m), v), g)| {
         simd(

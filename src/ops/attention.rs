@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::device::cpu::{Matrix, Real, dot, exp_or_zero, matmul, simd};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
-use crate::tensor::{Tensor, dims, refuse, with_real};
+use crate::tensor::{Tensor, dims, no_kernel, refuse, with_real};
 use rayon::prelude::*;
 use std::ops::Range;
 use tile::{BLOCK, Rule, Scratch, Tile, softmax};
@@ -101,6 +101,7 @@ pub fn attention_fwd(
             let lse = lse.map(Tensor::host_mut::<R>).transpose()?;
             cpu_fwd::<R>(out.host_mut()?, lse, qkv.host()?, starts, rule)
         }),
+        Device::Gpu(_) => no_kernel("attention_fwd")?,
     }
     Ok(())
 }
@@ -239,6 +240,7 @@ pub fn attention_bwd(
             let given = Given { qkv: qkv.host()?, out: out.host()?, dout: dout.host()?, lse: lse.host()? };
             cpu_bwd::<R>(dqkv.host_mut()?, given, starts, rule)
         }),
+        Device::Gpu(_) => no_kernel("attention_bwd")?,
     }
     Ok(())
 }

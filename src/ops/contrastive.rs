@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul};
 use crate::error::Result;
-use crate::tensor::{Element, Tensor, dims, refuse, with_real};
+use crate::tensor::{Element, Tensor, dims, no_kernel, refuse, with_real};
 use rayon::prelude::*;
 
 /// How scores become a loss.
@@ -48,6 +48,7 @@ pub fn contrastive_fwd(
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
             cpu_fwd::<R>(total, loss, lse, Scores { q: q.host()?, c: c.host()?, ids, rule, sizes });
         }),
+        Device::Gpu(_) => no_kernel("contrastive_fwd")?,
     }
     Ok(())
 }
@@ -155,6 +156,7 @@ pub fn contrastive_bwd(
             let scores = Scores { q: q.host()?, c: c.host()?, ids, rule, sizes };
             cpu_bwd::<R>(dq.host_mut()?, dc.host_mut()?, lse.host()?, scores, dmean)
         }),
+        Device::Gpu(_) => no_kernel("contrastive_bwd")?,
     }
     Ok(())
 }

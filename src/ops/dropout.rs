@@ -1,9 +1,13 @@
 //! dropout: masks that every device computes anew from a counter, so that none is ever stored.
 
+use crate::device::Device;
 use crate::device::cpu::{Real, simd};
+use crate::device::gpu::Launch;
 use crate::error::Result;
+use crate::kernels::dropout as kernels;
 use crate::rng::{philox, philox_wide};
-use crate::tensor::refuse;
+use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
+use rayon::prelude::*;
 
 /// A dropout layer at one place of one training step: each element is zeroed with probability `rate`, the rest are
 /// scaled by `1 / (1 - rate)`.
@@ -47,9 +51,14 @@ impl Dropout {
         [a, b]
     }
 
+    /// The least word that keeps its element.
+    fn least(&self) -> u32 {
+        (self.rate * 4_294_967_296.0).round() as u32
+    }
+
     /// Multiplies `x`, the columns from `column` on of row `row` of this pack, by the mask: 0 or `1 / (1 - rate)`.
     pub fn apply<R: Real>(&self, key: [u32; 2], row: usize, plane: usize, column: usize, x: &mut [R]) {
-        let least = (self.rate * 4_294_967_296.0).round() as u32;
+        let least = self.least();
         let scale = R::of(1.0 / (1.0 - self.rate));
         let row = self.first + row as u64;
         simd(
@@ -68,6 +77,58 @@ impl Dropout {
             },
         );
     }
+}
+
+/// `y[n,c] = x[n,c] mask(n, plane, c)`, the mask being 0 or `1 / (1 - rate)`; the backward is the same on the gradients.
+///
+/// | operand | shape  | dtype      | role        |
+/// |---------|--------|------------|-------------|
+/// | `y`     | [N, C] | activation | overwritten |
+/// | `x`     | [N, C] | activation | read        |
+///
+/// Errors if a shape does not fit or the rate is no probability below 1. Source: Srivastava et al. 2014.
+pub fn dropout_fwd(
+    device: &Device,
+    y: &mut Tensor,
+    x: &Tensor,
+    plane: usize,
+    dropout: Dropout,
+) -> Result<()> {
+    let op = "dropout_fwd";
+    let [n, c] = dims(op, ["N", "C"], &[("x", x, "N C"), ("y", &*y, "N C")])?;
+    Dropout::check(Some(dropout), op)?;
+    let key = dropout.key();
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => {
+            let rows = y.host_mut::<R>()?.par_chunks_mut(c).zip(x.host::<R>()?.par_chunks(c)).enumerate();
+            rows.with_min_len(16).for_each(|(row, (y, x))| {
+                y.copy_from_slice(x);
+                dropout.apply(key, row, plane, 0, y);
+            });
+        }),
+        Device::Gpu(gpu) => {
+            whole_vectors(op, "C", c, 8)?;
+            let threads = kernels::THREADS as usize;
+            let launch = Launch::line((int(op, n * (c / 8))? as usize).div_ceil(threads), threads);
+            let ([k0, k1], scale) = (key, (1.0 / (1.0 - dropout.rate)) as f32);
+            let [n, c, plane] = [int(op, n)?, int(op, c)?, int(op, plane)?];
+            kernels::dropout_fwd(
+                gpu,
+                launch,
+                y,
+                x,
+                n,
+                c,
+                plane,
+                k0,
+                k1,
+                dropout.least(),
+                scale,
+                dropout.first,
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// The words of the counters `[block .. block + WIDE, plane, row]`, in the order of columns.

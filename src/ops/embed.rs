@@ -1,8 +1,10 @@
 //! embed: token ids to rows of a table.
 
+use crate::device::gpu::Launch;
 use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::tensor::{Tensor, dims, refuse, with_real};
+use crate::kernels::embed as kernels;
+use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -14,19 +16,29 @@ use rayon::prelude::*;
 /// | `table` | [V, C] | that, or bf16  | read        |
 /// | `ids`   | [N]    | i32, in [0, V) | read        |
 ///
-/// Errors if a shape does not fit or an id lies outside the table.
+/// Errors if a shape does not fit or an id lies outside the table; on a GPU, where nothing looks at the ids before the kernel,
+/// such a row becomes NaN.
 pub fn embed_fwd(device: &Device, x: &mut Tensor, table: &Tensor, ids: &Tensor) -> Result<()> {
-    let [_, v, c] =
+    let [n, v, c] =
         dims("embed_fwd", ["N", "V", "C"], &[("ids", ids, "N"), ("table", table, "V C"), ("x", x, "N C")])?;
-    let ids = ids.host::<i32>()?;
-    if let Some(id) = ids.iter().find(|&&id| id < 0 || id as usize >= v) {
-        return refuse("embed_fwd", format!("token id {id} is outside the table of {v} rows"));
-    }
     match device {
-        Device::Cpu(real) => with_real!(*real, R => match table.dtype() {
-            DType::Bf16 => rows(x.host_mut::<R>()?, table.host::<bf16>()?, ids, c, |v| v.to_f32() as R),
-            _ => rows(x.host_mut::<R>()?, table.host::<R>()?, ids, c, |v| v),
-        }),
+        Device::Cpu(real) => {
+            let ids = ids.host::<i32>()?;
+            if let Some(id) = ids.iter().find(|&&id| id < 0 || id as usize >= v) {
+                return refuse("embed_fwd", format!("token id {id} is outside the table of {v} rows"));
+            }
+            with_real!(*real, R => match table.dtype() {
+                DType::Bf16 => rows(x.host_mut::<R>()?, table.host::<bf16>()?, ids, c, |v| v.to_f32() as R),
+                _ => rows(x.host_mut::<R>()?, table.host::<R>()?, ids, c, |v| v),
+            });
+        }
+        Device::Gpu(gpu) => {
+            whole_vectors("embed_fwd", "C", c, 8)?;
+            let rows = kernels::ROWS_PER_BLOCK as usize;
+            let launch = Launch::line(n.div_ceil(rows), 32 * rows);
+            let int = |n| int("embed_fwd", n);
+            kernels::embed_fwd(gpu, launch, x, table, ids, int(n)?, int(v)?, int(c)?)?;
+        }
     }
     Ok(())
 }

@@ -2,8 +2,10 @@
 
 use crate::device::Device;
 use crate::device::cpu::{Real, dot};
+use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::tensor::{Tensor, dims, with_real};
+use crate::kernels::l2norm as kernels;
+use crate::tensor::{Tensor, dims, int, whole_vectors, with_real};
 use rayon::prelude::*;
 
 /// `norm[b] = max(|x[b]|, eps)`, `y[b] = x[b] / norm[b]`.
@@ -16,12 +18,17 @@ use rayon::prelude::*;
 ///
 /// `eps` has the unit of x. Errors if a shape does not fit. Source: `torch.nn.functional.normalize` (eps 1e-12).
 pub fn l2norm_fwd(device: &Device, y: &mut Tensor, norm: &mut Tensor, x: &Tensor, eps: f64) -> Result<()> {
-    let [_, c] =
+    let [b, c] =
         dims("l2norm_fwd", ["B", "C"], &[("x", x, "B C"), ("y", &*y, "B C"), ("norm", &*norm, "B")])?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
             cpu_fwd::<R>(y.host_mut()?, norm.host_mut()?, x.host()?, c, eps)
         }),
+        Device::Gpu(gpu) => {
+            whole_vectors("l2norm_fwd", "C", c, 4)?;
+            let launch = Launch::line(b, kernels::THREADS as usize);
+            kernels::l2norm_fwd(gpu, launch, y, norm, x, int("l2norm_fwd", c)?, eps as f32)?;
+        }
     }
     Ok(())
 }
@@ -52,11 +59,16 @@ pub fn l2norm_bwd(
     eps: f64,
 ) -> Result<()> {
     let operands = [("y", y, "B C"), ("norm", norm, "B"), ("dy", dy, "B C"), ("dx", &*dx, "B C")];
-    let [_, c] = dims("l2norm_bwd", ["B", "C"], &operands)?;
+    let [b, c] = dims("l2norm_bwd", ["B", "C"], &operands)?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
             cpu_bwd::<R>(dx.host_mut()?, dy.host()?, y.host()?, norm.host()?, c, eps)
         }),
+        Device::Gpu(gpu) => {
+            whole_vectors("l2norm_bwd", "C", c, 4)?;
+            let launch = Launch::line(b, kernels::THREADS as usize);
+            kernels::l2norm_bwd(gpu, launch, dx, dy, y, norm, int("l2norm_bwd", c)?, eps as f32)?;
+        }
     }
     Ok(())
 }

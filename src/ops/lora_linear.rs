@@ -4,7 +4,7 @@ use crate::device::cpu::{Matrix, Real, matmul};
 use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
-use crate::tensor::{Element, Tensor, dims, refuse, with_real};
+use crate::tensor::{Element, Tensor, dims, no_kernel, refuse, with_real};
 use rayon::prelude::*;
 
 /// Low-rank deltas of a (merged) projection: segment i adds `scales[i] (x A_iᵀ) B_iᵀ` to its own rows of W.
@@ -92,6 +92,7 @@ pub fn lora_linear_fwd(
                 low_rank::<R>(out, xa.host_mut()?, x.host()?, lora, dropout, [n, k, m, rank])?;
             }
         }),
+        Device::Gpu(_) => no_kernel("lora_linear_fwd")?,
     }
     Ok(())
 }
@@ -273,6 +274,7 @@ pub fn lora_linear_bwd(
                 reduce_bwd(dx, da, dxa, x, lora, dropout, [n, k, rank])?;
             }
         }),
+        Device::Gpu(_) => no_kernel("lora_linear_bwd")?,
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul, simd};
 use crate::error::Result;
-use crate::tensor::{Element, Tensor, dims, refuse, with_real};
+use crate::tensor::{Element, Tensor, dims, no_kernel, refuse, with_real};
 use rayon::prelude::*;
 
 /// `loss[p] = lse[p] - z[p, labels[p]]`, with `z = x[rows] wᵀ` and `lse` the log of its rows' sum of exponentials.
@@ -37,6 +37,7 @@ pub fn masked_xent_fwd(
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
             cpu_fwd::<R>(total, loss, lse, x.host()?, w, &picks, c)
         }),
+        Device::Gpu(_) => no_kernel("masked_xent_fwd"),
     }
 }
 
@@ -188,6 +189,7 @@ pub fn masked_xent_bwd(
             let scale = R::of(dmean / picks.len() as f64);
             cpu_bwd::<R>(dx.host_mut()?, dw, x.host()?, w, &picks, lse.host()?, c, scale)
         }),
+        Device::Gpu(_) => no_kernel("masked_xent_bwd"),
     }
 }
 

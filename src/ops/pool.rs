@@ -2,8 +2,10 @@
 
 use crate::device::Device;
 use crate::device::cpu::Real;
+use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::tensor::{Tensor, dims, refuse, with_real};
+use crate::kernels::pool as kernels;
+use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
 /// How the rows of a span become one vector.
@@ -20,6 +22,16 @@ pub enum Pooling {
 }
 
 impl Pooling {
+    /// The number that kernels know it by.
+    fn number(self) -> i32 {
+        match self {
+            Pooling::Mean => kernels::MEAN,
+            Pooling::WeightedMean => kernels::WEIGHTED_MEAN,
+            Pooling::Last => kernels::LAST,
+            Pooling::First => kernels::FIRST,
+        }
+    }
+
     /// Weights of the first row and the step to the next, and the rows that take part, for a span of `n`.
     fn weights(self, n: usize) -> (f64, f64, std::ops::Range<usize>) {
         let count = n as f64;
@@ -43,15 +55,22 @@ impl Pooling {
 /// | `x`     | [N, C] | activation | read                                             |
 /// | `spans` | [B, 2] | i32        | read: first row and one past the last, not empty |
 ///
-/// Errors if a shape does not fit, or a span is empty or leaves `x`.
+/// Errors if a shape does not fit, or a span is empty or leaves `x`; on a GPU nothing looks at the spans before the kernel:
+/// who makes them answers for them.
 /// Source: LLM2Vec's `get_pooling`; weighted mean from Muennighoff 2022, arXiv:2202.08904.
 pub fn pool_fwd(device: &Device, y: &mut Tensor, x: &Tensor, spans: &Tensor, pooling: Pooling) -> Result<()> {
     let operands = [("x", x, "N C"), ("spans", spans, "B 2"), ("y", &*y, "B C")];
-    let [n, _, c] = dims("pool_fwd", ["N", "B", "C"], &operands)?;
-    let spans = within("pool_fwd", spans, n)?;
+    let [n, b, c] = dims("pool_fwd", ["N", "B", "C"], &operands)?;
     match device {
         Device::Cpu(real) => {
+            let spans = within("pool_fwd", spans, n)?;
             with_real!(*real, R => cpu_fwd::<R>(y.host_mut()?, x.host()?, spans, c, pooling))
+        }
+        Device::Gpu(gpu) => {
+            whole_vectors("pool_fwd", "C", c, 8)?;
+            let slabs = c.div_ceil(kernels::COLUMNS as usize);
+            let launch = Launch::plane([slabs, b], [32 * kernels::WARPS as usize, 1]);
+            kernels::pool_fwd(gpu, launch, y, x, spans, int("pool_fwd", c)?, pooling.number())?;
         }
     }
     Ok(())
@@ -93,11 +112,19 @@ pub fn pool_bwd(
     pooling: Pooling,
 ) -> Result<()> {
     let operands = [("dx", &*dx, "N C"), ("spans", spans, "B 2"), ("dy", dy, "B C")];
-    let [n, _, c] = dims("pool_bwd", ["N", "B", "C"], &operands)?;
-    let spans = within("pool_bwd", spans, n)?;
+    let [n, b, c] = dims("pool_bwd", ["N", "B", "C"], &operands)?;
     match device {
         Device::Cpu(real) => {
+            let spans = within("pool_bwd", spans, n)?;
             with_real!(*real, R => cpu_bwd::<R>(dx.host_mut()?, dy.host()?, spans, c, pooling))
+        }
+        Device::Gpu(gpu) => {
+            whole_vectors("pool_bwd", "C", c, 8)?;
+            let (slabs, rows) =
+                (c.div_ceil(kernels::COLUMNS as usize), (kernels::ROWS * kernels::WARPS) as usize);
+            let launch = Launch::plane([slabs, n.div_ceil(rows)], [32 * kernels::WARPS as usize, 1]);
+            let int = |n| int("pool_bwd", n);
+            kernels::pool_bwd(gpu, launch, dx, dy, spans, int(n)?, int(b)?, int(c)?, pooling.number())?;
         }
     }
     Ok(())

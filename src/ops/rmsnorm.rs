@@ -2,8 +2,10 @@
 
 use crate::device::Device;
 use crate::device::cpu::{Real, dot, simd};
+use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
-use crate::tensor::{Tensor, dims, with_real};
+use crate::kernels::rmsnorm as kernels;
+use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
 /// `rstd[n] = 1 / sqrt(mean_c(x[n,c]²) + eps)`, `y[n,c] = x[n,c] rstd[n] w[c]`.
@@ -25,13 +27,31 @@ pub fn rmsnorm_fwd(
     eps: f64,
 ) -> Result<()> {
     let operands = [("x", x, "N C"), ("w", w, "C"), ("y", &*y, "N C"), ("rstd", &*rstd, "N")];
-    let [_, c] = dims("rmsnorm_fwd", ["N", "C"], &operands)?;
+    let [n, c] = dims("rmsnorm_fwd", ["N", "C"], &operands)?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
             cpu_fwd::<R>(y.host_mut()?, rstd.host_mut()?, x.host()?, w.host()?, c, eps)
         }),
+        Device::Gpu(gpu) => {
+            let (launch, [n, c]) = spread("rmsnorm_fwd", gpu, n, c)?;
+            kernels::rmsnorm_fwd(gpu, launch, y, rstd, x, w, n, c, eps as f32)?;
+        }
     }
     Ok(())
+}
+
+/// As few threads as hold a row, as many blocks as fill the GPU; and the sizes as kernels take them.
+fn spread(op: &'static str, gpu: &Gpu, n: usize, c: usize) -> Result<(Launch, [i32; 2])> {
+    whole_vectors(op, "C", c, 8)?;
+    let most = kernels::MAX_THREADS as usize;
+    let threads = c.div_ceil(32 * 8 * kernels::VECTORS as usize) * 32;
+    if threads > most {
+        let widest = most * 8 * kernels::VECTORS as usize;
+        return refuse(op, format!("C = {c}, a GPU takes at most {widest}"));
+    }
+    // Twice what can be resident at 64 registers: the last blocks to start find short queues.
+    let blocks = gpu.processors() * 2 * (1024 / threads).max(1);
+    Ok((Launch::line(n.min(blocks), threads), [int(op, n)?, int(op, c)?]))
 }
 
 fn cpu_fwd<R: Real>(y: &mut [R], rstd: &mut [R], x: &[R], w: &[R], c: usize, eps: f64) {
@@ -70,12 +90,16 @@ pub fn rmsnorm_bwd(
     let mut operands =
         vec![("x", x, "N C"), ("w", w, "C"), ("rstd", rstd, "N"), ("dy", dy, "N C"), ("dx", &*dx, "N C")];
     operands.extend(skip.map(|s| ("skip", s, "N C")));
-    let [_, c] = dims("rmsnorm_bwd", ["N", "C"], &operands)?;
+    let [n, c] = dims("rmsnorm_bwd", ["N", "C"], &operands)?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
             let skip = skip.map(Tensor::host::<R>).transpose()?;
             cpu_bwd::<R>(dx.host_mut()?, dy.host()?, skip, x.host()?, w.host()?, rstd.host()?, c)
         }),
+        Device::Gpu(gpu) => {
+            let (launch, [n, c]) = spread("rmsnorm_bwd", gpu, n, c)?;
+            kernels::rmsnorm_bwd(gpu, launch, dx, dy, skip, x, w, rstd, n, c)?;
+        }
     }
     Ok(())
 }

@@ -2,9 +2,11 @@
 
 use crate::device::Device;
 use crate::device::cpu::{Real, simd};
+use crate::device::gpu::Launch;
 use crate::error::Result;
+use crate::kernels::rope as kernels;
 use crate::ops::attention::Heads;
-use crate::tensor::{Tensor, dims, refuse, with_real};
+use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
 /// Rotates the pair `(v[i], v[i + D/2])` of every query and key head by the angle `positions[n] * freq[i]`.
@@ -12,10 +14,10 @@ use rayon::prelude::*;
 /// | operand     | shape           | dtype          | role                                        |
 /// |-------------|-----------------|----------------|---------------------------------------------|
 /// | `qkv`       | [N, (H + 2G) D] | activation     | q and k columns overwritten, v left alone   |
-/// | `cos`, `sin`| [P, D/2]        | activation     | read: cosine and sine of position * freq    |
+/// | `cos`, `sin`| [P, D/2]        | statistic      | read: cosine and sine of position * freq    |
 /// | `positions` | [N]             | i32, in [0, P) | read                                        |
 ///
-/// Errors if a shape does not fit or a position lies outside the tables. Source: Su et al. 2021, arXiv:2104.09864,
+/// Errors if a shape does not fit or a position lies outside the tables (on a GPU, such a row becomes NaN). Source: Su et al. 2021, arXiv:2104.09864,
 /// in the half-split layout of Llama checkpoints in Transformers.
 pub fn rope_fwd(
     device: &Device,
@@ -59,19 +61,35 @@ fn rotate(
 ) -> Result<()> {
     let operands =
         [(name, &*qkv, "N Q"), ("cos", cos, "P E"), ("sin", sin, "P E"), ("positions", positions, "N")];
-    let [_, q, p, half] = dims(op, ["N", "Q", "P", "E"], &operands)?;
+    let [n, q, p, half] = dims(op, ["N", "Q", "P", "E"], &operands)?;
     heads.check(op, q)?;
     if half * 2 != heads.width {
         return refuse(op, format!("cos has {half} columns, expected D/2 = {}", heads.width / 2));
     }
-    let positions = positions.host::<i32>()?;
-    if let Some(at) = positions.iter().find(|&&at| at < 0 || at as usize >= p) {
-        return refuse(op, format!("position {at} is outside the tables of {p} positions"));
-    }
     match device {
-        Device::Cpu(real) => with_real!(*real, R => {
-            cpu_rotate::<R>(qkv.host_mut()?, cos.host()?, sin.host()?, positions, heads, R::of(turn))
-        }),
+        Device::Cpu(real) => {
+            let positions = positions.host::<i32>()?;
+            if let Some(at) = positions.iter().find(|&&at| at < 0 || at as usize >= p) {
+                return refuse(op, format!("position {at} is outside the tables of {p} positions"));
+            }
+            with_real!(*real, R => {
+                cpu_rotate::<R>(qkv.host_mut()?, cos.host()?, sin.host()?, positions, heads, R::of(turn))
+            });
+        }
+        Device::Gpu(gpu) => {
+            whole_vectors(op, "D", heads.width, 16)?;
+            let threads = half / kernels::PAIRS_PER_THREAD as usize;
+            let rotated = heads.query + heads.key;
+            // As many heads at a time as a block has room for, shared out evenly over the steps.
+            let steps = rotated.div_ceil((kernels::MAX_THREADS as usize / threads).max(1));
+            let launch = Launch::plane([n, 1], [threads, rotated.div_ceil(steps.max(1))]);
+            let int = |n| int(op, n);
+            let [p, h, g, d] = [int(p)?, int(heads.query)?, int(heads.key)?, int(heads.width)?];
+            match turn > 0.0 {
+                true => kernels::rope_fwd(gpu, launch, qkv, cos, sin, positions, p, h, g, d)?,
+                false => kernels::rope_bwd(gpu, launch, qkv, cos, sin, positions, p, h, g, d)?,
+            }
+        }
     }
     Ok(())
 }

@@ -2,8 +2,10 @@
 
 use crate::device::Device;
 use crate::device::cpu::{Real, simd};
+use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::tensor::{Tensor, dims, refuse, with_real};
+use crate::kernels::swiglu as kernels;
+use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
 /// `a[n,f] = silu(gate_up[n,f]) * gate_up[n,F+f]`, with `silu(g) = g / (1 + e^-g)`.
@@ -15,20 +17,32 @@ use rayon::prelude::*;
 ///
 /// Errors if a shape does not fit. Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
 pub fn swiglu_fwd(device: &Device, a: &mut Tensor, gate_up: &Tensor) -> Result<()> {
-    let f = contract("swiglu_fwd", &[("a", a, "N F"), ("gate_up", gate_up, "N 2F")])?;
+    let [n, f] = contract("swiglu_fwd", &[("a", a, "N F"), ("gate_up", gate_up, "N 2F")])?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => cpu_fwd::<R>(a.host_mut()?, gate_up.host()?, f)),
+        Device::Gpu(gpu) => {
+            let (launch, [n, f]) = spread("swiglu_fwd", n, f)?;
+            kernels::swiglu_fwd(gpu, launch, a, gate_up, n, f)?;
+        }
     }
     Ok(())
 }
 
-/// F, where the second letter is twice the first.
-fn contract(op: &'static str, operands: &[(&str, &Tensor, &str)]) -> Result<usize> {
-    let [_, f, gu] = dims(op, ["N", "F", "2F"], operands)?;
+/// N and F, where the second letter is twice the first.
+fn contract(op: &'static str, operands: &[(&str, &Tensor, &str)]) -> Result<[usize; 2]> {
+    let [n, f, gu] = dims(op, ["N", "F", "2F"], operands)?;
     if gu != 2 * f {
         return refuse(op, format!("gate_up has {gu} columns, expected 2F = {}", 2 * f));
     }
-    Ok(f)
+    Ok([n, f])
+}
+
+/// A thread for every 8 columns of every row; and the sizes as kernels take them.
+fn spread(op: &'static str, n: usize, f: usize) -> Result<(Launch, [i32; 2])> {
+    whole_vectors(op, "F", f, 8)?;
+    let threads = kernels::THREADS as usize;
+    let vectors = int(op, n * (f / 8))? as usize;
+    Ok((Launch::line(vectors.div_ceil(threads), threads), [int(op, n)?, int(op, f)?]))
 }
 
 fn cpu_fwd<R: Real>(a: &mut [R], gate_up: &[R], f: usize) {
@@ -54,10 +68,14 @@ fn cpu_fwd<R: Real>(a: &mut [R], gate_up: &[R], f: usize) {
 /// | `gate_up`  | [N, 2F] | activation | read                                |
 pub fn swiglu_bwd(device: &Device, dgate_up: &mut Tensor, da: &Tensor, gate_up: &Tensor) -> Result<()> {
     let operands = [("da", da, "N F"), ("gate_up", gate_up, "N 2F"), ("dgate_up", &*dgate_up, "N 2F")];
-    let f = contract("swiglu_bwd", &operands)?;
+    let [n, f] = contract("swiglu_bwd", &operands)?;
     match device {
         Device::Cpu(real) => {
             with_real!(*real, R => cpu_bwd::<R>(dgate_up.host_mut()?, da.host()?, gate_up.host()?, f))
+        }
+        Device::Gpu(gpu) => {
+            let (launch, [n, f]) = spread("swiglu_bwd", n, f)?;
+            kernels::swiglu_bwd(gpu, launch, dgate_up, da, gate_up, n, f)?;
         }
     }
     Ok(())

@@ -123,6 +123,7 @@ pub fn all() -> Vec<Case> {
         rows::swiglus(),
         rows::pools(),
         rows::l2norms(),
+        rows::dropouts(),
         losses::masked_xents(),
         losses::contrastives(),
         adamw::adamws(),

@@ -1,7 +1,8 @@
 //! Ops that work row by row.
 
-use super::{Case, Ints, Level, Normal, Poison};
+use super::{Case, DROPOUT, Ints, Level, Normal, Poison};
 use crate::ops::attention::Heads;
+use crate::ops::dropout::dropout_fwd;
 use crate::ops::embed::embed_fwd;
 use crate::ops::l2norm::{l2norm_bwd, l2norm_fwd};
 use crate::ops::pool::{Pooling, pool_bwd, pool_fwd};
@@ -123,6 +124,19 @@ pub fn pools() -> Vec<Case> {
         run: Box::new(move |d, o, i| pool_bwd(d, &mut o[0], &i[0], &i[1], pooling)),
     };
     modes.into_iter().flat_map(|pooling| [forward(pooling), backward(pooling)]).collect()
+}
+
+pub fn dropouts() -> Vec<Case> {
+    let case = |&[n, c]: &[usize; 2]| Case {
+        op: "dropout_fwd",
+        label: format!("N={n} C={c}"),
+        outputs: vec![("y", Poison(vec![n, c]))],
+        inputs: vec![("x", Normal(vec![n, c]))],
+        flops: n * c,
+        elements: 2 * n * c,
+        run: Box::new(|d, o, i| dropout_fwd(d, &mut o[0], &i[0], 2, DROPOUT)),
+    };
+    ROWS.iter().map(case).collect()
 }
 
 pub fn l2norms() -> Vec<Case> {
