@@ -5,6 +5,8 @@ use llm2vec::bench::cases::{self, Case, Fill};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::{DType, Device};
 use llm2vec::kernels;
+use llm2vec::ops::adamw::{AdamW, adamw_step};
+use llm2vec::ops::rmsnorm::rmsnorm_bwd;
 use llm2vec::tensor::Tensor;
 
 /// Operands that are statistics, f32 on a GPU; by op without its suffix. Others are activations, or integers.
@@ -62,6 +64,46 @@ fn check(gpu: &Gpu, case: &Case) -> Result<(), String> {
     Ok(())
 }
 
+/// Optional operands the other way round than in the table: a skip for the norm's backward, no clip for the optimiser.
+fn more() -> [Case; 2] {
+    let (rows, normal) = (vec![65, 40], |shape: &[usize]| Fill::Normal(shape.to_vec()));
+    let by = AdamW { rate: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.1, step: 3 };
+    let case = |op, label: &str, outputs, inputs, run| Case {
+        op,
+        label: label.into(),
+        outputs,
+        inputs,
+        flops: 0,
+        elements: 0,
+        run,
+    };
+    [
+        case(
+            "rmsnorm_bwd",
+            "with skip",
+            vec![("dx", Fill::Poison(rows.clone()))],
+            vec![
+                ("dy", normal(&rows)),
+                ("skip", normal(&rows)),
+                ("x", normal(&rows)),
+                ("w", normal(&[40])),
+                ("rstd", Fill::Level(vec![65], 0.8)),
+            ],
+            Box::new(|d, o, i| rmsnorm_bwd(d, &mut o[0], &i[0], Some(&i[1]), &i[2], &i[3], &i[4])),
+        ),
+        case(
+            "adamw_step",
+            "without clip",
+            vec![("p", normal(&[231])), ("m", normal(&[231])), ("v", Fill::Level(vec![231], 0.5))],
+            vec![("g", normal(&[231]))],
+            Box::new(move |d, o, i| {
+                let [p, m, v] = o else { unreachable!() };
+                adamw_step(d, p, m, v, &i[0], None, by)
+            }),
+        ),
+    ]
+}
+
 #[test]
 fn kernels_agree_with_the_f64_cpu() {
     let built = kernels::FILES.iter().any(|f| !f.images.is_empty());
@@ -76,7 +118,7 @@ fn kernels_agree_with_the_f64_cpu() {
         }
     };
     let mut ran = Vec::new();
-    for case in cases::all() {
+    for case in cases::all().into_iter().chain(more()) {
         match check(&gpu, &case) {
             Ok(()) => ran.push(case.op),
             Err(why) => assert!(why.contains("a GPU takes") || why.contains("has no kernel yet"), "{why}"),
