@@ -70,7 +70,7 @@ fn noticed(removal: &Removal, ptx: &str, capability: (u32, u32), ran: &[Ran]) ->
     }
     let fits = |r: &&Ran| r.launched.contains(removal.kernel) && r.case.flops <= FLOPS;
     let fits: Vec<&Ran> = ran.iter().filter(fits).collect();
-    for ran in fits.iter().step_by((fits.len() - 1) / CASES + 1).chain(fits.last()) {
+    for ran in fits.iter().step_by(fits.len().div_ceil(CASES).max(1)).chain(fits.last()) {
         for seed in 0..SEEDS {
             gpu.seed(seed);
             match run(&gpu, &ran.case, 0) {
