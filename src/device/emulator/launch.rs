@@ -8,6 +8,7 @@ use super::race::{Clock, WARPS};
 use super::report::{At, Fault, Kind};
 use super::step::{Context, GATES, Gate, waits_at};
 use super::warp::{Warp, lanes};
+use super::wgmma::{self, GROUP, WARPGROUPS, Warpgroup};
 use super::{Args, Launch};
 use crate::error::{Error, Result};
 
@@ -21,6 +22,7 @@ struct Block {
     warps: Vec<Warp>,
     shared: Region,
     gates: [Gate; GATES],
+    warpgroups: [Warpgroup; WARPGROUPS],
 }
 
 /// SplitMix64: the schedule's dice.
@@ -45,6 +47,7 @@ struct Running<'a> {
     param: Vec<u8>,
     symbols: &'a [u64],
     counts: Vec<Count>,
+    registers: u32,
     dice: Dice,
 }
 
@@ -79,6 +82,7 @@ pub fn run(
         param,
         symbols,
         counts: vec![Count::default(); module.insts.len()],
+        registers: wgmma::registers(function),
         dice: Dice(launch.seed),
     };
     match running.grid() {
@@ -165,6 +169,7 @@ impl Running<'_> {
             }
             let block = &mut resident[b];
             open_gates(block);
+            self.warpgroups(block, early)?;
             if block.warps.iter().all(|w| w.live == 0) {
                 resident.remove(b);
                 if resident.is_empty() && next == blocks {
@@ -174,11 +179,26 @@ impl Running<'_> {
         }
     }
 
+    /// Lets warpgroups go on that have met, or whose products are done.
+    fn warpgroups(&mut self, block: &mut Block, early: bool) -> std::result::Result<(), Box<Fault>> {
+        for g in 0..WARPGROUPS {
+            let Block { index, warps, shared, gates, warpgroups } = block;
+            if warpgroups[g].come.is_empty() {
+                continue;
+            }
+            let end = warps.len().min(GROUP * (g + 1));
+            self.context(*index, shared, gates, warpgroups, early)
+                .warpgroup(g, &mut warps[GROUP * g..end])?;
+        }
+        Ok(())
+    }
+
     fn context<'a>(
         &'a mut self,
         index: u32,
         shared: &'a mut Region,
         gates: &'a mut [Gate; GATES],
+        warpgroups: &'a mut [Warpgroup; WARPGROUPS],
         early: bool,
     ) -> Context<'a> {
         let [x, y, _] = self.launch.grid;
@@ -186,6 +206,8 @@ impl Running<'_> {
             module: self.module,
             memory: self.memory,
             shared,
+            spare: Warpgroup::spare(warpgroups, self.registers),
+            warpgroups,
             barriers: gates,
             counts: &mut self.counts,
             block: [index % x, index / x % y, index / x / y],
@@ -201,8 +223,8 @@ impl Running<'_> {
         turn: u64,
         early: bool,
     ) -> std::result::Result<u64, Box<Fault>> {
-        let Block { index, warps, shared, gates } = block;
-        self.context(*index, shared, gates, early).turn(&mut warps[w], turn)
+        let Block { index, warps, shared, gates, warpgroups } = block;
+        self.context(*index, shared, gates, warpgroups, early).turn(&mut warps[w], turn)
     }
 
     fn block(&self, index: u32) -> Block {
@@ -215,7 +237,8 @@ impl Running<'_> {
         shared.mark(dynamic, self.launch.shared, State::Unwritten);
         let warps =
             (0..threads.div_ceil(LANES as u32)).map(|w| self.warp(index, w, threads, dynamic)).collect();
-        Block { index, warps, shared, gates: Default::default() }
+        let warpgroups = std::array::from_fn(|_| Warpgroup::new(self.registers));
+        Block { index, warps, shared, gates: Default::default(), warpgroups }
     }
 
     fn warp(&self, block: u32, index: u32, threads: u32, dynamic: usize) -> Warp {
@@ -245,6 +268,7 @@ impl Running<'_> {
             pending: None,
             open: vec![Vec::new(); LANES],
             groups: vec![Vec::new(); LANES],
+            products: Default::default(),
             impatience: 0,
         };
         warp.enter(all, None, self.index, self.kernel, 0);

@@ -8,6 +8,7 @@ use super::ptx::{Barrier, Inst, LANES, Lanes, Logic, Module, Op, Src};
 use super::race::Clock;
 use super::report::{At, Fault, Kind};
 use super::warp::{Frame, Group, Warp, lanes};
+use super::wgmma::{WARPGROUPS, Warpgroup};
 
 /// What an instruction may reach besides its warp.
 pub struct Context<'a> {
@@ -17,6 +18,10 @@ pub struct Context<'a> {
     pub memory: &'a mut Memory,
     /// The block's.
     pub shared: &'a mut Region,
+    /// The block's.
+    pub warpgroups: &'a mut [Warpgroup; WARPGROUPS],
+    /// Registers that the block has and no warpgroup holds.
+    pub spare: u32,
     /// The block's.
     pub barriers: &'a mut [Gate; GATES],
     /// By instruction.
@@ -121,6 +126,9 @@ impl Context<'_> {
             } else if exec == 0 {
                 Next::On
             } else {
+                if inst.shares {
+                    self.touch(warp, &Run { frame, inst, pc, exec })?;
+                }
                 self.step(warp, &Run { frame, inst, pc, exec }, mask)?
             };
             match next {
@@ -189,6 +197,8 @@ impl Context<'_> {
                 warp.groups[l].push(open);
             }),
             Op::CpWait { pending } => self.copy_wait(warp, run, *pending as usize)?,
+            Op::WgmmaFence => warp.products.fence(),
+            Op::WgmmaCommit => warp.products.commit(),
             op if splits(op) => return self.meet(warp, run, mask),
             _ => self.plain(warp, run, mask),
         }
@@ -304,7 +314,8 @@ fn splits(op: &Op) -> bool {
     let parts = matches!(op, Op::Brx { .. } | Op::Call { .. } | Op::Ret | Op::Exit | Op::Trap);
     let warp = matches!(op, Op::Shfl { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. });
     let waits = matches!(op, Op::Barrier { .. } | Op::WarpSync { .. } | Op::Ldmatrix { .. } | Op::Mma(_));
-    parts || warp || waits
+    let group = matches!(op, Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. });
+    parts || warp || waits || group || matches!(op, Op::Stmatrix { .. } | Op::Elect { .. })
 }
 
 fn logic(f: Logic, a: u32, b: u32) -> u32 {
@@ -337,7 +348,10 @@ pub fn waits_at(inst: &Inst) -> &'static str {
         Op::Barrier { .. } => "a barrier of the block",
         Op::WarpSync { .. } => "a barrier of the warp",
         Op::Shfl { .. } => "a shuffle",
-        Op::Mma(_) | Op::Ldmatrix { .. } => "a matrix instruction",
+        Op::Mma(_) | Op::Ldmatrix { .. } | Op::Stmatrix { .. } => "a matrix instruction",
+        Op::Wgmma(_) => "a wgmma of the whole warpgroup",
+        Op::WgmmaWait { .. } => "wgmma.wait_group",
+        Op::SetRegisters { .. } => "setmaxnreg of the whole warpgroup, for registers of the block's pool,",
         _ => "an instruction of the whole warp",
     }
 }
