@@ -89,6 +89,8 @@ pub enum Pred {
     Reg(u32, bool),
     /// Always so.
     Const(bool),
+    /// A value of the launch: true where it is not zero.
+    Env(u32),
 }
 
 /// `[base + offset]`.
@@ -108,6 +110,8 @@ pub enum Space {
     Global,
     Const,
     Shared,
+    /// Any block's of the cluster.
+    Cluster,
     Local,
     Param,
 }
@@ -300,6 +304,11 @@ pub enum Op {
     WarpSync {
         mask: Src,
     },
+    ClusterBarrier {
+        wait: bool,
+        aligned: bool,
+        relaxed: bool,
+    },
     Shfl {
         mode: Shuffle,
         d: u32,
@@ -423,6 +432,8 @@ pub struct Function {
     pub shared: Vec<Variable>,
     /// `.maxntid`, where given.
     pub most_threads: Option<u32>,
+    /// `.reqnctapercluster`, where given.
+    pub cluster: Option<[u32; 3]>,
 }
 
 /// A read PTX file.

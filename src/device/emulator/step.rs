@@ -2,10 +2,11 @@
 
 use super::access::Run;
 use super::alu;
+use super::cluster::{Cluster, Dice};
 use super::counters::Count;
 use super::memory::{Memory, Region};
 use super::ptx::{Barrier, Inst, LANES, Lanes, Logic, Module, Op, Src};
-use super::race::Clock;
+use super::race::{Agents, Clock};
 use super::report::{At, Fault, Kind};
 use super::warp::{Frame, Group, Warp, lanes};
 
@@ -15,8 +16,14 @@ pub struct Context<'a> {
     pub module: &'a Module,
     /// Global memory.
     pub memory: &'a mut Memory,
-    /// The block's.
-    pub shared: &'a mut Region,
+    /// What the blocks of its cluster share.
+    pub cluster: &'a mut Cluster,
+    /// The block's rank in its cluster.
+    pub rank: usize,
+    /// What runs beside the warps.
+    pub agents: &'a mut Agents,
+    /// The schedule's.
+    pub dice: &'a mut Dice,
     /// The block's.
     pub barriers: &'a mut [Gate; GATES],
     /// By instruction.
@@ -27,6 +34,8 @@ pub struct Context<'a> {
     pub extents: ([u32; 3], [u32; 3]),
     /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.
     pub early: bool,
+    /// Bulk copies arrive at once or late, each as the dice say.
+    pub mixed: bool,
 }
 
 /// Named barriers of a block.
@@ -62,6 +71,11 @@ fn coordinates(index: u32, [x, y, _]: [u32; 3]) -> [u32; 3] {
 }
 
 impl Context<'_> {
+    /// The block's shared memory.
+    pub fn own(&mut self) -> &mut Region {
+        &mut self.cluster.shared[self.rank]
+    }
+
     /// Coordinates of a block by its number.
     pub fn block_at(&self, index: u32) -> [u32; 3] {
         coordinates(index, self.extents.0)
@@ -303,7 +317,14 @@ impl Context<'_> {
 fn splits(op: &Op) -> bool {
     let parts = matches!(op, Op::Brx { .. } | Op::Call { .. } | Op::Ret | Op::Exit | Op::Trap);
     let warp = matches!(op, Op::Shfl { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. });
-    let waits = matches!(op, Op::Barrier { .. } | Op::WarpSync { .. } | Op::Ldmatrix { .. } | Op::Mma(_));
+    let waits = matches!(
+        op,
+        Op::Barrier { .. }
+            | Op::ClusterBarrier { .. }
+            | Op::WarpSync { .. }
+            | Op::Ldmatrix { .. }
+            | Op::Mma(_)
+    );
     parts || warp || waits
 }
 
@@ -335,6 +356,7 @@ fn fence(warp: &mut Warp) {
 pub fn waits_at(inst: &Inst) -> &'static str {
     match inst.op {
         Op::Barrier { .. } => "a barrier of the block",
+        Op::ClusterBarrier { .. } => "the cluster's barrier",
         Op::WarpSync { .. } => "a barrier of the warp",
         Op::Shfl { .. } => "a shuffle",
         Op::Mma(_) | Op::Ldmatrix { .. } => "a matrix instruction",
