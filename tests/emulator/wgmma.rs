@@ -214,7 +214,7 @@ impl Case {
     }
 }
 
-const FENCE: &str = "";
+const FENCE: &str = "fence.proxy.async;";
 
 fn launch(
     ptx: &str,

@@ -30,19 +30,21 @@ pub struct Run<'a> {
 pub enum Where {
     /// An allocation.
     Global(usize),
-    /// The block's.
-    Shared,
+    /// A block's, by its rank in the cluster.
+    Shared(usize),
     /// A lane's.
     Local(usize),
 }
 
 impl Context<'_> {
-    fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), String> {
+    /// The region that an address is in, and the place in it.
+    pub fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), String> {
         let offset = (address & 0xffff_ffff) as u32 as i32 as i64;
         match space {
-            Space::Shared => Ok((Where::Shared, offset)),
+            Space::Shared => self.own_shared(address as u32),
+            Space::Cluster => self.any_shared(address as u32),
             Space::Local => Ok((Where::Local(lane), offset)),
-            Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => Ok((Where::Shared, offset)),
+            Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => self.any_shared(address as u32),
             Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
             _ => match self.memory.find(address) {
                 Some((region, offset)) => Ok((Where::Global(region), offset)),
@@ -55,7 +57,7 @@ impl Context<'_> {
     pub fn region<'a>(&'a mut self, local: &'a mut [Region], place: Where) -> &'a mut Region {
         match place {
             Where::Global(i) => &mut self.memory.regions[i],
-            Where::Shared => self.shared,
+            Where::Shared(rank) => &mut self.cluster.shared[rank],
             Where::Local(lane) => &mut local[lane],
         }
     }
@@ -90,15 +92,25 @@ impl Context<'_> {
     ) -> Box<Fault> {
         let name = match place.0 {
             Where::Global(i) => &self.memory.regions[i].name,
-            _ => &self.shared.name,
+            Where::Shared(rank) => &self.cluster.shared[rank].name,
+            Where::Local(_) => "local memory",
         };
         let act = if write { "writes" } else { "reads" };
         let what = format!("race: it {act} {name}+{} without an order to another access", place.1);
-        let (block, thread) = other.thread();
-        let there = self.module.place(&self.module.insts[other.pc() as usize]);
-        let ([bx, by, bz], [tx, ty, tz]) = (self.block_at(block), self.thread_at(thread));
         self.fault(Kind::Race, warp, lane, run.inst, what)
-            .and(format!("the other access: {there}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})"))
+            .and(format!("the other access: {}", self.spelled(other)))
+    }
+
+    /// Where an access was, and whose.
+    pub fn spelled(&self, touch: Touch) -> String {
+        let there = self.module.place(&self.module.insts[touch.pc() as usize]);
+        match touch.by() {
+            Ok((block, thread)) => {
+                let ([bx, by, bz], [tx, ty, tz]) = (self.block_at(block), self.thread_at(thread));
+                format!("{there}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})")
+            }
+            Err(agent) => format!("{there}, {}", self.agents.name(agent)),
+        }
     }
 
     /// The lanes' addresses, which must have values.
@@ -139,7 +151,8 @@ impl Context<'_> {
     pub fn count(&mut self, space: Space, run: &Run<'_>, addresses: &Lanes, bytes: usize) {
         let first = addresses[run.exec.trailing_zeros() as usize & 31];
         let window = first >> 56;
-        let shared = space == Space::Shared || space == Space::Generic && window == SHARED_WINDOW >> 56;
+        let shared = matches!(space, Space::Shared | Space::Cluster)
+            || space == Space::Generic && window == SHARED_WINDOW >> 56;
         let global =
             matches!(space, Space::Global | Space::Generic) && !shared && window != LOCAL_WINDOW >> 56;
         let count = &mut self.counts[run.pc as usize];
@@ -233,11 +246,11 @@ impl Context<'_> {
         let found = self.find(space, lane, address);
         let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
         let thread = warp.index * LANES as u32 + lane as u32;
-        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong };
+        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong, agent: None };
         let region = self.region(&mut warp.local, place);
         let at = region.place(offset, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at));
         let race = match (&at, place) {
-            (Ok(at), Where::Global(_) | Where::Shared) if !region.constant => {
+            (Ok(at), Where::Global(_) | Where::Shared(_)) if !region.constant => {
                 region.races.read(*at, bytes, &who)
             }
             _ => None,
@@ -264,15 +277,14 @@ impl Context<'_> {
         let found = self.find(space, lane, address);
         let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
         let thread = warp.index * LANES as u32 + lane as u32;
-        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong };
+        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong, agent: None };
         let region = self.region(&mut warp.local, place);
         let at = match region.place(offset, new.len(), true) {
             Ok(at) => at,
             Err(what) => return Err(self.bad(warp, lane, run.inst, what)),
         };
         let range = at..at + new.len();
-        if region.state[range.clone()].contains(&State::Flying) {
-            let what = format!("write to {}+{at} while cp.async is still copying to it", region.name);
+        if let Err(what) = region.writable(at, new.len()) {
             return Err(self.bad(warp, lane, run.inst, what));
         }
         if matches!(place, Where::Local(_)) {
@@ -380,10 +392,7 @@ impl Context<'_> {
             warp.clock.join(clock);
         } else {
             let block = warp.clock.block;
-            let pending = warp
-                .pending
-                .get_or_insert_with(|| Box::new(super::race::Clock { block, ..Default::default() }));
-            pending.join(clock);
+            warp.pending.get_or_insert_with(|| Box::new(super::race::Clock::blank(block))).join(clock);
         }
     }
 

@@ -355,6 +355,9 @@ impl<'p, 'a> Body<'p, 'a> {
         match (self.lookup(word), number(word)) {
             (Some(Name::Pred(slot)), _) => Ok(Pred::Reg(slot, not)),
             (None, Some(n)) => Ok(Pred::Const((n != 0) != not)),
+            (None, None) if word == "%is_explicit_cluster" && !not => {
+                Ok(Pred::Env(SPECIAL.iter().position(|s| *s == word).unwrap_or(0) as u32))
+            }
             _ => self.parser.wrong(format!("`{word}` is no predicate")),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::access::{Run, modify};
 use super::ptx::{Barrier, LANES, Lanes, Op, Shuffle, Src, Ty, Vote};
+use super::race::Clock;
 use super::report::{Fault, Kind};
 use super::step::{Context, GATES, Next};
 use super::warp::{Warp, lanes};
@@ -35,6 +36,7 @@ impl Context<'_> {
                 let here = self.here(warp, run);
                 self.come(warp, run, here)
             }
+            Op::ClusterBarrier { .. } => self.cluster_barrier(warp, run),
             Op::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
             Op::Shfl { mask: members, .. }
             | Op::Vote { mask: members, .. }
@@ -49,7 +51,7 @@ impl Context<'_> {
     }
 
     /// Lanes at this very instruction, the parked ones too.
-    fn here(&self, warp: &Warp, run: &Run<'_>) -> u32 {
+    pub fn here(&self, warp: &Warp, run: &Run<'_>) -> u32 {
         let at = |l: usize| warp.pc[l] == run.pc && warp.frames[l].last() == Some(run.frame);
         lanes(warp.parked).filter(|l| at(*l)).fold(run.exec, |m, l| m | 1 << l)
     }
@@ -233,9 +235,7 @@ impl Context<'_> {
         gate.expected = count;
         gate.arrived += if *aligned && count.is_some() { LANES as u32 } else { here.count_ones() };
         gate.votes = (gate.votes.0 + (votes & here).count_ones(), gate.votes.1 + here.count_ones());
-        let block = warp.clock.block;
-        let blank = || super::race::Clock { block, ..Default::default() };
-        gate.clock.get_or_insert_with(blank).join(&warp.clock);
+        gate.clock.get_or_insert_with(|| Clock::blank(warp.clock.block)).join(&warp.clock);
         warp.clock.own[warp.index as usize] += 1;
         warp.parked &= !here;
         if *kind == Barrier::Arrive {

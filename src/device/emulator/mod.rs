@@ -49,6 +49,7 @@
 mod access;
 mod alu;
 mod body;
+mod cluster;
 mod convert;
 mod copy;
 mod counters;
@@ -64,9 +65,11 @@ mod meet;
 mod memory;
 mod operands;
 mod parse;
+mod proxy;
 mod ptx;
 mod race;
 mod report;
+mod resident;
 mod step;
 mod tensor;
 mod warp;
@@ -87,6 +90,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
+    /// Blocks of a cluster, which run together; 1 each: what the kernel was compiled for, or none.
+    pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
     /// Picks the schedule.
@@ -97,7 +102,7 @@ pub struct Launch {
 
 impl Default for Launch {
     fn default() -> Launch {
-        Launch { grid: [1; 3], block: [1; 3], shared: 0, seed: 0, budget: 1 << 32 }
+        Launch { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, seed: 0, budget: 1 << 32 }
     }
 }
 

@@ -90,6 +90,8 @@ pub enum Pred {
     Reg(u32, bool),
     /// Always so.
     Const(bool),
+    /// A value of the launch: true where it is not zero.
+    Env(u32),
 }
 
 /// `[base + offset]`.
@@ -109,6 +111,8 @@ pub enum Space {
     Global,
     Const,
     Shared,
+    /// Any block's of the cluster.
+    Cluster,
     Local,
     Param,
 }
@@ -301,6 +305,11 @@ pub enum Op {
     WarpSync {
         mask: Src,
     },
+    ClusterBarrier {
+        wait: bool,
+        aligned: bool,
+        relaxed: bool,
+    },
     Shfl {
         mode: Shuffle,
         d: u32,
@@ -358,6 +367,7 @@ pub enum Op {
         trans: bool,
         addr: Addr,
     },
+    TempProxy,
     Mma(Box<Mma>),
     Wgmma(Box<Wgmma>),
     WgmmaFence,
@@ -454,6 +464,8 @@ pub struct Function {
     pub most_registers: Option<u32>,
     /// `.minnctapersm`; zero where not given.
     pub least_blocks: u32,
+    /// `.reqnctapercluster`, where given.
+    pub cluster: Option<[u32; 3]>,
 }
 
 /// A read PTX file.

@@ -3,7 +3,14 @@
 //! Barriers of a block and of a warp order what is before them with what is behind. Across blocks, and through
 //! shared memory without a barrier, a fence, an atomic (or volatile) write, a read of it, and a fence do; a fence
 //! counts for its whole warp. Lanes of one warp are ordered by `bar.warp.sync` and block barriers alone: the
-//! hardware may run them one after the other.
+//! hardware may run them one after the other. Within one warp an mbarrier orders like a warp barrier.
+//!
+//! What runs beside the warps (bulk copies, `wgmma`) acts as an *agent*: one for each thing that its completion is
+//! awaited by, that is an mbarrier (time: its phases) or a thread's groups (time: their number). Only who has waited
+//! for that, or has heard of it from one who did, is behind the agent's accesses.
+//!
+//! A clock also holds which writes a proxy fence has made visible to the asynchronous proxy: a fence does so for all
+//! that its thread knows of, whoever wrote it, as the ISA's causality order says (a fence anywhere on the way counts).
 
 use std::collections::HashMap;
 
@@ -20,6 +27,21 @@ pub struct Clock {
     pub others: HashMap<u32, [u32; WARPS]>,
     /// Which block `own` is about.
     pub block: u32,
+    /// Of agents: (which, up to which time), rising.
+    pub agents: Vec<(u32, u32)>,
+    /// Of what a proxy fence came behind, by [`Proxy`].
+    pub fenced: [Option<Box<Clock>>; 3],
+}
+
+/// What a proxy fence is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// Bytes of shared memory.
+    Shared,
+    /// Bytes of global memory.
+    Global,
+    /// The initial state of mbarriers.
+    Mbarriers,
 }
 
 impl Clock {
@@ -39,6 +61,116 @@ impl Clock {
                 false => merge(self.others.entry(*block).or_default(), times),
             }
         }
+        other.agents.iter().for_each(|(agent, time)| self.heard(*agent, *time));
+        for (to, from) in self.fenced.iter_mut().zip(&other.fenced) {
+            let Some(from) = from else { continue };
+            match to {
+                Some(to) => to.join(from),
+                None => *to = Some(from.clone()),
+            }
+        }
+    }
+
+    /// Forgets all that `other` does not know.
+    pub fn meet(&mut self, other: &Clock) {
+        for (w, time) in self.own.iter_mut().enumerate() {
+            *time = (*time).min(other.of(self.block, w));
+        }
+        for (block, times) in &mut self.others {
+            times.iter_mut().enumerate().for_each(|(w, time)| *time = (*time).min(other.of(*block, w)));
+        }
+        self.agents.retain_mut(|(agent, time)| {
+            let found = other.agents.binary_search_by_key(agent, |a| a.0);
+            *time = found.map_or(0, |i| other.agents[i].1.min(*time));
+            *time > 0
+        });
+        for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
+            match (mine.as_mut(), theirs) {
+                (Some(mine), Some(theirs)) => mine.meet(theirs),
+                _ => *mine = None,
+            }
+        }
+    }
+
+    /// A clock of this block that knows nothing.
+    pub fn blank(block: u32) -> Clock {
+        Clock { block, ..Clock::default() }
+    }
+
+    /// An agent's accesses up to this time are over.
+    pub fn heard(&mut self, agent: u32, time: u32) {
+        match self.agents.binary_search_by_key(&agent, |a| a.0) {
+            Ok(i) => self.agents[i].1 = self.agents[i].1.max(time),
+            Err(i) => self.agents.insert(i, (agent, time)),
+        }
+    }
+
+    /// What it knows so far is visible to the asynchronous proxy.
+    pub fn fence(&mut self, proxies: &[Proxy]) {
+        let bare = || Clock { own: self.own, others: self.others.clone(), ..Clock::blank(self.block) };
+        for proxy in proxies {
+            let bare = bare();
+            match &mut self.fenced[*proxy as usize] {
+                Some(fenced) => fenced.join(&bare),
+                none => *none = Some(Box::new(bare)),
+            }
+        }
+    }
+
+    /// Up to which time everything of a warp is done.
+    fn of(&self, block: u32, warp: usize) -> u32 {
+        match block == self.block {
+            true => self.own[warp],
+            false => self.others.get(&block).map_or(0, |times| times[warp]),
+        }
+    }
+}
+
+/// What an agent's completion is awaited by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Agent {
+    /// The mbarrier at an offset of a block's shared memory.
+    Mbarrier(u32, u32),
+    /// The reads of a thread's bulk groups: block, thread.
+    BulkReads(u32, u32),
+    /// Their writes.
+    BulkWrites(u32, u32),
+    /// A warp's groups of `wgmma`: block, warp.
+    Wgmma(u32, u32),
+}
+
+/// The agents of a launch, by number.
+#[derive(Debug, Default)]
+pub struct Agents {
+    list: Vec<Agent>,
+    numbers: HashMap<Agent, u32>,
+}
+
+impl Agents {
+    /// The number of an agent.
+    pub fn number(&mut self, agent: Agent) -> u32 {
+        let next = self.list.len() as u32;
+        let number = *self.numbers.entry(agent).or_insert(next);
+        if number == next {
+            self.list.push(agent);
+        }
+        number
+    }
+
+    /// What an agent is called in a report.
+    pub fn name(&self, number: u32) -> String {
+        match self.list.get(number as usize) {
+            Some(Agent::Mbarrier(block, at)) => {
+                format!("asynchronous, awaited by the mbarrier at shared memory+{at} of block {block}")
+            }
+            Some(Agent::BulkReads(block, thread) | Agent::BulkWrites(block, thread)) => {
+                format!("asynchronous, in a bulk group of block {block}, thread {thread}")
+            }
+            Some(Agent::Wgmma(block, warp)) => {
+                format!("asynchronous, in a wgmma group of block {block}, warp {warp}")
+            }
+            None => "asynchronous".to_string(),
+        }
     }
 }
 
@@ -55,36 +187,53 @@ pub struct Who<'a> {
     pub pc: u32,
     /// Atomic or volatile.
     pub strong: bool,
+    /// The agent that does it on the lane's behalf, and its time.
+    pub agent: Option<(u32, u32)>,
 }
 
 /// One access, remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Touch {
-    /// `block * 1024 + thread`, plus one; zero for none.
+    /// `block * 1024 + thread`, plus one; zero for none. The agent plus one where an agent did it.
     who: u32,
     time: u32,
-    /// The instruction, doubled; odd when it was strong.
+    /// The instruction, doubled; odd when it was strong. The top bit: an agent did it.
     pc: u32,
 }
 
+const AGENT: u32 = 1 << 31;
+
 impl Touch {
     fn of(who: &Who<'_>) -> Touch {
-        let time = who.clock.own[who.thread as usize / 32];
-        Touch { who: who.clock.block * 1024 + who.thread + 1, time, pc: who.pc * 2 + u32::from(who.strong) }
+        let pc = who.pc * 2 + u32::from(who.strong);
+        match who.agent {
+            Some((agent, time)) => Touch { who: agent + 1, time, pc: pc | AGENT },
+            None => {
+                let time = who.clock.own[who.thread as usize / 32];
+                Touch { who: who.clock.block * 1024 + who.thread + 1, time, pc }
+            }
+        }
     }
 
-    /// Block and thread.
-    pub fn thread(self) -> (u32, u32) {
-        ((self.who - 1) / 1024, (self.who - 1) % 1024)
+    /// Block and thread, or the agent.
+    pub fn by(self) -> Result<(u32, u32), u32> {
+        match self.pc & AGENT {
+            0 => Ok(((self.who - 1) / 1024, (self.who - 1) % 1024)),
+            _ => Err(self.who - 1),
+        }
     }
 
     /// Instruction.
     pub fn pc(self) -> u32 {
-        self.pc / 2
+        (self.pc & !AGENT) / 2
     }
 
-    fn warp(self) -> u32 {
-        self.who.wrapping_sub(1) / 32
+    /// Warps of the grid, and agents, by one number each.
+    fn warp(self) -> u64 {
+        match self.pc & AGENT {
+            0 => u64::from(self.who.wrapping_sub(1) / 32),
+            _ => 1 << 32 | u64::from(self.who),
+        }
     }
 
     /// Whether it may happen at the same time as what `who` does now.
@@ -92,15 +241,25 @@ impl Touch {
         if self.who == 0 || self.pc & 1 == 1 && who.strong {
             return false;
         }
-        let (block, thread) = self.thread();
+        let (block, thread) = match self.by() {
+            Ok(by) => by,
+            Err(agent) => {
+                let heard = who.clock.agents.binary_search_by_key(&agent, |a| a.0);
+                return heard.map_or(true, |i| self.time > who.clock.agents[i].1);
+            }
+        };
         let warp = thread as usize / 32;
-        if block != who.clock.block {
-            return who.clock.others.get(&block).is_none_or(|times| self.time > times[warp]);
-        }
-        if warp == who.thread as usize / 32 {
+        if block == who.clock.block && warp == who.thread as usize / 32 {
             return self.time >= who.floor && (thread != who.thread || many);
         }
-        self.time > who.clock.own[warp]
+        self.time > who.clock.of(block, warp)
+    }
+
+    /// Whether it is a warp's access that no proxy fence has come behind, as far as `clock` knows.
+    fn unfenced(self, clock: &Clock, proxy: Proxy) -> bool {
+        let (true, Ok((block, thread))) = (self.who != 0, self.by()) else { return false };
+        let fenced = clock.fenced[proxy as usize].as_ref();
+        fenced.is_none_or(|f| self.time > f.of(block, thread as usize / 32))
     }
 }
 
@@ -142,7 +301,7 @@ impl Races {
                 return Some(cell.write);
             }
             harmless = cell.write;
-            if cell.reads[0].warp() == touch.warp() && cell.reads[0].who != 0 {
+            if cell.reads[0].who != 0 && cell.reads[0].warp() == touch.warp() {
                 let again = cell.reads[0].time == touch.time;
                 cell.many[0] = again && (cell.many[0] || cell.reads[0].who != touch.who);
             } else {
@@ -174,4 +333,34 @@ impl Races {
         }
         None
     }
+
+    /// Notes nothing; gives a write of these bytes that the asynchronous proxy cannot see yet.
+    pub fn unfenced(&mut self, at: usize, bytes: usize, clock: &Clock, proxy: Proxy) -> Option<Touch> {
+        self.cells(at, bytes).iter().map(|c| c.write).find(|w| w.unfenced(clock, proxy))
+    }
+
+    /// Notes nothing; gives an access of another block that is not over as far as `clock` knows, and its place.
+    pub fn foreign(&self, clock: &Clock) -> Option<(usize, Touch)> {
+        let pages = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?)));
+        let cells = pages.flat_map(|(i, p)| p.iter().enumerate().map(move |(j, c)| (i * PAGE + j, c)));
+        let mut touches = cells.flat_map(|(at, c)| [c.write, c.reads[0], c.reads[1]].map(|t| (at, t)));
+        touches.find(|(_, touch)| match (touch.who, touch.by()) {
+            (1.., Ok((block, thread))) => {
+                block != clock.block && touch.time > clock.of(block, thread as usize / 32)
+            }
+            _ => false,
+        })
+    }
+}
+
+/// Splits bytes so that each part lies in one page.
+pub fn parts(at: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+    let end = at + bytes;
+    let mut from = at;
+    std::iter::from_fn(move || {
+        let to = (from / PAGE * PAGE + PAGE).min(end);
+        let part = (from, to - from);
+        from = to;
+        (part.1 > 0).then_some(part)
+    })
 }

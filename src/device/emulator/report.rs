@@ -11,6 +11,8 @@ pub enum Kind {
     Uninitialised,
     /// Two accesses without an order, one of them a write.
     Race,
+    /// A write that the asynchronous proxy cannot see yet.
+    Fence,
     /// A barrier or a warp-wide instruction that not all come to.
     Barrier,
     /// Nobody can go on.

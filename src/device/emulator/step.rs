@@ -2,10 +2,11 @@
 
 use super::access::Run;
 use super::alu;
+use super::cluster::{Cluster, Dice};
 use super::counters::Count;
 use super::memory::{Memory, Region};
 use super::ptx::{Barrier, Inst, LANES, Lanes, Logic, Module, Op, Src};
-use super::race::Clock;
+use super::race::{Agents, Clock};
 use super::report::{At, Fault, Kind};
 use super::warp::{Frame, Group, Warp, lanes};
 use super::wgmma::{WARPGROUPS, Warpgroup};
@@ -16,8 +17,14 @@ pub struct Context<'a> {
     pub module: &'a Module,
     /// Global memory.
     pub memory: &'a mut Memory,
-    /// The block's.
-    pub shared: &'a mut Region,
+    /// What the blocks of its cluster share.
+    pub cluster: &'a mut Cluster,
+    /// The block's rank in its cluster.
+    pub rank: usize,
+    /// What runs beside the warps.
+    pub agents: &'a mut Agents,
+    /// The schedule's.
+    pub dice: &'a mut Dice,
     /// The block's.
     pub warpgroups: &'a mut [Warpgroup; WARPGROUPS],
     /// Registers that the block has and no warpgroup holds.
@@ -32,6 +39,8 @@ pub struct Context<'a> {
     pub extents: ([u32; 3], [u32; 3]),
     /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.
     pub early: bool,
+    /// Bulk copies arrive at once or late, each as the dice say.
+    pub mixed: bool,
 }
 
 /// Named barriers of a block.
@@ -67,6 +76,11 @@ fn coordinates(index: u32, [x, y, _]: [u32; 3]) -> [u32; 3] {
 }
 
 impl Context<'_> {
+    /// The block's shared memory.
+    pub fn own(&mut self) -> &mut Region {
+        &mut self.cluster.shared[self.rank]
+    }
+
     /// Coordinates of a block by its number.
     pub fn block_at(&self, index: u32) -> [u32; 3] {
         coordinates(index, self.extents.0)
@@ -197,6 +211,7 @@ impl Context<'_> {
                 warp.groups[l].push(open);
             }),
             Op::CpWait { pending } => self.copy_wait(warp, run, *pending as usize)?,
+            Op::TempProxy => warp.clock.fence(&[super::race::Proxy::Shared, super::race::Proxy::Global]),
             Op::WgmmaFence => warp.products.fence(),
             Op::WgmmaCommit => warp.products.commit(),
             op if splits(op) => return self.meet(warp, run, mask),
@@ -313,7 +328,14 @@ impl Context<'_> {
 fn splits(op: &Op) -> bool {
     let parts = matches!(op, Op::Brx { .. } | Op::Call { .. } | Op::Ret | Op::Exit | Op::Trap);
     let warp = matches!(op, Op::Shfl { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. });
-    let waits = matches!(op, Op::Barrier { .. } | Op::WarpSync { .. } | Op::Ldmatrix { .. } | Op::Mma(_));
+    let waits = matches!(
+        op,
+        Op::Barrier { .. }
+            | Op::ClusterBarrier { .. }
+            | Op::WarpSync { .. }
+            | Op::Ldmatrix { .. }
+            | Op::Mma(_)
+    );
     let group = matches!(op, Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. });
     parts || warp || waits || group || matches!(op, Op::Stmatrix { .. } | Op::Elect { .. })
 }
@@ -346,6 +368,7 @@ fn fence(warp: &mut Warp) {
 pub fn waits_at(inst: &Inst) -> &'static str {
     match inst.op {
         Op::Barrier { .. } => "a barrier of the block",
+        Op::ClusterBarrier { .. } => "the cluster's barrier",
         Op::WarpSync { .. } => "a barrier of the warp",
         Op::Shfl { .. } => "a shuffle",
         Op::Mma(_) | Op::Ldmatrix { .. } | Op::Stmatrix { .. } => "a matrix instruction",

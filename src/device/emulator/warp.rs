@@ -5,6 +5,7 @@
 //! that could be wrong. A group that jumps backwards again and again while others of its warp could run is put behind
 //! them once: the hardware promises every lane progress.
 
+use super::cluster::Beside;
 use super::memory::{Region, State};
 use super::ptx::{Function, LANES, Lanes, Pred, Src};
 use super::race::Clock;
@@ -100,6 +101,8 @@ pub struct Warp {
     pub groups: Vec<Vec<Vec<Copy>>>,
     /// Its asynchronous matrix products.
     pub products: Products,
+    /// Its part in what goes on beside the warps.
+    pub beside: Beside,
     /// Backward jumps since others of the warp ran.
     pub impatience: u32,
 }
@@ -155,6 +158,9 @@ impl Warp {
         match p {
             Pred::Const(true) => (!0, !0),
             Pred::Const(false) => (0, !0),
+            Pred::Env(e) => {
+                (lanes(!0).filter(|l| self.env[e as usize][*l] != 0).fold(0, |m, l| m | 1 << l), !0)
+            }
             Pred::Reg(slot, not) => {
                 let slot = (frame.predicates + slot) as usize;
                 let value = self.predicates[slot];

@@ -8,13 +8,13 @@
 //! operands in shared memory are read by the warpgroup's own agent, who knows what all four warps know, and whose reading
 //! a warp knows to be over when a `wgmma.wait_group` covers it.
 
-use super::access::{Done, Run};
+use super::access::{Done, Run, Where};
 use super::body::{Body, Operand};
 use super::decode::unknown;
 use super::descriptor::{CHUNK, Descriptor};
 use super::parse::Parsed;
 use super::ptx::{Function, Inst, LANES, Lanes, Op, Pred, Src};
-use super::race::{Clock, WARPS, Who};
+use super::race::{Agent, Clock, Proxy, WARPS, Who};
 use super::report::{Fault, Kind};
 use super::step::{Context, Next};
 use super::tensor::Element;
@@ -236,7 +236,7 @@ pub struct Flight {
 #[derive(Clone, Debug, Default)]
 pub struct Warpgroup {
     /// Warps that wait for the others: number, instruction, storage.
-    pub come: Vec<(usize, u32, Frame)>,
+    come: Vec<(usize, u32, Frame)>,
     /// Not yet done, oldest first.
     flights: VecDeque<Flight>,
     issued: u64,
@@ -248,6 +248,11 @@ impl Warpgroup {
     /// With so many registers a thread.
     pub fn new(registers: u32) -> Warpgroup {
         Warpgroup { registers, ..Warpgroup::default() }
+    }
+
+    /// Somebody has come.
+    pub fn waits(&self) -> bool {
+        !self.come.is_empty()
     }
 
     /// Registers that warpgroups have given back to their block's pool, which started with `each` a thread.
@@ -427,17 +432,18 @@ impl Context<'_> {
             self.claim(warp, frame, pc, op)?;
         }
         group.issued += 1;
-        let clock = agent(warps, group.issued as u32);
+        let clock = common(warps);
+        let agent = Some((self.agent(&warps[0]), group.issued as u32));
         let operand = |this: &mut Self, s: Src, side: usize, rows: usize| -> Result<Vec<u32>, Box<Fault>> {
             let what = ["A's descriptor", "B's descriptor"][side];
             let bits = this.shared_value(warps, &frames, inst, s, what)?;
             let bad = |what: String| this.fault(Kind::Warpgroup, &warps[0], 0, inst, what);
             let descriptor = Descriptor::read(bits).map_err(|e| bad(format!("{}: {e}", ["A", "B"][side])))?;
             let chunks = op.chunks(&descriptor, op.across[side], rows);
-            this.proxy_reads(
+            this.operand_reads(
                 &warps[0],
                 inst,
-                &Who { clock: &clock, floor: 0, thread: warps[0].index * LANES as u32, pc, strong: false },
+                &Who { clock: &clock, floor: warps[0].floor, thread: warps[0].index * LANES as u32, pc, strong: false, agent },
                 &chunks,
             )
             .map_err(|f| f.and(format!("through {}'s descriptor {bits:#018x}", ["A", "B"][side])))?;
@@ -488,6 +494,12 @@ impl Context<'_> {
             }
         }
         Ok(first == 1)
+    }
+
+    /// Who reads operands for the warpgroup.
+    fn agent(&mut self, warp: &Warp) -> u32 {
+        let first = warp.index / GROUP as u32 * GROUP as u32;
+        self.agents.number(Agent::Wgmma(warp.clock.block, first))
     }
 
     /// The product takes the warp's registers, if they are free and fenced.
@@ -541,7 +553,7 @@ impl Context<'_> {
     /// The product itself.
     fn perform(&mut self, flight: &Flight, warps: &mut [Warp]) {
         let Op::Wgmma(op) = &self.module.insts[flight.pc as usize].op else { return };
-        let (memory, consts) = (&self.shared.data, &self.module.consts);
+        let (memory, consts) = (&self.cluster.shared[self.rank].data, &self.module.consts);
         let (a, mut known) = match &op.a {
             Left::Shared(_) => (op.numbers(&flight.a, memory, op.across[0], M, op.negate[0]), true),
             Left::Registers(list) => {
@@ -603,6 +615,8 @@ impl Context<'_> {
                 op.left().for_each(|a| warp.products.mark(base + a).flying.1 -= 1);
             }
         }
+        let agent = self.agent(warp);
+        warp.clock.heard(agent, last as u32);
         let pc = warp.pc[0];
         warp.waiting = 0;
         warp.go(!0, pc + 1);
@@ -643,15 +657,21 @@ impl Context<'_> {
         })
     }
 
-    /// The async proxy reads chunks of the block's shared memory on behalf of a warp.
-    fn proxy_reads(&mut self, warp: &Warp, inst: &Inst, who: &Who<'_>, chunks: &[u32]) -> Done {
+    /// The asynchronous proxy reads chunks of the block's shared memory for a warpgroup that knows `who.clock`.
+    fn operand_reads(&mut self, warp: &Warp, inst: &Inst, who: &Who<'_>, chunks: &[u32]) -> Done {
+        let run = Run { frame: &Frame::default(), inst, pc: who.pc, exec: 1 };
+        let place = Where::Shared(self.rank);
         for at in chunks {
-            let found = self.shared.place((*at).into(), CHUNK, false);
-            let found = found.and_then(|at| self.shared.readable(at, CHUNK).map(|()| at));
+            let shared = self.own();
+            let found = shared.place((*at).into(), CHUNK, false);
+            let found = found.and_then(|at| shared.readable(at, CHUNK).map(|()| at));
             let at = found.map_err(|what| self.bad(warp, 0, inst, what))?;
-            if let Some(other) = self.shared.races.read(at, CHUNK, who) {
-                let run = Run { frame: &Frame::default(), inst, pc: who.pc, exec: 1 };
-                return Err(self.race(warp, 0, &run, (super::access::Where::Shared, at), false, other));
+            let races = &mut self.own().races;
+            if let Some(write) = races.unfenced(at, CHUNK, who.clock, Proxy::Shared) {
+                return Err(self.unfenced(&run, (warp, 0), place, at, write));
+            }
+            if let Some(other) = self.own().races.read(at, CHUNK, who) {
+                return Err(self.race(warp, 0, &run, (place, at), false, other));
             }
         }
         Ok(())
@@ -686,9 +706,11 @@ impl Context<'_> {
     }
 }
 
-/// What all four warps know, at the agent's time.
-fn agent(warps: &[Warp], _time: u32) -> Clock {
-    warps[0].clock.clone()
+/// What all four warps know.
+fn common(warps: &[Warp]) -> Clock {
+    let mut clock = warps[0].clock.clone();
+    warps[1..].iter().for_each(|w| clock.meet(&w.clock));
+    clock
 }
 
 /// Registers of each thread when a kernel starts, where its bounds say so: the compiler hands out all that they allow.
