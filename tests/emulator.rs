@@ -15,6 +15,8 @@ mod hostile;
 mod removal;
 #[path = "emulator/scalar.rs"]
 mod scalar;
+#[path = "emulator/warpgroup.rs"]
+mod warpgroup;
 #[path = "emulator/wgmma.rs"]
 mod wgmma;
 

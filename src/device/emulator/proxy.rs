@@ -111,7 +111,6 @@ impl Context<'_> {
             "fence: an ordinary write to {name}+{at} is invisible to the asynchronous proxy; \
              fence.proxy.async.{space} is missing behind it"
         );
-        self.fault(Kind::Fence, warp, lane, run.inst, what)
-            .and(format!("the write: {}", self.spelled(write)))
+        self.fault(Kind::Fence, warp, lane, run.inst, what).and(format!("the write: {}", self.spelled(write)))
     }
 }

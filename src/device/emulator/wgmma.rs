@@ -443,7 +443,14 @@ impl Context<'_> {
             this.operand_reads(
                 &warps[0],
                 inst,
-                &Who { clock: &clock, floor: warps[0].floor, thread: warps[0].index * LANES as u32, pc, strong: false, agent },
+                &Who {
+                    clock: &clock,
+                    floor: warps[0].floor,
+                    thread: warps[0].index * LANES as u32,
+                    pc,
+                    strong: false,
+                    agent,
+                },
                 &chunks,
             )
             .map_err(|f| f.and(format!("through {}'s descriptor {bits:#018x}", ["A", "B"][side])))?;
