@@ -274,9 +274,6 @@ fn call<'a>(body: &mut Body<'_, 'a>, results: &[&'a str], name: &str, args: &[&'
 }
 
 fn synchronise<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
-    if parts.starts_with(&["fence", "proxy"]) {
-        return Ok(Op::TempProxy);
-    }
     if matches!(parts[0], "membar" | "fence") {
         let known = ["gl", "cta", "sys", "gpu", "cluster", "sc", "acq_rel"];
         return if parts[1..].iter().all(|p| known.contains(p)) { Ok(Op::Fence) } else { unknown(body) };

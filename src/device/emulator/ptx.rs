@@ -367,7 +367,6 @@ pub enum Op {
         trans: bool,
         addr: Addr,
     },
-    TempProxy,
     Mma(Box<Mma>),
     Wgmma(Box<Wgmma>),
     WgmmaFence,

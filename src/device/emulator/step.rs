@@ -211,10 +211,6 @@ impl Context<'_> {
                 warp.groups[l].push(open);
             }),
             Op::CpWait { pending } => self.copy_wait(warp, run, *pending as usize)?,
-            Op::TempProxy => {
-                warp.clock.fence(&[super::race::Proxy::Shared, super::race::Proxy::Global]);
-                warp.clock.own[warp.index as usize] += 1;
-            }
             Op::WgmmaFence => warp.products.fence(),
             Op::WgmmaCommit => warp.products.commit(),
             op if splits(op) => return self.meet(warp, run, mask),
