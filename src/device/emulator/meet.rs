@@ -33,6 +33,7 @@ impl Context<'_> {
             Op::Call { .. } => self.call(warp, run),
             Op::Barrier { .. } => self.barrier(warp, run),
             Op::ClusterBarrier { .. } => self.cluster_barrier(warp, run),
+            Op::Mbarrier(op) => self.mbarrier(warp, run, op),
             Op::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
             Op::Shfl { mask: members, .. }
             | Op::Vote { mask: members, .. }
