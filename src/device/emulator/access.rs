@@ -1,7 +1,7 @@
 //! Loads, stores, atomics, asynchronous copies and `ldmatrix`: every byte checked, every request counted.
 
 use super::float;
-use super::memory::{LOCAL_WINDOW, Region, SHARED_WINDOW, State};
+use super::memory::{LOCAL_WINDOW, PARAM_WINDOW, Region, SHARED_WINDOW, State};
 use super::ptx::{Addr, Inst, LANES, Lanes, Order, Rmw, Space, Src, Ty};
 use super::race::{Touch, Who};
 use super::report::{Fault, Kind};
@@ -26,7 +26,7 @@ pub struct Run<'a> {
 }
 
 /// Which region an address is in.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Where {
     /// An allocation.
     Global(usize),
@@ -41,10 +41,10 @@ impl Context<'_> {
     pub fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), String> {
         let offset = (address & 0xffff_ffff) as u32 as i32 as i64;
         match space {
-            Space::Shared => self.own_shared(address as u32),
-            Space::Cluster => self.any_shared(address as u32),
+            Space::Shared => self.own_shared(address),
+            Space::Cluster => self.any_shared(address),
             Space::Local => Ok((Where::Local(lane), offset)),
-            Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => self.any_shared(address as u32),
+            Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => self.any_shared(offset as u32 as u64),
             Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
             _ => match self.memory.find(address) {
                 Some((region, offset)) => Ok((Where::Global(region), offset)),
@@ -190,9 +190,14 @@ impl Context<'_> {
         let addresses = self.addresses(warp, run, addr)?;
         let bytes = ty.size() * d.len();
         let mut values = [[0u64; LANES]; 4];
-        if space == Space::Param {
+        // A generic address of a parameter is the kernel's own.
+        let first = addresses[run.exec.trailing_zeros() as usize & 31];
+        let generic = space == Space::Generic && first >> 56 == PARAM_WINDOW >> 56;
+        if space == Space::Param || generic {
+            let base =
+                if generic { 0usize.wrapping_sub(PARAM_WINDOW as usize) } else { run.frame.param as usize };
             for lane in lanes(run.exec) {
-                let at = (run.frame.param as usize).saturating_add(addresses[lane] as usize);
+                let at = base.wrapping_add(addresses[lane] as usize).min(usize::MAX / 2);
                 let Some(from) = warp.param[lane].get(at..at.saturating_add(bytes)) else {
                     return Err(self.bad(
                         warp,

@@ -24,6 +24,8 @@ pub enum Operand<'a> {
     Vector(Vec<Operand<'a>>),
     /// `[a + 4]`
     Memory(&'a str, i64),
+    /// `[map, {x, y}]`
+    Box(&'a str, i64, Vec<Operand<'a>>),
     /// `d | p`
     Pair(&'a str, &'a str),
     /// `(a, b)` of a call.
@@ -246,6 +248,13 @@ impl<'p, 'a> Body<'p, 'a> {
             let mut offset = 0i64;
             while !self.parser.takes(']') {
                 match self.parser.next()? {
+                    Token::Sign(',') => {
+                        let Operand::Vector(list) = self.operand()? else {
+                            return self.parser.wrong("expected coordinates in braces");
+                        };
+                        self.parser.expect(']')?;
+                        return Ok(Operand::Box(word, offset, list));
+                    }
                     Token::Sign('+') => offset = offset.wrapping_add(self.parser.integer()?),
                     Token::Sign('-') => offset = offset.wrapping_sub(self.parser.integer()?),
                     other => return self.parser.wrong(format!("{} in an address", spelled(Some(other)))),
@@ -379,7 +388,7 @@ impl<'p, 'a> Body<'p, 'a> {
     /// `[base + offset]`
     pub fn address(&mut self, operand: &Operand<'a>) -> Parsed<Addr> {
         match operand {
-            Operand::Memory(word, offset) => {
+            Operand::Memory(word, offset) | Operand::Box(word, offset, _) => {
                 Ok(Addr { base: self.source_word(word, false)?, offset: *offset })
             }
             _ => self.parser.wrong("expected an address in brackets"),

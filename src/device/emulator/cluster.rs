@@ -1,12 +1,15 @@
 //! Blocks that run together: their shared memories, their barrier, and lanes that sleep until something happens.
 
 use super::access::{Run, Where};
+use super::bulk::{Flight, Groups};
+use super::mbarrier::Mbarrier;
 use super::memory::Region;
-use super::ptx::Op;
+use super::ptx::{LANES, Op};
 use super::race::Clock;
 use super::report::{Fault, Kind};
-use super::step::{Context, Next};
+use super::step::{Context, Next, fence};
 use super::warp::Warp;
+use std::collections::{BTreeMap, HashMap};
 
 /// Blocks of a cluster, at most: what an H100 gives to who asks for more than 8.
 pub const MOST_BLOCKS: u64 = 16;
@@ -39,6 +42,12 @@ pub struct Cluster {
     pub arrived: Option<Clock>,
     /// The latter.
     pub opened: Option<Clock>,
+    /// mbarriers by rank and offset.
+    pub mbarriers: Vec<BTreeMap<usize, Mbarrier>>,
+    /// Phases of those that were, by rank and offset.
+    pub phases: HashMap<(usize, usize), u32>,
+    /// Copies that an mbarrier awaits, oldest first.
+    pub flights: Vec<Flight>,
     /// Something has happened that a sleeper may wait for.
     pub wake: bool,
     /// Counts what changes anything: while it stands still, nobody gets anywhere.
@@ -56,6 +65,12 @@ pub struct Beside {
     pub passes: u32,
     /// The warp's time when its last lane came.
     pub came: u32,
+    /// Lanes whose last wait at an mbarrier said that it is not over.
+    pub failed: u32,
+    /// Offset of the mbarrier that a lane has last waited for.
+    pub awaits: [u32; LANES],
+    /// Bulk groups by lane.
+    pub bulk: [Groups; LANES],
 }
 
 /// A rank's address of shared memory.
@@ -75,8 +90,8 @@ pub fn rank_of(address: u64) -> Option<u32> {
 
 impl Context<'_> {
     /// A place in the block's own shared memory.
-    pub fn own_shared(&self, address: u32) -> Result<(Where, i64), String> {
-        if let Some(rank) = rank_of(address.into())
+    pub fn own_shared(&self, address: u64) -> Result<(Where, i64), String> {
+        if let Some(rank) = rank_of(address)
             && rank as usize != self.rank
         {
             return Err(format!("out of bounds: address of rank {rank} of the cluster, used as one's own"));
@@ -85,8 +100,11 @@ impl Context<'_> {
     }
 
     /// A place in the shared memory of the cluster.
-    pub fn any_shared(&self, address: u32) -> Result<(Where, i64), String> {
-        let Some(rank) = rank_of(address.into()) else {
+    pub fn any_shared(&self, address: u64) -> Result<(Where, i64), String> {
+        if !matches!(address >> 32, 0 | 0xffff_ffff) {
+            return Err(format!("out of bounds: {address:#x} in shared memory; is it a generic address?"));
+        }
+        let Some(rank) = rank_of(address) else {
             return Ok((Where::Shared(self.rank), i64::from(address as i32)));
         };
         match self.cluster.left.get(rank as usize) {
@@ -94,7 +112,34 @@ impl Context<'_> {
                 Err(format!("out of bounds: shared memory of rank {rank}, which the cluster does not have"))
             }
             Some(true) => Err(format!("shared memory of rank {rank} of the cluster, whose block has left")),
-            Some(false) => Ok((Where::Shared(rank as usize), i64::from(address & ((1 << RANK_SHIFT) - 1)))),
+            Some(false) => Ok((Where::Shared(rank as usize), (address & ((1 << RANK_SHIFT) - 1)) as i64)),
+        }
+    }
+
+    /// Addresses within the cluster, and fences for the asynchronous proxy.
+    pub fn cluster_plain(&mut self, warp: &mut Warp, run: &Run<'_>) {
+        let (frame, consts) = (run.frame, &self.module.consts);
+        match &run.inst.op {
+            Op::Mapa { d, s } => {
+                let known = warp.known(frame, s[0]) & warp.known(frame, s[1]);
+                let [a, rank] = s.map(|s| warp.get(frame, s, consts));
+                // A rank that is too large stays too large.
+                let map = |l: usize| mapped(a[l], (rank[l] as u32).min(MOST_BLOCKS as u32));
+                warp.put(frame, *d, run.exec, &std::array::from_fn(map), known);
+            }
+            Op::Rank { d, s } => {
+                let (known, a) = (warp.known(frame, *s), warp.get(frame, *s, consts));
+                let rank = a.map(|a| rank_of(a).map_or(self.rank as u64, u64::from));
+                warp.put(frame, *d, run.exec, &rank, known);
+            }
+            Op::ProxyFence { proxies, release } => {
+                warp.clock.fence(proxies);
+                warp.clock.own[warp.index as usize] += 1;
+                if *release {
+                    fence(warp);
+                }
+            }
+            _ => {}
         }
     }
 

@@ -69,6 +69,7 @@ impl Context<'_> {
     /// `cp.async.wait_group`: all but the last `pending` groups of each lane have arrived.
     pub fn copy_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize) -> Done {
         for lane in lanes(run.exec) {
+            self.land_copies(warp, lane);
             let done = warp.groups[lane].len().saturating_sub(pending);
             let copies: Vec<Copy> = warp.groups[lane].drain(..done).flatten().collect();
             for copy in copies {

@@ -3,13 +3,16 @@
 use super::body::{Body, Operand};
 use super::parse::Parsed;
 use super::ptx::{Barrier, Logic, NONE, Op, Pred, Rmw, Shuffle, Src, Ty, Vote};
-use super::{alu, convert, decode_memory, float, tensor, wgmma};
+use super::{alu, convert, decode_async, decode_memory, float, tensor, wgmma};
 
 /// Modifiers that change nothing here: who may see what and when, and caches, are modelled at their strongest.
 const IGNORED: &[&str] = &["uni", "sync", "aligned", "cta", "gpu", "sys", "cluster"];
 
 /// `parts` is the opcode split at its dots.
 pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
+    if decode_async::knows(parts) {
+        return decode_async::instruction(body, parts, operands);
+    }
     match parts[0] {
         "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" | "prefetch" | "prefetchu"
         | "discard" | "applypriority" | "createpolicy" | "cvta" => {

@@ -1,9 +1,10 @@
 //! A launch: blocks made, warps scheduled, barriers opened, and whoever waits for ever named.
 
+use super::bulk::Flight;
 use super::cluster::{Dice, MOST_BLOCKS};
 use super::counters::{Count, Counters};
 use super::memory::Memory;
-use super::ptx::{Function, LANES, Module, Op};
+use super::ptx::{Function, Inst, LANES, Module, Op};
 use super::race::Agents;
 use super::report::{At, Fault, Kind};
 use super::resident::{Block, Resident};
@@ -44,6 +45,8 @@ pub struct Running<'a> {
     pub agents: Agents,
     /// Of each thread at its start, where the kernel bounds them.
     pub registers: u32,
+    /// Copies to global memory that nobody has waited for; they arrive with the end of the launch.
+    pub flights: Vec<Flight>,
 }
 
 /// Checks the launch and runs it to its end.
@@ -84,6 +87,7 @@ pub fn run(
         registers: wgmma::registers(function),
         dice: Dice(launch.seed),
         agents: Agents::default(),
+        flights: Vec::new(),
     };
     match running.grid() {
         Ok(()) => Ok(Counters::new(module, &running.counts)),
@@ -195,6 +199,7 @@ impl Running<'_> {
             if self.settle(&mut resident[r], b)? {
                 resident.remove(r);
                 if resident.is_empty() && next == clusters {
+                    self.flights.iter_mut().for_each(|f| f.flush(self.memory));
                     return Ok(());
                 }
             }
@@ -204,48 +209,45 @@ impl Running<'_> {
     /// Who waits where, when nobody can go on.
     fn stuck(&self, resident: &[Resident]) -> Box<Fault> {
         let mut waits = Vec::new();
-        for block in resident.iter().flat_map(|r| &r.blocks) {
-            for warp in &block.warps {
-                let mut rest = warp.parked;
+        for (one, rank) in resident.iter().flat_map(|r| (0..r.blocks.len()).map(move |b| (r, b))) {
+            for warp in &one.blocks[rank].warps {
+                let mut rest = warp.parked | warp.waiting;
                 while rest != 0 {
                     let pc = warp.pc[rest.trailing_zeros() as usize];
                     let set = lanes(rest).filter(|l| warp.pc[*l] == pc).fold(0, |m, l| m | 1 << l);
                     rest &= !set;
                     let barrier = matches!(self.module.insts[pc as usize].op, Op::Barrier { .. });
-                    waits.push((block, warp, set, if barrier { 1 } else { 0 }));
-                }
-                if warp.waiting != 0 {
-                    waits.push((block, warp, warp.waiting, 2));
+                    let order = if set & warp.waiting != 0 { 2 } else { i32::from(barrier) };
+                    waits.push(Wait { one, rank, warp, set, order });
                 }
             }
         }
         // A warp that is torn apart is the cause; whole ones at a barrier are the effect.
-        waits.sort_by_key(|w| w.3);
-        let describe = |(block, warp, set, _): &(&Block, &Warp, u32, i32)| {
-            let inst = &self.module.insts[warp.pc[set.trailing_zeros() as usize] as usize];
-            let (place, what) = (self.module.place(inst), waits_at(inst));
-            format!("block {}, warp {}: lanes {set:#010x} wait at {what}, {place}", block.index, warp.index)
-        };
-        let Some((block, warp, set, order)) = waits.first() else {
+        waits.sort_by_key(|w| w.order);
+        let Some(first) = waits.first() else {
             let inst = &self.module.insts[self.kernel.start as usize];
             let at = At { block: [0; 3], thread: [0; 3] };
             return Fault::new(Kind::Deadlock, self.module, inst, at, "nobody can go on");
         };
-        let lane = set.trailing_zeros();
-        let inst = &self.module.insts[warp.pc[lane as usize] as usize];
-        let (kind, what) = match order {
+        let (warp, inst) = (first.warp, first.inst(self.module));
+        let (kind, what) = match first.order {
             0 | 1 => {
-                let missing = warp.all & !set;
+                let missing = warp.all & !first.set;
                 let what = format!(
                     "barrier: {} that lanes {missing:#010x} of its warp never come to",
                     waits_at(inst)
                 );
                 (Kind::Barrier, what)
             }
-            _ => (Kind::Deadlock, format!("deadlock: {} that never opens", waits_at(inst))),
+            _ => (Kind::Deadlock, format!("deadlock: {} that never opens", first.what(self.module))),
         };
-        let at = self.at(block.index, warp.index * LANES as u32 + lane);
+        let at = self.at(first.block(), warp.index * LANES as u32 + first.set.trailing_zeros());
         let fault = Fault::new(kind, self.module, inst, at, what);
+        let describe = |w: &Wait<'_>| {
+            let (block, warp, set) = (w.block(), w.warp.index, w.set);
+            let (what, place) = (w.what(self.module), self.module.place(w.inst(self.module)));
+            format!("block {block}, warp {warp}: lanes {set:#010x} wait at {what}, {place}")
+        };
         waits.iter().take(8).map(describe).fold(fault, Fault::and)
     }
 
@@ -271,5 +273,35 @@ impl Running<'_> {
             self.at(block.index, warp.index * LANES as u32 + lane),
             what,
         )
+    }
+}
+
+/// Lanes that wait at one place for ever.
+struct Wait<'a> {
+    one: &'a Resident,
+    rank: usize,
+    warp: &'a Warp,
+    set: u32,
+    /// Causes come first.
+    order: i32,
+}
+
+impl Wait<'_> {
+    fn block(&self) -> u32 {
+        self.one.blocks[self.rank].index
+    }
+
+    fn inst<'m>(&self, module: &'m Module) -> &'m Inst {
+        &module.insts[self.warp.pc[self.set.trailing_zeros() as usize] as usize]
+    }
+
+    fn what(&self, module: &Module) -> String {
+        match self.inst(module).op {
+            Op::Mbarrier(_) => {
+                let at = self.warp.beside.awaits[self.set.trailing_zeros() as usize];
+                self.one.cluster.lacks(self.rank, at as usize)
+            }
+            _ => waits_at(self.inst(module)).to_string(),
+        }
     }
 }

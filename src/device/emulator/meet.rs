@@ -37,6 +37,7 @@ impl Context<'_> {
                 self.come(warp, run, here)
             }
             Op::ClusterBarrier { .. } => self.cluster_barrier(warp, run),
+            Op::Mbarrier(op) => self.mbarrier(warp, run, op),
             Op::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
             Op::Shfl { mask: members, .. }
             | Op::Vote { mask: members, .. }

@@ -9,6 +9,8 @@ pub const GUARD: usize = 64;
 pub const SHARED_WINDOW: u64 = 1 << 60;
 /// Generic addresses of local memory start here.
 pub const LOCAL_WINDOW: u64 = 1 << 61;
+/// Generic addresses of a kernel's parameters start here.
+pub const PARAM_WINDOW: u64 = 3 << 60;
 /// Each global allocation is alone in the middle of so many addresses, so every stray access has an owner.
 const SPREAD: u32 = 36;
 

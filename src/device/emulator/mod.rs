@@ -49,11 +49,13 @@
 mod access;
 mod alu;
 mod body;
+mod bulk;
 mod cluster;
 mod convert;
 mod copy;
 mod counters;
 mod decode;
+mod decode_async;
 mod decode_memory;
 mod descriptor;
 mod environment;
@@ -61,6 +63,7 @@ mod float;
 mod launch;
 mod lex;
 mod matrices;
+mod mbarrier;
 mod meet;
 mod memory;
 mod operands;
@@ -72,6 +75,7 @@ mod report;
 mod resident;
 mod step;
 mod tensor;
+mod tensor_map;
 mod warp;
 mod wgmma;
 
@@ -80,6 +84,7 @@ pub use counters::{Count, Counters};
 use memory::{Memory, Region, State};
 pub use ptx::{Function, Module, Variable};
 use std::sync::Arc;
+pub use tensor_map::{Element, Swizzle, TensorMap};
 
 /// A kernel's arguments: each the bytes of its parameter.
 pub type Args<'a> = [&'a [u8]];
@@ -206,6 +211,22 @@ impl Emulator {
             let i = m.module.globals.iter().position(|(v, _)| v.name == name)?;
             Some((m.symbols[i], m.module.globals[i].0.size))
         })
+    }
+
+    /// The bytes of a `const __grid_constant__ CUtensorMap` parameter; the array must be wholly within an allocation.
+    pub fn tensor_map(&self, map: &TensorMap) -> Result<[u8; 128]> {
+        let encoded = map.encode()?;
+        let last = map.sizes[1..]
+            .iter()
+            .zip(&map.strides)
+            .try_fold(0u64, |n, (size, stride)| n.checked_add((size - 1).checked_mul(*stride)?));
+        let bytes = last.and_then(|n| n.checked_add(map.sizes[0].checked_mul(map.element.size() as u64)?));
+        match bytes.and_then(|n| usize::try_from(n).ok()) {
+            Some(bytes) => self.region(map.address, bytes).map(|_| encoded),
+            None => {
+                Err(Error::Device(format!("tensor map: {:?} by {:?} has no end", map.sizes, map.strides)))
+            }
+        }
     }
 
     /// Copies from the host.

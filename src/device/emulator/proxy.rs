@@ -56,19 +56,22 @@ impl Context<'_> {
     }
 
     /// The same for a write: besides, nobody may be reading the bytes. `strong`: it is an atomic addition or the like.
+    /// `proxied`: it sees no more than the asynchronous proxy does.
     pub fn proxy_writes(
         &mut self,
         run: &Run<'_>,
         behalf: &Behalf<'_>,
         (place, at): (Where, i64),
         bytes: usize,
-        strong: bool,
+        (strong, proxied): (bool, bool),
     ) -> Result<usize, Box<Fault>> {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
         let found = region.range(at, bytes, true).and_then(|at| region.writable(at, bytes).map(|()| at));
         let at = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
-        self.seen(run, behalf, place, at, bytes)?;
+        if proxied {
+            self.seen(run, behalf, place, at, bytes)?;
+        }
         let who = Self::who(behalf, run, strong);
         for (from, n) in parts(at, bytes) {
             if let Some(other) = self.region(&mut [], place).races.write(from, n, &who, false) {

@@ -1,6 +1,9 @@
 //! What a PTX file is once it is read: functions, variables, and instructions whose operands are slots.
 
 use super::alu::{AluFn, CmpFn};
+use super::bulk::Bulk;
+use super::mbarrier::Mbar;
+use super::race::Proxy;
 use super::tensor::Mma;
 use super::wgmma::Wgmma;
 use std::collections::HashMap;
@@ -304,6 +307,29 @@ pub enum Op {
     },
     WarpSync {
         mask: Src,
+    },
+    Mbarrier(Box<Mbar>),
+    Bulk(Box<Bulk>),
+    BulkCommit,
+    /// Until at most so many groups are pending, or pending to be read.
+    BulkWait {
+        pending: u32,
+        read: bool,
+    },
+    /// `mapa`: a rank's address of shared memory.
+    Mapa {
+        d: u32,
+        s: [Src; 2],
+    },
+    /// `getctarank`
+    Rank {
+        d: u32,
+        s: Src,
+    },
+    /// What precedes is visible to the asynchronous proxy. `release`: it publishes, too.
+    ProxyFence {
+        proxies: &'static [Proxy],
+        release: bool,
     },
     ClusterBarrier {
         wait: bool,

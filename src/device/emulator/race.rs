@@ -118,7 +118,7 @@ impl Clock {
     }
 
     /// Up to which time everything of a warp is done.
-    fn of(&self, block: u32, warp: usize) -> u32 {
+    pub fn of(&self, block: u32, warp: usize) -> u32 {
         match block == self.block {
             true => self.own[warp],
             false => self.others.get(&block).map_or(0, |times| times[warp]),
@@ -332,6 +332,14 @@ impl Races {
             cell.write = touch;
         }
         None
+    }
+
+    /// Notes a write by an agent that was checked before: agent and time, instruction and strength.
+    pub fn stamp(&mut self, at: usize, bytes: usize, (agent, time): (u32, u32), (pc, strong): (u32, bool)) {
+        let touch = Touch { who: agent + 1, time, pc: pc * 2 + u32::from(strong) | AGENT };
+        for (from, n) in parts(at, bytes) {
+            self.cells(from, n).iter_mut().for_each(|c| c.write = touch);
+        }
     }
 
     /// Notes nothing; gives a write of these bytes that the asynchronous proxy cannot see yet.

@@ -1,5 +1,6 @@
 //! Blocks on the machine: how they begin, take turns, pass their barriers, and leave.
 
+use super::bulk::Flight;
 use super::cluster::{Beside, Cluster};
 use super::environment::environment;
 use super::launch::Running;
@@ -10,6 +11,7 @@ use super::report::{Fault, Kind};
 use super::step::{Context, GATES, Gate};
 use super::warp::{Warp, lanes};
 use super::wgmma::{GROUP, Products, WARPGROUPS, Warpgroup};
+use std::collections::BTreeMap;
 
 /// A block.
 pub struct Block {
@@ -52,6 +54,7 @@ impl Resident {
 
     /// Sleepers look again, and a wait that has a time limit is over for now.
     pub fn time_out(&mut self) -> bool {
+        self.warps().for_each(|w| w.beside.failed &= !w.beside.asleep);
         self.wake()
     }
 
@@ -131,6 +134,26 @@ impl Running<'_> {
 
     /// A block leaves: nobody may be about to touch its memory.
     fn leaves(&mut self, of: &mut Resident, b: usize) -> Result<(), Box<Fault>> {
+        let groups = |block: &Block| {
+            let groups = block.warps.iter().flat_map(|w| &w.beside.bulk);
+            groups.flat_map(|g| g.flights().cloned()).collect::<Vec<_>>()
+        };
+        let flights: Vec<Flight> = of.blocks.iter().flat_map(groups).collect();
+        if let Some(flight) = flights.iter().chain(&of.cluster.flights).find(|f| f.uses(b)) {
+            let inst = &self.module.insts[flight.pc as usize];
+            let what = format!(
+                "a bulk copy is still under way in {} when its block leaves; nobody has waited for it",
+                of.cluster.shared[b].name
+            );
+            return Err(Fault::new(
+                Kind::Race,
+                self.module,
+                inst,
+                self.at(flight.block, flight.thread),
+                what,
+            ));
+        }
+        self.flights.extend(groups(&of.blocks[b]));
         let mut clock = Clock::blank(of.blocks[b].index);
         of.blocks[b].warps.iter().for_each(|w| clock.join(&w.clock));
         let Some((at, touch)) = of.cluster.shared[b].races.foreign(&clock).filter(|_| of.blocks.len() > 1)
@@ -160,7 +183,13 @@ impl Running<'_> {
         let dynamic = dynamic.first().copied().unwrap_or(0);
         Resident {
             blocks: blocks.iter().map(|index| self.block(*index, dynamic)).collect(),
-            cluster: Cluster { left: vec![false; blocks.len()], blocks, shared, ..Cluster::default() },
+            cluster: Cluster {
+                left: vec![false; blocks.len()],
+                mbarriers: vec![BTreeMap::new(); blocks.len()],
+                blocks,
+                shared,
+                ..Cluster::default()
+            },
         }
     }
 

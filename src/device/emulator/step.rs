@@ -210,6 +210,9 @@ impl Context<'_> {
                 let open = std::mem::take(&mut warp.open[l]);
                 warp.groups[l].push(open);
             }),
+            Op::Bulk(op) => self.bulk(warp, run, op)?,
+            Op::BulkCommit => lanes(exec).for_each(|l| warp.beside.bulk[l].commit()),
+            Op::BulkWait { pending, read } => self.bulk_wait(warp, run, *pending as usize, *read),
             Op::CpWait { pending } => self.copy_wait(warp, run, *pending as usize)?,
             Op::WgmmaFence => warp.products.fence(),
             Op::WgmmaCommit => warp.products.commit(),
@@ -268,6 +271,7 @@ impl Context<'_> {
             }
             Op::ActiveMask { d } => warp.put(frame, *d, exec, &[u64::from(mask); LANES], !0),
             Op::Fence => fence(warp),
+            Op::ProxyFence { .. } | Op::Mapa { .. } | Op::Rank { .. } => self.cluster_plain(warp, run),
             _ => self.parts(warp, run),
         }
     }
@@ -327,14 +331,8 @@ impl Context<'_> {
 fn splits(op: &Op) -> bool {
     let parts = matches!(op, Op::Brx { .. } | Op::Call { .. } | Op::Ret | Op::Exit | Op::Trap);
     let warp = matches!(op, Op::Shfl { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. });
-    let waits = matches!(
-        op,
-        Op::Barrier { .. }
-            | Op::ClusterBarrier { .. }
-            | Op::WarpSync { .. }
-            | Op::Ldmatrix { .. }
-            | Op::Mma(_)
-    );
+    let waits = matches!(op, Op::Barrier { .. } | Op::ClusterBarrier { .. } | Op::WarpSync { .. });
+    let waits = waits || matches!(op, Op::Mbarrier(_) | Op::Ldmatrix { .. } | Op::Mma(_));
     let group = matches!(op, Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. });
     parts || warp || waits || group || matches!(op, Op::Stmatrix { .. } | Op::Elect { .. })
 }
@@ -355,7 +353,7 @@ fn flush(values: &Lanes) -> Lanes {
 }
 
 /// What was read with strength before now counts, and what follows publishes all that was before.
-fn fence(warp: &mut Warp) {
+pub fn fence(warp: &mut Warp) {
     if let Some(pending) = warp.pending.take() {
         warp.clock.join(&pending);
     }
