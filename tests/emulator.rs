@@ -11,6 +11,8 @@ mod correct;
 mod counted;
 #[path = "emulator/hostile.rs"]
 mod hostile;
+#[path = "emulator/hopper.rs"]
+mod hopper;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]
