@@ -9,10 +9,10 @@ mod command;
 mod correct;
 #[path = "emulator/counted.rs"]
 mod counted;
-#[path = "emulator/hostile.rs"]
-mod hostile;
 #[path = "emulator/hopper.rs"]
 mod hopper;
+#[path = "emulator/hostile.rs"]
+mod hostile;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]

@@ -8,7 +8,12 @@ const PTX: &str = include_str!("ptx/gemm_sm90.ptx");
 const SIZES: (usize, usize, usize) = (256, 128, 320);
 
 /// D = A B; `n_major`: B is K x N.
-fn product(ptx: &str, kernel: &str, seed: u64, (m, n, k): (usize, usize, usize)) -> Result<(Vec<u8>, Counters)> {
+fn product(
+    ptx: &str,
+    kernel: &str,
+    seed: u64,
+    (m, n, k): (usize, usize, usize),
+) -> Result<(Vec<u8>, Counters)> {
     let n_major = kernel == "gemm_n_major";
     let (a, b) = operands((m, n, k));
     let b = if n_major { (0..k * n).map(|i| b[i % n * k + i / n]).collect() } else { b };
@@ -88,40 +93,63 @@ fn every_schedule_gives_the_same() {
 
 /// Lines that order something, by their number in the file, and what stands there instead when they are out.
 fn ordering(kernel: &str) -> Vec<(usize, String, &'static str)> {
-    const WORDS: [&str; 9] =
-        ["bar.sync", "bar.warp.sync", "fence", "barrier.cluster", "commit_group", "wait_group", "mbarrier.", "setmaxnreg", "mapa"];
-    let from = PTX.lines().position(|l| l.contains(&format!(".entry {kernel}("))).unwrap();
-    let lines = PTX.lines().enumerate().skip(from).take_while(|(_, l)| *l != "}");
+    const WORDS: [&str; 9] = [
+        "bar.sync",
+        "bar.warp.sync",
+        "fence",
+        "barrier.cluster",
+        "commit_group",
+        "wait_group",
+        "mbarrier.",
+        "setmaxnreg",
+        "mapa",
+    ];
+    let entry = |l: &str| l.contains(".entry ");
+    let from = PTX.lines().position(|l| entry(l) && l.contains(&format!("{kernel}("))).unwrap();
+    let lines = PTX.lines().enumerate().skip(from + 1).take_while(|(_, l)| !entry(l));
     let orders = |l: &str| !l.contains("cp.async.bulk.tensor") && WORDS.iter().any(|w| l.contains(w));
     lines
         .filter(|(_, l)| orders(l))
-        .map(|(i, l)| (i, l.trim().to_string(), if l.contains("try_wait") { "setp.eq.u32 over, 0, 0;" } else { "" }))
+        .map(|(i, l)| {
+            (i, l.trim().to_string(), if l.contains("try_wait") { "setp.eq.u32 over, 0, 0;" } else { "" })
+        })
         .collect()
 }
 
-/// Whatever is taken out is noticed: a report, or other numbers.
+/// What may be left out and why, by its opcode.
+const SPARE: [(&str, &str); 2] = [
+    (
+        "bar.warp.sync",
+        "lets lanes come together before an aligned barrier; here such a barrier takes them as they come",
+    ),
+    ("setmaxnreg.inc", "the compiler's matter: the size of a register file is counted, not modelled"),
+];
+
+/// Whatever else is taken out is noticed: a report, or other numbers.
 #[test]
 fn nothing_can_be_left_out() {
     for kernel in ["gemm_k_major", "gemm_n_major"] {
         let right = product(PTX, kernel, 0, SIZES).unwrap().0;
-        let mut survivors = Vec::new();
-        for (removed, line, instead) in ordering(kernel) {
-            let lines = PTX.lines().enumerate().map(|(i, l)| if i == removed { instead } else { l });
+        let lines = ordering(kernel);
+        let unnoticed = |(removed, line, instead): &&(usize, String, &str)| {
+            let lines = PTX.lines().enumerate().map(|(i, l)| if i == *removed { instead } else { l });
             let text = lines.collect::<Vec<_>>().join("\n");
-            let mut what = None;
-            for seed in 0..6 {
-                match product(&text, kernel, seed, SIZES) {
-                    Ok((out, _)) if out == right => {}
-                    Ok(_) => what = Some(format!("seed {seed}: other numbers")),
-                    Err(e) => what = Some(format!("seed {seed}: {}", e.to_string().lines().take(2).collect::<Vec<_>>().join(" "))),
-                }
-                if what.is_some() { break; }
-            }
-            println!("{removed} {line}: {what:?}");
-            if what.is_none() {
-                survivors.push(line);
-            }
-        }
-        assert_eq!(survivors, Vec::<String>::new(), "{kernel}");
+            let same = |seed| product(&text, kernel, seed, SIZES).is_ok_and(|(out, _)| out == right);
+            !SPARE.iter().any(|(opcode, _)| line.starts_with(opcode)) && (0..6).all(same)
+        };
+        let survivors: Vec<_> = lines.iter().filter(unnoticed).collect();
+        assert!(survivors.is_empty() && lines.len() == 26, "{kernel}: {} {survivors:?}", lines.len());
     }
+}
+
+/// A report says what is waited for, not only who stands beside it.
+#[test]
+fn a_copy_that_is_not_announced() {
+    let text = PTX.replacen("mbarrier.arrive.expect_tx", "mbarrier.expect_tx.relaxed.cta", 1);
+    let text = text.replacen(".shared::cta.b64 _, [%r190]", ".shared::cta.b64 [%r190]", 1);
+    let what = product(&text, "gemm_k_major", 0, SIZES).unwrap_err().to_string();
+    assert!(
+        what.contains("deadlock: ") && what.contains("mbarrier") && what.contains("hopper.cuh"),
+        "{what}"
+    );
 }
