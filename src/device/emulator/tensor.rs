@@ -85,13 +85,6 @@ impl Element {
         32 / self.size()
     }
 
-    /// From memory.
-    pub fn of_bytes(self, bytes: &[u8]) -> f32 {
-        let mut word = [0; 8];
-        word[..bytes.len()].copy_from_slice(bytes);
-        self.at(u64::from_le_bytes(word), 0)
-    }
-
     /// Element `i` of a register.
     pub fn at(self, register: u64, i: usize) -> f32 {
         match self {

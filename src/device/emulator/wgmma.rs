@@ -13,19 +13,21 @@ use super::body::{Body, Operand};
 use super::decode::unknown;
 use super::descriptor::{CHUNK, Descriptor};
 use super::parse::Parsed;
-use super::ptx::{Function, Inst, LANES, Lanes, Op, Pred, Src};
+use super::ptx::{Function, Inst, LANES, Lanes, NONE, Op, Pred, Src};
 use super::race::{Agent, Clock, Proxy, WARPS, Who};
 use super::report::{Fault, Kind};
 use super::step::{Context, Next};
 use super::tensor::Element;
 use super::warp::{Frame, Warp};
-use half::f16;
+use half::{bf16, f16};
 use std::collections::{HashSet, VecDeque};
 
 /// Rows of a product.
 const M: usize = 64;
 /// Warps of a warpgroup.
 pub const GROUP: usize = 4;
+/// Products that wait to be done, at most.
+const DEEP: usize = 64;
 /// Warpgroups of a block, at most.
 pub const WARPGROUPS: usize = WARPS / GROUP;
 
@@ -136,7 +138,10 @@ fn product<'a>(
     }
     // With A in registers the one transposition is B's.
     let across = if majors == 1 { [false, flags[2]] } else { [flags[2], flags[3]] };
-    let d = d.iter().map(|o| body.target(o)).collect::<Parsed<_>>()?;
+    let d = d.iter().map(|o| body.target(o)).collect::<Parsed<Vec<u32>>>()?;
+    if d.contains(&NONE) {
+        return body.parser.wrong("`_` is no accumulator");
+    }
     let (b, scale) = (body.source(b)?, body.predicate(scale)?);
     let negate = [flags[0], flags[1]];
     Ok(Op::Wgmma(Box::new(Wgmma { element, n, half, d, a: left, b, scale, negate, across })))
@@ -157,12 +162,6 @@ impl Wgmma {
         (2 * M * self.n * self.element.depth()) as u64
     }
 
-    /// Row and column of element `i` of register `r` in a lane of warp `w`.
-    fn place(&self, w: usize, lane: usize, r: usize, i: usize) -> (usize, usize) {
-        let (r, i) = if self.half { (r, i) } else { (r / 2, r % 2) };
-        (16 * w + lane / 4 + r % 2 * 8, r / 2 * 8 + lane % 4 * 2 + i)
-    }
-
     /// Addresses of an operand's chunks, row by row: `rows` of A or columns of B.
     fn chunks(&self, descriptor: &Descriptor, across: bool, rows: usize) -> Vec<u32> {
         let (rows, k) = (rows as u32, self.element.depth() as u32);
@@ -174,20 +173,14 @@ impl Wgmma {
 
     /// Those chunks as numbers, [k][rows].
     fn numbers(&self, chunks: &[u32], memory: &[u8], across: bool, rows: usize, negate: bool) -> Vec<f32> {
-        let (k, size) = (self.element.depth(), self.element.size());
         let sign = if negate { -1.0 } else { 1.0 };
-        let mut numbers = vec![0f32; k * rows];
-        for (i, at) in chunks.iter().enumerate() {
-            let bytes = &memory[*at as usize..*at as usize + CHUNK];
-            for (e, part) in bytes.chunks_exact(size).enumerate() {
-                let at = match across {
-                    false => (i % 2 * (CHUNK / size) + e) * rows + i / 2,
-                    true => i / (rows / 8) * rows + i % (rows / 8) * 8 + e,
-                };
-                numbers[at] = sign * self.element.of_bytes(part);
-            }
+        match self.element {
+            Element::Bf16 => gather(chunks, memory, across, rows, |b| sign * bf16::from_le_bytes(b).to_f32()),
+            Element::F16 => gather(chunks, memory, across, rows, |b| sign * f16::from_le_bytes(b).to_f32()),
+            Element::Tf32 => gather(chunks, memory, across, rows, |b: [u8; 4]| {
+                sign * Element::Tf32.at(u32::from_le_bytes(b).into(), 0)
+            }),
         }
-        numbers
     }
 
     /// A from the warps' registers, [k][m].
@@ -210,15 +203,49 @@ impl Wgmma {
         numbers
     }
 
-    /// sums[m][n] += A B
+    /// sums[m][n] += A B: four steps of k at a time, added one after the other.
     fn multiply(&self, a: &[f32], b: &[f32], sums: &mut [f32]) {
-        for (m, sums) in sums.chunks_exact_mut(self.n).enumerate() {
-            for (k, line) in b.chunks_exact(self.n).enumerate() {
-                let x = a[k * M + m];
-                sums.iter_mut().zip(line).for_each(|(sum, y)| *sum += x * y);
+        let n = self.n;
+        for (m, sums) in sums.chunks_exact_mut(n).enumerate() {
+            for (a, b) in a.chunks_exact(4 * M).zip(b.chunks_exact(4 * n)) {
+                let x = [a[m], a[M + m], a[2 * M + m], a[3 * M + m]];
+                let ((y0, y1), (y2, y3)) = (b[..2 * n].split_at(n), b[2 * n..].split_at(n));
+                for (sum, (((y0, y1), y2), y3)) in sums.iter_mut().zip(y0.iter().zip(y1).zip(y2).zip(y3)) {
+                    *sum = *sum + x[0] * y0 + x[1] * y1 + x[2] * y2 + x[3] * y3;
+                }
             }
         }
     }
+
+    /// Where the elements of D's register `r` of warp `w` stand among the sums: of lane 0, and of every lane from there;
+    /// the second of two stands behind the first.
+    fn place(&self, w: usize, r: usize) -> (usize, [usize; LANES]) {
+        let (row, column) = match self.half {
+            true => (r % 2 * 8, r / 2 * 8),
+            false => (r / 2 % 2 * 8, r / 4 * 8 + r % 2),
+        };
+        let lanes = std::array::from_fn(|lane| lane / 4 * self.n + lane % 4 * 2);
+        ((16 * w + row) * self.n + column, lanes)
+    }
+}
+
+/// Elements of S bytes from chunks, [k][rows].
+fn gather<const S: usize>(
+    chunks: &[u32],
+    memory: &[u8],
+    across: bool,
+    rows: usize,
+    number: impl Fn([u8; S]) -> f32,
+) -> Vec<f32> {
+    let wide = CHUNK / S;
+    let mut numbers = vec![0f32; 2 * wide * rows];
+    for (i, at) in chunks.iter().enumerate() {
+        let elements = memory[*at as usize..*at as usize + CHUNK].as_chunks::<S>().0;
+        // Along k the chunk's elements go to rows of their own.
+        let (first, step) = if across { (i * wide, 1) } else { (i % 2 * wide * rows + i / 2, rows) };
+        numbers[first..].iter_mut().step_by(step).zip(elements).for_each(|(to, e)| *to = number(*e));
+    }
+    numbers
 }
 
 /// A product under way.
@@ -268,7 +295,7 @@ struct Mark {
     /// The fences before the last ordinary access, and one, and that instruction; zeros before the first.
     touched: (u32, u32),
     /// Products under way that write it, and that read it.
-    flying: (u16, u16),
+    flying: (u32, u32),
 }
 
 /// What a warp knows of its products.
@@ -471,6 +498,12 @@ impl Context<'_> {
             true => self.perform(&flight, warps),
             false => group.flights.push_back(flight),
         }
+        // Its reader cannot hold any number of them; the first may be done by now.
+        if group.flights.len() > DEEP
+            && let Some(flight) = group.flights.pop_front()
+        {
+            self.perform(&flight, warps);
+        }
         Ok(())
     }
 
@@ -569,38 +602,34 @@ impl Context<'_> {
             }
         };
         let b = op.numbers(&flight.b, memory, op.across[1], op.n, op.negate[1]);
-        let pack = if op.half { 2 } else { 1 };
         let mut sums = vec![0f32; M * op.n];
-        if flight.scale {
-            for (w, (warp, frame)) in warps.iter().zip(&flight.frames).enumerate() {
-                for (r, d) in op.d.iter().enumerate() {
-                    known &= warp.known(frame, Src::Reg(*d)) == !0;
-                    let values = warp.look(frame, Src::Reg(*d), consts);
-                    for (lane, i) in (0..LANES).flat_map(|l| (0..pack).map(move |i| (l, i))) {
-                        let (m, n) = op.place(w, lane, r, i);
-                        sums[m * op.n + n] = match op.half {
-                            true => f16::from_bits((values[lane] >> (16 * i)) as u16).to_f32(),
-                            false => f32::from_bits(values[lane] as u32),
-                        };
+        let registers = || (0..GROUP).flat_map(|w| op.d.iter().enumerate().map(move |(r, d)| (w, r, *d)));
+        for (w, r, d) in registers().filter(|_| flight.scale) {
+            let (warp, frame) = (&warps[w], &flight.frames[w]);
+            known &= warp.known(frame, Src::Reg(d)) == !0;
+            let (first, lanes) = op.place(w, r);
+            for (value, lane) in warp.look(frame, Src::Reg(d), consts).iter().zip(lanes) {
+                match op.half {
+                    true => {
+                        sums[first + lane] = f16::from_bits(*value as u16).to_f32();
+                        sums[first + lane + 1] = f16::from_bits((*value >> 16) as u16).to_f32();
                     }
+                    false => sums[first + lane] = f32::from_bits(*value as u32),
                 }
             }
         }
         op.multiply(&a, &b, &mut sums);
-        for (w, (warp, frame)) in warps.iter_mut().zip(&flight.frames).enumerate() {
-            for (r, d) in op.d.iter().enumerate() {
-                let mut values = [0; LANES];
-                for (lane, i) in (0..LANES).flat_map(|l| (0..pack).map(move |i| (l, i))) {
-                    let (m, n) = op.place(w, lane, r, i);
-                    let sum = sums[m * op.n + n];
-                    values[lane] |= match op.half {
-                        true => u64::from(f16::from_f32(sum).to_bits()) << (16 * i),
-                        false => u64::from(sum.to_bits()),
-                    };
+        for (w, r, d) in registers() {
+            let (first, lanes) = op.place(w, r);
+            let values = lanes.map(|lane| match op.half {
+                true => {
+                    let [low, high] = [0, 1].map(|i| f16::from_f32(sums[first + lane + i]).to_bits());
+                    u64::from(low) | u64::from(high) << 16
                 }
-                // One undefined element spoils rows and columns: all or nothing is close enough.
-                warp.put(frame, *d, !0, &values, if known { !0 } else { 0 });
-            }
+                false => u64::from(sums[first + lane].to_bits()),
+            });
+            // One undefined element spoils rows and columns: all or nothing is close enough.
+            warps[w].put(&flight.frames[w], d, !0, &values, if known { !0 } else { 0 });
         }
     }
 
@@ -672,13 +701,15 @@ impl Context<'_> {
             let shared = self.own();
             let found = shared.place((*at).into(), CHUNK, false);
             let found = found.and_then(|at| shared.readable(at, CHUNK).map(|()| at));
-            let at = found.map_err(|what| self.bad(warp, 0, inst, what))?;
-            let races = &mut self.own().races;
-            if let Some(write) = races.unfenced(at, CHUNK, who.clock, Proxy::Shared) {
-                return Err(self.unfenced(&run, (warp, 0), place, at, write));
-            }
-            if let Some(other) = self.own().races.read(at, CHUNK, who) {
-                return Err(self.race(warp, 0, &run, (place, at), false, other));
+            match found.map(|at| (at, shared.races.read_beside(at, CHUNK, who, Proxy::Shared))) {
+                Ok((_, None)) => {}
+                Ok((at, Some((other, true)))) => {
+                    return Err(self.unfenced(&run, (warp, 0), place, at, other));
+                }
+                Ok((at, Some((other, false)))) => {
+                    return Err(self.race(warp, 0, &run, (place, at), false, other));
+                }
+                Err(what) => return Err(self.bad(warp, 0, inst, what)),
             }
         }
         Ok(())
