@@ -13,6 +13,8 @@ mod counted;
 mod hopper;
 #[path = "emulator/hostile.rs"]
 mod hostile;
+#[path = "emulator/mma.rs"]
+mod mma;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]

@@ -177,7 +177,8 @@ impl Wgmma {
         match self.element {
             Element::Bf16 => gather(chunks, memory, across, rows, |b| sign * bf16::from_le_bytes(b).to_f32()),
             Element::F16 => gather(chunks, memory, across, rows, |b| sign * f16::from_le_bytes(b).to_f32()),
-            Element::Tf32 => gather(chunks, memory, across, rows, |b: [u8; 4]| {
+            // The decoder lets no other through.
+            _ => gather(chunks, memory, across, rows, |b: [u8; 4]| {
                 sign * Element::Tf32.at(u32::from_le_bytes(b).into(), 0)
             }),
         }
