@@ -15,6 +15,10 @@ mod hostile;
 mod removal;
 #[path = "emulator/scalar.rs"]
 mod scalar;
+#[path = "emulator/warpgroup.rs"]
+mod warpgroup;
+#[path = "emulator/wgmma.rs"]
+mod wgmma;
 
 use llm2vec::device::emulator::{Count, Counters, Emulator, Launch, Module};
 use llm2vec::error::Result;

@@ -129,6 +129,7 @@ impl Context<'_> {
         Ok(warp.get(run.frame, addr.base, &self.module.consts).map(|a| a.wrapping_add(addr.offset as u64)))
     }
 
+    /// The lanes' values, which a store must have.
     pub fn known(&self, warp: &Warp, run: &Run<'_>, sources: &[Src]) -> Done {
         for s in sources {
             let unknown = run.exec & !warp.known(run.frame, *s);

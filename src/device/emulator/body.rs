@@ -101,6 +101,7 @@ impl<'p, 'a> Body<'p, 'a> {
         self.push(None, Op::Ret, self.parser.line());
         self.function.end = self.parser.module.insts.len() as u32;
         self.resolve()?;
+        super::wgmma::mark_shared(&mut self.parser.module.insts[self.function.start as usize..]);
         Ok(self.function)
     }
 
@@ -214,7 +215,7 @@ impl<'p, 'a> Body<'p, 'a> {
     }
 
     fn push(&mut self, guard: Option<(u32, bool)>, op: Op, line: u32) {
-        self.parser.module.insts.push(Inst { guard, op, loc: self.loc, line });
+        self.parser.module.insts.push(Inst { guard, op, shares: false, loc: self.loc, line });
     }
 
     fn instruction(&mut self, opcode: &'a str, guard: Option<(u32, bool)>, line: u32) -> Parsed<()> {

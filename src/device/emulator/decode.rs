@@ -3,7 +3,7 @@
 use super::body::{Body, Operand};
 use super::parse::Parsed;
 use super::ptx::{Barrier, Logic, NONE, Op, Pred, Rmw, Shuffle, Src, Ty, Vote};
-use super::{alu, convert, decode_async, decode_memory, float, tensor};
+use super::{alu, convert, decode_async, decode_memory, float, tensor, wgmma};
 
 /// Modifiers that change nothing here: who may see what and when, and caches, are modelled at their strongest.
 const IGNORED: &[&str] = &["uni", "sync", "aligned", "cta", "gpu", "sys", "cluster"];
@@ -14,13 +14,16 @@ pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[O
         return decode_async::instruction(body, parts, operands);
     }
     match parts[0] {
-        "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "prefetch" | "prefetchu" | "discard"
-        | "applypriority" | "createpolicy" | "cvta" => decode_memory::instruction(body, parts, operands),
+        "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" | "prefetch" | "prefetchu"
+        | "discard" | "applypriority" | "createpolicy" | "cvta" => {
+            decode_memory::instruction(body, parts, operands)
+        }
         "mma" => tensor::decode(body, parts, operands),
+        "wgmma" | "setmaxnreg" => wgmma::decode(body, parts, operands),
         "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "nanosleep" | "pmevent"
         | "griddepcontrol" => control(body, parts, operands),
         "bar" | "barrier" | "membar" | "fence" => synchronise(body, parts, operands),
-        "shfl" | "vote" | "match" | "redux" | "activemask" => across_lanes(body, parts, operands),
+        "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => across_lanes(body, parts, operands),
         "setp" | "selp" | "slct" => choose(body, parts, operands),
         "cvt" => convert(body, parts, operands),
         "mov" => mov(body, parts, operands),
@@ -342,6 +345,10 @@ fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Oper
             let (d, p) = pair(body, to)?;
             let (a, mask) = (body.source(a)?, body.source(mask)?);
             Ok(Op::Match { all: *kind == "all", bits: if *bits == "b32" { 32 } else { 64 }, d, p, a, mask })
+        }
+        (["elect", "b32"] | ["elect"], [to, mask]) => {
+            let (d, p) = pair(body, to)?;
+            Ok(Op::Elect { d, p, mask: body.source(mask)? })
         }
         (["redux", f, ty @ ("u32" | "s32" | "b32")], [d, a, mask]) => {
             let f = match *f {

@@ -71,7 +71,7 @@ pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[O
         "ld" | "ldu" => load(body, parts, operands),
         "st" => store(body, parts, operands),
         "atom" | "red" => atomic(body, parts, operands),
-        "ldmatrix" => ldmatrix(body, parts, operands),
+        "ldmatrix" | "stmatrix" => matrices(body, parts, operands),
         _ => copy(body, parts, operands),
     }
 }
@@ -162,7 +162,7 @@ fn atomic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a
     Ok(Op::Atom { space: access.space, ty, f, d, addr, s, order: access.order })
 }
 
-fn ldmatrix<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
+fn matrices<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     let mut n = 0;
     for part in &parts[1..] {
         match *part {
@@ -173,18 +173,28 @@ fn ldmatrix<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<
             other => return body.parser.wrong(format!("modifier `.{other}` is not modelled")),
         }
     }
-    expect(body, operands, 2..=2)?;
-    let Operand::Vector(list) = &operands[0] else {
-        return body.parser.wrong("expected registers in braces");
+    let store = parts[0] == "stmatrix";
+    let (list, addr) = match operands {
+        [Operand::Vector(list), addr] if !store => (list, addr),
+        [addr, Operand::Vector(list)] if store => (list, addr),
+        _ => return body.parser.wrong("expected registers in braces and an address"),
     };
     if list.len() != n || n == 0 {
         return body.parser.wrong(format!("expected {n} registers"));
+    }
+    let (trans, addr) = (parts.contains(&"trans"), body.address(addr)?);
+    if store {
+        let mut s = [Src::Const(0); 4];
+        for (s, o) in s.iter_mut().zip(list) {
+            *s = body.source(o)?;
+        }
+        return Ok(Op::Stmatrix { s, n: n as u8, trans, addr });
     }
     let mut d = [NONE; 4];
     for (d, o) in d.iter_mut().zip(list) {
         *d = body.target(o)?;
     }
-    Ok(Op::Ldmatrix { d, n: n as u8, trans: parts.contains(&"trans"), addr: body.address(&operands[1])? })
+    Ok(Op::Ldmatrix { d, n: n as u8, trans, addr })
 }
 
 /// `cp.async`; its bulk forms are read elsewhere.

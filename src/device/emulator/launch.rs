@@ -10,6 +10,7 @@ use super::report::{At, Fault, Kind};
 use super::resident::{Block, Resident};
 use super::step::waits_at;
 use super::warp::{Warp, lanes};
+use super::wgmma;
 use super::{Args, Launch};
 use crate::error::{Error, Result};
 
@@ -44,6 +45,8 @@ pub struct Running<'a> {
     pub agents: Agents,
     /// Copies to global memory that nobody has waited for; they arrive with the end of the launch.
     pub flights: Vec<Flight>,
+    /// Of each thread at its start, where the kernel bounds them.
+    pub registers: u32,
 }
 
 /// Checks the launch and runs it to its end.
@@ -81,6 +84,7 @@ pub fn run(
         param,
         symbols,
         counts: vec![Count::default(); module.insts.len()],
+        registers: wgmma::registers(function),
         dice: Dice(launch.seed),
         agents: Agents::default(),
         flights: Vec::new(),

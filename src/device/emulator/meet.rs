@@ -32,13 +32,18 @@ impl Context<'_> {
             }
             Op::Call { .. } => self.call(warp, run),
             Op::Barrier { .. } => self.barrier(warp, run),
+            Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. } => {
+                let here = self.here(warp, run);
+                self.come(warp, run, here)
+            }
             Op::ClusterBarrier { .. } => self.cluster_barrier(warp, run),
             Op::Mbarrier(op) => self.mbarrier(warp, run, op),
             Op::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
             Op::Shfl { mask: members, .. }
             | Op::Vote { mask: members, .. }
             | Op::Match { mask: members, .. }
-            | Op::Redux { mask: members, .. } => {
+            | Op::Redux { mask: members, .. }
+            | Op::Elect { mask: members, .. } => {
                 let members = warp.get(frame, *members, &self.module.consts);
                 self.together(warp, run, mask, &members)
             }
@@ -93,6 +98,15 @@ impl Context<'_> {
         match &run.inst.op {
             Op::Ldmatrix { d, n, trans, addr } => {
                 return self.load_matrices(warp, run, &d[..*n as usize], *trans, addr);
+            }
+            Op::Stmatrix { s, n, trans, addr } => {
+                return self.store_matrices(warp, run, &s[..*n as usize], *trans, addr);
+            }
+            Op::Elect { d, p, .. } => {
+                // Any lane, but always the same of the same lanes.
+                let lane = if self.early { 31 - exec.leading_zeros() } else { exec.trailing_zeros() };
+                warp.put(frame, *d, exec, &[u64::from(lane); LANES], !0);
+                warp.put_predicate(frame, *p, exec, 1 << lane, !0);
             }
             Op::Mma(mma) => {
                 let sources = mma.a.iter().chain(&mma.b).chain(&mma.c);

@@ -336,7 +336,9 @@ impl<'a> Parser<'a> {
                     }
                     function.most_threads = Some(threads.min(MOST) as u32);
                 }
-                ".minnctapersm" | ".maxnreg" | ".maxnctapersm" | ".maxclusterrank" => drop(self.count()?),
+                ".maxnreg" => function.most_registers = Some(self.count()?.min(MOST) as u32),
+                ".minnctapersm" => function.least_blocks = self.count()?.min(MOST) as u32,
+                ".maxnctapersm" | ".maxclusterrank" => drop(self.count()?),
                 ".reqnctapercluster" => {
                     let mut extents = [1; 3];
                     for (i, extent) in extents.iter_mut().enumerate() {

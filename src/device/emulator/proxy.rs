@@ -90,16 +90,17 @@ impl Context<'_> {
         for (from, n) in parts(at, bytes) {
             let races = &mut self.region(&mut [], place).races;
             if let Some(write) = races.unfenced(from, n, &behalf.warp.clock, proxy) {
-                return Err(self.unfenced(run, behalf, place, from, write));
+                return Err(self.unfenced(run, (behalf.warp, behalf.lane), place, from, write));
             }
         }
         Ok(())
     }
 
-    fn unfenced(
+    /// The report of that.
+    pub fn unfenced(
         &self,
         run: &Run<'_>,
-        behalf: &Behalf<'_>,
+        (warp, lane): (&Warp, usize),
         place: Where,
         at: usize,
         write: Touch,
@@ -107,13 +108,12 @@ impl Context<'_> {
         let (name, space) = match place {
             Where::Global(i) => (&self.memory.regions[i].name, "global"),
             Where::Shared(rank) => (&self.cluster.shared[rank].name, "shared::cta"),
-            Where::Local(_) => return self.bad(behalf.warp, behalf.lane, run.inst, "local memory".into()),
+            Where::Local(_) => return self.bad(warp, lane, run.inst, "local memory".into()),
         };
         let what = format!(
             "fence: an ordinary write to {name}+{at} is invisible to the asynchronous proxy; \
              fence.proxy.async.{space} is missing behind it"
         );
-        self.fault(Kind::Fence, behalf.warp, behalf.lane, run.inst, what)
-            .and(format!("the write: {}", self.spelled(write)))
+        self.fault(Kind::Fence, warp, lane, run.inst, what).and(format!("the write: {}", self.spelled(write)))
     }
 }

@@ -5,6 +5,7 @@ use super::bulk::Bulk;
 use super::mbarrier::Mbar;
 use super::race::Proxy;
 use super::tensor::Mma;
+use super::wgmma::Wgmma;
 use std::collections::HashMap;
 
 /// The lanes of a warp.
@@ -385,7 +386,31 @@ pub enum Op {
         trans: bool,
         addr: Addr,
     },
+    /// The reverse.
+    Stmatrix {
+        s: [Src; 4],
+        n: u8,
+        trans: bool,
+        addr: Addr,
+    },
     Mma(Box<Mma>),
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait {
+        pending: usize,
+    },
+    /// `setmaxnreg`
+    SetRegisters {
+        count: u32,
+        more: bool,
+    },
+    /// `elect.sync`
+    Elect {
+        d: u32,
+        p: u32,
+        mask: Src,
+    },
 }
 
 /// An instruction with its guard and its place.
@@ -395,6 +420,8 @@ pub struct Inst {
     pub guard: Option<(u32, bool)>,
     /// What it does.
     pub op: Op,
+    /// It names a register that some `wgmma` of its function holds.
+    pub shares: bool,
     /// Index into the module's locations.
     pub loc: u32,
     /// Line of the PTX text.
@@ -458,6 +485,10 @@ pub struct Function {
     pub shared: Vec<Variable>,
     /// `.maxntid`, where given.
     pub most_threads: Option<u32>,
+    /// `.maxnreg`, where given.
+    pub most_registers: Option<u32>,
+    /// `.minnctapersm`; zero where not given.
+    pub least_blocks: u32,
     /// `.reqnctapercluster`, where given.
     pub cluster: Option<[u32; 3]>,
 }

@@ -71,6 +71,27 @@ impl Clock {
         }
     }
 
+    /// Forgets all that `other` does not know.
+    pub fn meet(&mut self, other: &Clock) {
+        for (w, time) in self.own.iter_mut().enumerate() {
+            *time = (*time).min(other.of(self.block, w));
+        }
+        for (block, times) in &mut self.others {
+            times.iter_mut().enumerate().for_each(|(w, time)| *time = (*time).min(other.of(*block, w)));
+        }
+        self.agents.retain_mut(|(agent, time)| {
+            let found = other.agents.binary_search_by_key(agent, |a| a.0);
+            *time = found.map_or(0, |i| other.agents[i].1.min(*time));
+            *time > 0
+        });
+        for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
+            match (mine.as_mut(), theirs) {
+                (Some(mine), Some(theirs)) => mine.meet(theirs),
+                _ => *mine = None,
+            }
+        }
+    }
+
     /// A clock of this block that knows nothing.
     pub fn blank(block: u32) -> Clock {
         Clock { block, ..Clock::default() }

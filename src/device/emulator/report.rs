@@ -17,6 +17,8 @@ pub enum Kind {
     Barrier,
     /// Nobody can go on.
     Deadlock,
+    /// What a warpgroup did wrong: `wgmma`, `setmaxnreg`.
+    Warpgroup,
     /// More instructions than allowed.
     Budget,
     /// `trap`, or something that is not modelled.

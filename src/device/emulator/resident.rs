@@ -10,6 +10,7 @@ use super::race::{Clock, WARPS};
 use super::report::{Fault, Kind};
 use super::step::{Context, GATES, Gate};
 use super::warp::{Warp, lanes};
+use super::wgmma::{GROUP, Products, WARPGROUPS, Warpgroup};
 use std::collections::BTreeMap;
 
 /// A block.
@@ -19,6 +20,7 @@ pub struct Block {
     /// Its warps.
     pub warps: Vec<Warp>,
     gates: [Gate; GATES],
+    warpgroups: [Warpgroup; WARPGROUPS],
 }
 
 /// A cluster's blocks, by rank, and what they share.
@@ -74,16 +76,24 @@ impl Resident {
 impl Running<'_> {
     /// A warp's turn; gives the instructions that it ran.
     pub fn turn(&mut self, of: &mut Resident, b: usize, w: usize, turn: u64) -> Result<u64, Box<Fault>> {
+        let (mut context, warps) = self.context(of, b);
+        context.turn(&mut warps[w], turn)
+    }
+
+    /// What an instruction of block `b` may reach, and its warps.
+    fn context<'a>(&'a mut self, of: &'a mut Resident, b: usize) -> (Context<'a>, &'a mut [Warp]) {
         let Resident { blocks, cluster } = of;
-        let Block { index, warps, gates } = &mut blocks[b];
+        let Block { index, warps, gates, warpgroups } = &mut blocks[b];
         let [x, y, _] = self.launch.grid;
-        let mut context = Context {
+        let context = Context {
             module: self.module,
             memory: self.memory,
             cluster,
             rank: b,
             agents: &mut self.agents,
             dice: &mut self.dice,
+            spare: Warpgroup::spare(warpgroups, self.registers),
+            warpgroups,
             barriers: gates,
             counts: &mut self.counts,
             block: [*index % x, *index / x % y, *index / x / y],
@@ -91,12 +101,23 @@ impl Running<'_> {
             early: self.launch.seed & 1 == 1,
             mixed: self.launch.seed & 2 == 2,
         };
-        context.turn(&mut warps[w], turn)
+        (context, warps)
+    }
+
+    /// Lets warpgroups go on that have met, or whose products are done.
+    fn warpgroups(&mut self, of: &mut Resident, b: usize) -> Result<(), Box<Fault>> {
+        for g in (0..WARPGROUPS).filter(|g| of.blocks[b].warpgroups[*g].waits()).collect::<Vec<_>>() {
+            let (mut context, warps) = self.context(of, b);
+            let end = warps.len().min(GROUP * (g + 1));
+            context.warpgroup(g, &mut warps[GROUP * g..end])?;
+        }
+        Ok(())
     }
 
     /// What a turn of block `b` has brought about; whether the whole cluster has left.
     pub fn settle(&mut self, of: &mut Resident, b: usize) -> Result<bool, Box<Fault>> {
         open_gates(&mut of.blocks[b]);
+        self.warpgroups(of, b)?;
         if of.blocks.len() > 1 || of.blocks[b].warps.iter().any(|w| w.beside.arrived != 0) {
             of.open();
         }
@@ -187,7 +208,8 @@ impl Running<'_> {
         let threads: u32 = self.launch.block.iter().product();
         let warps =
             (0..threads.div_ceil(LANES as u32)).map(|w| self.warp(index, w, threads, dynamic)).collect();
-        Block { index, warps, gates: Default::default() }
+        let warpgroups = std::array::from_fn(|_| Warpgroup::new(self.registers));
+        Block { index, warps, gates: Default::default(), warpgroups }
     }
 
     fn warp(&self, block: u32, index: u32, threads: u32, dynamic: usize) -> Warp {
@@ -217,6 +239,7 @@ impl Running<'_> {
             pending: None,
             open: vec![Vec::new(); LANES],
             groups: vec![Vec::new(); LANES],
+            products: Products::default(),
             beside: Beside::default(),
             impatience: 0,
         };

@@ -9,6 +9,7 @@ use super::ptx::{Barrier, Inst, LANES, Lanes, Logic, Module, Op, Src};
 use super::race::{Agents, Clock};
 use super::report::{At, Fault, Kind};
 use super::warp::{Frame, Group, Warp, lanes};
+use super::wgmma::{WARPGROUPS, Warpgroup};
 
 /// What an instruction may reach besides its warp.
 pub struct Context<'a> {
@@ -24,6 +25,10 @@ pub struct Context<'a> {
     pub agents: &'a mut Agents,
     /// The schedule's.
     pub dice: &'a mut Dice,
+    /// The block's.
+    pub warpgroups: &'a mut [Warpgroup; WARPGROUPS],
+    /// Registers that the block has and no warpgroup holds.
+    pub spare: u32,
     /// The block's.
     pub barriers: &'a mut [Gate; GATES],
     /// By instruction.
@@ -135,6 +140,9 @@ impl Context<'_> {
             } else if exec == 0 {
                 Next::On
             } else {
+                if inst.shares {
+                    self.touch(warp, &Run { frame, inst, pc, exec })?;
+                }
                 self.step(warp, &Run { frame, inst, pc, exec }, mask)?
             };
             match next {
@@ -206,6 +214,8 @@ impl Context<'_> {
             Op::BulkCommit => lanes(exec).for_each(|l| warp.beside.bulk[l].commit()),
             Op::BulkWait { pending, read } => self.bulk_wait(warp, run, *pending as usize, *read),
             Op::CpWait { pending } => self.copy_wait(warp, run, *pending as usize)?,
+            Op::WgmmaFence => warp.products.fence(),
+            Op::WgmmaCommit => warp.products.commit(),
             op if splits(op) => return self.meet(warp, run, mask),
             _ => self.plain(warp, run, mask),
         }
@@ -323,7 +333,8 @@ fn splits(op: &Op) -> bool {
     let warp = matches!(op, Op::Shfl { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. });
     let waits = matches!(op, Op::Barrier { .. } | Op::ClusterBarrier { .. } | Op::WarpSync { .. });
     let waits = waits || matches!(op, Op::Mbarrier(_) | Op::Ldmatrix { .. } | Op::Mma(_));
-    parts || warp || waits
+    let group = matches!(op, Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. });
+    parts || warp || waits || group || matches!(op, Op::Stmatrix { .. } | Op::Elect { .. })
 }
 
 fn logic(f: Logic, a: u32, b: u32) -> u32 {
@@ -357,7 +368,10 @@ pub fn waits_at(inst: &Inst) -> &'static str {
         Op::ClusterBarrier { .. } => "the cluster's barrier",
         Op::WarpSync { .. } => "a barrier of the warp",
         Op::Shfl { .. } => "a shuffle",
-        Op::Mma(_) | Op::Ldmatrix { .. } => "a matrix instruction",
+        Op::Mma(_) | Op::Ldmatrix { .. } | Op::Stmatrix { .. } => "a matrix instruction",
+        Op::Wgmma(_) => "a wgmma of the whole warpgroup",
+        Op::WgmmaWait { .. } => "wgmma.wait_group",
+        Op::SetRegisters { .. } => "setmaxnreg of the whole warpgroup, for registers of the block's pool,",
         _ => "an instruction of the whole warp",
     }
 }

@@ -75,8 +75,25 @@ pub fn decode<'a>(
 }
 
 impl Element {
+    /// Bytes in memory.
+    pub fn size(self) -> usize {
+        if self == Element::Tf32 { 4 } else { 2 }
+    }
+
+    /// Elements of 32 bytes: the k of a `wgmma`.
+    pub fn depth(self) -> usize {
+        32 / self.size()
+    }
+
+    /// From memory.
+    pub fn of_bytes(self, bytes: &[u8]) -> f32 {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        self.at(u64::from_le_bytes(word), 0)
+    }
+
     /// Element `i` of a register.
-    fn at(self, register: u64, i: usize) -> f32 {
+    pub fn at(self, register: u64, i: usize) -> f32 {
         match self {
             Element::F16 => f16::from_bits((register >> (16 * i)) as u16).to_f32(),
             Element::Bf16 => bf16::from_bits((register >> (16 * i)) as u16).to_f32(),

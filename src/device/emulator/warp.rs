@@ -9,6 +9,7 @@ use super::cluster::Beside;
 use super::memory::{Region, State};
 use super::ptx::{Function, LANES, Lanes, Pred, Src};
 use super::race::Clock;
+use super::wgmma::Products;
 
 /// A function's storage within its warp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,6 +99,8 @@ pub struct Warp {
     pub open: Vec<Vec<Copy>>,
     /// Committed groups, by lane, oldest first.
     pub groups: Vec<Vec<Vec<Copy>>>,
+    /// Its asynchronous matrix products.
+    pub products: Products,
     /// Its part in what goes on beside the warps.
     pub beside: Beside,
     /// Backward jumps since others of the warp ran.
