@@ -31,7 +31,7 @@ fn what_is_not_known_is_named_with_its_line() {
     refused(&kernel("call nobody;"), &["nobody"]);
     refused(&kernel(".reg .b32 %q<999999999>;"), &["line 8"]);
     refused(&kernel(".shared .b8 s[999999999];"), &["line 8", "shared memory"]);
-    refused(&kernel("wgmma.fence.sync.aligned;"), &["line 8", "wgmma"]);
+    refused(&kernel("tcgen05.fence::before_thread_sync;"), &["line 8", "tcgen05"]);
 }
 
 #[test]
