@@ -13,6 +13,8 @@ mod command;
 mod correct;
 #[path = "emulator/counted.rs"]
 mod counted;
+#[path = "emulator/hopper.rs"]
+mod hopper;
 #[path = "emulator/hostile.rs"]
 mod hostile;
 #[path = "emulator/mbarrier.rs"]

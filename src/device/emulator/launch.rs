@@ -217,7 +217,13 @@ impl Running<'_> {
                     let set = lanes(rest).filter(|l| warp.pc[*l] == pc).fold(0, |m, l| m | 1 << l);
                     rest &= !set;
                     let barrier = matches!(self.module.insts[pc as usize].op, Op::Barrier { .. });
-                    let order = if set & warp.waiting != 0 { 2 } else { i32::from(barrier) };
+                    // Those who stand with lanes that wait for something are kept by it.
+                    let kept = warp.live != set && warp.live & !set & !warp.waiting == 0;
+                    let order = match (set & warp.waiting != 0, kept) {
+                        (true, _) => 2,
+                        (_, true) => 3,
+                        _ => i32::from(barrier),
+                    };
                     waits.push(Wait { one, rank, warp, set, order });
                 }
             }

@@ -382,7 +382,7 @@ impl Context<'_> {
     fn meet_all(&mut self, group: &mut Warpgroup, warps: &mut [Warp], pc: u32) -> Done {
         let inst = &self.module.insts[pc as usize];
         match &inst.op {
-            Op::Wgmma(op) => self.issue(group, warps, pc, op)?,
+            Op::Wgmma(op) => self.begin(group, warps, pc, op)?,
             Op::SetRegisters { count, .. } if !self.resize(group, &warps[0], inst, *count)? => return Ok(()),
             _ => {}
         }
@@ -423,7 +423,7 @@ impl Context<'_> {
     }
 
     /// All four warps are at `wgmma.mma_async`.
-    fn issue(&mut self, group: &mut Warpgroup, warps: &mut [Warp], pc: u32, op: &Wgmma) -> Done {
+    fn begin(&mut self, group: &mut Warpgroup, warps: &mut [Warp], pc: u32, op: &Wgmma) -> Done {
         let inst = &self.module.insts[pc as usize];
         let mut frames = [Frame::default(); GROUP];
         group.come.iter().for_each(|(w, _, frame)| frames[w % GROUP] = *frame);
