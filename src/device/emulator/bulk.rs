@@ -5,13 +5,14 @@
 //! mbarrier's phase would be over with it, a store's reads at `wait_group.read`, its writes at `wait_group` or at the
 //! end of the launch.
 
-use super::access::{Run, Where, modify};
+use super::access::{Run, Where};
 use super::mbarrier::{Mbar, What};
 use super::memory::{Memory, State};
 use super::proxy::Behalf;
 use super::ptx::{Addr, LANES, Lanes, Rmw, Space, Src, Ty};
 use super::race::Agent;
 use super::report::{Fault, Kind};
+use super::rmw::modify;
 use super::step::Context;
 use super::warp::{Copy, Warp, lanes};
 
