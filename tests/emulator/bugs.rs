@@ -2,7 +2,8 @@
 
 use super::*;
 
-const SOURCES: [(&str, &str); 3] = [
+const SOURCES: [(&str, &str); 4] = [
+    ("async_bugs_sm90.cu", include_str!("cuda/async_bugs_sm90.cu")),
     ("bugs.cu", include_str!("cuda/bugs.cu")),
     ("gemm.cu", include_str!("cuda/gemm.cu")),
     ("warpgroup_sm90.cu", include_str!("cuda/warpgroup_sm90.cu")),

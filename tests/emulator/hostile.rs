@@ -31,6 +31,7 @@ fn what_is_not_known_is_named_with_its_line() {
     refused(&kernel("call nobody;"), &["nobody"]);
     refused(&kernel(".reg .b32 %q<999999999>;"), &["line 8"]);
     refused(&kernel(".shared .b8 s[999999999];"), &["line 8", "shared memory"]);
+    refused(&kernel("tcgen05.fence::before_thread_sync;"), &["line 8", "tcgen05"]);
     refused(&kernel("wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 %r1;"), &["line 8", "sparse"]);
     for kind in ["f32.e4m3.e4m3", "f32.e5m2.e4m3", "s32.s8.s8", "s32.u8.s8", "s32.b1.b1", "f16.bf16.bf16"] {
         let code = format!("wgmma.mma_async.sync.aligned.m64n8k16.{kind} {{%r1}}, %r1, %r1, 1, 1, 1;");

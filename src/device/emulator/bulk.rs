@@ -5,15 +5,15 @@
 //! mbarrier's phase would be over with it, a store's reads at `wait_group.read`, its writes at `wait_group` or at the
 //! end of the launch.
 
-use super::access::{Run, Where, modify};
+use super::access::{Run, Where};
 use super::mbarrier::{Mbar, What};
-use super::memory::{LOCAL_WINDOW, Memory, PARAM_WINDOW, State};
+use super::memory::{Memory, State};
 use super::proxy::Behalf;
 use super::ptx::{Addr, LANES, Lanes, Rmw, Space, Src, Ty};
 use super::race::Agent;
 use super::report::{Fault, Kind};
+use super::rmw::modify;
 use super::step::Context;
-use super::tensor_map::TensorMap;
 use super::warp::{Copy, Warp, lanes};
 
 /// One end of a bulk copy.
@@ -48,11 +48,13 @@ pub struct Bulk {
 
 /// Bytes of a copy that lie together at both ends.
 #[derive(Clone, Copy, Debug)]
-struct Piece {
+pub struct Piece {
     /// Zeros if nowhere.
-    from: Option<usize>,
-    to: usize,
-    bytes: usize,
+    pub from: Option<usize>,
+    /// Offsets in the regions at both ends.
+    pub to: usize,
+    /// How many.
+    pub bytes: usize,
 }
 
 /// A copy under way.
@@ -64,13 +66,16 @@ pub struct Flight {
     pub block: u32,
     /// The thread.
     pub thread: u32,
-    from: Where,
+    /// Where the bytes are from.
+    pub from: Where,
     /// Regions that get it, all at the same offsets.
     pub to: Vec<Where>,
-    pieces: Vec<Piece>,
+    /// What lies together.
+    pub pieces: Vec<Piece>,
     /// What the pieces hold, one behind the other, once that is read.
     data: Option<Vec<u8>>,
-    reduce: Option<(Rmw, Ty)>,
+    /// How it joins what is there, if not in its place.
+    pub reduce: Option<(Rmw, Ty)>,
     /// The mbarrier's offset in the regions.
     pub mbarrier: Option<usize>,
     /// Bytes that the mbarrier counts.
@@ -159,13 +164,14 @@ impl Context<'_> {
             if let Some(mask) = at(&mask) {
                 flight.to = self.ranks(warp, run, lane, mask as u16)?;
             }
-            self.issue(warp, run, lane, op, flight, at(&bar))?;
+            self.send(warp, run, lane, op, flight, at(&bar))?;
         }
         warp.clock.own[warp.index as usize] += 1;
         Ok(())
     }
 
-    fn wrong(&self, warp: &Warp, run: &Run<'_>, lane: usize, what: String) -> Box<Fault> {
+    /// A finding about a copy.
+    pub fn wrong(&self, warp: &Warp, run: &Run<'_>, lane: usize, what: String) -> Box<Fault> {
         self.fault(Kind::Access, warp, lane, run.inst, what)
     }
 
@@ -241,7 +247,8 @@ impl Context<'_> {
         Ok(flight)
     }
 
-    fn counts_global(&mut self, run: &Run<'_>, end: &End, address: u64, bytes: usize) {
+    /// Counts a contiguous part in global memory.
+    pub fn counts_global(&mut self, run: &Run<'_>, end: &End, address: u64, bytes: usize) {
         if bytes > 0 && matches!(end, End::Global(_)) {
             let count = &mut self.counts[run.pc as usize];
             count.requests += 1;
@@ -251,7 +258,7 @@ impl Context<'_> {
     }
 
     /// A place in global memory or in the cluster's shared memory, aligned.
-    fn end(
+    pub fn end(
         &mut self,
         warp: &Warp,
         run: &Run<'_>,
@@ -275,138 +282,8 @@ impl Context<'_> {
         Ok((place, at))
     }
 
-    /// The tensor map at an address, and the lane's coordinates.
-    fn map(
-        &self,
-        warp: &Warp,
-        run: &Run<'_>,
-        lane: usize,
-        address: u64,
-        coords: &[Src],
-    ) -> Result<(TensorMap, Vec<i64>), Box<Fault>> {
-        let wrong = |what: String| Err(self.wrong(warp, run, lane, what));
-        self.known(warp, run, coords)?;
-        let at = |base: &[u8], from: usize| base.get(from..from + 128).and_then(TensorMap::decode);
-        let found = match address & 0xff << 56 {
-            LOCAL_WINDOW => {
-                return wrong(
-                    "the tensor map is on the stack; the kernel's parameter must be const __grid_constant__"
-                        .into(),
-                );
-            }
-            PARAM_WINDOW => at(&warp.param[lane], address as u32 as usize),
-            _ => match self.memory.find(address) {
-                Some((region, from @ 0..)) => at(&self.memory.regions[region].data, from as usize),
-                _ => {
-                    return wrong(format!("out of bounds: a tensor map at {address:#x}, where no memory is"));
-                }
-            },
-        };
-        if address % 64 != 0 {
-            return wrong(format!("misaligned: a tensor map at {address:#x}, a multiple of 64 was expected"));
-        }
-        let Some(map) = found else {
-            return wrong(format!("what is at {address:#x} is no tensor map, or a damaged one"));
-        };
-        if map.sizes.len() != coords.len() {
-            let (has, given) = (map.sizes.len(), coords.len());
-            return wrong(format!("{given} coordinates for a tensor map of {has} dimensions"));
-        }
-        let value = |s: &Src| i64::from(warp.look(run.frame, *s, &self.module.consts)[lane] as i32);
-        Ok((map, coords.iter().map(value).collect()))
-    }
-
-    fn load_box(
-        &mut self,
-        warp: &Warp,
-        run: &Run<'_>,
-        lane: usize,
-        (map, to, coords): (u64, u64, &[Src]),
-        flight: &mut Flight,
-    ) -> Result<(), Box<Fault>> {
-        let (map, coords) = self.map(warp, run, lane, map, coords)?;
-        let zero = Addr { base: Src::Const(0), offset: 0 };
-        let (place, base) = self.end(warp, run, lane, &End::Shared(zero), to, 128)?;
-        (flight.to, flight.bytes) = (vec![place], map.bytes());
-        let rows = map.rows(&coords);
-        let row_bytes = map.bytes() / rows.len();
-        for (row, begin, address, bytes) in rows {
-            self.counts_global(run, &End::Global(zero), address, bytes);
-            let global = match bytes {
-                0 => 0,
-                _ => {
-                    let (region, at) = self.global(warp, run, lane, address)?;
-                    flight.from = region;
-                    at
-                }
-            };
-            // Chunks of 16 bytes are what swizzling moves; the array may begin or end within one.
-            for chunk in (0..row_bytes).step_by(16) {
-                for (from, to) in [(chunk, begin), (begin, begin + bytes), (begin + bytes, chunk + 16)] {
-                    let (from, to) = (from.max(chunk), to.min(chunk + 16));
-                    if from < to {
-                        let inside = from >= begin && to <= begin + bytes;
-                        flight.pieces.push(Piece {
-                            from: inside.then(|| global + from - begin),
-                            to: map.swizzle.place(base + row + from),
-                            bytes: to - from,
-                        });
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn store_box(
-        &mut self,
-        warp: &Warp,
-        run: &Run<'_>,
-        lane: usize,
-        (map, from, coords): (u64, u64, &[Src]),
-        flight: &mut Flight,
-    ) -> Result<(), Box<Fault>> {
-        let (map, coords) = self.map(warp, run, lane, map, coords)?;
-        let zero = Addr { base: Src::Const(0), offset: 0 };
-        let (place, base) = self.end(warp, run, lane, &End::Shared(zero), from, 128)?;
-        (flight.from, flight.bytes) = (place, map.bytes());
-        flight.reduce = flight.reduce.map(|(f, _)| (f, map.element.ty()));
-        for (row, begin, address, bytes) in map.rows(&coords).into_iter().filter(|r| r.3 > 0) {
-            self.counts_global(run, &End::Global(zero), address, bytes);
-            let (region, global) = self.global(warp, run, lane, address)?;
-            flight.to = vec![region];
-            let (mut at, end) = (begin, begin + bytes);
-            while at < end {
-                let next = (at / 16 * 16 + 16).min(end);
-                let from = Some(map.swizzle.place(base + row + at));
-                flight.pieces.push(Piece { from, to: global + at - begin, bytes: next - at });
-                at = next;
-            }
-        }
-        Ok(())
-    }
-
-    fn global(
-        &self,
-        warp: &Warp,
-        run: &Run<'_>,
-        lane: usize,
-        address: u64,
-    ) -> Result<(Where, usize), Box<Fault>> {
-        match self.find(Space::Global, lane, address) {
-            Ok((place, at)) if at >= 0 => Ok((place, at as usize)),
-            Ok((Where::Global(region), at)) => {
-                let name = &self.memory.regions[region].name;
-                Err(self.wrong(warp, run, lane, format!("out of bounds: a box {} bytes before {name}", -at)))
-            }
-            Ok(_) | Err(_) => {
-                Err(self.wrong(warp, run, lane, format!("out of bounds: a box at {address:#x}")))
-            }
-        }
-    }
-
     /// Checks a copy, and sends it on its way.
-    fn issue(
+    fn send(
         &mut self,
         warp: &mut Warp,
         run: &Run<'_>,

@@ -43,10 +43,10 @@ pub struct Running<'a> {
     pub dice: Dice,
     /// What runs beside the warps.
     pub agents: Agents,
-    /// Of each thread at its start, where the kernel bounds them.
-    pub registers: u32,
     /// Copies to global memory that nobody has waited for; they arrive with the end of the launch.
     pub flights: Vec<Flight>,
+    /// Of each thread at its start, where the kernel bounds them.
+    pub registers: u32,
 }
 
 /// Checks the launch and runs it to its end.
@@ -99,7 +99,7 @@ pub fn run(
 }
 
 fn refuse(module: &Module, kernel: &Function, launch: &Launch) -> std::result::Result<(), String> {
-    let product = |e: [u32; 3]| e.iter().map(|n| u64::from(*n)).product::<u64>();
+    let product = |e: [u32; 3]| e.iter().fold(1u64, |n, e| n.saturating_mul(u64::from(*e)));
     let (blocks, threads) = (product(launch.grid), product(launch.block));
     if !(1..=1 << 21).contains(&blocks) {
         return Err(format!("a grid of {blocks} blocks, 1 to 2097152 can be emulated"));
@@ -180,10 +180,10 @@ impl Running<'_> {
                 // Waits that time out are let go, and again, until it is clear that nobody gets anywhere.
                 let now = resident.iter().map(|r| r.cluster.progress).sum::<u64>() + u64::from(next);
                 (idle, progress) = if now == progress { (idle + 1, progress) } else { (0, now) };
-                // The report names sleepers, so it comes before they are woken.
-                if idle > PATIENCE || !resident.iter_mut().fold(false, |any, r| r.time_out() | any) {
+                if idle > PATIENCE || !resident.iter().any(Resident::sleeps) {
                     return Err(self.stuck(&resident));
                 }
+                resident.iter_mut().for_each(Resident::time_out);
                 continue;
             };
             // Mostly short turns, and now and then a warp that runs far ahead.

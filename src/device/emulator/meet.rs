@@ -1,9 +1,10 @@
 //! Where lanes meet: shuffles, votes, barriers, matrix instructions; and calls, where they part.
 
-use super::access::{Run, modify};
+use super::access::Run;
 use super::ptx::{Barrier, LANES, Lanes, Op, Shuffle, Src, Ty, Vote};
 use super::race::Clock;
 use super::report::{Fault, Kind};
+use super::rmw::modify;
 use super::step::{Context, GATES, Next};
 use super::warp::{Warp, lanes};
 

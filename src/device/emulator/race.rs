@@ -105,6 +105,11 @@ impl Clock {
         }
     }
 
+    /// Whether they are.
+    fn knows(&self, agent: u32, time: u32) -> bool {
+        self.agents.binary_search_by_key(&agent, |a| a.0).is_ok_and(|i| time <= self.agents[i].1)
+    }
+
     /// What it knows so far is visible to the asynchronous proxy.
     pub fn fence(&mut self, proxies: &[Proxy]) {
         let bare = || Clock { own: self.own, others: self.others.clone(), ..Clock::blank(self.block) };
@@ -218,7 +223,7 @@ impl Touch {
     /// Block and thread, or the agent.
     pub fn by(self) -> Result<(u32, u32), u32> {
         match self.pc & AGENT {
-            0 => Ok(((self.who - 1) / 1024, (self.who - 1) % 1024)),
+            0 => Ok((self.who.wrapping_sub(1) / 1024, self.who.wrapping_sub(1) % 1024)),
             _ => Err(self.who - 1),
         }
     }
@@ -244,8 +249,7 @@ impl Touch {
         let (block, thread) = match self.by() {
             Ok(by) => by,
             Err(agent) => {
-                let heard = who.clock.agents.binary_search_by_key(&agent, |a| a.0);
-                return heard.map_or(true, |i| self.time > who.clock.agents[i].1);
+                return !who.clock.knows(agent, self.time);
             }
         };
         let warp = thread as usize / 32;
@@ -367,15 +371,17 @@ impl Races {
         self.cells(at, bytes).iter().map(|c| c.write).find(|w| w.unfenced(clock, proxy))
     }
 
-    /// Notes nothing; gives an access of another block that is not over as far as `clock` knows, and its place.
+    /// Notes nothing; gives an access of another block or of an agent that is not over as far as `clock` knows, and
+    /// its place.
     pub fn foreign(&self, clock: &Clock) -> Option<(usize, Touch)> {
         let pages = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?)));
         let cells = pages.flat_map(|(i, p)| p.iter().enumerate().map(move |(j, c)| (i * PAGE + j, c)));
         let mut touches = cells.flat_map(|(at, c)| [c.write, c.reads[0], c.reads[1]].map(|t| (at, t)));
-        touches.find(|(_, touch)| match (touch.who, touch.by()) {
-            (1.., Ok((block, thread))) => {
-                block != clock.block && touch.time > clock.of(block, thread as usize / 32)
+        touches.find(|(_, touch)| match touch.by() {
+            Ok((block, thread)) if touch.who != 0 && block != clock.block => {
+                touch.time > clock.of(block, thread as usize / 32)
             }
+            Err(agent) => !clock.knows(agent, touch.time),
             _ => false,
         })
     }

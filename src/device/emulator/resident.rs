@@ -1,6 +1,6 @@
 //! Blocks on the machine: how they begin, take turns, pass their barriers, and leave.
 
-use super::bulk::Flight;
+use super::bulk::{Flight, Groups};
 use super::cluster::{Beside, Cluster};
 use super::environment::environment;
 use super::launch::Running;
@@ -23,6 +23,13 @@ pub struct Block {
     warpgroups: [Warpgroup; WARPGROUPS],
 }
 
+impl Block {
+    /// Bulk copies in its threads' groups.
+    fn flights(&self) -> impl Iterator<Item = &Flight> {
+        self.warps.iter().flat_map(|w| &w.beside.bulk).flat_map(Groups::flights)
+    }
+}
+
 /// A cluster's blocks, by rank, and what they share.
 pub struct Resident {
     /// The blocks.
@@ -42,20 +49,20 @@ impl Resident {
         self.blocks.iter_mut().flat_map(|b| &mut b.warps)
     }
 
-    /// Sleepers look again; whether there were any.
-    fn wake(&mut self) -> bool {
-        let mut any = false;
-        for warp in self.warps().filter(|w| w.beside.asleep != 0) {
-            warp.waiting &= !std::mem::take(&mut warp.beside.asleep);
-            any = true;
-        }
-        any
+    /// Whether anybody sleeps.
+    pub fn sleeps(&self) -> bool {
+        self.blocks.iter().flat_map(|b| &b.warps).any(|w| w.beside.asleep != 0)
+    }
+
+    /// Sleepers look again.
+    fn wake(&mut self) {
+        self.warps().for_each(|w| w.waiting &= !std::mem::take(&mut w.beside.asleep));
     }
 
     /// Sleepers look again, and a wait that has a time limit is over for now.
-    pub fn time_out(&mut self) -> bool {
+    pub fn time_out(&mut self) {
         self.warps().for_each(|w| w.beside.failed &= !w.beside.asleep);
-        self.wake()
+        self.wake();
     }
 
     /// Opens the cluster's barrier when all lanes that are left have come.
@@ -134,36 +141,26 @@ impl Running<'_> {
 
     /// A block leaves: nobody may be about to touch its memory.
     fn leaves(&mut self, of: &mut Resident, b: usize) -> Result<(), Box<Fault>> {
-        let groups = |block: &Block| {
-            let groups = block.warps.iter().flat_map(|w| &w.beside.bulk);
-            groups.flat_map(|g| g.flights().cloned()).collect::<Vec<_>>()
-        };
-        let flights: Vec<Flight> = of.blocks.iter().flat_map(groups).collect();
-        if let Some(flight) = flights.iter().chain(&of.cluster.flights).find(|f| f.uses(b)) {
-            let inst = &self.module.insts[flight.pc as usize];
+        let (inst, name) = (|pc: u32| &self.module.insts[pc as usize], &of.cluster.shared[b].name);
+        let late = |pc: u32, (block, thread): (u32, u32)| {
             let what = format!(
-                "a bulk copy is still under way in {} when its block leaves; nobody has waited for it",
-                of.cluster.shared[b].name
+                "{name} is still in use by what runs beside the block, which leaves without waiting for it"
             );
-            return Err(Fault::new(
-                Kind::Race,
-                self.module,
-                inst,
-                self.at(flight.block, flight.thread),
-                what,
-            ));
+            Fault::new(Kind::Race, self.module, inst(pc), self.at(block, thread), what)
+        };
+        let mut copies = of.blocks.iter().flat_map(Block::flights).chain(&of.cluster.flights);
+        if let Some(flight) = copies.find(|f| f.uses(b)) {
+            return Err(late(flight.pc, (flight.block, flight.thread)));
         }
-        self.flights.extend(groups(&of.blocks[b]));
         let mut clock = Clock::blank(of.blocks[b].index);
         of.blocks[b].warps.iter().for_each(|w| clock.join(&w.clock));
-        let Some((at, touch)) = of.cluster.shared[b].races.foreign(&clock).filter(|_| of.blocks.len() > 1)
-        else {
+        let Some((at, touch)) = of.cluster.shared[b].races.foreign(&clock) else {
+            self.flights.extend(of.blocks[b].flights().cloned());
             return Ok(());
         };
-        let inst = &self.module.insts[touch.pc() as usize];
-        let (block, thread) = touch.by().unwrap_or_default();
-        let what = format!("touches {}+{at}, whose block may have left by then", of.cluster.shared[b].name);
-        Err(Fault::new(Kind::Race, self.module, inst, self.at(block, thread), what)
+        let Ok((block, thread)) = touch.by() else { return Err(late(touch.pc(), (clock.block, 0))) };
+        let what = format!("touches {name}+{at}, whose block may have left by then");
+        Err(Fault::new(Kind::Race, self.module, inst(touch.pc()), self.at(block, thread), what)
             .and("blocks of a cluster leave together: a cluster barrier is missing behind the last access"))
     }
 
