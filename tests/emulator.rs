@@ -17,10 +17,10 @@ mod counted;
 mod hopper;
 #[path = "emulator/hostile.rs"]
 mod hostile;
-#[path = "emulator/mma.rs"]
-mod mma;
 #[path = "emulator/mbarrier.rs"]
 mod mbarrier;
+#[path = "emulator/mma.rs"]
+mod mma;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]

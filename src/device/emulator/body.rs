@@ -101,7 +101,7 @@ impl<'p, 'a> Body<'p, 'a> {
         self.push(None, Op::Ret, self.parser.line());
         self.function.end = self.parser.module.insts.len() as u32;
         self.resolve()?;
-        super::wgmma::mark_shared(&mut self.parser.module.insts[self.function.start as usize..]);
+        super::products::mark_shared(&mut self.parser.module.insts[self.function.start as usize..]);
         Ok(self.function)
     }
 
