@@ -400,7 +400,8 @@ impl Context<'_> {
         (rank, at): (usize, usize),
         counted: bool,
     ) -> Result<(), Box<Fault>> {
-        if !self.cluster.joins(rank, at, &warp.clock, !counted) {
+        let clock = warp.publishes(run.exec);
+        if !self.cluster.joins(rank, at, &clock, !counted) {
             let what = format!("mbarrier: {}+{at} lacks no arrival in this phase", self.own().name);
             return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
         }

@@ -335,7 +335,7 @@ impl Context<'_> {
             (bar.tx, bar.pending) = (bar.tx + sign * tx, pending as u32);
             bar.count -= u32::from(drop);
             if !relaxed && told != Some(place) {
-                bar.arrived.join(&warp.clock);
+                bar.arrived.join(&warp.publishes(run.exec));
                 told = Some(place);
             }
             self.cluster.changed(rank, at);

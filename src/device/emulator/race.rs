@@ -27,6 +27,8 @@ pub struct Clock {
     pub others: HashMap<u32, [u32; WARPS]>,
     /// Which block `own` is about.
     pub block: u32,
+    /// Of some lanes of a warp only: (block and warp, lanes, up to which time).
+    pub lanes: Vec<(u32, u32, u32)>,
     /// Of agents: (which, up to which time), rising.
     pub agents: Vec<(u32, u32)>,
     /// Of what a proxy fence came behind, by [`Proxy`].
@@ -62,6 +64,12 @@ impl Clock {
             }
         }
         other.agents.iter().for_each(|(agent, time)| self.heard(*agent, *time));
+        for (warp, lanes, time) in &other.lanes {
+            if *time > self.some(*warp, *lanes) {
+                self.lanes.retain(|l| (l.0, l.1) != (*warp, *lanes));
+                self.lanes.push((*warp, *lanes, *time));
+            }
+        }
         for (to, from) in self.fenced.iter_mut().zip(&other.fenced) {
             let Some(from) = from else { continue };
             match to {
@@ -73,6 +81,11 @@ impl Clock {
 
     /// Forgets all that `other` does not know.
     pub fn meet(&mut self, other: &Clock) {
+        let both = |(warp, lanes, time): &(u32, u32, u32)| {
+            let time = self.some(*warp, *lanes).min(other.some(*warp, *lanes)).min(*time);
+            (time > 0).then_some((*warp, *lanes, time))
+        };
+        self.lanes = self.lanes.iter().chain(&other.lanes).filter_map(both).collect();
         for (w, time) in self.own.iter_mut().enumerate() {
             *time = (*time).min(other.of(self.block, w));
         }
@@ -92,9 +105,31 @@ impl Clock {
         }
     }
 
+    /// Up to which time everything of some lanes of a warp is done.
+    fn some(&self, warp: u32, lanes: u32) -> u32 {
+        let known = self.lanes.iter().filter(|l| l.0 == warp && l.1 & lanes == lanes).map(|l| l.2);
+        known.fold(self.of(warp / WARPS as u32, warp as usize % WARPS), u32::max)
+    }
+
+    /// Up to which time everything of a thread is done.
+    fn thread(&self, block: u32, thread: u32) -> u32 {
+        let known = self.lanes.iter().filter(|l| names(l, block, thread)).map(|l| l.2);
+        known.fold(self.of(block, thread as usize / 32), u32::max)
+    }
+
     /// A clock of this block that knows nothing.
     pub fn blank(block: u32) -> Clock {
         Clock { block, ..Clock::default() }
+    }
+
+    /// What some lanes of a warp publish: what they have done, what all of it did before it last came together at
+    /// `floor`, and all that the warp knows of others.
+    pub fn part(&self, warp: u32, lanes: u32, floor: u32) -> Clock {
+        let mut part = self.clone();
+        let time = std::mem::replace(&mut part.own[warp as usize], floor - 1);
+        part.lanes.retain(|l| (l.0, l.1) != (self.block * WARPS as u32 + warp, lanes));
+        part.lanes.push((self.block * WARPS as u32 + warp, lanes, time));
+        part
     }
 
     /// An agent's accesses up to this time are over.
@@ -112,12 +147,11 @@ impl Clock {
 
     /// What it knows so far is visible to the asynchronous proxy.
     pub fn fence(&mut self, proxies: &[Proxy]) {
-        let bare = || Clock { own: self.own, others: self.others.clone(), ..Clock::blank(self.block) };
+        let bare = Clock { agents: Vec::new(), fenced: Default::default(), ..self.clone() };
         for proxy in proxies {
-            let bare = bare();
             match &mut self.fenced[*proxy as usize] {
                 Some(fenced) => fenced.join(&bare),
-                none => *none = Some(Box::new(bare)),
+                none => *none = Some(Box::new(bare.clone())),
             }
         }
     }
@@ -129,6 +163,11 @@ impl Clock {
             false => self.others.get(&block).map_or(0, |times| times[warp]),
         }
     }
+}
+
+/// Whether what is known of some lanes of a warp is about this thread.
+fn names(of: &(u32, u32, u32), block: u32, thread: u32) -> bool {
+    of.0 == block * WARPS as u32 + thread / 32 && of.1 >> (thread % 32) & 1 == 1
 }
 
 /// What an agent's completion is awaited by.
@@ -254,16 +293,19 @@ impl Touch {
         };
         let warp = thread as usize / 32;
         if block == who.clock.block && warp == who.thread as usize / 32 {
-            return self.time >= who.floor && (thread != who.thread || many);
+            let other = self.time >= who.floor && (thread != who.thread || many);
+            // The warp's own time says nothing about its other lanes.
+            let heard = !many && who.clock.lanes.iter().any(|l| names(l, block, thread) && self.time <= l.2);
+            return other && !heard;
         }
-        self.time > who.clock.of(block, warp)
+        self.time > if many { who.clock.of(block, warp) } else { who.clock.thread(block, thread) }
     }
 
     /// Whether it is a warp's access that no proxy fence has come behind, as far as `clock` knows.
     fn unfenced(self, clock: &Clock, proxy: Proxy) -> bool {
         let (true, Ok((block, thread))) = (self.who != 0, self.by()) else { return false };
         let fenced = clock.fenced[proxy as usize].as_ref();
-        fenced.is_none_or(|f| self.time > f.of(block, thread as usize / 32))
+        fenced.is_none_or(|f| self.time > f.thread(block, thread))
     }
 }
 
@@ -379,7 +421,7 @@ impl Races {
         let mut touches = cells.flat_map(|(at, c)| [c.write, c.reads[0], c.reads[1]].map(|t| (at, t)));
         touches.find(|(_, touch)| match touch.by() {
             Ok((block, thread)) if touch.who != 0 && block != clock.block => {
-                touch.time > clock.of(block, thread as usize / 32)
+                touch.time > clock.thread(block, thread)
             }
             Err(agent) => !clock.knows(agent, touch.time),
             _ => false,

@@ -108,6 +108,14 @@ pub struct Warp {
 }
 
 impl Warp {
+    /// What these lanes may tell others: all that the warp knows if they are all that is left of it.
+    pub fn publishes(&self, lanes: u32) -> std::borrow::Cow<'_, Clock> {
+        match lanes == self.live {
+            true => std::borrow::Cow::Borrowed(&self.clock),
+            false => std::borrow::Cow::Owned(self.clock.part(self.index, lanes, self.floor)),
+        }
+    }
+
     /// The values of a source.
     #[inline]
     pub fn get(&self, frame: &Frame, s: Src, consts: &[Lanes]) -> Lanes {

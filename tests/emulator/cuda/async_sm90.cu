@@ -123,7 +123,7 @@ extern "C" __global__ void ring(int* out, const int* in) {
     __shared__ alignas(16) int word[4], counter;
     __shared__ uint64_t arrived;
     int rank = cluster_rank(), n = cluster_blocks(), next = (rank + 1) % n, t = threadIdx.x;
-    if (t == 0) { bar_init(&arrived, 1); init_fence(); counter = 5; }
+    if (t == 0) { bar_init(&arrived, 1); counter = 5; }
     mine[t] = in[blockIdx.x * 64 + t];
     proxy_fence();
     cluster_arrive();
