@@ -21,7 +21,9 @@ impl Context<'_> {
         let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
         let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
         let reading = match &used {
-            Some(used) => lanes(run.exec).filter(|&lane| used[lane] as u32 != 0).fold(0, |m, lane| m | 1 << lane),
+            Some(used) => {
+                lanes(run.exec).filter(|&lane| used[lane] as u32 != 0).fold(0, |m, lane| m | 1 << lane)
+            }
             None => run.exec,
         };
         if reading != 0 {

@@ -56,7 +56,15 @@ fn reach(mask: Mask, n: usize) -> (usize, usize) {
 }
 
 /// A block for every `tile` rows of every head, and `rows` rows of shared memory.
-fn spread(op: &'static str, n: usize, tile: i32, heads: usize, rows: i32, rest: u32, d: usize) -> Result<Launch> {
+fn spread(
+    op: &'static str,
+    n: usize,
+    tile: i32,
+    heads: usize,
+    rows: i32,
+    rest: u32,
+    d: usize,
+) -> Result<Launch> {
     let blocks = int(op, n.div_ceil(tile as usize) * heads)?;
     let shared = rows as u32 * 2 * (d as u32 + 8) + rest;
     Ok(Launch { shared, ..Launch::line(blocks as usize, fwd::THREADS as usize) })
@@ -122,7 +130,8 @@ pub fn backward(
     let [mut rows] = Tensor::workspace(gpu, [(DType::F32, &rows(heads, n)[..])])?;
     let ([n, b, h, g], [left, right], [k0, k1]) = (s.sizes, s.reach, s.key);
     queries(
-        gpu, to, dqkv, &mut rows, dout, out, lse, qkv, starts, n, b, h, g, left, right, k0, k1, s.least, s.scale, s.first,
+        gpu, to, dqkv, &mut rows, dout, out, lse, qkv, starts, n, b, h, g, left, right, k0, k1, s.least,
+        s.scale, s.first,
     )?;
     keys(
         gpu, then, dqkv, dout, &rows, qkv, starts, n, b, h, g, left, right, k0, k1, s.least, s.scale, s.first,
