@@ -15,7 +15,7 @@
 //           tokens a block; x goes through registers, where each segment's mask is drawn once an element, to one tile of
 //           shared memory a segment. Two blocks a multiprocessor, three of lora_linear_da, 256 threads each.
 // Cost      flops 2 N' (M' K' + 2 M' R' + 2 S R' K') and the masks; bytes: dy and x once each for 16 and 64 ranks, dy and w
-//           once a tile in dx, and the parts: exactly `cost` in src/ops/lora_linear/cost.rs, launch by launch.
+//           once a tile in dx, and the parts: exactly that of src/ops/lora_linear/plan.rs, launch by launch.
 // Numerics  bf16 products, f32 sums in a fixed order: parts are added in theirs, and no block adds to another's. dxa and dx
 //           are rounded once. A dropout's scale multiplies sums, never x. Masks as in the forward.
 // Limits    as in the forward; segments without an adapter (scale 0) give no da, no db and a dxa of 0.
@@ -295,7 +295,7 @@ lora_linear_da(float* __restrict__ parts, const bf16* __restrict__ dxa, const bf
     const Dropout dropout = {make_uint2(key0, key1), least, scale, first};
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const Slices slices(of, blockIdx.x * SLICES, R);
-    const int stacked = segments * R;
+    const int stacked = segments * R, last = (blockIdx.x * SLICES + slices.count - 1) / ceil_div(R, RANKS);
     const int column = blockIdx.y * DA_COLUMNS, from = blockIdx.z * run, to = min(N, from + run);
 
     // This thread's chunks of x, and its pair of dxa, every eighth token.
@@ -333,10 +333,10 @@ lora_linear_da(float* __restrict__ parts, const bf16* __restrict__ dxa, const bf
             uint4* const tile = tiles[0] + swizzled<CHUNKS>(at, chunk) / 16;
             if (!least) *tile = ahead[i];
             else
-#pragma unroll
-                for (int j = 0; j < SLICES; j++)
-                    if (j < slices.count && slices.fresh(j) && slices.adapted >> j & 1)
-                        tile[copy(j)] = dropped(dropout, ahead[i], n + at, slices.segment[j], at_x / BF16S);
+#pragma unroll 1
+                for (int s = slices.segment[0]; s <= last; s++)
+                    if (of.scale(s) != 0)
+                        tile[(s - slices.segment[0]) * TOKENS * CHUNKS] = dropped(dropout, ahead[i], n + at, s, at_x / BF16S);
         }
 #pragma unroll
         for (int i = 0; i < TOKENS / 8; i++)

@@ -12,7 +12,7 @@
 //           product is done while the first stages are on their way, fragments straight from memory; only columns of a
 //           segment see its xa. Two blocks of _128 a multiprocessor, three or four of _64.
 // Cost      flops 2 N' (M' K' + M' R'' + S R' K''), bytes 2 (N K M' / T + M K N' / T) and what is written, with N', M', K',
-//           R' rounded up to whole tiles and T their side: exactly `cost` in src/ops/lora_linear/cost.rs, launch by launch.
+//           R' rounded up to whole tiles and T their side: exactly that of src/ops/lora_linear/plan.rs, launch by launch.
 // Numerics  bf16 products, f32 sums: the low-rank ones first, then k in its order (the ragged 32 first), bias, residual; one
 //           rounding. xa is rounded once, after the dropout's scale. Masks are those of src/ops/dropout.rs, bit by bit, and
 //           are drawn only where there is a dropout.

@@ -20,7 +20,13 @@ impl Context<'_> {
     ) -> Done {
         let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
         let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
-        self.count(Space::Global, run, &from, size);
+        // Zeros are not read from anywhere.
+        let reads = used.as_ref().map_or(run.exec, |u| {
+            lanes(run.exec).filter(|&lane| u[lane] as u32 != 0).fold(0, |mask, lane| mask | 1 << lane)
+        });
+        if reads != 0 {
+            self.count(Space::Global, &Run { exec: reads, ..*run }, &from, size);
+        }
         self.count(Space::Shared, run, &to, size);
         for lane in lanes(run.exec) {
             let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
