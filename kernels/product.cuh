@@ -170,11 +170,11 @@ struct Product {
         __syncthreads();
         if (residual) {
 #pragma unroll
-            for (int i = 0; i < PART / AT_ONCE; i++) {
-                const bool there = i * AT_ONCE < left;
-                const uint4 v = there ? load(residual + corner + size_t(i * AT_ONCE) * columns, 0) : make_uint4(0, 0, 0, 0);
-                store(part + (row_of_chunk + i * AT_ONCE) * STRIDE + chunk * BF16S, 0, v);
-            }
+            for (int i = 0; i < PART / AT_ONCE; i++)
+                cp_async(part + (row_of_chunk + i * AT_ONCE) * STRIDE + chunk * BF16S,
+                         residual + corner + size_t(i * AT_ONCE) * columns, i * AT_ONCE < left);
+            cp_async_commit();
+            cp_async_wait<0>();
             __syncwarp();
         }
         const int t = threadIdx.x % 4;
