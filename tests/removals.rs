@@ -24,7 +24,7 @@ const SEEDS: u64 = 8;
 /// passed once has nothing to wait for.
 const CASES: usize = 6;
 const FLOPS: usize = 1 << 27;
-const ELEMENTS: usize = 1 << 20;
+const ELEMENTS: usize = 1 << 21;
 
 /// Removals that nobody notices, and why that is right: kernel, words of the source line, reason.
 const REASONS: &[(&str, &str, &str)] = &[];
@@ -37,7 +37,8 @@ struct Ran {
 }
 
 fn all_cases(capability: (u32, u32)) -> Vec<Ran> {
-    let all: Vec<Case> = cases::all().into_iter().chain(more()).filter(has_kernels).collect();
+    let all: Vec<Case> =
+        cases::all().into_iter().chain(cases::large_tiles()).chain(more()).filter(has_kernels).collect();
     let ran = all.into_par_iter().filter_map(|case| {
         let gpu = Gpu::emulated(capability).unwrap();
         let mut outputs = None;

@@ -50,11 +50,14 @@ fn split(length: usize, unit: usize, parts: usize) -> [usize; 2] {
     [length.div_ceil(part), part]
 }
 
-/// Side of the product's tiles: the large ones wherever they fill a GPU.
-///
-/// This is the choice of the kernel: 128 and 64 are the portable ones.
+/// Tiles of 128 by 128 from which on they are the quicker ones: below, multiprocessors stand idle that four times as many
+/// small tiles would keep busy, at half the rate.
+const LARGE: usize = 96;
+
+/// The choice of the product's kernel: the side of its tiles.
 pub fn tile(rows: usize, columns: usize) -> usize {
-    if rows.div_ceil(128) * columns.div_ceil(128) >= BLOCKS / 2 { 128 } else { 64 }
+    let large = rows.min(columns) > 64 && rows.div_ceil(128) * columns.div_ceil(128) >= LARGE;
+    if large { 128 } else { 64 }
 }
 
 impl Sizes {
