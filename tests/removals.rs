@@ -23,7 +23,7 @@ const SEEDS: u64 = 8;
 /// Cases of a kernel that it is tried with: the largest of at most so many operations and elements, for a loop that is
 /// passed once has nothing to wait for.
 const CASES: usize = 6;
-const FLOPS: usize = 1 << 27;
+const FLOPS: usize = 1 << 28;
 const ELEMENTS: usize = 1 << 21;
 
 /// Removals that nobody notices, and why that is right: kernel, words of the source line, reason.
