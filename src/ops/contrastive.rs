@@ -32,8 +32,8 @@ pub struct InfoNce {
 /// | `c`     | [M, C] | statistic | read: unit vectors, the P positives first                                  |
 /// | `ids`   | [M]    | i32       | read: candidates of equal id are the same text, no negatives of each other |
 ///
-/// Errors if a shape does not fit or M < P; on a GPU, C must be a multiple of 8. Source: Oord et al. 2018, arXiv:1807.03748, eq. 4, as LLM2Vec's
-/// `HardNegativeNLLLoss`; the margin from GISTEmbed, Solatorio 2024, arXiv:2402.16829.
+/// Errors if a shape does not fit or M < P, or on a GPU if C is no multiple of 8. Source: Oord et al. 2018,
+/// arXiv:1807.03748, eq. 4, as LLM2Vec's `HardNegativeNLLLoss`; the margin from GISTEmbed, Solatorio 2024, arXiv:2402.16829.
 #[allow(clippy::too_many_arguments)]
 pub fn contrastive_fwd(
     device: &Device,
