@@ -20,10 +20,15 @@ impl Context<'_> {
     ) -> Done {
         let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
         let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
-        self.count(Space::Global, run, &from, size);
+        let reads = |lane: usize| used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
+        // Lanes that only write zeros ask global memory for nothing.
+        let exec = lanes(run.exec).filter(|l| reads(*l) > 0).fold(0, |m, l| m | 1 << l);
+        if exec != 0 {
+            self.count(Space::Global, &Run { exec, ..*run }, &from, size);
+        }
         self.count(Space::Shared, run, &to, size);
         for lane in lanes(run.exec) {
-            let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
+            let reads = reads(lane);
             if reads > 0 {
                 let start = from[lane] & (size as u64 - 1);
                 if start != 0 {
