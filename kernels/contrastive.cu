@@ -237,7 +237,7 @@ contrastive_fwd(float* __restrict__ most, float* __restrict__ sum, float* __rest
     Rule rule{ids_or_null, limit_or_null};
     const int p0 = blockIdx.x * TILE;
     const int begin = blockIdx.y * tiles * TILE, end = min(begin + tiles * TILE, M);
-    Lse seen[2][2];
+    Lse seen[2][2] = {{Lse::none(), Lse::none()}, {Lse::none(), Lse::none()}};
     float above[2][2] = {{LOWEST, LOWEST}, {LOWEST, LOWEST}};
     for (int m0 = begin; m0 < end; m0 += TILE) {
         const Sums x = cosines(shared, q, c, P, M, C, p0, m0);
@@ -302,7 +302,7 @@ contrastive_total(float* __restrict__ total, float* __restrict__ loss, float* __
     double mean = 0;
     int won = 0;
     for (int p = threadIdx.x; p < P; p += TOTAL_THREADS) {
-        Lse all;
+        Lse all = Lse::none();
         float highest = LOWEST;
         for (int s = 0; s < splits; s++) {
             const size_t at = size_t(s) * P + p;
