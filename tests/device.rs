@@ -14,6 +14,7 @@ const STATISTICS: &[(&str, &[&str])] = &[
     ("rmsnorm", &["rstd"]),
     ("rope", &["cos", "sin"]),
     ("pool", &["y", "dy"]),
+    ("narrow", &["x"]),
     ("l2norm", &["x", "y", "norm", "dx", "dy"]),
     ("adamw", &["p", "m", "v", "g", "h", "norm"]),
 ];

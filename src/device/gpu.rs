@@ -227,6 +227,11 @@ impl Gpu {
         Ok(memory)
     }
 
+    /// TEMPORARY until driver lands.
+    pub fn reserve(&self, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Queues a kernel behind what was queued before.
     ///
     /// # Safety
@@ -347,6 +352,17 @@ impl Memory {
         let from = self.within(at, to.len())?;
         match &*self.gpu.0 {
             Driver::Cuda(cuda) => cuda.read(to, from),
+        }
+    }
+
+    /// Copies from memory of the same GPU, behind what was queued.
+    pub fn copy(&mut self, at: usize, from: &Memory, from_at: usize, bytes: usize) -> Result<()> {
+        let (to, source) = (self.within(at, bytes)?, from.within(from_at, bytes)?);
+        if !from.is_on(&self.gpu) {
+            return Err(Error::Device("a copy between two GPUs".into()));
+        }
+        match &*self.gpu.0 {
+            Driver::Cuda(cuda) => cuda.copy(to, source, bytes),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The graph, written once: configuration, weights, LoRA, state, and the Llama forward. Knows no files and no text.
 
 pub mod config;
+pub mod finite;
 pub mod grads;
 pub mod llama;
 pub mod lora;

@@ -163,7 +163,7 @@ impl Contrastive {
         learner.forward(&pack.ids, &pack.starts, noise)?;
         let Contrastive { spans, pooled, unit, norm, .. } = self;
         [&mut *spans, pooled, unit, norm].into_iter().try_for_each(|t| t.set_rows(sequences.len()))?;
-        spans.host_mut()?.copy_from_slice(&pack.spans);
+        spans.write(&pack.spans)?;
         pool_fwd(&learner.device, pooled, &learner.state.hidden, spans, pooling)?;
         l2norm_fwd(&learner.device, unit, norm, pooled, EPS)?;
         Ok(pack.ids.len())
@@ -183,7 +183,7 @@ impl Contrastive {
         let same = match &batch.same {
             Some(numbers) => {
                 same.set_rows(numbers.len())?;
-                same.host_mut()?.copy_from_slice(numbers);
+                same.write(numbers)?;
                 Some(&*same)
             }
             None => None,
@@ -191,7 +191,7 @@ impl Contrastive {
         let device = &learner.device;
         contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
         contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight)?;
-        let total = total.to_f64();
+        let total = total.read()?;
         Ok(Outcome { loss: total[0], hits: total[1] as usize, rows: batch.queries, tokens })
     }
 }

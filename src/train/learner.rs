@@ -123,7 +123,7 @@ impl Learner {
     pub fn update(&mut self, by: AdamW, most: f64) -> Result<f64> {
         let Learner { device, weights, grads, head_grad, moments, norm, .. } = self;
         adamw_norm(device, norm, grads.all().chain(&*head_grad))?;
-        let length = norm.to_f64()[0];
+        let length = norm.read()?[0];
         if !length.is_finite() {
             let bad = |g: &Tensor| g.to_f64().iter().any(|x| !x.is_finite());
             let which = self.grads.all().chain(&self.head_grad).position(bad);
@@ -136,6 +136,7 @@ impl Learner {
         for ((p, g), [m, v]) in masters.zip(grads.all().chain(&*head_grad)).zip(moments) {
             adamw_step(device, p, m, v, g, clip, by)?;
         }
+        self.weights.round_head(&self.device)?;
         self.grads.clear()?;
         self.head_grad.as_mut().map_or(Ok(()), Tensor::clear)?;
         Ok(length)

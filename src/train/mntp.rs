@@ -75,12 +75,12 @@ impl Mntp {
         learner.forward(&pack.ids, &pack.starts, noise)?;
         let Mntp { rows: r, labels, loss, lse, total } = self;
         [&mut *r, labels, loss, lse].into_iter().try_for_each(|t| t.set_rows(rows))?;
-        r.host_mut()?.copy_from_slice(&pack.rows);
-        labels.host_mut()?.copy_from_slice(&pack.labels);
+        r.write(&pack.rows)?;
+        labels.write(&pack.labels)?;
         let device = learner.device.clone();
         let (w, _, x, _) = learner.head();
         masked_xent_fwd(&device, total, loss, lse, x, w, r, labels)?;
-        let total = total.to_f64();
+        let total = total.read()?;
         Ok(Outcome { loss: total[0], hits: total[1] as usize, rows, tokens })
     }
 }

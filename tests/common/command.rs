@@ -21,7 +21,8 @@ pub fn llm2vec(args: &[&str]) -> Command {
     std::env::vars().filter(|(name, _)| ours(name)).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    command.env_remove("RUST_BACKTRACE").args(args).stdin(Stdio::null());
+    // What is compared with the CPU's numbers runs there, whatever GPU answers.
+    command.env("LLM2VEC_DEVICE", "cpu").env_remove("RUST_BACKTRACE").args(args).stdin(Stdio::null());
     command
 }
 
