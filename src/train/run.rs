@@ -138,9 +138,7 @@ impl Trainer {
             }
             (None, None) => adapter::fresh(&setup.config, config, &setup.dir),
         };
-        let mut arena = Arena::new(&setup.device);
-        let (mut learner, loss) = build(&mut arena, config, &setup, start)?;
-        arena.finish()?;
+        let (mut learner, loss) = build(&mut Arena::new(&setup.device), config, &setup, start)?;
         learner.load(&setup.files)?;
         let (mut step, mut losses) = (0, Losses::default());
         if let Some(saved) = saved {
@@ -307,6 +305,7 @@ fn build(arena: &mut Arena, config: &TrainConfig, setup: &Setup, start: Adapter)
         learner.state.watch(arena);
     }
     let loss = Loss::new(arena, config, setup.config.width);
+    arena.finish()?;
     Ok((learner, loss))
 }
 
