@@ -173,14 +173,29 @@ __device__ inline Sums cosines(Shared& shared, const float* q, const float* c, i
     return sum;
 }
 
-// Whether candidate m takes part in the row of query p.
+// Of a row's 8 columns that a thread has, how far the k-th lies from the first.
+__device__ constexpr int apart(int k) { return k / 2 * 8 + k % 2; }
+
+// Which candidates take part: for the 8 columns of a thread, from m on, in each of its rows.
 struct Rule {
     const int* ids;
     const float* limit;
+    int m, texts[8];
+    int p, text;
+    float most;
 
-    __device__ inline bool counts(int p, int m, float cosine) const {
-        if (m == p) return true;
-        return !(ids && ids[m] == ids[p]) && !(limit && cosine > limit[p]);
+    __device__ inline void columns(int first, int M) {
+        m = first;
+#pragma unroll
+        for (int k = 0; k < 8; k++) texts[k] = ids && m + apart(k) < M ? ids[m + apart(k)] : 0;
+    }
+    __device__ inline void row(int at) {
+        p = at;
+        text = ids ? ids[p] : 0;
+        most = limit ? limit[p] : INFINITY;
+    }
+    __device__ inline bool counts(int k, float cosine) const {
+        return m + apart(k) == p || !(ids && texts[k] == text || cosine > most);
     }
 };
 
@@ -210,32 +225,34 @@ contrastive_fwd(float* __restrict__ most, float* __restrict__ sum, float* __rest
                 const float* __restrict__ limit_or_null, int P, int M, int C, int tiles, float scale) {
     __shared__ Shared shared;
     __shared__ float halves[2][3][TILE];
-    const Rule rule{ids_or_null, limit_or_null};
+    Rule rule{ids_or_null, limit_or_null};
     const int p0 = blockIdx.x * TILE;
     const int begin = blockIdx.y * tiles * TILE, end = min(begin + tiles * TILE, M);
     Lse seen[2][2];
     float above[2][2] = {{LOWEST, LOWEST}, {LOWEST, LOWEST}};
     for (int m0 = begin; m0 < end; m0 += TILE) {
         const Sums x = cosines(shared, q, c, P, M, C, p0, m0);
+        rule.columns(m0 + Sums::column(0, 0), M);
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const int p = p0 + Sums::row(i, 2 * h);
+                const int p = p0 + Sums::row(i, 2 * h), ahead = M - rule.m;
                 if (p >= P) continue;
-                float most = LOWEST;
+                rule.row(p);
+                float top = LOWEST;
                 unsigned counts = 0;
 #pragma unroll
                 for (int k = 0; k < 8; k++) {
-                    const int j = k / 2, e = 2 * h + k % 2, m = m0 + Sums::column(j, e);
-                    const float cosine = x.at[i][j][e];
-                    if (m == p) positive[p] = cosine;
-                    if (m >= M || !rule.counts(p, m, cosine)) continue;
+                    const float cosine = x.at[i][k / 2][2 * h + k % 2];
+                    const bool own = rule.m + apart(k) == p;
+                    if (own) positive[p] = cosine;
+                    if (apart(k) >= ahead || !rule.counts(k, cosine)) continue;
                     counts |= 1u << k;
-                    most = fmaxf(most, cosine * scale);
-                    if (m != p) above[i][h] = rival_of(above[i][h], cosine);
+                    top = fmaxf(top, cosine * scale);
+                    if (!own) above[i][h] = rival_of(above[i][h], cosine);
                 }
-                seen[i][h].raise(most);
+                seen[i][h].raise(top);
 #pragma unroll
                 for (int k = 0; k < 8; k++)
                     if (counts >> k & 1) seen[i][h].add(x.at[i][k / 2][2 * h + k % 2] * scale);
@@ -300,27 +317,33 @@ contrastive_bwd(float* __restrict__ dz, const float* __restrict__ q, const float
                 const int* __restrict__ ids_or_null, const float* __restrict__ limit_or_null, const float* __restrict__ lse,
                 int first, int rows, int M, int C, int stride, float scale, float weight) {
     __shared__ Shared shared;
-    const Rule rule{ids_or_null, limit_or_null};
+    Rule rule{ids_or_null, limit_or_null};
     const int end = first + rows, p0 = first + blockIdx.x * TILE, m0 = blockIdx.y * TILE;
     const Sums x = cosines(shared, q, c, end, M, C, p0, m0);
+    rule.columns(m0 + Sums::column(0, 0), M);
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int j = 0; j < 4; j++)
+        for (int h = 0; h < 2; h++) {
+            const int p = p0 + Sums::row(i, 2 * h), ahead = M - rule.m;
+            if (p >= end) continue;
+            rule.row(p);
+            const float of = lse[p];
+            float* to = dz + size_t(p - first) * stride + rule.m;
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int p = p0 + Sums::row(i, 2 * h), m = m0 + Sums::column(j, 0);
-                if (p >= end || m >= stride) continue;
+            for (int k = 0; k < 8; k += 2) {
                 float pair[2];
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    const float cosine = x.at[i][j][2 * h + e];
-                    const bool counts = m + e < M && rule.counts(p, m + e, cosine);
-                    pair[e] = counts ? expf(cosine * scale - lse[p]) * weight : 0.0f;
-                    if (m + e == p) pair[e] -= weight;
+                    const float cosine = x.at[i][k / 2][2 * h + e];
+                    const bool counts = apart(k + e) < ahead && rule.counts(k + e, cosine);
+                    pair[e] = counts ? expf(cosine * scale - of) * weight : 0.0f;
+                    if (rule.m + apart(k + e) == p) pair[e] -= weight;
                 }
-                *reinterpret_cast<float2*>(dz + size_t(p - first) * stride + m) = make_float2(pair[0], pair[1]);
+                if (rule.m + apart(k) < stride)
+                    *reinterpret_cast<float2*>(to + apart(k)) = make_float2(pair[0], pair[1]);
             }
+        }
 }
 
 // The tile of rows m and columns n of a matrix of `rows` rows, in pairs.

@@ -1,9 +1,11 @@
 //! contrastive: InfoNCE over in-batch and hard negatives, some rows of the score matrix at a time.
 
-use crate::device::Device;
 use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul};
+use crate::device::gpu::{Gpu, Launch};
+use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::tensor::{Element, Tensor, dims, no_kernel, refuse, with_real};
+use crate::kernels::contrastive as kernels;
+use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
 /// How scores become a loss.
@@ -27,7 +29,7 @@ pub struct InfoNce {
 /// | `c`     | [M, C] | statistic | read: unit vectors, the P positives first                                  |
 /// | `ids`   | [M]    | i32       | read: candidates of equal id are the same text, no negatives of each other |
 ///
-/// Errors if a shape does not fit or M < P. Source: Oord et al. 2018, arXiv:1807.03748, eq. 4, as LLM2Vec's
+/// Errors if a shape does not fit or M < P; on a GPU, C must be a multiple of 8. Source: Oord et al. 2018, arXiv:1807.03748, eq. 4, as LLM2Vec's
 /// `HardNegativeNLLLoss`; the margin from GISTEmbed, Solatorio 2024, arXiv:2402.16829.
 #[allow(clippy::too_many_arguments)]
 pub fn contrastive_fwd(
@@ -42,13 +44,16 @@ pub fn contrastive_fwd(
 ) -> Result<()> {
     let operands = [("total", &*total, "2"), ("loss", &*loss, "P"), ("lse", &*lse, "P")];
     let sizes = contract("contrastive_fwd", &operands, q, c, ids)?;
-    let ids = ids.map(Tensor::host::<i32>).transpose()?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let ids = ids.map(Tensor::host::<i32>).transpose()?;
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
             cpu_fwd::<R>(total, loss, lse, Scores { q: q.host()?, c: c.host()?, ids, rule, sizes });
         }),
-        Device::Gpu(_) => no_kernel("contrastive_fwd")?,
+        Device::Gpu(gpu) => {
+            let shares = shares(sizes[0], sizes[1]);
+            gpu_fwd(gpu, [total, loss, lse], [q, c], ids, rule, sizes, shares)?;
+        }
     }
     Ok(())
 }
@@ -125,6 +130,77 @@ fn cpu_fwd<R: Real + Element>(total: &mut [R], loss: &mut [R], lse: &mut [R], sc
     total[0] = R::of(loss.iter().map(|l| l.f64()).sum::<f64>() / p as f64);
 }
 
+const TILE: usize = kernels::TILE as usize;
+
+/// Tiles of candidates that a block goes through, and blocks for a row of tiles: about 1024 in all.
+fn shares(p: usize, m: usize) -> [usize; 2] {
+    let (rows, columns) = (p.div_ceil(TILE), m.div_ceil(TILE));
+    let tiles = (rows * columns).div_ceil(1024).min(columns);
+    [tiles, columns.div_ceil(tiles)]
+}
+
+/// Blocks of the tiles of so many rows and columns.
+fn grid(across: usize, down: usize) -> Launch {
+    Launch::plane([across.div_ceil(TILE), down.div_ceil(TILE)], [kernels::THREADS as usize, 1])
+}
+
+#[allow(clippy::too_many_arguments)]
+fn gpu_fwd(
+    gpu: &Gpu,
+    [total, loss, lse]: [&mut Tensor; 3],
+    [q, c]: [&Tensor; 2],
+    ids: Option<&Tensor>,
+    rule: InfoNce,
+    [p, m, width]: [usize; 3],
+    [tiles, splits]: [usize; 2],
+) -> Result<()> {
+    whole_vectors("contrastive_fwd", "C", width, 8)?;
+    let (parts, row) = ((DType::F32, &[splits, p][..]), (DType::F32, &[p][..]));
+    let [mut most, mut sum, mut rival, mut positive, mut limit] =
+        Tensor::workspace(gpu, [parts, parts, parts, row, row])?;
+    let limit = limits(gpu, &mut limit, q, c, rule, [p, width])?;
+    let launch = Launch::plane([p.div_ceil(TILE), splits], [kernels::THREADS as usize, 1]);
+    let int = |n| int("contrastive_fwd", n);
+    let ([p, m, width, tiles, splits], scale) =
+        ([int(p)?, int(m)?, int(width)?, int(tiles)?, int(splits)?], rule.scale as f32);
+    kernels::contrastive_fwd(
+        gpu,
+        launch,
+        &mut most,
+        &mut sum,
+        &mut rival,
+        &mut positive,
+        q,
+        c,
+        ids,
+        limit,
+        p,
+        m,
+        width,
+        tiles,
+        scale,
+    )?;
+    let launch = Launch::line(1, kernels::TOTAL_THREADS as usize);
+    kernels::contrastive_total(
+        gpu, launch, total, loss, lse, &most, &sum, &rival, &positive, p, splits, scale,
+    )
+}
+
+/// The highest cosines that count, where there is a margin.
+fn limits<'a>(
+    gpu: &Gpu,
+    limit: &'a mut Tensor,
+    q: &Tensor,
+    c: &Tensor,
+    rule: InfoNce,
+    [p, width]: [usize; 2],
+) -> Result<Option<&'a Tensor>> {
+    let Some(margin) = rule.margin else { return Ok(None) };
+    let [n, width] = [int("contrastive", p)?, int("contrastive", width)?];
+    kernels::contrastive_limit(gpu, grid(p, 1), limit, q, c, n, width, margin as f32)?;
+    Ok(Some(limit))
+}
+
 /// `dz[p,m] = s dmean / P (e^(s q[p]·c[m] - lse[p]) - [m = p])`, `dq = dz c`, `dc = dzᵀ q`; the scores are computed anew,
 /// and which of them count is taken as constant.
 ///
@@ -150,13 +226,16 @@ pub fn contrastive_bwd(
 ) -> Result<()> {
     let operands = [("dq", &*dq, "P C"), ("dc", &*dc, "M C"), ("lse", lse, "P")];
     let sizes = contract("contrastive_bwd", &operands, q, c, ids)?;
-    let ids = ids.map(Tensor::host::<i32>).transpose()?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let ids = ids.map(Tensor::host::<i32>).transpose()?;
             let scores = Scores { q: q.host()?, c: c.host()?, ids, rule, sizes };
             cpu_bwd::<R>(dq.host_mut()?, dc.host_mut()?, lse.host()?, scores, dmean)
         }),
-        Device::Gpu(_) => no_kernel("contrastive_bwd")?,
+        Device::Gpu(gpu) => {
+            let wave = wave(sizes);
+            gpu_bwd(gpu, [dq, dc], [q, c, lse], ids, rule, dmean, sizes, wave)?;
+        }
     }
     Ok(())
 }
@@ -189,4 +268,214 @@ fn cpu_bwd<R: Real>(dq: &mut [R], dc: &mut [R], lse: &[R], scores: Scores<R>, dm
         let q = Matrix::rows(&scores.q[first * width..], rows, width, width);
         matmul(dc, width, first > 0, 1.0, dz.t(), q, true);
     });
+}
+
+/// Bytes that dz may take.
+const WAVE: usize = 64 << 20;
+
+/// Rows whose dz is held at a time.
+fn wave([p, m, _]: [usize; 3]) -> usize {
+    let rows = WAVE / 4 / m.next_multiple_of(8) / TILE * TILE;
+    rows.max(TILE).min(p)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn gpu_bwd(
+    gpu: &Gpu,
+    [dq, dc]: [&mut Tensor; 2],
+    [q, c, lse]: [&Tensor; 3],
+    ids: Option<&Tensor>,
+    rule: InfoNce,
+    dmean: f64,
+    [p, m, width]: [usize; 3],
+    wave: usize,
+) -> Result<()> {
+    whole_vectors("contrastive_bwd", "C", width, 8)?;
+    let stride = m.next_multiple_of(8);
+    let parts = [(DType::F32, &[wave, stride][..]), (DType::F32, &[p][..])];
+    let [mut dz, mut limit] = Tensor::workspace(gpu, parts)?;
+    let limit = limits(gpu, &mut limit, q, c, rule, [p, width])?;
+    let (scale, weight) = (rule.scale as f32, (rule.scale * dmean / p as f64) as f32);
+    let int = |n| int("contrastive_bwd", n);
+    let [candidates, columns, stride] = [int(m)?, int(width)?, int(stride)?];
+    for first in (0..p).step_by(wave) {
+        let rows = wave.min(p - first);
+        let [from, n] = [int(first)?, int(rows)?];
+        kernels::contrastive_bwd(
+            gpu,
+            grid(rows, m),
+            &mut dz,
+            q,
+            c,
+            ids,
+            limit,
+            lse,
+            from,
+            n,
+            candidates,
+            columns,
+            stride,
+            scale,
+            weight,
+        )?;
+        kernels::contrastive_dq(gpu, grid(width, rows), dq, &dz, c, from, n, candidates, columns, stride)?;
+        kernels::contrastive_dc(gpu, grid(width, m), dc, &dz, q, from, n, candidates, columns, stride)?;
+    }
+    Ok(())
+}
+
+/// Bytes of workspace that the forward and the backward of so many queries and candidates take on a GPU.
+pub fn contrastive_workspace(p: usize, m: usize) -> usize {
+    let (parts, row) = ((DType::F32, &[shares(p, m)[1], p][..]), (DType::F32, &[p][..]));
+    let dz = (DType::F32, &[wave([p, m, 0]), m.next_multiple_of(8)][..]);
+    workspace_bytes(&[parts, parts, parts, row, row]).max(workspace_bytes(&[dz, row]))
+}
+
+/// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
+pub fn contrastive_fwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
+    let [flops, bytes] = scores_cost([p, m, c], ids, margin);
+    let [limit_flops, limit_bytes] = limit_cost([p, c], margin);
+    let splits = shares(p, m)[1];
+    [flops + limit_flops, bytes + limit_bytes + 24 * splits * p + 16 * p + 8]
+}
+
+/// Likewise, of the backward.
+pub fn contrastive_bwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
+    let up = |n: usize| n.next_multiple_of(TILE);
+    let deep = |n: usize| n.next_multiple_of(kernels::DEEP as usize);
+    let (stride, slabs, wave) = (m.next_multiple_of(8), c.div_ceil(TILE), wave([p, m, c]));
+    let mut cost = limit_cost([p, c], margin);
+    let mut add = |flops: usize, bytes: usize| cost = [cost[0] + flops, cost[1] + bytes];
+    for first in (0..p).step_by(wave) {
+        let rows = wave.min(p - first);
+        let [flops, bytes] = scores_cost([rows, m, c], ids, margin);
+        add(flops, bytes + 32 * rows * m.div_ceil(TILE) + 4 * rows * stride);
+        let dz = 4 * rows * stride * slabs;
+        add(12 * up(rows) * up(c) * deep(m), dz + 4 * m * c * rows.div_ceil(TILE) + 4 * rows * c);
+        let past = if first > 0 { 4 * m * c } else { 0 };
+        add(12 * up(m) * up(c) * deep(rows), dz + 4 * rows * c * m.div_ceil(TILE) + 4 * m * c + past);
+    }
+    cost
+}
+
+/// Of all tiles of scores; six products of bf16 are one of f32.
+fn scores_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
+    let (rows, columns) = (p.div_ceil(TILE), m.div_ceil(TILE));
+    let flops = 12 * rows * TILE * columns * TILE * c.next_multiple_of(kernels::DEEP as usize);
+    // Eight lanes look at each row's id and limit, sixteen at each column's id.
+    let rules =
+        usize::from(ids) * (32 * p * columns + 64 * m * rows) + usize::from(margin) * 32 * p * columns;
+    [flops, 4 * c * (p * columns + m * rows) + rules]
+}
+
+/// Of the diagonal tiles.
+fn limit_cost([p, c]: [usize; 2], margin: bool) -> [usize; 2] {
+    let flops = 12 * p.next_multiple_of(TILE) * TILE * c.next_multiple_of(kernels::DEEP as usize);
+    [flops, 8 * p * c + 4 * p].map(|x| x * usize::from(margin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::emulator::{Count, Counters};
+    use crate::rng::normal;
+
+    /// A random problem on the CPU and on the emulator, where the build holds kernels: q, c, ids, lse.
+    fn problem(sizes: [usize; 3]) -> Option<(Gpu, [Tensor; 4], [Tensor; 4])> {
+        if kernels::FILE.images.is_empty() {
+            println!("skipped: this build holds no kernels (nvcc was not found)");
+            return None;
+        }
+        let (gpu, [p, m, c]) = (Gpu::emulated((8, 0)).unwrap(), sizes);
+        let float = |seed, shape: &[usize]| {
+            let values = normal(seed, shape.iter().product());
+            Tensor::from_f64(DType::F32, shape, values.iter().map(|x| x / 2.0))
+        };
+        let ids: Vec<i32> = (0..m).map(|j| (j % (m - 3)) as i32).collect();
+        let here = [float(1, &[p, c]), float(2, &[m, c]), Tensor::from_i32(&ids), float(3, &[p])];
+        let there = std::array::from_fn(|i| here[i].to_gpu(&gpu, here[i].dtype()).unwrap());
+        Some((gpu, here, there))
+    }
+
+    fn bits(t: &Tensor) -> Vec<u32> {
+        t.to_host().unwrap().host::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+    }
+
+    /// What a row of tiles is cut into for blocks, and the rows into waves, is nobody's business.
+    #[test]
+    fn shares_change_no_more_than_rounding_and_waves_no_bit() {
+        let sizes @ [p, ..] = [130, 260, 24];
+        let Some((gpu, here, [q, k, ids, lse])) = problem(sizes) else { return };
+        let rule = InfoNce { scale: 2.0, margin: Some(0.5) };
+        let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
+        let [mut total, mut loss, mut sum] = [zeros(&[2]), zeros(&[p]), zeros(&[p])];
+        let [a, b, d] = [&mut total, &mut loss, &mut sum];
+        contrastive_fwd(&Device::cpu(), a, b, d, &here[0], &here[1], Some(&here[2]), rule).unwrap();
+        for shares in [[1, 5], [2, 3], [5, 1]] {
+            let mut out = [&total, &loss, &sum].map(|t| t.to_gpu(&gpu, DType::F32).unwrap());
+            gpu_fwd(&gpu, out.each_mut(), [&q, &k], Some(&ids), rule, sizes, shares).unwrap();
+            for (got, wanted) in out.iter().zip([&total, &loss, &sum]) {
+                let pairs = got.to_f64().into_iter().zip(wanted.to_f64());
+                pairs.for_each(|(g, w)| {
+                    assert!((g - w).abs() < 1e-5 * w.abs().max(1.0), "{shares:?}: {g}, {w}")
+                });
+            }
+        }
+        let run = |wave: usize| {
+            let mut out = [&q, &k].map(|t| t.to_gpu(&gpu, DType::F32).unwrap());
+            gpu_bwd(&gpu, out.each_mut(), [&q, &k, &lse], Some(&ids), rule, 0.5, sizes, wave).unwrap();
+            out.map(|t| bits(&t))
+        };
+        assert_eq!(run(64), run(p));
+    }
+
+    /// A candidate that is the positive once more ties with it, whichever tiles the two are in.
+    #[test]
+    fn a_second_copy_of_the_positive_is_no_win() {
+        let sizes @ [p, m, _] = [3, 135, 40];
+        let Some((gpu, here, [q, ..])) = problem(sizes) else { return };
+        let mut k = here[1].clone();
+        k.host_mut::<f32>().unwrap().fill(0.0);
+        for (row, from) in [(0, 0), (1, 1), (2, 2), (70, 1), (134, 0)] {
+            k.copy_rows(row, &here[0], from, 1).unwrap();
+        }
+        let k = k.to_gpu(&gpu, DType::F32).unwrap();
+        for margin in [None, Some(0.0)] {
+            let rule = InfoNce { scale: 1.0, margin };
+            let mut out = [2, p, p].map(|n| Tensor::zeros_on(&gpu, DType::F32, &[n]).unwrap());
+            gpu_fwd(&gpu, out.each_mut(), [&q, &k], None, rule, sizes, shares(p, m)).unwrap();
+            assert_eq!(out[0].to_f64()[1], 1.0, "query 2 alone has no equal to its positive");
+        }
+    }
+
+    /// Costs are what the emulator counts, and main loops have no bank conflicts.
+    #[test]
+    fn costs_are_as_stated() {
+        let sizes @ [p, m, c] = [70, 150, 136];
+        let Some((gpu, _, [q, k, ids, lse])) = problem(sizes) else { return };
+        for (some, margin) in [(false, None), (true, Some(0.5))] {
+            let (ids, rule) = (some.then_some(&ids), InfoNce { scale: 2.0, margin });
+            let counted = gpu.count(|| {
+                let mut out = [2, p, p].map(|n| Tensor::zeros(DType::F32, &[n]));
+                for t in &mut out {
+                    *t = t.to_gpu(&gpu, DType::F32)?;
+                }
+                gpu_fwd(&gpu, out.each_mut(), [&q, &k], ids, rule, sizes, shares(p, m))
+            });
+            check(&counted.unwrap(), contrastive_fwd_cost(sizes, some, some));
+            let counted = gpu.count(|| {
+                let [mut dq, mut dk] = [q.clone(), k.clone()];
+                gpu_bwd(&gpu, [&mut dq, &mut dk], [&q, &k, &lse], ids, rule, 0.5, sizes, p)
+            });
+            check(&counted.unwrap(), contrastive_bwd_cost([p, m, c], some, some));
+        }
+    }
+
+    fn check(counted: &[(&'static str, Counters)], [flops, bytes]: [usize; 2]) {
+        let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
+        println!("{:?}", counted.iter().map(|(k, c)| (k, c.total)).collect::<Vec<_>>());
+        assert_eq!(sum(|c| c.flops), flops);
+        assert_eq!(sum(|c| c.bytes), bytes);
+        assert_eq!(sum(|c| c.conflicts), 0);
+    }
 }

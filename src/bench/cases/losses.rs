@@ -1,13 +1,26 @@
 //! The two losses. Their labels end in the rule by which they count.
 
-use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison};
-use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
-use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
+use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison, Run};
+use crate::device::Device;
+use crate::error::Result;
+use crate::ops::contrastive::{
+    InfoNce, contrastive_bwd, contrastive_bwd_cost, contrastive_fwd, contrastive_fwd_cost,
+};
+use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_bwd_cost, masked_xent_fwd, masked_xent_fwd_cost};
+use crate::tensor::Tensor;
+use half::bf16;
+
+fn plan([flops, bytes]: [usize; 2], unfused: Option<Run>) -> Plan {
+    Plan { unfused, bytes: Some(bytes), tensor_flops: Some(flops) }
+}
 
 pub fn masked_xents() -> Vec<Case> {
-    // N, C, V, P: one of each, odd sizes, a vocabulary of more than one tile.
-    let sizes = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
-    sizes.into_iter().flat_map(|s| [masked_xent(s, true), masked_xent(s, false)]).collect()
+    // N, C, V, P: one of each, odd sizes, a vocabulary of more than one tile of the CPU; of a GPU's tiles, one of each,
+    // one less, all but whole, one more.
+    let cpu = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
+    let gpu = [[1, 8, 1, 1], [255, 40, 127, 127], [128, 128, 256, 64], [257, 136, 389, 129]];
+    let sizes = cpu.into_iter().chain(gpu);
+    sizes.flat_map(|s| [masked_xent(s, true), masked_xent(s, false)]).collect()
 }
 
 fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
@@ -24,7 +37,7 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
             inputs: vec![x, w, rows, labels],
             flops: 2 * p * c * v,
             elements: p * c + v * c,
-            plan: Plan::default(),
+            plan: plan(masked_xent_fwd_cost([c, v, p]), None),
             run: Box::new(|d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
@@ -38,7 +51,7 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
         inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], 20.0))],
         flops: 6 * p * c * v,
         elements: p * c + n * c + 3 * v * c,
-        plan: Plan::default(),
+        plan: plan(masked_xent_bwd_cost([n, c, v, p], true), Some(Box::new(unfused_bwd))),
         run: Box::new(|d, o, i| {
             let [dx, dw] = o else { unreachable!() };
             masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
@@ -46,8 +59,33 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
     }
 }
 
+/// The backward as a chain: logits, their gradient and dx each rounded to bf16.
+fn unfused_bwd(_: &Device, o: &mut [Tensor], i: &[Tensor]) -> Result<()> {
+    let round = |x: f64| bf16::from_f64(x).to_f64();
+    let ([dx, dw], [x, w, rows, labels, lse]) = (o, i) else { unreachable!() };
+    let ([v, c], p) = ([w.shape()[0], w.shape()[1]], rows.numel());
+    let (dx, dw) = (dx.host_mut::<f64>()?, dw.host_mut::<f64>()?);
+    let (x, w, lse) = (x.host::<f64>()?, w.host::<f64>()?, lse.host::<f64>()?);
+    dx.fill(0.0);
+    for ((&row, &label), lse) in rows.host::<i32>()?.iter().zip(labels.host::<i32>()?).zip(lse) {
+        let (at, mut sum) = (row as usize * c, vec![0.0; c]);
+        let x = &x[at..][..c];
+        for j in 0..v {
+            let w = &w[j * c..][..c];
+            let z = round(x.iter().zip(w).map(|(a, b)| a * b).sum());
+            let one = f64::from(u8::from(j == label as usize));
+            let dz = round(((z - lse).exp() - one) * DMEAN / p as f64);
+            sum.iter_mut().zip(w).for_each(|(s, w)| *s += dz * w);
+            dw[j * c..][..c].iter_mut().zip(x).for_each(|(d, x)| *d += dz * x);
+        }
+        dx[at..][..c].iter_mut().zip(&sum).for_each(|(dx, s)| *dx = round(*dx + s));
+    }
+    Ok(())
+}
+
 pub fn contrastives() -> Vec<Case> {
-    // P, M, C; scale and margin; whether candidates have ids. More queries than one block in the last.
+    // P, M, C; scale and margin; whether candidates have ids. More queries than one block of the CPU in the sixth; then
+    // about a GPU's tiles.
     let cases = [
         ([1, 1, 3], 1.0, None, false),
         ([5, 15, 8], 0.5, None, false),
@@ -55,6 +93,10 @@ pub fn contrastives() -> Vec<Case> {
         ([33, 66, 16], 0.5, Some(-0.5), false),
         ([9, 20, 16], 0.5, Some(0.25), true),
         ([259, 300, 16], 1.0, None, true),
+        ([1, 3, 16], 1.0, Some(0.25), false),
+        ([63, 129, 40], 0.5, Some(-0.5), false),
+        ([64, 64, 32], 0.5, None, false),
+        ([65, 130, 72], 0.5, Some(0.25), true),
     ];
     let pair = |(sizes, scale, margin, ids)| {
         let rule = InfoNce { scale, margin };
@@ -81,7 +123,7 @@ fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bo
             inputs,
             flops: 2 * p * m * c,
             elements: (p + m) * c,
-            plan: Plan::default(),
+            plan: plan(contrastive_fwd_cost([p, m, c], with_ids, rule.margin.is_some()), None),
             run: Box::new(move |d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 contrastive_fwd(d, total, loss, lse, &i[0], &i[1], i.get(2), rule)
@@ -95,7 +137,7 @@ fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bo
         inputs,
         flops: 6 * p * m * c,
         elements: 2 * (p + m) * c,
-        plan: Plan::default(),
+        plan: plan(contrastive_bwd_cost([p, m, c], with_ids, rule.margin.is_some()), None),
         run: Box::new(move |d, o, i| {
             let [dq, dc] = o else { unreachable!() };
             contrastive_bwd(d, dq, dc, &i[0], &i[1], i.get(3), &i[2], rule, DMEAN)
