@@ -7,7 +7,7 @@ use crate::device::DType;
 use crate::error::Result;
 use crate::memory::Arena;
 use crate::model::llama::Noise;
-use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
+use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd, contrastive_workspace};
 use crate::ops::l2norm::{l2norm_bwd, l2norm_fwd};
 use crate::ops::pool::{Pooling, pool_bwd, pool_fwd};
 use crate::tensor::Tensor;
@@ -81,6 +81,9 @@ impl Contrastive {
         candidates: usize,
         chunk: usize,
     ) -> Contrastive {
+        // A last batch has fewer queries, and rows may have fewer negatives; fewer may take more.
+        let sizes = (1..=queries).map(|p| (p, p)).chain((queries..=candidates).map(|m| (queries, m)));
+        arena.workspace(sizes.map(|(p, m)| contrastive_workspace(p, m)).max().unwrap_or(0));
         arena.group("loss");
         let mut of = |rows: usize| arena.statistic(&[rows, width]);
         let (pooled, unit, d_pooled, d_unit) = (of(chunk), of(chunk), of(chunk), of(chunk));

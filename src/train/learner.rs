@@ -10,7 +10,7 @@ use crate::model::lora::Delta;
 use crate::model::rope::RopeTables;
 use crate::model::state::{Keep, State};
 use crate::model::weights::{Source, Storage, Weights};
-use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step};
+use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step, adamw_workspace};
 use crate::ops::attention::Mask;
 use crate::tensor::Tensor;
 
@@ -89,6 +89,7 @@ impl Learner {
         let trained: Vec<&Tensor> = grads.all().chain(&head_grad).collect();
         let moments = trained.iter().map(|g| [(); 2].map(|()| arena.statistic(g.shape()))).collect();
         let norm = arena.statistic(&[1]);
+        arena.workspace(adamw_workspace(trained.iter().map(|g| g.numel())));
         let (device, config) = (arena.device.clone(), config.clone());
         Learner { device, config, mask, weights, state, scratch, rope, grads, head_grad, moments, norm }
     }

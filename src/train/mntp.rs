@@ -3,8 +3,9 @@
 use crate::device::DType;
 use crate::error::Result;
 use crate::memory::Arena;
+use crate::model::config::Config;
 use crate::model::llama::Noise;
-use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
+use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd, masked_xent_workspace};
 use crate::tensor::Tensor;
 use crate::train::learner::Learner;
 use crate::train::mask::Masked;
@@ -33,7 +34,10 @@ pub struct Mntp {
 
 impl Mntp {
     /// For packs of at most `tokens` tokens.
-    pub fn new(arena: &mut Arena, tokens: usize) -> Mntp {
+    pub fn new(arena: &mut Arena, config: &Config, tokens: usize) -> Mntp {
+        // Any number of them may have a label, and fewer may take more.
+        let bytes = (1..=tokens).map(|rows| masked_xent_workspace(rows, config.vocab));
+        arena.workspace(bytes.max().unwrap_or(0));
         arena.group("loss");
         Mntp {
             rows: arena.tensor(DType::I32, &[tokens]),

@@ -304,7 +304,7 @@ fn build(arena: &mut Arena, config: &TrainConfig, setup: &Setup, start: Adapter)
     if setup.check_finite {
         learner.state.watch(arena);
     }
-    let loss = Loss::new(arena, config, setup.config.width);
+    let loss = Loss::new(arena, config, &setup.config);
     arena.finish()?;
     Ok((learner, loss))
 }

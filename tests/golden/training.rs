@@ -77,7 +77,7 @@ impl Golden {
             pack.starts.push(pack.ids.len() as i32);
         }
         let (mut learner, mut arena) = self.learner(folder, adapter);
-        let mut mntp = Mntp::new(&mut arena, TOKENS);
+        let mut mntp = Mntp::new(&mut arena, &learner.config, TOKENS);
         let noise = Default::default();
         let by = |step| AdamW { rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.01, step };
         let mut losses = Vec::new();
