@@ -224,6 +224,26 @@ fn all_on(
     ran.into_iter().flatten().collect()
 }
 
+/// The chains that kernels are measured by are right themselves: as near as some roundings to bf16 leave them.
+#[test]
+fn unfused_chains_agree_with_their_ops() {
+    let gpu = Gpu::emulated((8, 0)).unwrap();
+    for case in cases::all() {
+        let Some(unfused) = &case.plan.unfused else { continue };
+        let (exact, chain) = (on_cpu(&gpu, &case, &case.run), on_cpu(&gpu, &case, unfused));
+        for (((name, _), exact), chain) in case.outputs.iter().zip(&exact).zip(&chain) {
+            let most = exact.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+            let [off, _] = error(chain, exact);
+            assert!(
+                off <= 0.03 * most,
+                "{} {}: {name} is off by {off:.3e} of {most:.3e}",
+                case.op,
+                case.label
+            );
+        }
+    }
+}
+
 fn built() -> bool {
     let built = kernels::FILES.iter().any(|f| !f.images.is_empty());
     if !built {

@@ -1,17 +1,14 @@
 //! The two losses. Their labels end in the rule by which they count.
 
-use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison, Run};
-use crate::device::Device;
-use crate::error::Result;
+use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison, unfused};
 use crate::ops::contrastive::{
     InfoNce, contrastive_bwd, contrastive_bwd_cost, contrastive_fwd, contrastive_fwd_cost,
 };
 use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_bwd_cost, masked_xent_fwd, masked_xent_fwd_cost};
-use crate::tensor::Tensor;
-use half::bf16;
 
-fn plan([flops, bytes]: [usize; 2], unfused: Option<Run>) -> Plan {
-    Plan { unfused, bytes: Some(bytes), tensor_flops: Some(flops) }
+/// The plan, held to this cost.
+fn costs(plan: Plan, [flops, bytes]: [usize; 2]) -> Plan {
+    Plan { bytes: Some(bytes), tensor_flops: Some(flops), ..plan }
 }
 
 pub fn masked_xents() -> Vec<Case> {
@@ -37,7 +34,7 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
             inputs: vec![x, w, rows, labels],
             flops: 2 * p * c * v,
             elements: p * c + v * c,
-            plan: plan(masked_xent_fwd_cost([c, v, p]), None),
+            plan: costs(Plan::default(), masked_xent_fwd_cost([c, v, p])),
             run: Box::new(|d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
@@ -51,36 +48,15 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
         inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], 20.0))],
         flops: 6 * p * c * v,
         elements: p * c + n * c + 3 * v * c,
-        plan: plan(masked_xent_bwd_cost([n, c, v, p], true), Some(Box::new(unfused_bwd))),
+        plan: costs(
+            Plan::chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN)),
+            masked_xent_bwd_cost([n, c, v, p], true),
+        ),
         run: Box::new(|d, o, i| {
             let [dx, dw] = o else { unreachable!() };
             masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
         }),
     }
-}
-
-/// The backward as a chain: logits, their gradient and dx each rounded to bf16.
-fn unfused_bwd(_: &Device, o: &mut [Tensor], i: &[Tensor]) -> Result<()> {
-    let round = |x: f64| bf16::from_f64(x).to_f64();
-    let ([dx, dw], [x, w, rows, labels, lse]) = (o, i) else { unreachable!() };
-    let ([v, c], p) = ([w.shape()[0], w.shape()[1]], rows.numel());
-    let (dx, dw) = (dx.host_mut::<f64>()?, dw.host_mut::<f64>()?);
-    let (x, w, lse) = (x.host::<f64>()?, w.host::<f64>()?, lse.host::<f64>()?);
-    dx.fill(0.0);
-    for ((&row, &label), lse) in rows.host::<i32>()?.iter().zip(labels.host::<i32>()?).zip(lse) {
-        let (at, mut sum) = (row as usize * c, vec![0.0; c]);
-        let x = &x[at..][..c];
-        for j in 0..v {
-            let w = &w[j * c..][..c];
-            let z = round(x.iter().zip(w).map(|(a, b)| a * b).sum());
-            let one = f64::from(u8::from(j == label as usize));
-            let dz = round(((z - lse).exp() - one) * DMEAN / p as f64);
-            sum.iter_mut().zip(w).for_each(|(s, w)| *s += dz * w);
-            dw[j * c..][..c].iter_mut().zip(x).for_each(|(d, x)| *d += dz * x);
-        }
-        dx[at..][..c].iter_mut().zip(&sum).for_each(|(dx, s)| *dx = round(*dx + s));
-    }
-    Ok(())
 }
 
 pub fn contrastives() -> Vec<Case> {
@@ -123,7 +99,7 @@ fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bo
             inputs,
             flops: 2 * p * m * c,
             elements: (p + m) * c,
-            plan: plan(contrastive_fwd_cost([p, m, c], with_ids, rule.margin.is_some()), None),
+            plan: costs(Plan::default(), contrastive_fwd_cost([p, m, c], with_ids, rule.margin.is_some())),
             run: Box::new(move |d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 contrastive_fwd(d, total, loss, lse, &i[0], &i[1], i.get(2), rule)
@@ -137,7 +113,7 @@ fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bo
         inputs,
         flops: 6 * p * m * c,
         elements: 2 * (p + m) * c,
-        plan: plan(contrastive_bwd_cost([p, m, c], with_ids, rule.margin.is_some()), None),
+        plan: costs(Plan::default(), contrastive_bwd_cost([p, m, c], with_ids, rule.margin.is_some())),
         run: Box::new(move |d, o, i| {
             let [dq, dc] = o else { unreachable!() };
             contrastive_bwd(d, dq, dc, &i[0], &i[1], i.get(3), &i[2], rule, DMEAN)
