@@ -36,6 +36,12 @@ EXPORT constexpr int DEEP = 32;
 EXPORT constexpr int THREADS = 128;
 EXPORT constexpr int TOTAL_THREADS = 1024;
 
+// A vector to shared memory in one store, which nvcc else takes apart.
+__device__ inline void st_shared(bf16* to, const uint4& x) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(to)), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
+}
+
 // Terms of an f32: x = terms 0 + 1 + 2.
 constexpr int TERMS = 3;
 // bf16 of one term of one operand's tile; 32 rows of 64 take less than 64 rows of 32.
@@ -93,7 +99,7 @@ struct Operand {
                 widen(taken, rounded);
 #pragma unroll
                 for (int k = 0; k < BF16S; k++) rest[k] -= taken[k];
-                ::store(Tile<COLUMNS>{terms[term]}.at(row(i), column()), 0, rounded);
+                st_shared(Tile<COLUMNS>{terms[term]}.at(row(i), column()), rounded);
             }
         }
     }

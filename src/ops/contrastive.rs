@@ -473,7 +473,7 @@ mod tests {
 
     fn check(counted: &[(&'static str, Counters)], [flops, bytes]: [usize; 2]) {
         let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
-        println!("{:?}", counted.iter().map(|(k, c)| (k, c.total)).collect::<Vec<_>>());
+        counted.iter().for_each(|(k, c)| println!("{k}\n{}", c.table()));
         assert_eq!(sum(|c| c.flops), flops);
         assert_eq!(sum(|c| c.bytes), bytes);
         assert_eq!(sum(|c| c.conflicts), 0);

@@ -20,18 +20,15 @@ impl Context<'_> {
     ) -> Done {
         let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
         let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
-        let reading = match &used {
-            Some(used) => {
-                lanes(run.exec).filter(|&lane| used[lane] as u32 != 0).fold(0, |m, lane| m | 1 << lane)
-            }
-            None => run.exec,
-        };
-        if reading != 0 {
-            self.count(Space::Global, &Run { exec: reading, ..*run }, &from, size);
+        let reads = |lane: usize| used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
+        // Lanes that only write zeros ask global memory for nothing.
+        let exec = lanes(run.exec).filter(|l| reads(*l) > 0).fold(0, |m, l| m | 1 << l);
+        if exec != 0 {
+            self.count(Space::Global, &Run { exec, ..*run }, &from, size);
         }
         self.count(Space::Shared, run, &to, size);
         for lane in lanes(run.exec) {
-            let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
+            let reads = reads(lane);
             if reads > 0 {
                 let start = from[lane] & (size as u64 - 1);
                 if start != 0 {
