@@ -8,6 +8,7 @@ use crate::format::hf;
 use crate::format::settings::{self, Settings};
 use crate::memory::Arena;
 use crate::model::config::{Attention, Config, Family};
+use crate::model::plan;
 use crate::model::weights::Storage;
 use crate::ops::attention::Mask;
 use crate::ops::pool::Pooling;
@@ -195,6 +196,7 @@ impl Setup {
     pub fn open(o: &Options) -> Result<Setup> {
         let dir = hf::model_dir(&o.model)?;
         let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
+        plan::check(&o.device, &config)?;
         let (files, warnings) = ModelFiles::open(&dir, &config, &o.adapters)?;
         let (from, saved) = saved_settings(&dir, &o.adapters)?;
         let pooling = named(&o.pooling, &saved.pooling_mode, &from, PoolingMode::by_name)?;

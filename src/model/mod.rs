@@ -5,6 +5,7 @@ pub mod finite;
 pub mod grads;
 pub mod llama;
 pub mod lora;
+pub mod plan;
 pub mod rope;
 pub mod state;
 pub mod weights;
