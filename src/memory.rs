@@ -71,10 +71,11 @@ impl Arena {
     }
 
     /// Counts what one op works in on a GPU, in bytes: ops take turns, so the most of all is what is reserved.
-    pub fn workspace(&mut self, bytes: usize) {
+    pub fn workspace(&mut self, bytes: impl FnOnce() -> usize) {
         if let Device::Cpu(_) = self.device {
             return;
         }
+        let bytes = bytes();
         match self.used.iter_mut().find(|(g, _)| *g == WORKSPACE) {
             Some((_, most)) => *most = (*most).max(bytes as u64),
             None => self.used.push((WORKSPACE, bytes as u64)),

@@ -28,5 +28,5 @@ pub fn check(device: &Device, config: &Config) -> Result<()> {
 
 /// Counts what the graph's ops work in, for packs of at most `tokens` tokens.
 pub fn workspace(arena: &mut Arena, config: &Config, tokens: usize) {
-    arena.workspace(attention_workspace(config.heads, tokens));
+    arena.workspace(|| attention_workspace(config.heads, tokens));
 }

@@ -83,7 +83,7 @@ impl Contrastive {
     ) -> Contrastive {
         // A last batch has fewer queries, and rows may have fewer negatives; fewer may take more.
         let sizes = (1..=queries).map(|p| (p, p)).chain((queries..=candidates).map(|m| (queries, m)));
-        arena.workspace(sizes.map(|(p, m)| contrastive_workspace(p, m)).max().unwrap_or(0));
+        arena.workspace(|| sizes.map(|(p, m)| contrastive_workspace(p, m)).max().unwrap_or(0));
         arena.group("loss");
         let mut of = |rows: usize| arena.statistic(&[rows, width]);
         let (pooled, unit, d_pooled, d_unit) = (of(chunk), of(chunk), of(chunk), of(chunk));

@@ -89,7 +89,7 @@ impl Learner {
         let trained: Vec<&Tensor> = grads.all().chain(&head_grad).collect();
         let moments = trained.iter().map(|g| [(); 2].map(|()| arena.statistic(g.shape()))).collect();
         let norm = arena.statistic(&[1]);
-        arena.workspace(adamw_workspace(trained.iter().map(|g| g.numel())));
+        arena.workspace(|| adamw_workspace(trained.iter().map(|g| g.numel())));
         let (device, config) = (arena.device.clone(), config.clone());
         Learner { device, config, mask, weights, state, scratch, rope, grads, head_grad, moments, norm }
     }

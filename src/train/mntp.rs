@@ -37,7 +37,7 @@ impl Mntp {
     pub fn new(arena: &mut Arena, config: &Config, tokens: usize) -> Mntp {
         // Any number of them may have a label, and fewer may take more.
         let bytes = (1..=tokens).map(|rows| masked_xent_workspace(rows, config.vocab));
-        arena.workspace(bytes.max().unwrap_or(0));
+        arena.workspace(|| bytes.max().unwrap_or(0));
         arena.group("loss");
         Mntp {
             rows: arena.tensor(DType::I32, &[tokens]),
