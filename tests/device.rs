@@ -195,7 +195,8 @@ fn all_on(
     seeds: impl Fn(&Case) -> u64 + Sync,
     guard: usize,
 ) -> Vec<&'static str> {
-    let cases: Vec<Case> = cases::all().into_iter().chain(more()).filter(has_kernels).collect();
+    let cases: Vec<Case> =
+        cases::all().into_iter().chain(cases::large_tiles()).chain(more()).filter(has_kernels).collect();
     let ran = cases.par_iter().map(|case| {
         let gpu = open();
         gpu.seed(0);

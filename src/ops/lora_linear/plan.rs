@@ -1,0 +1,236 @@
+//! How lora_linear is spread over a GPU, and what each launch costs there: from sizes alone, so that bits and memory do not
+//! depend on which GPU it is.
+
+use super::Lora;
+use crate::device::DType;
+use crate::kernels::{lora_linear_bwd as bwd, lora_linear_fwd as fwd};
+use crate::tensor::workspace_bytes;
+
+/// Sizes of a call: the letters of the op, and its segments; none without low-rank deltas.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// Tokens.
+    pub n: usize,
+    /// Columns of x.
+    pub k: usize,
+    /// Columns of y.
+    pub m: usize,
+    /// R.
+    pub rank: usize,
+    /// Columns of y in each segment, and whether it has an adapter.
+    pub segments: Vec<(usize, bool)>,
+}
+
+/// What one launch does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// C name.
+    pub kernel: &'static str,
+    /// Operations of tensor cores, those on filled-up tiles among them.
+    pub flops: usize,
+    /// Bytes that threads ask global memory for.
+    pub bytes: usize,
+}
+
+/// Ranks of a k-step.
+const RANKS: usize = 16;
+/// Depth of a stage of the product, bf16s a time.
+const DEPTH: usize = 32;
+/// Blocks that fill the largest GPU of today, two a multiprocessor; more would queue.
+const BLOCKS: usize = 256;
+
+/// Parts to split `length` into so that `blocks` times as many fill the GPU, and the length of a part: a multiple of `unit`,
+/// no shorter than 256.
+fn split(length: usize, unit: usize, fill: usize, blocks: usize) -> [usize; 2] {
+    let parts = (fill / blocks.max(1)).clamp(1, length.div_ceil(256).max(1));
+    let part = length.div_ceil(unit).div_ceil(parts).max(1) * unit;
+    [length.div_ceil(part), part]
+}
+
+/// Side of the product's tiles: the large ones wherever they fill a GPU.
+///
+/// This is the choice of the kernel: 128 and 64 are the portable ones.
+pub fn tile(rows: usize, columns: usize) -> usize {
+    if rows.div_ceil(128) * columns.div_ceil(128) >= BLOCKS / 2 { 128 } else { 64 }
+}
+
+impl Sizes {
+    /// Of a call with these operands' sizes.
+    pub fn new([n, k, m, rank]: [usize; 4], lora: Option<&Lora>) -> Sizes {
+        let segment = |(&rows, &scale): (&usize, &f64)| (rows, scale != 0.0);
+        let segments = lora.map_or(Vec::new(), |l| l.rows.iter().zip(l.scales).map(segment).collect());
+        Sizes { n, k, m, rank, segments }
+    }
+
+    /// S R.
+    fn stacked(&self) -> usize {
+        self.segments.len() * self.rank
+    }
+
+    /// Segments with an adapter.
+    fn adapted(&self) -> impl Iterator<Item = usize> {
+        self.segments.iter().filter(|s| s.1).map(|s| s.0)
+    }
+
+    /// R in 16s.
+    pub fn slices(&self) -> usize {
+        self.rank.div_ceil(RANKS)
+    }
+
+    /// Blocks that share the ranks of a skinny product.
+    pub fn groups(&self) -> usize {
+        (self.segments.len() * self.slices()).div_ceil(fwd::SLICES as usize)
+    }
+
+    /// Of `lora_linear_xa`: parts of K and the columns of each.
+    pub fn xa_splits(&self) -> [usize; 2] {
+        let blocks = self.groups() * self.n.div_ceil(fwd::XA_TOKENS as usize);
+        split(self.k, fwd::XA_DEPTH as usize, BLOCKS, blocks)
+    }
+
+    /// Of `lora_linear_dxa`: the tiles of each segment's columns.
+    pub fn tiles(&self) -> Vec<usize> {
+        let of = |&(rows, adapted): &(usize, bool)| {
+            if adapted { rows.div_ceil(bwd::DXA_COLUMNS as usize) } else { 0 }
+        };
+        self.segments.iter().map(of).collect()
+    }
+
+    /// Of `lora_linear_dxa`: parts of N and the tokens of each.
+    pub fn dxa_splits(&self) -> [usize; 2] {
+        let blocks = self.tiles().iter().sum::<usize>() * self.slices();
+        split(self.n, bwd::TOKENS as usize, BLOCKS, blocks)
+    }
+
+    /// Of `lora_linear_da`, of which three blocks fit: likewise.
+    pub fn da_splits(&self) -> [usize; 2] {
+        let blocks = self.k.div_ceil(bwd::DA_COLUMNS as usize) * self.groups();
+        split(self.n, bwd::TOKENS as usize, BLOCKS * 3 / 2, blocks)
+    }
+
+    /// Parts of xa: none where nothing is split.
+    pub fn fwd_parts(&self) -> [(DType, [usize; 3]); 1] {
+        let parts = if self.segments.is_empty() { 0 } else { self.xa_splits()[0] };
+        [(DType::F32, [if parts > 1 { parts } else { 0 }, self.n, self.stacked()])]
+    }
+
+    /// Parts of dxa, of db and of da.
+    pub fn bwd_parts(&self) -> [(DType, [usize; 3]); 3] {
+        let [tiles, db, da] = match self.segments.is_empty() {
+            true => [0; 3],
+            false => [self.tiles().iter().sum(), self.dxa_splits()[0], self.da_splits()[0]],
+        };
+        [[tiles, self.n, self.rank], [db, self.m, self.rank], [da, self.stacked(), self.k]]
+            .map(|shape| (DType::F32, shape))
+    }
+
+    /// Bytes of workspace that forward and backward take, whichever is more.
+    pub fn workspace(&self) -> usize {
+        let bytes = |parts: &[(DType, [usize; 3])]| {
+            let parts: Vec<(DType, &[usize])> =
+                parts.iter().map(|(dtype, shape)| (*dtype, &shape[..])).collect();
+            workspace_bytes(&parts)
+        };
+        bytes(&self.fwd_parts()).max(bytes(&self.bwd_parts()))
+    }
+
+    /// Flops and bytes of the tiles of a product of [rows, depth] and [depth, columns], without what is written.
+    fn product(&self, rows: usize, columns: usize, depth: usize) -> [usize; 2] {
+        let side = tile(rows, columns);
+        let [down, across] = [rows, columns].map(|n| n.div_ceil(side));
+        let flops = 2 * down * across * side * side * depth.next_multiple_of(DEPTH);
+        [flops, 2 * depth * (rows * across + columns * down)]
+    }
+
+    /// What the forward's launches cost, in their order. Operands that every warp reads for itself count as often.
+    pub fn fwd_cost(&self, bias: bool, residual: bool) -> Vec<Cost> {
+        let Sizes { n, k, m, rank, .. } = *self;
+        let (stacked, ranks, side) = (self.stacked(), self.slices() * RANKS, tile(n, m));
+        let mut all = Vec::new();
+        if stacked > 0 {
+            let ([splits, _], tokens) = (self.xa_splits(), fwd::XA_TOKENS as usize);
+            let blocks = n.div_ceil(tokens);
+            let flops = 2
+                * blocks
+                * tokens
+                * self.segments.len()
+                * ranks
+                * k.next_multiple_of(fwd::XA_DEPTH as usize);
+            let out = n * stacked;
+            let bytes = 2 * n * k * self.groups() + 4 * stacked * k * blocks;
+            let wrote = if splits > 1 { 4 * splits * out } else { 2 * out };
+            all.push(Cost { kernel: "lora_linear_xa", flops, bytes: bytes + wrote });
+            if splits > 1 {
+                all.push(Cost { kernel: "lora_linear_round", flops: 0, bytes: 4 * splits * out + 2 * out });
+            }
+        }
+        let [mut flops, mut bytes] = self.product(n, m, k);
+        let (down, mut first) = (n.div_ceil(side), 0);
+        for &(rows, adapted) in &self.segments {
+            if adapted {
+                let across = (first + rows).div_ceil(side) - first / side;
+                flops += 2 * down * across * side * side * ranks;
+                // Two warps side by side want the same xa, two above each other the same b.
+                bytes += 2 * (2 * n * rank * across + 4 * rows * rank * down);
+            }
+            first += rows;
+        }
+        // Sixteen lanes of a tile ask for each pair of the bias.
+        bytes += 2 * n * m * (1 + usize::from(residual)) + if bias { 16 * 2 * m * down } else { 0 };
+        let kernel = if side == 128 { "lora_linear_fwd_128" } else { "lora_linear_fwd_64" };
+        all.push(Cost { kernel, flops, bytes });
+        all
+    }
+
+    /// What the backward's launches cost, in their order.
+    pub fn bwd_cost(&self, dx: bool, grads: bool) -> Vec<Cost> {
+        let Sizes { n, k, m, rank, .. } = *self;
+        let (stacked, slices, side) = (self.stacked(), self.slices(), tile(n, k));
+        let (adapted, columns) = (self.adapted().count(), self.adapted().sum::<usize>());
+        let (mut all, tokens) = (Vec::new(), n.next_multiple_of(bwd::TOKENS as usize));
+        if stacked > 0 {
+            let (tiles, [splits, _]) = (self.tiles().iter().sum::<usize>(), self.dxa_splits());
+            if tiles > 0 {
+                let spans: usize = self.adapted().map(|rows| rows.div_ceil(256)).sum();
+                let products = 1 + usize::from(grads);
+                let mut bytes =
+                    2 * n * columns * slices + 2 * 4 * columns * rank * splits + 4 * tiles * n * rank;
+                if grads {
+                    bytes += 2 * tiles * n * rank + 4 * splits * columns * rank;
+                }
+                let flops = products * 2 * tokens * spans * 256 * slices * RANKS;
+                all.push(Cost { kernel: "lora_linear_dxa", flops, bytes });
+            }
+            all.push(Cost {
+                kernel: "lora_linear_round",
+                flops: 0,
+                bytes: 4 * tiles * n * rank + 2 * n * stacked,
+            });
+        }
+        let add = |count: usize, splits: usize| Cost {
+            kernel: "lora_linear_add",
+            flops: 0,
+            bytes: 4 * count * (2 + splits),
+        };
+        if grads && columns > 0 {
+            all.push(add(columns * rank, self.dxa_splits()[0]));
+        }
+        if dx {
+            let [mut flops, mut bytes] = self.product(n, k, m);
+            let [down, across] = [n, k].map(|n| n.div_ceil(side));
+            flops += adapted * 2 * down * across * side * side * slices * RANKS;
+            bytes += adapted * rank * (2 * 2 * n * across + 4 * k * down) + 2 * n * k;
+            let kernel = if side == 128 { "lora_linear_dx_128" } else { "lora_linear_dx_64" };
+            all.push(Cost { kernel, flops, bytes });
+        }
+        if grads && columns > 0 {
+            let (strips, [splits, _]) = (k.div_ceil(bwd::DA_COLUMNS as usize), self.da_splits());
+            let flops = 2 * tokens * strips * bwd::DA_COLUMNS as usize * adapted * slices * RANKS;
+            let bytes =
+                2 * n * k * self.groups() + 2 * strips * n * stacked + 4 * splits * adapted * rank * k;
+            all.push(Cost { kernel: "lora_linear_da", flops, bytes });
+            all.push(add(adapted * rank * k, splits));
+        }
+        all
+    }
+}
