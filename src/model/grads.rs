@@ -4,7 +4,6 @@ use crate::error::Result;
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::lora::Stack;
-use crate::model::plan;
 use crate::model::weights::{Layer, Weights};
 use crate::tensor::Tensor;
 
@@ -100,7 +99,6 @@ impl Scratch {
     /// Buffers for at most `tokens` tokens and adapters of rank `rank`.
     pub fn new(arena: &mut Arena, config: &Config, tokens: usize, rank: usize) -> Scratch {
         let (n, c, f, heads) = (tokens, config.width, config.feed_forward, config.heads);
-        plan::workspace(arena, config, tokens);
         arena.group("scratch");
         Scratch {
             stream: [(); 2].map(|()| arena.activation(&[n, c])),

@@ -4,7 +4,10 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
+use crate::model::lora::Stack;
+use crate::model::weights::{Layer, Weights};
 use crate::ops::attention::{WIDTHS, attention_workspace};
+use crate::ops::lora_linear::Sizes;
 use crate::ops::rmsnorm;
 
 /// Refuses a model that `device` has no kernels for.
@@ -26,7 +29,21 @@ pub fn check(device: &Device, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Counts what the graph's ops work in, for packs of at most `tokens` tokens.
-pub fn workspace(arena: &mut Arena, config: &Config, tokens: usize) {
-    arena.workspace(|| attention_workspace(config.heads, tokens));
+/// Counts what the ops of a forward with adapters and of its backward work in, for packs of at most `tokens` tokens.
+pub fn workspace(arena: &mut Arena, config: &Config, weights: &Weights, tokens: usize) {
+    arena.workspace(|| {
+        let mut linears: Vec<Sizes> = Vec::new();
+        for linear in weights.layers.iter().flat_map(Layer::linears) {
+            let (lora, [m, k]) = (linear.lora.as_ref().map(Stack::view), [0, 1].map(|i| linear.w.shape()[i]));
+            let rank = lora.map_or(0, |l| l.b.shape()[1]);
+            let new = Sizes::new([tokens, k, m, rank], lora.as_ref());
+            if !linears.iter().any(|old| (old.k, old.m, &old.segments) == (k, m, &new.segments)) {
+                linears.push(new);
+            }
+        }
+        // A shorter pack is cut into more parts, and may take more.
+        let any = linears.into_iter().flat_map(|l| (1..=tokens).map(move |n| Sizes { n, ..l.clone() }));
+        let linear = any.map(|sizes| sizes.workspace()).max().unwrap_or(0);
+        linear.max(attention_workspace(config.heads, tokens))
+    });
 }

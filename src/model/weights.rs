@@ -119,7 +119,8 @@ impl Linear {
 }
 
 impl Layer {
-    fn linears(&self) -> [&Linear; 4] {
+    /// Its projections, as they are merged.
+    pub fn linears(&self) -> [&Linear; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
 

@@ -7,6 +7,7 @@ use crate::model::config::Config;
 use crate::model::grads::{Grads, Scratch};
 use crate::model::llama::{Decoder, Noise};
 use crate::model::lora::Delta;
+use crate::model::plan;
 use crate::model::rope::RopeTables;
 use crate::model::state::{Keep, State};
 use crate::model::weights::{Source, Storage, Weights};
@@ -80,6 +81,7 @@ impl Learner {
             weights.add_head(arena, config, size.head == Head::Trained);
         }
         weights.attach(arena, size.rank, delta);
+        plan::workspace(arena, config, &weights, size.tokens);
         let rope = RopeTables::new(arena, config, size.positions);
         let state = State::new(arena, config, size.tokens, size.rank, size.keep);
         let scratch = Scratch::new(arena, config, size.tokens, size.rank);

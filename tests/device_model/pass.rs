@@ -8,6 +8,7 @@ use llm2vec::memory::Arena;
 use llm2vec::model::grads::{Grads, LayerGrads, LoraGrads, Scratch};
 use llm2vec::model::llama::Decoder;
 use llm2vec::model::lora::Stack;
+use llm2vec::model::plan;
 use llm2vec::model::rope::RopeTables;
 use llm2vec::model::state::{Keep, Saved, State};
 use llm2vec::model::weights::{Linear, Storage, Weights};
@@ -38,6 +39,7 @@ impl<'a> Pass<'a> {
         let (mut arena, config) = (Arena::new(device), &tiny.config);
         let mut weights = Weights::new(&mut arena, config, Storage::Real);
         weights.attach(&mut arena, RANK, |layer, module| tiny.delta(layer, module));
+        plan::workspace(&mut arena, config, &weights, tokens);
         let rope = RopeTables::new(&mut arena, config, 64);
         let state = State::new(&mut arena, config, tokens, RANK, keep);
         let scratch = Scratch::new(&mut arena, config, tokens, RANK);
