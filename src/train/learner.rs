@@ -103,6 +103,14 @@ impl Learner {
 
     /// Runs a pack; the result is `state.hidden`.
     pub fn forward(&mut self, ids: &[i32], starts: &[i32], noise: Option<&Noise>) -> Result<()> {
+        // A GPU sees it too late to say so: the row becomes NaN.
+        let vocab = self.config.vocab as i32;
+        if let Some(id) = ids.iter().find(|&&id| !(0..vocab).contains(&id)) {
+            let what = format!(
+                "the tokenizer gives id {id}, the model's vocabulary has {vocab}: they do not belong together"
+            );
+            return Err(Error::Unsupported(what));
+        }
         self.state.set_batch(ids, starts)?;
         self.scratch.set_rows(ids.len())?;
         let Learner { device, config, weights, rope, mask, state, .. } = self;
