@@ -11,7 +11,7 @@
 //           ranks and a run of tokens, 32 at a time; its part of scale b stays in registers as fragments, and so do its
 //           sums of db. dxa is summed over the block's columns and then, by lora_linear_round, over tiles; db over the runs,
 //           by lora_linear_add. lora_linear_dx_128 and _64: product.cuh with w as it lies; the low-rank terms come first,
-//           into sums of their own that are masked before they are mixed. lora_linear_da: 128 columns of x and a run of
+//           a fragment at a time, masked before they are mixed: the mask of a warp's part is drawn ahead, into bits. lora_linear_da: 128 columns of x and a run of
 //           tokens a block; x goes through registers, where each segment's mask is drawn once an element, to one tile of
 //           shared memory a segment. Two blocks a multiprocessor, three of lora_linear_da, 256 threads each.
 // Cost      flops 2 N' (M' K' + 2 M' R' + 2 S R' K') and the masks; bytes: dy and x once each for 16 and 64 ranks, dy and w
@@ -191,7 +191,7 @@ __device__ __forceinline__ unsigned kept(const Dropout& dropout, int row, int pl
 }
 
 // Adds the segments' masked low-rank terms to the sums of a tile at `row`, `column`. `room` holds 16 rows of a.
-template <bool EVEN, int BLOCKS>
+template <int BLOCKS>
 __device__ __forceinline__ void low_rank(Product<BLOCKS, true>& product, bf16* room, const bf16* dxa, const float* a, int N,
                                          int K, int R, const Segments& of, const Dropout& dropout, int row, int column) {
     using P = Product<BLOCKS, true>;
@@ -227,7 +227,8 @@ __device__ __forceinline__ void low_rank(Product<BLOCKS, true>& product, bf16* r
                       make_uint4(narrow(low.x, low.y), narrow(low.z, low.w), narrow(high.x, high.y), narrow(high.z, high.w)));
             }
             unsigned ranks[BLOCKS][4];
-            load_ranks<EVEN>(ranks, dxa + s * R, row + g, N, of.count * R, r + 2 * t, R);
+            if (R % 2 == 0) load_ranks<true>(ranks, dxa + s * R, row + g, N, of.count * R, r + 2 * t, R);
+            else load_ranks<false>(ranks, dxa + s * R, row + g, N, of.count * R, r + 2 * t, R);
             __syncthreads();
             unsigned b[4];
 #pragma unroll
@@ -257,9 +258,10 @@ __device__ __forceinline__ void linear_dx(bf16* dx, const bf16* dy, const bf16* 
     const int row = tile.x * P::TILE, column = tile.y * P::TILE;
     P product;
     // Before the copies are under way, whose addresses have no registers beside the masks'.
-    if (dxa && R % 2 == 0) low_rank<true>(product, ring, dxa, a, N, K, R, of, dropout, row, column);
-    else if (dxa) low_rank<false>(product, ring, dxa, a, N, K, R, of, dropout, row, column);
-    if (dxa) __syncthreads();
+    if (dxa) {
+        low_rank(product, ring, dxa, a, N, K, R, of, dropout, row, column);
+        __syncthreads();
+    }
     product.begin(ring, dy, w, N, K, M, row, column);
     product.finish();
     product.end(ring, dx, nullptr, nullptr, N, K, row, column);

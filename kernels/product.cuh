@@ -118,7 +118,7 @@ struct Product {
             for (int j = 0; j < EIGHTS; j++) mma_m16n8k16(d[i][j], f.a[i], f.b[j / 2][j % 2 * 2], f.b[j / 2][j % 2 * 2 + 1]);
     }
 
-    // Adds the whole product to d. The ring is free for other use after it and a barrier.
+    // Adds the whole product to d. The ring is free for other use after it: its last barrier is behind all reads.
     __device__ __forceinline__ void finish() {
         Fragments even, odd;
         unsigned reading = 0, filling = (STAGES - 1) * STAGE;
@@ -167,14 +167,13 @@ struct Product {
         row += warp_row, column += warp_column;
         const size_t corner = size_t(row + row_of_chunk) * columns + column + chunk * BF16S;
         const int left = column + chunk * BF16S < columns ? rows - row - row_of_chunk : 0;
-        __syncthreads();
         if (residual) {
 #pragma unroll
-            for (int i = 0; i < PART / AT_ONCE; i++) {
-                const bool there = i * AT_ONCE < left;
-                const uint4 v = there ? load(residual + corner + size_t(i * AT_ONCE) * columns, 0) : make_uint4(0, 0, 0, 0);
-                store(part + (row_of_chunk + i * AT_ONCE) * STRIDE + chunk * BF16S, 0, v);
-            }
+            for (int i = 0; i < PART / AT_ONCE; i++)
+                cp_async(part + (row_of_chunk + i * AT_ONCE) * STRIDE + chunk * BF16S,
+                         residual + corner + size_t(i * AT_ONCE) * columns, i * AT_ONCE < left);
+            cp_async_commit();
+            cp_async_wait<0>();
             __syncwarp();
         }
         const int t = threadIdx.x % 4;

@@ -8,7 +8,7 @@ use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
 use crate::tensor::{Element, Tensor, dims, refuse, with_real};
-pub use plan::{Cost, Sizes};
+pub use plan::{Cost, Sizes, lora_linear_workspace};
 use rayon::prelude::*;
 
 /// Low-rank deltas of a (merged) projection: segment i adds `scales[i] (x A_iᵀ) B_iᵀ` to its own rows of W.
@@ -58,8 +58,8 @@ impl Lora<'_> {
 /// | `bias`     | [M]      | activation                               | read                         |
 /// | `residual` | [N, M]   | activation                               | read                         |
 ///
-/// With packed panels `x` is rounded to bf16 as well; sums are always f32 or better. Errors if a shape does not
-/// fit. Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; dropout of its input as in PEFT.
+/// With packed panels `x` is rounded to bf16 as well; sums are always f32 or better. A GPU takes f32 A and B, K, M and
+/// rows of segments that are multiples of 8, and up to three segments. Errors if a shape does not fit. Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; dropout of its input as in PEFT.
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear_fwd(
     device: &Device,

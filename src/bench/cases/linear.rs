@@ -28,19 +28,11 @@ pub fn lora_linears() -> Vec<Case> {
     plain.chain(lora.flat_map(|(case, drop)| [lora_fwd(case, *drop), lora_bwd(case, *drop)])).collect()
 }
 
-/// Sizes that a GPU multiplies in large tiles: too many elements for finite differences.
+/// Sizes that a GPU multiplies in large tiles, forward and backward: too many elements for finite differences.
 pub fn large_tiles() -> Vec<Case> {
-    let [across, deep] = [([897, 40, 1944], vec![1000, 936, 8], 16), ([1921, 968, 40], vec![16, 24], 16)];
-    let plain = [[1025, 72, 1800], [1025, 1800, 72]];
-    let plain = plain.into_iter().flat_map(|sizes| [plain_fwd(sizes), plain_bwd(sizes)]);
-    plain
-        .chain([
-            lora_fwd(&across, true),
-            lora_bwd(&across, true),
-            lora_fwd(&deep, false),
-            lora_bwd(&deep, true),
-        ])
-        .collect()
+    let (across, deep) = (([129, 40, 6024], vec![3000, 3016, 8], 16), ([129, 6024, 40], vec![16, 24], 16));
+    let plain = [plain_fwd([129, 136, 6024]), plain_bwd([129, 6024, 136])];
+    plain.into_iter().chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).collect()
 }
 
 /// The plan with what the launches of a GPU cost, all together.

@@ -2,6 +2,7 @@
 
 use super::plan::{Sizes, tile};
 use super::{Lora, LoraGrads};
+use crate::device::DType;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
 use crate::kernels::{lora_linear_bwd as bwd, lora_linear_fwd as fwd};
@@ -21,14 +22,12 @@ impl Segments {
     fn new(op: &'static str, sizes: &Sizes, lora: Option<&Lora>) -> Result<Segments> {
         whole_vectors(op, "K", sizes.k, 8)?;
         whole_vectors(op, "M", sizes.m, 8)?;
-        // Counts of elements are `int` in places.
-        for size in [
-            sizes.n * sizes.k.max(sizes.m),
-            sizes.m * sizes.rank,
-            sizes.segments.len() * sizes.rank * sizes.k,
-        ] {
-            int(op, size / 8)?;
-        }
+        // Kernels number vectors of x and y, and elements of the factors and of what has their ranks.
+        let Sizes { n, k, m, rank, .. } = *sizes;
+        let stacked = sizes.segments.len() * rank;
+        [n * k / 8, n * m / 8, n * stacked, m * rank, stacked * k]
+            .into_iter()
+            .try_for_each(|count| int(op, count).map(drop))?;
         let mut segments = Segments {
             count: int(op, sizes.segments.len())?,
             ends: [int(op, sizes.m)?; 3],
@@ -100,8 +99,7 @@ pub fn forward(
     let [n, k, m, rank] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
     let mut low = None;
     if let (Some(lora), Some(xa)) = (lora, xa) {
-        let [(dtype, shape)] = sizes.fwd_parts();
-        let [mut parts] = Tensor::workspace(gpu, [(dtype, &shape[..])])?;
+        let [mut parts] = Tensor::workspace(gpu, [(DType::F32, &sizes.fwd_parts()[..])])?;
         let ([splits, depth], Mask { key: [k0, k1], least, scale, first }) =
             (sizes.xa_splits(), Mask::new(dropout));
         let blocks = sizes.n.div_ceil(fwd::XA_TOKENS as usize);
@@ -141,8 +139,8 @@ const BWD: &str = "lora_linear_bwd";
 impl Backward<'_> {
     pub fn run(mut self, gpu: &Gpu, sizes: &Sizes) -> Result<()> {
         let segments = Segments::new(BWD, sizes, self.lora.as_ref())?;
-        let [(d0, p0), (d1, p1), (d2, p2)] = sizes.bwd_parts();
-        let mut parts = Tensor::workspace(gpu, [(d0, &p0[..]), (d1, &p1[..]), (d2, &p2[..])])?;
+        let shapes = sizes.bwd_parts();
+        let mut parts = Tensor::workspace(gpu, shapes.each_ref().map(|shape| (DType::F32, &shape[..])))?;
         if self.lora.is_some() {
             self.dxa(gpu, sizes, &segments, &mut parts)?;
         }

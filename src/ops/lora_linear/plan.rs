@@ -39,19 +39,25 @@ const DEPTH: usize = 32;
 /// Blocks that fill the largest GPU of today, two a multiprocessor; more would queue.
 const BLOCKS: usize = 256;
 
-/// Parts to split `length` into so that `blocks` times as many fill the GPU, and the length of a part: a multiple of `unit`,
-/// no shorter than 256.
-fn split(length: usize, unit: usize, fill: usize, blocks: usize) -> [usize; 2] {
-    let parts = (fill / blocks.max(1)).clamp(1, length.div_ceil(256).max(1));
+/// The most parts that `length` is split into, so that `blocks` times as many fill the GPU and none is shorter than 256.
+fn parts(length: usize, fill: usize, blocks: usize) -> usize {
+    (fill / blocks.max(1)).clamp(1, length.div_ceil(256).max(1))
+}
+
+/// Parts of `length` and the length of one, a multiple of `unit`.
+fn split(length: usize, unit: usize, parts: usize) -> [usize; 2] {
     let part = length.div_ceil(unit).div_ceil(parts).max(1) * unit;
     [length.div_ceil(part), part]
 }
 
-/// Side of the product's tiles: the large ones wherever they fill a GPU.
-///
-/// This is the choice of the kernel: 128 and 64 are the portable ones.
+/// Tiles of 128 by 128 from which on they are the quicker ones: below, multiprocessors stand idle that four times as many
+/// small tiles would keep busy, at half the rate.
+const LARGE: usize = 96;
+
+/// The choice of the product's kernel: the side of its tiles.
 pub fn tile(rows: usize, columns: usize) -> usize {
-    if rows.div_ceil(128) * columns.div_ceil(128) >= BLOCKS / 2 { 128 } else { 64 }
+    let large = rows.min(columns) > 64 && rows.div_ceil(128) * columns.div_ceil(128) >= LARGE;
+    if large { 128 } else { 64 }
 }
 
 impl Sizes {
@@ -85,7 +91,7 @@ impl Sizes {
     /// Of `lora_linear_xa`: parts of K and the columns of each.
     pub fn xa_splits(&self) -> [usize; 2] {
         let blocks = self.groups() * self.n.div_ceil(fwd::XA_TOKENS as usize);
-        split(self.k, fwd::XA_DEPTH as usize, BLOCKS, blocks)
+        split(self.k, fwd::XA_DEPTH as usize, parts(self.k, BLOCKS, blocks))
     }
 
     /// Of `lora_linear_dxa`: the tiles of each segment's columns.
@@ -96,42 +102,42 @@ impl Sizes {
         self.segments.iter().map(of).collect()
     }
 
+    /// Of `lora_linear_dxa`: the most parts of N.
+    fn dxa_parts(&self) -> usize {
+        parts(self.n, BLOCKS, self.tiles().iter().sum::<usize>() * self.slices())
+    }
+
     /// Of `lora_linear_dxa`: parts of N and the tokens of each.
     pub fn dxa_splits(&self) -> [usize; 2] {
-        let blocks = self.tiles().iter().sum::<usize>() * self.slices();
-        split(self.n, bwd::TOKENS as usize, BLOCKS, blocks)
+        split(self.n, bwd::TOKENS as usize, self.dxa_parts())
     }
 
-    /// Of `lora_linear_da`, of which three blocks fit: likewise.
+    /// Of `lora_linear_da`, of which three blocks fit: the most parts of N.
+    fn da_parts(&self) -> usize {
+        parts(self.n, BLOCKS * 3 / 2, self.k.div_ceil(bwd::DA_COLUMNS as usize) * self.groups())
+    }
+
+    /// Of `lora_linear_da`: parts of N and the tokens of each.
     pub fn da_splits(&self) -> [usize; 2] {
-        let blocks = self.k.div_ceil(bwd::DA_COLUMNS as usize) * self.groups();
-        split(self.n, bwd::TOKENS as usize, BLOCKS * 3 / 2, blocks)
+        split(self.n, bwd::TOKENS as usize, self.da_parts())
     }
 
-    /// Parts of xa: none where nothing is split.
-    pub fn fwd_parts(&self) -> [(DType, [usize; 3]); 1] {
-        let parts = if self.segments.is_empty() { 0 } else { self.xa_splits()[0] };
-        [(DType::F32, [if parts > 1 { parts } else { 0 }, self.n, self.stacked()])]
+    /// Shape of the parts of xa; without elements where nothing is split.
+    pub fn fwd_parts(&self) -> [usize; 3] {
+        let splits = if self.segments.is_empty() { 0 } else { self.xa_splits()[0] };
+        [if splits > 1 { splits } else { 0 }, self.n, self.stacked()]
     }
 
-    /// Parts of dxa, of db and of da.
-    pub fn bwd_parts(&self) -> [(DType, [usize; 3]); 3] {
-        let [tiles, db, da] = match self.segments.is_empty() {
-            true => [0; 3],
-            false => [self.tiles().iter().sum(), self.dxa_splits()[0], self.da_splits()[0]],
-        };
+    /// Shapes of the parts of dxa, of db and of da.
+    pub fn bwd_parts(&self) -> [[usize; 3]; 3] {
+        let splits =
+            if self.segments.is_empty() { [0; 2] } else { [self.dxa_splits()[0], self.da_splits()[0]] };
+        self.bwd_parts_of(splits)
+    }
+
+    fn bwd_parts_of(&self, [db, da]: [usize; 2]) -> [[usize; 3]; 3] {
+        let tiles = self.tiles().iter().sum();
         [[tiles, self.n, self.rank], [db, self.m, self.rank], [da, self.stacked(), self.k]]
-            .map(|shape| (DType::F32, shape))
-    }
-
-    /// Bytes of workspace that forward and backward take, whichever is more.
-    pub fn workspace(&self) -> usize {
-        let bytes = |parts: &[(DType, [usize; 3])]| {
-            let parts: Vec<(DType, &[usize])> =
-                parts.iter().map(|(dtype, shape)| (*dtype, &shape[..])).collect();
-            workspace_bytes(&parts)
-        };
-        bytes(&self.fwd_parts()).max(bytes(&self.bwd_parts()))
     }
 
     /// Flops and bytes of the tiles of a product of [rows, depth] and [depth, columns], without what is written.
@@ -232,5 +238,39 @@ impl Sizes {
             all.push(add(adapted * rank * k, splits));
         }
         all
+    }
+}
+
+/// Bytes of workspace that the op takes at most, forward or backward, for up to so many tokens.
+pub fn lora_linear_workspace(sizes: &Sizes) -> usize {
+    if sizes.segments.is_empty() {
+        return 0;
+    }
+    // Fewer tokens may be split more often: so often that they fill the GPU, and no oftener than K can be.
+    let rows = (sizes.n * sizes.k.div_ceil(256)).min(BLOCKS * fwd::XA_TOKENS as usize / sizes.groups());
+    let fwd = workspace_bytes(&[(DType::F32, &[rows, sizes.stacked()])]);
+    let shapes = sizes.bwd_parts_of([sizes.dxa_parts(), sizes.da_parts()]);
+    fwd.max(workspace_bytes(&shapes.each_ref().map(|shape| (DType::F32, &shape[..]))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pack_takes_more_workspace_than_was_reserved() {
+        let wide = vec![(4096, true), (1024, false), (1024, true)];
+        for (k, m, rank, segments) in [(4096, 6144, 16, wide), (688, 256, 5, vec![(256, true)])] {
+            let sizes = |n| Sizes { n, k, m, rank, segments: segments.clone() };
+            let reserved = lora_linear_workspace(&sizes(20_000));
+            for n in (1..=20_000).step_by(7) {
+                let bytes = |shapes: &[[usize; 3]]| {
+                    let parts: Vec<_> = shapes.iter().map(|shape| (DType::F32, &shape[..])).collect();
+                    workspace_bytes(&parts)
+                };
+                let taken = bytes(&[sizes(n).fwd_parts()]).max(bytes(&sizes(n).bwd_parts()));
+                assert!(taken <= reserved, "n = {n}: {taken} of {reserved}");
+            }
+        }
     }
 }
