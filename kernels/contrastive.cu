@@ -16,11 +16,13 @@
 //           (ceil(C / 64), ceil(W / 64)) and (ceil(C / 64), ceil(M / 64))); dc goes on where the wave before stopped.
 //           Unit length stays an op of its own: it is saved for its own backward, is the encoder's last step as well, and
 //           moves (2 + 3) 4 (P + M) C bytes, where these products read (P + M) C floats ceil(M / 64) times from L2.
-// Cost      tensor flops, with PP, MM, CC the sizes rounded up to 64, 64, 32: forward 12 PP MM CC (with a margin
-//           12 PP 64 CC more); backward 12 PP MM CC + 12 PP up64(C) up32(M) + 12 MM up64(C) up32(W) a wave: six
-//           products of bf16 each.
-//           bytes: forward 4 C (P ceil(M / 64) + M ceil(P / 64)) + 24 S P; backward the same, and 12 P M for dz, and as
-//           operands of two products again P M ceil(C / 64) 8 + (P + M) C 4 ceil(max / 64). All but 4 C (P + M) from L2.
+// Cost      PP, MM, CC are the sizes rounded up to 64, 64 and 32, p = PP / 64, m = MM / 64, c = ceil(C / 64). Tensor flops:
+//           forward 12 PP MM CC, six products of bf16 for each of f32, and 12 PP 64 CC with a margin; backward the same, and
+//           for each wave 12 up64(W) 64 c up32(M) + 12 MM 64 c up32(W).
+//           Bytes: forward 4 C (P m + M p) + 24 S P + 16 P, with a margin 8 P C + 36 P m more, with ids 32 P m + 64 M p; but
+//           for 4 C (P + M) from L2. Backward the same but 32 P m + 4 P M for dz in place of what leaves, and a wave
+//           8 W M c + 4 C (M ceil(W / 64) + W m) + 4 C (W + M), from the second on 4 M C more. Exactly: the functions
+//           contrastive_*_cost beside the op, which the emulator's counters equal. No bank conflicts.
 // Numerics  Every f32 is the exact sum of three bf16; six of the nine products are kept, those left out are below 2^-26 of
 //           |x||y|. A tensor core may cut what it adds to, so 32 columns are summed in fresh accumulators and those added
 //           to the sum by IEEE addition: error of a score about 12 ulp of a 32-column sum + C / 32 roundings, below 1e-6
@@ -207,7 +209,8 @@ struct Rule {
 
 // limit[p] = x[p,p] + margin
 KERNEL void __launch_bounds__(THREADS)
-contrastive_limit(float* __restrict__ limit, const float* __restrict__ q, const float* __restrict__ c, int P, int C, float margin) {
+contrastive_limit(float* __restrict__ limit, const float* __restrict__ q, const float* __restrict__ c, int P, int C,
+                  float margin) {
     __shared__ Shared shared;
     const int first = blockIdx.x * TILE;
     const Sums x = cosines(shared, q, c, P, P, C, first, first);
@@ -306,10 +309,11 @@ contrastive_total(float* __restrict__ total, float* __restrict__ loss, float* __
             all.merge(Lse{most[at], sum[at]});
             highest = rival_of(highest, rival[at]);
         }
-        const float value = all.value();
-        lse[p] = value;
-        loss[p] = value - positive[p] * scale;
-        mean += loss[p];
+        // Of a small loss, lse minus score would leave little.
+        const float off = all.most - positive[p] * scale + logf(all.sum);
+        lse[p] = all.most + logf(all.sum);
+        loss[p] = off;
+        mean += off;
         won += highest < positive[p];
     }
     mean = block_sum(mean, losses);
@@ -389,6 +393,7 @@ contrastive_dc(float* __restrict__ dc, const float* __restrict__ dz, const float
     const int n = blockIdx.x * TILE, m = blockIdx.y * TILE;
     Sums sum = {};
     if (first > 0) each_pair(sum, dc, M, C, m, n, [](float* pair, float2& from) { read(pair, from); });
-    product(sum, shared, Operand<true>(dz, rows, stride, stride), m, Operand<true>(q + size_t(first) * C, rows, C, C), n, rows);
+    const Operand<true> left(dz, rows, stride, stride), right(q + size_t(first) * C, rows, C, C);
+    product(sum, shared, left, m, right, n, rows);
     each_pair(sum, dc, M, C, m, n, [](float* pair, float2& to) { write(pair, to); });
 }

@@ -27,5 +27,4 @@ struct Lse {
         other.sum = __shfl_xor_sync(ALL, sum, apart);
         merge(other);
     }
-    __device__ inline float value() const { return most + logf(sum); }
 };

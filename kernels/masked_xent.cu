@@ -13,11 +13,12 @@
 //           masked_xent_total, one block, merges the S shares in order. Backward by waves of W rows, so that dz is bounded
 //           and dx is whole at once: masked_xent_bwd writes dz, masked_xent_dx and masked_xent_dw multiply it;
 //           masked_xent_zero goes before. dz and dx leave through shared memory, 16 bytes a lane.
-// Cost      tensor flops, with PP, VV the sizes rounded up to 128, CC to 32, C128 to 128: forward 2 PP VV CC; backward
-//           2 PP VV CC + 2 PP C128 up32(V), and with dw 2 VV C128 up32(W) a wave.
-//           bytes: forward 2 C (P ceil(V / 128) + V ceil(P / 128)) + 24 S P, of which 2 C (P + V) from memory and the rest
-//           from L2; backward the same, and 2 P V for dz, 2 P V ceil(C / 128) + 2 C V ceil(P / 128) to read it and w
-//           again, 2 C (N + P) for dx; dw 2 P V ceil(C / 128) + 2 P C ceil(V / 128) + 8 V C a wave.
+// Cost      p, v, c are the sizes P, V, C in tiles of 128. Tensor flops: forward 2 (128 p) (128 v) up32(C); backward the same,
+//           and for each wave 2 up128(W) 128 c up32(V), with dw 2 (128 v) (128 c) up32(W).
+//           Bytes: forward 2 C (P v + V p) + 24 S P + 32 P v + 16 P S + 20 P, but for 2 C (P + V) from L2; backward
+//           2 N C + 2 C (P v + V p) + 80 P v + 2 P V, and for each wave 2 W V c + 2 V C ceil(W / 128) + 2.5 W C, with dw
+//           2 W V c + (2 C + 64 c) W v + 8 V C. Exactly: the functions masked_xent_*_cost beside the op, which the
+//           emulator's counters equal. No bank conflicts.
 // Numerics  Logits, sums and statistics f32, exp and log CUDA's (2 ulp), the mean in f64; dz rounded to bf16 once, as an
 //           operand, and dx once. Fixed order everywhere. dw is added a wave at a time.
 // Limits    C a multiple of 8; rows at 16-byte boundaries. P, V any. A row that comes twice gets one of its gradients.
@@ -162,7 +163,6 @@ __device__ inline void products(const Operand<A_ACROSS>& a, Operand<B_ACROSS> b,
 // The tile as bf16, by way of shared memory: row r to where row(r) says, if anywhere, up to `columns`.
 template <typename Row>
 __device__ inline void leave(const Sums& sum, int first_column, int columns, Row row) {
-    cp_async_wait<0>();
     __syncthreads();
     const Tile<TILE> tile{shared};
 #pragma unroll
@@ -258,10 +258,11 @@ masked_xent_total(float* __restrict__ total, float* __restrict__ loss, float* __
             const size_t at = size_t(s) * P + p;
             all.merge(Seen{Lse{most[at], sum[at]}, best[at]});
         }
-        const float value = all.lse.value();
-        lse[p] = value;
-        loss[p] = value - label[p];
-        mean += loss[p];
+        // Of a small loss, lse minus logit would leave little.
+        const float off = all.lse.most - label[p] + logf(all.lse.sum);
+        lse[p] = all.lse.most + logf(all.lse.sum);
+        loss[p] = off;
+        mean += off;
         right += all.best == labels[p];
     }
     mean = block_sum(mean, losses);
@@ -314,7 +315,9 @@ masked_xent_dx(bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* _
     Operand<false> a(dz, nullptr, count, stride, stride);
     a.aim(r0);
     products(a, Operand<true>(w, nullptr, V, C, C), tile, tile + 1, V, [&](int, const Sums& sum) {
-        leave(sum, tile * TILE, C, [&](int r) { return r0 + r < count ? dx + size_t(rows[first + r0 + r]) * C : nullptr; });
+        leave(sum, tile * TILE, C, [&](int r) {
+            return r0 + r < count ? dx + size_t(rows[first + r0 + r]) * C : nullptr;
+        });
     });
 }
 

@@ -8,6 +8,9 @@ use crate::kernels::contrastive as kernels;
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
+#[cfg(test)]
+mod tests;
+
 /// How scores become a loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InfoNce {
@@ -29,8 +32,8 @@ pub struct InfoNce {
 /// | `c`     | [M, C] | statistic | read: unit vectors, the P positives first                                  |
 /// | `ids`   | [M]    | i32       | read: candidates of equal id are the same text, no negatives of each other |
 ///
-/// Errors if a shape does not fit or M < P; on a GPU, C must be a multiple of 8. Source: Oord et al. 2018, arXiv:1807.03748, eq. 4, as LLM2Vec's
-/// `HardNegativeNLLLoss`; the margin from GISTEmbed, Solatorio 2024, arXiv:2402.16829.
+/// Errors if a shape does not fit or M < P, or on a GPU if C is no multiple of 8. Source: Oord et al. 2018,
+/// arXiv:1807.03748, eq. 4, as LLM2Vec's `HardNegativeNLLLoss`; the margin from GISTEmbed, Solatorio 2024, arXiv:2402.16829.
 #[allow(clippy::too_many_arguments)]
 pub fn contrastive_fwd(
     device: &Device,
@@ -132,10 +135,13 @@ fn cpu_fwd<R: Real + Element>(total: &mut [R], loss: &mut [R], lse: &mut [R], sc
 
 const TILE: usize = kernels::TILE as usize;
 
-/// Tiles of candidates that a block goes through, and blocks for a row of tiles: about 1024 in all.
+/// About so many share the tiles of scores.
+const BLOCKS: usize = 1024;
+
+/// Tiles of candidates that a block goes through, and blocks for a row of tiles.
 fn shares(p: usize, m: usize) -> [usize; 2] {
     let (rows, columns) = (p.div_ceil(TILE), m.div_ceil(TILE));
-    let tiles = (rows * columns).div_ceil(1024).min(columns);
+    let tiles = (rows * columns).div_ceil(BLOCKS).min(columns);
     [tiles, columns.div_ceil(tiles)]
 }
 
@@ -324,11 +330,21 @@ fn gpu_bwd(
     Ok(())
 }
 
-/// Bytes of workspace that the forward and the backward of so many queries and candidates take on a GPU.
+/// Bytes of workspace that the forward and the backward of at most so many queries and candidates take on a GPU.
 pub fn contrastive_workspace(p: usize, m: usize) -> usize {
-    let (parts, row) = ((DType::F32, &[shares(p, m)[1], p][..]), (DType::F32, &[p][..]));
-    let dz = (DType::F32, &[wave([p, m, 0]), m.next_multiple_of(8)][..]);
-    workspace_bytes(&[parts, parts, parts, row, row]).max(workspace_bytes(&[dz, row]))
+    // Fewer rows are cut into more shares, and longer waves into more rows: these bounds hold for all of them.
+    let parts = (m.div_ceil(TILE) * p).min(BLOCKS * TILE + p.next_multiple_of(TILE));
+    let stride = m.next_multiple_of(8);
+    fwd_bytes(parts, p).max(bwd_bytes((p * stride).min((WAVE / 4).max(TILE * stride)), p))
+}
+
+fn fwd_bytes(parts: usize, p: usize) -> usize {
+    let (part, row) = ((DType::F32, &[parts][..]), (DType::F32, &[p][..]));
+    workspace_bytes(&[part, part, part, row, row])
+}
+
+fn bwd_bytes(dz: usize, p: usize) -> usize {
+    workspace_bytes(&[(DType::F32, &[dz]), (DType::F32, &[p])])
 }
 
 /// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
@@ -372,110 +388,4 @@ fn scores_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
 fn limit_cost([p, c]: [usize; 2], margin: bool) -> [usize; 2] {
     let flops = 12 * p.next_multiple_of(TILE) * TILE * c.next_multiple_of(kernels::DEEP as usize);
     [flops, 8 * p * c + 4 * p].map(|x| x * usize::from(margin))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::device::emulator::{Count, Counters};
-    use crate::rng::normal;
-
-    /// A random problem on the CPU and on the emulator, where the build holds kernels: q, c, ids, lse.
-    fn problem(sizes: [usize; 3]) -> Option<(Gpu, [Tensor; 4], [Tensor; 4])> {
-        if kernels::FILE.images.is_empty() {
-            println!("skipped: this build holds no kernels (nvcc was not found)");
-            return None;
-        }
-        let (gpu, [p, m, c]) = (Gpu::emulated((8, 0)).unwrap(), sizes);
-        let float = |seed, shape: &[usize]| {
-            let values = normal(seed, shape.iter().product());
-            Tensor::from_f64(DType::F32, shape, values.iter().map(|x| x / 2.0))
-        };
-        let ids: Vec<i32> = (0..m).map(|j| (j % (m - 3)) as i32).collect();
-        let here = [float(1, &[p, c]), float(2, &[m, c]), Tensor::from_i32(&ids), float(3, &[p])];
-        let there = std::array::from_fn(|i| here[i].to_gpu(&gpu, here[i].dtype()).unwrap());
-        Some((gpu, here, there))
-    }
-
-    fn bits(t: &Tensor) -> Vec<u32> {
-        t.to_host().unwrap().host::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
-    }
-
-    /// What a row of tiles is cut into for blocks, and the rows into waves, is nobody's business.
-    #[test]
-    fn shares_change_no_more_than_rounding_and_waves_no_bit() {
-        let sizes @ [p, ..] = [130, 260, 24];
-        let Some((gpu, here, [q, k, ids, lse])) = problem(sizes) else { return };
-        let rule = InfoNce { scale: 2.0, margin: Some(0.5) };
-        let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
-        let [mut total, mut loss, mut sum] = [zeros(&[2]), zeros(&[p]), zeros(&[p])];
-        let [a, b, d] = [&mut total, &mut loss, &mut sum];
-        contrastive_fwd(&Device::cpu(), a, b, d, &here[0], &here[1], Some(&here[2]), rule).unwrap();
-        for shares in [[1, 5], [2, 3], [5, 1]] {
-            let mut out = [&total, &loss, &sum].map(|t| t.to_gpu(&gpu, DType::F32).unwrap());
-            gpu_fwd(&gpu, out.each_mut(), [&q, &k], Some(&ids), rule, sizes, shares).unwrap();
-            for (got, wanted) in out.iter().zip([&total, &loss, &sum]) {
-                let pairs = got.to_f64().into_iter().zip(wanted.to_f64());
-                pairs.for_each(|(g, w)| {
-                    assert!((g - w).abs() < 1e-5 * w.abs().max(1.0), "{shares:?}: {g}, {w}")
-                });
-            }
-        }
-        let run = |wave: usize| {
-            let mut out = [&q, &k].map(|t| t.to_gpu(&gpu, DType::F32).unwrap());
-            gpu_bwd(&gpu, out.each_mut(), [&q, &k, &lse], Some(&ids), rule, 0.5, sizes, wave).unwrap();
-            out.map(|t| bits(&t))
-        };
-        assert_eq!(run(64), run(p));
-    }
-
-    /// A candidate that is the positive once more ties with it, whichever tiles the two are in.
-    #[test]
-    fn a_second_copy_of_the_positive_is_no_win() {
-        let sizes @ [p, m, _] = [3, 135, 40];
-        let Some((gpu, here, [q, ..])) = problem(sizes) else { return };
-        let mut k = here[1].clone();
-        k.host_mut::<f32>().unwrap().fill(0.0);
-        for (row, from) in [(0, 0), (1, 1), (2, 2), (70, 1), (134, 0)] {
-            k.copy_rows(row, &here[0], from, 1).unwrap();
-        }
-        let k = k.to_gpu(&gpu, DType::F32).unwrap();
-        for margin in [None, Some(0.0)] {
-            let rule = InfoNce { scale: 1.0, margin };
-            let mut out = [2, p, p].map(|n| Tensor::zeros_on(&gpu, DType::F32, &[n]).unwrap());
-            gpu_fwd(&gpu, out.each_mut(), [&q, &k], None, rule, sizes, shares(p, m)).unwrap();
-            assert_eq!(out[0].to_f64()[1], 1.0, "query 2 alone has no equal to its positive");
-        }
-    }
-
-    /// Costs are what the emulator counts, and main loops have no bank conflicts.
-    #[test]
-    fn costs_are_as_stated() {
-        let sizes @ [p, m, c] = [70, 150, 136];
-        let Some((gpu, _, [q, k, ids, lse])) = problem(sizes) else { return };
-        for (some, margin) in [(false, None), (true, Some(0.5))] {
-            let (ids, rule) = (some.then_some(&ids), InfoNce { scale: 2.0, margin });
-            let counted = gpu.count(|| {
-                let mut out = [2, p, p].map(|n| Tensor::zeros(DType::F32, &[n]));
-                for t in &mut out {
-                    *t = t.to_gpu(&gpu, DType::F32)?;
-                }
-                gpu_fwd(&gpu, out.each_mut(), [&q, &k], ids, rule, sizes, shares(p, m))
-            });
-            check(&counted.unwrap(), contrastive_fwd_cost(sizes, some, some));
-            let counted = gpu.count(|| {
-                let [mut dq, mut dk] = [q.clone(), k.clone()];
-                gpu_bwd(&gpu, [&mut dq, &mut dk], [&q, &k, &lse], ids, rule, 0.5, sizes, p)
-            });
-            check(&counted.unwrap(), contrastive_bwd_cost([p, m, c], some, some));
-        }
-    }
-
-    fn check(counted: &[(&'static str, Counters)], [flops, bytes]: [usize; 2]) {
-        let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
-        counted.iter().for_each(|(k, c)| println!("{k}\n{}", c.table()));
-        assert_eq!(sum(|c| c.flops), flops);
-        assert_eq!(sum(|c| c.bytes), bytes);
-        assert_eq!(sum(|c| c.conflicts), 0);
-    }
 }

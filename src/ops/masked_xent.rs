@@ -8,6 +8,9 @@ use crate::kernels::masked_xent as kernels;
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
+#[cfg(test)]
+mod tests;
+
 /// `loss[p] = lse[p] - z[p, labels[p]]`, with `z = x[rows] wᵀ` and `lse` the log of its rows' sum of exponentials.
 ///
 /// | operand  | shape  | dtype                                   | role                                             |
@@ -171,10 +174,13 @@ impl<R: Real> Seen<R> {
 
 const ACROSS: usize = kernels::TILE as usize;
 
-/// Tiles of the vocabulary that a block goes through, and blocks for a row of tiles: about 1024 in all.
+/// About so many share the tiles of logits.
+const BLOCKS: usize = 1024;
+
+/// Tiles of the vocabulary that a block goes through, and blocks for a row of tiles.
 fn shares(p: usize, v: usize) -> [usize; 2] {
     let (rows, columns) = (p.div_ceil(ACROSS), v.div_ceil(ACROSS));
-    let tiles = (rows * columns).div_ceil(1024).min(columns);
+    let tiles = (rows * columns).div_ceil(BLOCKS).min(columns);
     [tiles, columns.div_ceil(tiles)]
 }
 
@@ -326,11 +332,17 @@ fn gpu_bwd(
     Ok(())
 }
 
-/// Bytes of workspace that the forward and the backward of so many rows take on a GPU.
+/// Bytes of workspace that the forward and the backward of at most so many rows take on a GPU.
 pub fn masked_xent_workspace(p: usize, v: usize) -> usize {
-    let (parts, dz) = ([shares(p, v)[1], p], [wave(p, v), v.next_multiple_of(8)]);
-    let [part, best] = [DType::F32, DType::I32].map(|d| (d, &parts[..]));
-    workspace_bytes(&[part, part, (DType::F32, &[p]), best]).max(workspace_bytes(&[(DType::Bf16, &dz)]))
+    // Fewer rows are cut into more shares: this bound holds for all of them.
+    let parts = (v.div_ceil(ACROSS) * p).min(BLOCKS * ACROSS + p.next_multiple_of(ACROSS));
+    let dz = wave(p, v) * v.next_multiple_of(8);
+    fwd_bytes(parts, p).max(workspace_bytes(&[(DType::Bf16, &[dz])]))
+}
+
+fn fwd_bytes(parts: usize, p: usize) -> usize {
+    let [part, best] = [(DType::F32, &[parts][..]), (DType::I32, &[parts][..])];
+    workspace_bytes(&[part, part, (DType::F32, &[p]), best])
 }
 
 /// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
@@ -370,99 +382,4 @@ fn logits_cost([c, v, p]: [usize; 3]) -> [usize; 2] {
     let (rows, columns) = (p.div_ceil(ACROSS), v.div_ceil(ACROSS));
     let flops = 2 * rows * ACROSS * columns * ACROSS * c.next_multiple_of(kernels::DEEP as usize);
     [flops, 2 * c * (p * columns + v * rows)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::device::emulator::{Count, Counters};
-    use crate::rng::normal;
-
-    const SIZES: [usize; 4] = [301, 136, 389, 150];
-
-    /// A random problem on the emulator, where the build holds kernels: x, w, rows, labels, lse.
-    fn problem() -> Option<(Gpu, [Tensor; 5])> {
-        if kernels::FILE.images.is_empty() {
-            println!("skipped: this build holds no kernels (nvcc was not found)");
-            return None;
-        }
-        let (gpu, [n, c, v, p]) = (Gpu::emulated((8, 0)).unwrap(), SIZES);
-        let float = |seed, shape: &[usize]| {
-            let values = normal(seed, shape.iter().product());
-            Tensor::from_f64(DType::F32, shape, values.iter().map(|x| x / 4.0))
-        };
-        let ints =
-            |end: usize, step| Tensor::from_i32(&(0..p).map(|i| (i * step % end) as i32).collect::<Vec<_>>());
-        let operands = [float(1, &[n, c]), float(2, &[v, c]), ints(n, 2), ints(v, 131), float(3, &[p])];
-        let dtypes = [DType::Bf16, DType::Bf16, DType::I32, DType::I32, DType::F32];
-        Some((gpu.clone(), std::array::from_fn(|i| operands[i].to_gpu(&gpu, dtypes[i]).unwrap())))
-    }
-
-    fn forward(gpu: &Gpu, [x, w, rows, labels, _]: &[Tensor; 5], shares: [usize; 2]) -> Result<[Tensor; 3]> {
-        let p = SIZES[3];
-        let mut out = [2, p, p].map(|n| Tensor::zeros(DType::F32, &[n]));
-        for t in &mut out {
-            *t = t.to_gpu(gpu, DType::F32)?;
-        }
-        gpu_fwd(gpu, out.each_mut(), [x, w, rows, labels], SIZES, shares)?;
-        Ok(out)
-    }
-
-    fn backward(
-        gpu: &Gpu,
-        [x, w, rows, labels, lse]: &[Tensor; 5],
-        wave: usize,
-        head: bool,
-    ) -> Result<[Tensor; 2]> {
-        let [n, c, v, _] = SIZES;
-        let (mut dx, mut dw) = (x.clone(), Tensor::zeros_on(gpu, DType::F32, &[v, c])?);
-        assert_eq!(dx.shape(), [n, c]);
-        let dw_or_none = head.then_some(&mut dw);
-        gpu_bwd(gpu, &mut dx, dw_or_none, [x, w, rows, labels, lse], 0.7, SIZES, wave)?;
-        Ok([dx, dw])
-    }
-
-    /// What the vocabulary is cut into for blocks, and the rows into waves, changes no more than the order of sums in f32.
-    #[test]
-    fn shares_and_waves_change_no_more_than_rounding() {
-        let Some((gpu, operands)) = problem() else { return };
-        let close = |a: &Tensor, b: &Tensor| {
-            let (a, b) = (a.to_f64(), b.to_f64());
-            let most = b.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-            a.iter().zip(&b).for_each(|(a, b)| assert!((a - b).abs() <= 2e-6 * most, "{a}, {b}"));
-        };
-        let whole = forward(&gpu, &operands, [1, 4]).unwrap();
-        for shares in [[2, 2], [3, 2], [4, 1]] {
-            let cut = forward(&gpu, &operands, shares).unwrap();
-            whole.iter().zip(&cut).for_each(|(a, b)| close(a, b));
-        }
-        let [dx, dw] = backward(&gpu, &operands, SIZES[3], true).unwrap();
-        let [cut_dx, cut_dw] = backward(&gpu, &operands, ACROSS, true).unwrap();
-        assert_eq!(dx.to_f64(), cut_dx.to_f64(), "a row is whole in its wave");
-        close(&dw, &cut_dw);
-        let [frozen_dx, untouched] = backward(&gpu, &operands, ACROSS, false).unwrap();
-        assert_eq!(dx.to_f64(), frozen_dx.to_f64());
-        assert!(untouched.to_f64().iter().all(|&d| d == 0.0));
-    }
-
-    /// Costs are what the emulator counts, and main loops have no bank conflicts.
-    #[test]
-    fn costs_are_as_stated() {
-        let Some((gpu, operands)) = problem() else { return };
-        let [n, c, v, p] = SIZES;
-        let counted = gpu.count(|| forward(&gpu, &operands, shares(p, v)).map(drop));
-        check(&counted.unwrap(), masked_xent_fwd_cost([c, v, p]));
-        for head in [false, true] {
-            let counted = gpu.count(|| backward(&gpu, &operands, wave(p, v), head).map(drop));
-            check(&counted.unwrap(), masked_xent_bwd_cost([n, c, v, p], head));
-        }
-    }
-
-    fn check(counted: &[(&'static str, Counters)], [flops, bytes]: [usize; 2]) {
-        let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
-        counted.iter().for_each(|(k, c)| println!("{k}\n{}", c.table()));
-        assert_eq!(sum(|c| c.flops), flops);
-        assert_eq!(sum(|c| c.bytes), bytes);
-        assert_eq!(sum(|c| c.conflicts), 0);
-    }
 }

@@ -69,7 +69,7 @@ pub fn contrastives() -> Vec<Case> {
         ([33, 66, 16], 0.5, Some(-0.5), false),
         ([9, 20, 16], 0.5, Some(0.25), true),
         ([259, 300, 16], 1.0, None, true),
-        ([1, 3, 16], 1.0, Some(0.25), false),
+        ([1, 3, 16], 0.1, Some(0.25), false),
         ([63, 129, 40], 0.5, Some(-0.5), false),
         ([64, 64, 32], 0.5, None, false),
         ([65, 130, 72], 0.5, Some(0.25), true),
