@@ -22,6 +22,9 @@ const SEEDS: [u64; 2] = [5, 1];
 /// The most elements of few.
 const FEW: usize = 1 << 16;
 
+/// Bank conflicts that are meant: start and end of the kernel's name, the most of its passes through shared memory, why.
+const CONFLICTS: &[(&str, &str, f64, &str)] = &[];
+
 /// Largest and root-mean-square difference.
 fn error(got: &[f64], exact: &[f64]) -> [f64; 2] {
     let apart = got.iter().zip(exact).map(|(g, e)| (g - e).abs());
@@ -38,31 +41,37 @@ fn on_cpu(gpu: &Gpu, case: &Case, with: &cases::Run) -> Vec<Vec<f64>> {
     outputs.iter().map(Tensor::to_f64).collect()
 }
 
-/// Compares with the f64 CPU: no further off than f32 sums and one rounding at the end are, or than twice what a chain of
+/// What is too far off the f64 CPU: further than f32 sums and one rounding at the end are, or than twice what a chain of
 /// unfused bf16 steps is, where the op would be one.
-fn compare(gpu: &Gpu, case: &Case, got: &[Tensor]) {
+fn compare(gpu: &Gpu, case: &Case, got: &[Tensor]) -> Vec<String> {
     let exact = on_cpu(gpu, case, &case.run);
     let chain = case.plan.unfused.as_ref().map(|unfused| on_cpu(gpu, case, unfused));
+    let rms = |x: &[f64]| (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64).sqrt();
+    // A loss is a difference of numbers as large as this: it has their last places, not its own.
+    let lse = case.outputs.iter().position(|(name, _)| *name == "lse").map_or(0.0, |o| rms(&exact[o]));
+    let mut findings = Vec::new();
     for (o, (name, fill)) in case.outputs.iter().enumerate() {
         let (got, exact) = (got[o].to_f64(), &exact[o]);
-        let rms = (exact.iter().map(|x| x * x).sum::<f64>() / exact.len() as f64).sqrt();
+        let typical = rms(exact);
         // Half a unit in the last place of bf16.
         let unit = if dtype(case.op, name, fill) == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
-        let allowed = |e: f64| unit * e.abs() + 1e-5 * rms.max(e.abs());
-        let what = format!("{} {} on {}: {name}", case.op, case.label, gpu.name());
+        let last = if ["loss", "total"].contains(name) { 4.0 * f64::from(f32::EPSILON) * lse } else { 0.0 };
+        let allowed = |e: f64| unit * e.abs() + 1e-5 * typical.max(e.abs()) + last;
         let Some(chain) = &chain else {
-            for (i, (g, e)) in got.iter().zip(exact).enumerate() {
-                assert!((g - e).abs() <= allowed(*e), "{what}[{i}] = {g}, exact {e}");
-            }
+            let wrong = got.iter().zip(exact).position(|(g, e)| !((g - e).abs() <= allowed(*e)));
+            findings.extend(wrong.map(|i| format!("{name}[{i}] = {}, exact {}", got[i], exact[i])));
             continue;
         };
         let one: Vec<f64> = exact.iter().map(|e| e + allowed(*e)).collect();
         let (one, chain, off) = (error(&one, exact), error(&chain[o], exact), error(&got, exact));
         for (kind, i) in [("largest", 0), ("root-mean-square", 1)] {
             let most = (2.0 * chain[i]).max(one[i]);
-            assert!(off[i] <= most, "{what}: {kind} error {:.3e}, of at most {most:.3e}", off[i]);
+            if !(off[i] <= most) {
+                findings.push(format!("{name}: {kind} error {:.3e}, of at most {most:.3e}", off[i]));
+            }
         }
     }
+    findings
 }
 
 /// Whether a case was refused: its op takes no such sizes on a GPU, or has no kernel.
@@ -80,57 +89,87 @@ fn all_on(
         cases::all().into_iter().chain(cases::large_tiles()).chain(more()).filter(has_kernels).collect();
     let ran = cases.par_iter().map(|case| {
         let (gpu, what) = (open(), format!("{} {}", case.op, case.label));
-        gpu.seed(0);
-        let mut first = Err(String::new());
-        let counted = gpu.count(|| {
-            first = run(&gpu, case, guard);
-            Ok(())
-        });
-        let (first, counted) = match first {
-            Ok(outputs) => (outputs, counted.unwrap()),
-            Err(why) if refused(&why) => return None,
-            Err(why) => panic!("{what}: {why}"),
-        };
-        compare(&gpu, case, &first);
-        if !counted.is_empty() {
-            as_planned(case, &counted);
-        }
-        for seed in 1..seeds(case) {
-            gpu.seed(seed);
-            let again = run(&gpu, case, guard).unwrap_or_else(|e| panic!("{what}: seed {seed}: {e}"));
-            assert!(bits(&first) == bits(&again), "{what}: run {seed} gives other bits");
-        }
-        Some(counted.into_iter().map(|(kernel, _)| kernel).collect::<Vec<_>>())
+        let (counted, findings) = one(&gpu, case, seeds(case), guard)?;
+        let findings = findings.into_iter().map(|f| format!("{what}: {f}")).collect::<Vec<_>>();
+        Some((counted.into_iter().map(|(kernel, _)| kernel).collect::<Vec<_>>(), findings))
     });
     let ran: Vec<_> = ran.flatten().collect();
     println!("{} of {} cases on {}", ran.len(), cases.len(), open().name());
-    ran.into_iter().flatten().collect()
+    let (kernels, findings): (Vec<_>, Vec<_>) = ran.into_iter().unzip();
+    let findings = findings.concat();
+    assert!(findings.is_empty(), "on {}:\n{}\n", open().name(), findings.join("\n"));
+    kernels.concat()
 }
 
-/// Compares what the launches of a case have cost with its plan: bytes to 2 %, tensor cores exactly, no bank conflicts.
-fn as_planned(case: &Case, counted: &[(&str, Counters)]) {
-    let what = format!("{} {}", case.op, case.label);
-    let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
-    for (kernel, counters) in counted {
-        let conflicts = counters.total.conflicts;
-        assert!(conflicts == 0, "{what}: {conflicts} bank conflicts in {kernel}\n{}", counters.table());
-    }
-    let near = |found: usize, planned: usize, of: &str| {
-        let off = found.abs_diff(planned);
-        assert!(50 * off <= planned, "{what}: {found} {of}, {planned} were planned");
+type Counted = Vec<(&'static str, Counters)>;
+
+/// Runs a case under so many schedules; gives what the first counted, and what is wrong. Nothing where it is refused.
+fn one(gpu: &Gpu, case: &Case, seeds: u64, guard: usize) -> Option<(Counted, Vec<String>)> {
+    let mut first = Err(String::new());
+    gpu.seed(0);
+    let counted = gpu.count(|| {
+        first = run(gpu, case, guard);
+        Ok(())
+    });
+    let first = match first {
+        Ok(outputs) => outputs,
+        Err(why) if refused(&why) => return None,
+        Err(why) => return Some((Vec::new(), vec![why])),
     };
-    let once = counted.iter().map(|(_, c)| c.read + c.written).sum::<u64>() as usize;
-    if let Some(planned) = case.plan.once {
-        near(once, planned, "bytes touched");
-        // What comes from the cache again, and what a sector holds beside what was asked for.
-        let moved = 32 * sum(|c| c.sectors);
-        assert!(case.elements <= FEW || moved <= 2 * planned, "{what}: {moved} bytes moved for {planned}");
+    let (mut findings, counted) = (compare(gpu, case, &first), counted.unwrap());
+    if !counted.is_empty() {
+        findings.extend(as_planned(case, &counted));
     }
-    if let Some(planned) = case.plan.bytes {
-        near(sum(|c| c.bytes), planned, "bytes asked for");
+    for seed in 1..seeds {
+        gpu.seed(seed);
+        match run(gpu, case, guard) {
+            Err(why) => findings.push(format!("seed {seed}: {why}")),
+            Ok(again) if bits(&first) != bits(&again) => {
+                findings.push(format!("run {seed} gives other bits"))
+            }
+            Ok(_) => {}
+        }
     }
+    Some((counted, findings))
+}
+
+/// What the launches of a case have cost beside its plan: bytes to 2 %, tensor cores exactly, no bank conflicts but those
+/// of [`CONFLICTS`].
+fn as_planned(case: &Case, counted: &[(&str, Counters)]) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (kernel, counters) in counted {
+        let Count { conflicts, wavefronts, .. } = counters.total;
+        let part = conflicts as f64 / wavefronts.max(1) as f64;
+        let of = |c: &&(&str, &str, f64, &str)| kernel.starts_with(c.0) && kernel.ends_with(c.1);
+        if part > CONFLICTS.iter().find(of).map_or(0.0, |c| c.2) {
+            let lines = counters.lines.iter().filter(|(_, c)| c.conflicts > 0);
+            let lines: Vec<_> = lines.map(|(at, c)| format!("{} at {at}", c.conflicts)).collect();
+            findings.push(format!("{part:.2} of {kernel}'s passes are bank conflicts: {}", lines.join(", ")));
+        }
+    }
+    let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
+    let mut near = |found: usize, planned: Option<usize>, of: &str| match planned {
+        Some(planned) if 50 * found.abs_diff(planned) > planned => {
+            findings.push(format!("{found} {of}, {planned} were planned"));
+        }
+        _ => {}
+    };
+    near(
+        counted.iter().map(|(_, c)| c.read + c.written).sum::<u64>() as usize,
+        case.plan.once,
+        "bytes touched",
+    );
+    near(sum(|c| c.bytes), case.plan.bytes, "bytes asked for");
     let (flops, planned) = (sum(|c| c.flops), case.plan.tensor_flops.unwrap_or(0));
-    assert!(flops == planned, "{what}: {flops} operations of tensor cores, {planned} were planned");
+    if flops != planned {
+        findings.push(format!("{flops} operations of tensor cores, {planned} were planned"));
+    }
+    // What comes from the cache again, and what a sector holds beside what was asked for.
+    let moved = 32 * sum(|c| c.sectors);
+    if case.elements > FEW && case.plan.once.is_some_and(|once| moved > 2 * once) {
+        findings.push(format!("{moved} bytes moved, more than twice what is touched"));
+    }
+    findings
 }
 
 /// The chains that kernels are measured by are right themselves: as near as some roundings to bf16 leave them.
