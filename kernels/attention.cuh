@@ -47,16 +47,14 @@ struct Window {
 
 // The columns lo .. hi that a row sees: at most `left` before and `right` behind it, in its own sequence. Both ends never
 // fall from one row to the next, so rows i .. j see those from i's lo to j's hi, and all of them see from j's lo to i's hi.
-struct Range {
+struct alignas(8) Range {
     int lo, hi;
 
-    __device__ inline Range(const Window& window, int row, int left, int right)
-        : lo(max(window.start_of(row), row - left)), hi(min(window.end_of(row), row + right + 1)) {}
-    __device__ inline Range(int lo, int hi) : lo(lo), hi(hi) {}
-    // That of the row that another lane holds.
-    __device__ inline Range of(int lane) const {
-        return Range(__shfl_sync(ALL, lo, lane), __shfl_sync(ALL, hi, lane));
+    static __device__ inline Range of_row(const Window& window, int row, int left, int right) {
+        return {max(window.start_of(row), row - left), min(window.end_of(row), row + right + 1)};
     }
+    // That of the row that another lane holds.
+    __device__ inline Range of(int lane) const { return {__shfl_sync(ALL, lo, lane), __shfl_sync(ALL, hi, lane)}; }
     __device__ inline bool touches(int column, int columns) const { return column < hi && column + columns > lo; }
     __device__ inline bool holds(int column, int columns) const { return column >= lo && column + columns <= hi; }
 };
@@ -76,27 +74,46 @@ __device__ inline unsigned kept(const Dropout& dropout, int row, int plane, int 
     return unsigned(bits >> skew);
 }
 
-// Rows `row` .. row + ROWS of a matrix whose rows lie `stride` apart, on their way to a tile; zeros from row `end` on.
-template <int ROWS, int THREADS, int D>
-__device__ inline void load_rows(const Tile<D>& to, const bf16* from, size_t stride, int row, int end) {
-    constexpr int VECTORS = ROWS * (D / BF16S);
+// Calls f(row, column) for every vector of ROWS rows of D columns that falls to thread `thread` of THREADS. Neighbours lie in
+// a row, by eights where it has so many; the rest of a row, 2 or 4 vectors, goes with that of other rows, as far apart as it
+// takes for eight vectors of a tile to touch all banks once.
+template <int ROWS, int THREADS, int D, typename F>
+__device__ inline void each_vector(int thread, F f) {
+    constexpr int WHOLE = D / 64 * 8, REST = D / BF16S - WHOLE;
+    if constexpr (WHOLE > 0) {
 #pragma unroll
-    for (int i = 0; i < ceil_div(VECTORS, THREADS); i++) {
-        const int at = threadIdx.x + i * THREADS, r = at / (D / BF16S), v = at % (D / BF16S) * BF16S;
-        if (VECTORS % THREADS == 0 || at < VECTORS) {
-            cp_async(to.at(r, v), from + (row + r) * stride + v, row + r < end);
+        for (int i = 0; i < ROWS * WHOLE / THREADS; i++) {
+            const int at = thread + i * THREADS;
+            f(at / WHOLE, at % WHOLE * BF16S);
+        }
+    }
+    if constexpr (REST > 0) {
+        constexpr int COUNT = ROWS * REST;
+#pragma unroll
+        for (int i = 0; i < (COUNT + THREADS - 1) / THREADS; i++) {
+            const int at = thread + i * THREADS, n = at / REST % 8;
+            const int row = at / REST / 8 * 8 + n % (8 / REST) * REST + n / (8 / REST);
+            if (COUNT % THREADS == 0 || at < COUNT) f(row, (WHOLE + at % REST) * BF16S);
         }
     }
 }
 
-// One warp's ROWS rows of a tile, from `from` on, to rows `row` .. of a matrix, up to row `end`.
+// Rows `row` .. row + ROWS of a matrix whose rows lie `stride` apart, on their way to a tile; zeros from row `end` on.
+template <int ROWS, int THREADS, int D>
+__device__ inline void load_rows(const Tile<D>& to, const bf16* from, int stride, int row, int end) {
+    from += size_t(row) * stride;
+    each_vector<ROWS, THREADS, D>(threadIdx.x, [&](int r, int column) {
+        cp_async(to.at(r, column), from + (r * stride + column), row + r < end);
+    });
+}
+
+// One warp's ROWS rows of a tile, from `own` on, to rows `row` .. of a matrix, up to row `end`.
 template <int ROWS, int D>
-__device__ inline void store_rows(bf16* to, size_t stride, int row, int end, const Tile<D>& tile, int from) {
-#pragma unroll
-    for (int i = 0; i < ROWS * (D / BF16S) / 32; i++) {
-        const int at = threadIdx.x % 32 + i * 32, r = at / (D / BF16S), v = at % (D / BF16S) * BF16S;
-        if (row + r < end) store(to + (row + r) * stride + v, 0, load(tile.at(from + r, v), 0));
-    }
+__device__ inline void store_rows(bf16* to, int stride, int row, int end, const Tile<D>& tile, int own) {
+    to += size_t(row) * stride;
+    each_vector<ROWS, 32, D>(threadIdx.x % 32, [&](int r, int column) {
+        if (row + r < end) store(to + (r * stride + column), 0, load(tile.at(own + r, column), 0));
+    });
 }
 
 // Rows g (times low) and g + 8 (times high) of accumulators, rounded, to the 16 rows of a tile from `row` on.

@@ -97,10 +97,10 @@ struct Rows {
 
     __device__ inline Rows(const int* starts, int N, int B, int first, int left, int right)
         : first(first), row(min(first + int(threadIdx.x) % 16, N - 1)), window(starts, B, min(first, N - 1)),
-          sees(window, row, left, right), all(0, 0), common(0, 0) {
+          sees(Range::of_row(window, row, left, right)) {
         const Range head = sees.of(0), tail = sees.of(15);
-        if (first < N) all = Range(head.lo, tail.hi);
-        common = Range(tail.lo, head.hi);
+        all = {first < N ? head.lo : 0, first < N ? tail.hi : 0};
+        common = {tail.lo, head.hi};
     }
 };
 
@@ -145,11 +145,12 @@ __device__ __forceinline__ void queries(bf16* dqkv, float* rows_out, const bf16*
     __shared__ int bounds[2];
     const Tiles<D> tiles = {reinterpret_cast<bf16*>(memory)};
     const int lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16;
-    const int h = blockIdx.x % H, row0 = blockIdx.x / H * OWNED;
-    const size_t stride = size_t(H + 2 * G) * D, narrow_stride = size_t(H) * D;
+    // Under a causal mask the last rows see most: they begin first.
+    const int block = gridDim.x - 1 - blockIdx.x, h = block % H, row0 = block / H * OWNED;
+    const int stride = (H + 2 * G) * D, width = H * D;
     const bf16 *q = qkv + size_t(h) * D, *k = qkv + size_t(H + h / (H / G)) * D, *v = k + size_t(G) * D;
     load_rows<OWNED, THREADS>(tiles.owned(0), q, stride, row0, N);
-    load_rows<OWNED, THREADS>(tiles.owned(1), dout + size_t(h) * D, narrow_stride, row0, N);
+    load_rows<OWNED, THREADS>(tiles.owned(1), dout + size_t(h) * D, width, row0, N);
     cp_async_commit();
     const Rows rows(starts, N, B, row0 + own, left, right);
     if (threadIdx.x == 0) bounds[0] = rows.sees.lo;
@@ -171,7 +172,7 @@ __device__ __forceinline__ void queries(bf16* dqkv, float* rows_out, const bf16*
         float a[BF16S], b[BF16S];
         const int at = 16 * i + lane / 16 * BF16S;
         widen(a, load(tiles.owned(1).at(own + lane % 16, at), 0));
-        widen(b, load(out + rows.row * narrow_stride + size_t(h) * D + at, 0));
+        widen(b, load(out + size_t(rows.row) * width + size_t(h) * D + at, 0));
 #pragma unroll
         for (int j = 0; j < BF16S; j++) delta += a[j] * b[j];
     }
@@ -257,7 +258,7 @@ __device__ __forceinline__ void keys(bf16* dqkv, const bf16* dout, const float* 
     const Tiles<D> tiles = {reinterpret_cast<bf16*>(memory)};
     const int own = threadIdx.x / 32 * 16, share = H / G, pairs = (N + 1) / 2 * 2;
     const int kv = blockIdx.x % G, row0 = blockIdx.x / G * OWNED;
-    const size_t stride = size_t(H + 2 * G) * D, narrow_stride = size_t(H) * D;
+    const int stride = (H + 2 * G) * D, width = H * D;
     const size_t k_at = size_t(H + kv) * D, v_at = k_at + size_t(G) * D;
     load_rows<OWNED, THREADS>(tiles.owned(0), qkv + k_at, stride, row0, N);
     load_rows<OWNED, THREADS>(tiles.owned(1), qkv + v_at, stride, row0, N);
@@ -271,7 +272,7 @@ __device__ __forceinline__ void keys(bf16* dqkv, const bf16* dout, const float* 
     const int from = bounds[0] & ~1, end = bounds[1];
     const auto fetch = [&](int h, int query, int stage) {
         load_rows<STREAMED, THREADS>(tiles.stage(0, stage), qkv + size_t(h) * D, stride, query, end);
-        load_rows<STREAMED, THREADS>(tiles.stage(1, stage), dout + size_t(h) * D, narrow_stride, query, end);
+        load_rows<STREAMED, THREADS>(tiles.stage(1, stage), dout + size_t(h) * D, width, query, end);
         const int at = query + 2 * threadIdx.x;
         if (threadIdx.x < STREAMED / 2) {
             cp_async(tiles.rest() + 2 * STREAMED * stage + 4 * threadIdx.x, rows_in + 2 * (size_t(h) * pairs + at), at < end);

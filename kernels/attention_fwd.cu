@@ -26,26 +26,39 @@ EXPORT constexpr int ROWS = 128;
 EXPORT constexpr int KEYS = 32;
 EXPORT constexpr int THREADS = 128;
 
+// What a block knows of its rows: the keys that each sees, and where its sequence begins. In shared memory, since the
+// accumulators of a wide head leave no registers.
+struct Rows {
+    Range sees[ROWS];
+    int starts[ROWS];
+
+    // What any of the 32 rows from `own` on sees, and what every one does.
+    __device__ inline Range all(int own) const { return {sees[own].lo, sees[own + 31].hi}; }
+    __device__ inline Range common(int own) const { return {sees[own + 31].lo, sees[own].hi}; }
+};
+
 // What a warp's 32 rows have come to. Thread (g, t) holds rows 16 m + 8 half + g at [m][half].
 template <int D>
 struct Running {
     float out[2][D / 8][4], most[2][2], sum[2][2];
 };
 
-// One stage of keys, from row `key` of the pack on. Lane i has row i's range. EDGE: some rows do not see all of the stage;
-// `all` is what any row sees.
+// One stage of keys, from row `key` of the pack on, for the 32 rows from `own` on. EDGE: some do not see all of it.
 template <bool EDGE, int D>
 __device__ __forceinline__ void step(Running<D>& state, const Tile<D>& queries, const Tile<D>& keys, const Tile<D>& values,
-                                     const Range& sees, const Range& all, const Dropout& dropout, int row, int start, int h,
-                                     int key) {
+                                     const Rows& rows, const Dropout& dropout, int own, int row, int h, int key) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const bool live[2] = {!EDGE || all.touches(key, 16), !EDGE || all.touches(key + 16, 16)};
+    bool live[2] = {true, true};
+    if (EDGE) {
+        const Range all = rows.all(own);
+        live[0] = all.touches(key, 16), live[1] = all.touches(key + 16, 16);
+    }
     float s[2][KEYS / 8][4] = {};
 #pragma unroll
     for (int k = 0; k < D; k += 16) {
         unsigned a[2][4], b[4];
-        load_a(a[0], queries, threadIdx.x / 32 * 32, k);
-        load_a(a[1], queries, threadIdx.x / 32 * 32 + 16, k);
+        load_a(a[0], queries, own, k);
+        load_a(a[1], queries, own + 16, k);
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             if (!live[c]) continue;
@@ -59,14 +72,16 @@ __device__ __forceinline__ void step(Running<D>& state, const Tile<D>& queries, 
     }
 
     unsigned bits = ALL;
-    if (dropout.least) bits = kept<KEYS>(dropout, row, h, key - start, live[0] ? 0 : 16, live[1] ? 32 : 16);
+    if (dropout.least) {
+        bits = kept<KEYS>(dropout, row, h, key - rows.starts[own + lane], live[0] ? 0 : 16, live[1] ? 32 : 16);
+    }
 
     const float scale = LOG2E / sqrtf(float(D));
 #pragma unroll
     for (int m = 0; m < 2; m++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const Range range = EDGE ? sees.of(16 * m + 8 * half + g) : all;
+            const Range range = rows.sees[own + 16 * m + 8 * half + g];
             float best = state.most[m][half];
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++) {
@@ -124,32 +139,30 @@ template <int D>
 __device__ __forceinline__ void forward(bf16* out, float* lse, const bf16* qkv, const int* starts, int N, int B, int H, int G,
                                         int left, int right, const Dropout& dropout) {
     extern __shared__ uint4 memory[];
-    __shared__ int bounds[2];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int h = blockIdx.x % H, row0 = blockIdx.x / H * ROWS, first = row0 + 32 * warp;
-    const size_t stride = size_t(H + 2 * G) * D;
+    __shared__ Rows rows;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own = threadIdx.x / 32 * 32;
+    // Under a causal mask the last rows see most: they begin first.
+    const int block = gridDim.x - 1 - blockIdx.x, h = block % H, row0 = block / H * ROWS, first = row0 + own;
+    const int stride = (H + 2 * G) * D;
     const bf16 *q = qkv + size_t(h) * D, *k = qkv + size_t(H + h / (H / G)) * D, *v = k + size_t(G) * D;
     const Tile<D> queries = {reinterpret_cast<bf16*>(memory)};
     const auto keys = [&](int stage) { return Tile<D>{queries.at(ROWS + stage * KEYS, 0)}; };
     const auto values = [&](int stage) { return Tile<D>{queries.at(ROWS + (2 + stage) * KEYS, 0)}; };
     load_rows<ROWS, THREADS>(queries, q, stride, row0, N);
 
-    // Rows past the pack's end stand for its last one: they are computed and not stored.
+    // Rows past the pack's end stand for its last one: they are computed with its warp, and not stored.
+    const int row = min(first + lane, N - 1);
     const Window window(starts, B, min(first, N - 1));
-    const int row = min(first + lane, N - 1), start = window.start_of(row);
-    const Range sees(window, row, left, right);
-    if (threadIdx.x == 0) bounds[0] = sees.lo;
-    if (threadIdx.x == THREADS - 1) bounds[1] = sees.hi;
-    const Range least = sees.of(0), most = sees.of(31);
-    const Range all(first < N ? least.lo : 0, first < N ? most.hi : 0), common(most.lo, least.hi);
+    rows.sees[threadIdx.x] = Range::of_row(window, row, left, right);
+    rows.starts[threadIdx.x] = window.start_of(row);
     Running<D> state = {{}, {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}}, {}};
     __syncthreads();
 
-    const int end = bounds[1];
-    load_rows<KEYS, THREADS>(keys(0), k, stride, bounds[0], end);
-    load_rows<KEYS, THREADS>(values(0), v, stride, bounds[0], end);
+    const int from = rows.sees[0].lo, end = rows.sees[ROWS - 1].hi;
+    load_rows<KEYS, THREADS>(keys(0), k, stride, from, end);
+    load_rows<KEYS, THREADS>(values(0), v, stride, from, end);
     cp_async_commit();
-    for (int key = bounds[0], stage = 0; key < end; key += KEYS, stage ^= 1) {
+    for (int key = from, stage = 0; key < end; key += KEYS, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();
         if (key + KEYS < end) {
@@ -157,11 +170,11 @@ __device__ __forceinline__ void forward(bf16* out, float* lse, const bf16* qkv, 
             load_rows<KEYS, THREADS>(values(stage ^ 1), v, stride, key + KEYS, end);
             cp_async_commit();
         }
-        if (!all.touches(key, KEYS)) continue;
-        if (common.holds(key, KEYS)) {
-            step<false>(state, queries, keys(stage), values(stage), sees, all, dropout, row, start, h, key);
+        if (first >= N || !rows.all(own).touches(key, KEYS)) continue;
+        if (rows.common(own).holds(key, KEYS)) {
+            step<false>(state, queries, keys(stage), values(stage), rows, dropout, own, row, h, key);
         } else {
-            step<true>(state, queries, keys(stage), values(stage), sees, all, dropout, row, start, h, key);
+            step<true>(state, queries, keys(stage), values(stage), rows, dropout, own, row, h, key);
         }
     }
     if (first >= N) return;
@@ -180,10 +193,10 @@ __device__ __forceinline__ void forward(bf16* out, float* lse, const bf16* qkv, 
             const int at = first + 16 * m + 8 * half + g;
             if (lse && t == 0 && at < N) lse[size_t(at) * H + h] = state.most[m][half] / sqrtf(float(D)) + logf(sum);
         }
-        put<D>(queries, 32 * warp + 16 * m, state.out[m], scale[0], scale[1]);
+        put<D>(queries, own + 16 * m, state.out[m], scale[0], scale[1]);
     }
     __syncwarp();
-    store_rows<32>(out + size_t(h) * D, size_t(H) * D, first, N, queries, 32 * warp);
+    store_rows<32>(out + size_t(h) * D, H * D, first, N, queries, own);
 }
 
 KERNEL void __launch_bounds__(THREADS, 3)
