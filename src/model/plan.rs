@@ -7,7 +7,7 @@ use crate::model::config::Config;
 use crate::model::lora::Stack;
 use crate::model::weights::{Layer, Weights};
 use crate::ops::attention::{WIDTHS, attention_workspace};
-use crate::ops::lora_linear::Sizes;
+use crate::ops::lora_linear::{Sizes, lora_linear_workspace};
 use crate::ops::rmsnorm;
 
 /// Refuses a model that `device` has no kernels for.
@@ -41,9 +41,7 @@ pub fn workspace(arena: &mut Arena, config: &Config, weights: &Weights, tokens: 
                 linears.push(new);
             }
         }
-        // A shorter pack is cut into more parts, and may take more.
-        let any = linears.into_iter().flat_map(|l| (1..=tokens).map(move |n| Sizes { n, ..l.clone() }));
-        let linear = any.map(|sizes| sizes.workspace()).max().unwrap_or(0);
+        let linear = linears.iter().map(lora_linear_workspace).max().unwrap_or(0);
         linear.max(attention_workspace(config.heads, tokens))
     });
 }
