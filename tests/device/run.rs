@@ -16,6 +16,7 @@ const STATISTICS: &[(&str, &[&str])] = &[
     ("attention", &["lse"]),
     ("lora_linear", &["a", "b", "da", "db"]),
     ("pool", &["y", "dy"]),
+    ("narrow", &["x"]),
     ("l2norm", &["x", "y", "norm", "dx", "dy"]),
     ("contrastive", &["q", "c", "total", "loss", "lse", "dq", "dc"]),
     ("masked_xent", &["total", "loss", "lse", "dw"]),

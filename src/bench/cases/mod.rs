@@ -159,6 +159,8 @@ pub fn all() -> Vec<Case> {
         rows::pools(),
         rows::l2norms(),
         rows::dropouts(),
+        rows::narrows(),
+        rows::finites(),
         losses::masked_xents(),
         losses::contrastives(),
         adamw::adamws(),
