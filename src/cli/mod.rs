@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
+mod bench;
 mod emulate;
 mod encode;
 mod eval;
@@ -37,6 +38,7 @@ enum Command {
     Merge(merge::Merge),
     Train(Box<train::Train>),
     Eval(eval::Eval),
+    Bench(bench::Bench),
     Info(info::Info),
     Emulate(emulate::Emulate),
 }
@@ -50,6 +52,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
+        Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
         Command::Emulate(c) => c.run(),
     })

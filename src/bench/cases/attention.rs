@@ -25,7 +25,7 @@ pub fn attentions() -> Vec<Case> {
     list
 }
 
-fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: bool) -> Case {
+pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: bool) -> Case {
     let n: usize = lengths.iter().sum();
     let mut starts = vec![0];
     starts.extend(lengths.iter().scan(0, |at, &len| {
