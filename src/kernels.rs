@@ -3,7 +3,8 @@
 #![allow(non_snake_case, unused_imports, clippy::too_many_arguments)] // which are used depends on what is there
 
 use crate::device::DType;
-use crate::device::gpu::{Argument, File, Gpu, Image, Kernel, Launch, Resource, TensorMap};
+use crate::device::gpu::{Argument, Gpu, Launch, TensorMap};
+use crate::device::images::{File, Image, Kernel, Resource};
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -259,6 +259,18 @@ impl Tensor {
         Ok(Tensor { shape: shape.to_vec(), data: Data::Gpu(memory, dtype) })
     }
 
+    /// Scratch tensors that lie in the GPU's one workspace. Their content is undefined, and they are the op's until it
+    /// returns: it must drop them before the next op takes its own.
+    ///
+    /// Errors where [`Gpu::workspace`] does; [`workspace_bytes`] says how much of it they take.
+    pub fn workspace<const N: usize>(gpu: &Gpu, parts: [(DType, &[usize]); N]) -> Result<[Tensor; N]> {
+        let mut memory = gpu.workspace(places(&parts))?.into_iter();
+        Ok(parts.map(|(dtype, shape)| match memory.next() {
+            Some(memory) => Tensor { shape: shape.to_vec(), data: Data::Gpu(memory, dtype) },
+            None => unreachable!("as many parts as places"),
+        }))
+    }
+
     /// A copy on a GPU, rounded to `dtype` (`Bf16`, `F32`, `F64` or `I32`).
     pub fn to_gpu(&self, gpu: &Gpu, dtype: DType) -> Result<Tensor> {
         Tensor::repeated_on(gpu, dtype, &self.shape, &self.to_f64())
@@ -302,6 +314,7 @@ impl Tensor {
     pub fn argument(&self, gpu: &Gpu, name: &str, dtype: DType) -> Result<Argument<'static>> {
         match &self.data {
             Data::Gpu(memory, found) if *found == dtype && memory.is_on(gpu) => {
+                memory.rename(name);
                 Ok(Argument::Address(memory.address()))
             }
             Data::Gpu(memory, found) if memory.is_on(gpu) => {
@@ -310,6 +323,23 @@ impl Tensor {
             _ => refuse("launch", format!("{name} is not on {}", gpu.name())),
         }
     }
+}
+
+/// Where parts of the workspace lie, `(from, bytes)`: at multiples of 256, with as much between them that nobody uses.
+fn places(parts: &[(DType, &[usize])]) -> Vec<(usize, usize)> {
+    let mut from = 0;
+    let place = |(dtype, shape): &(DType, &[usize])| {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let place = (from, bytes);
+        from = (from + bytes).next_multiple_of(256) + 256;
+        place
+    };
+    parts.iter().map(place).collect()
+}
+
+/// Bytes of workspace that [`Tensor::workspace`] takes for these parts.
+pub fn workspace_bytes(parts: &[(DType, &[usize])]) -> usize {
+    places(parts).last().map_or(0, |(from, bytes)| from + bytes)
 }
 
 /// A tensor as a weight file holds it: little-endian bytes, any alignment.

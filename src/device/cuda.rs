@@ -2,7 +2,8 @@
 
 mod handles;
 
-use super::gpu::{Argument, Kernel, Launch, Swizzle, TensorMap, Tiles, choose};
+use super::gpu::{Argument, Launch, Swizzle, TensorMap, Tiles};
+use super::images::{Kernel, choose};
 use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -276,20 +277,7 @@ impl Cuda {
     }
 
     fn load(&self, kernel: &Kernel) -> Result<sys::CUmodule> {
-        let (stem, images) = (kernel.file.stem, kernel.file.images);
-        let (major, minor) = self.capability;
-        let Some(image) = choose(images, self.capability) else {
-            let built: Vec<_> = images.iter().map(|i| i.target).collect();
-            return Err(Error::Device(match built.is_empty() {
-                true => format!("{}: this build holds no CUDA kernels, nvcc was not found", kernel.name),
-                false => format!(
-                    "{}: {} is of compute capability {major}.{minor}, kernels/{stem}.cu was built for {}",
-                    kernel.name,
-                    self.name,
-                    built.join(", ")
-                ),
-            }));
-        };
+        let (image, stem) = (kernel.image(&self.name, self.capability, choose)?, kernel.file.stem);
         // SAFETY: machine code is self-describing; PTX ends in the NUL that build.rs puts there.
         let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) };
         failed(&format!("cuModuleLoadData of kernels/{stem}.cu for {}", image.target), module)

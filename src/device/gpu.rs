@@ -1,92 +1,11 @@
-//! A GPU as ops see it: memory and launches, whichever driver is behind; and what a build holds for it.
+//! A GPU as ops see it: memory and launches, whichever driver is behind.
 
 use super::cuda::{self, Cuda};
+use super::emulated::{self, Emulated};
+use super::emulator::Counters;
+use super::images::{File, Kernel};
 use crate::error::{Error, Result};
-use std::sync::Arc;
-
-/// Machine code or PTX for one target.
-pub struct Image {
-    /// `sm_90`, `sm_90a` (machine code) or `compute_80` (PTX).
-    pub target: &'static str,
-    /// The file; PTX ends in a NUL.
-    pub bytes: &'static [u8],
-}
-
-/// What nvcc made of one file of `kernels/`; without images where the build found no nvcc.
-pub struct File {
-    /// Name without `.cu`.
-    pub stem: &'static str,
-    /// Its entry points.
-    pub kernels: &'static [&'static str],
-    /// One for each target.
-    pub images: &'static [Image],
-    /// What each kernel takes on each target.
-    pub resources: &'static [Resource],
-}
-
-/// An entry point of a file.
-pub struct Kernel {
-    /// C name.
-    pub name: &'static str,
-    /// Where it stands.
-    pub file: &'static File,
-}
-
-/// What a kernel takes on one target, by ptxas.
-pub struct Resource {
-    /// C name.
-    pub kernel: &'static str,
-    /// `sm_90`.
-    pub target: &'static str,
-    /// Registers of a thread.
-    pub registers: u32,
-    /// Bytes of shared memory that it declares; what a launch adds is not in it.
-    pub shared: u32,
-    /// Bytes of stack and of spilled registers.
-    pub spilled: u32,
-    /// Most threads of a block.
-    pub threads: u32,
-    /// Bytes of machine code.
-    pub code: u32,
-}
-
-impl Resource {
-    /// Largest blocks that one multiprocessor holds at a time, and the warps in them as a part of the most.
-    ///
-    /// Registers are handed out to a warp in units of 256, shared memory to a block in units of 128 bytes and with 1 KiB
-    /// for the system (CUDA programming guide, technical specifications by compute capability).
-    pub fn occupancy(&self) -> (u32, f64) {
-        let (warps, blocks, shared) = match self.target.trim_start_matches("sm_").trim_end_matches('a') {
-            "80" => (64, 32, 164 << 10),
-            "90" => (64, 32, 228 << 10),
-            _ => (48, 24, 100 << 10),
-        };
-        let of_block = self.threads.div_ceil(32).max(1);
-        let by_registers = (65536 / (self.registers * 32).next_multiple_of(256).max(256)) / 4 * 4 / of_block;
-        let by_shared = shared / ((self.shared + 1024).next_multiple_of(128));
-        let resident = by_registers.min(by_shared).min(warps / of_block).min(blocks);
-        (resident, f64::from(resident * of_block) / f64::from(warps))
-    }
-}
-
-/// The image that a GPU of this compute capability runs: its own machine code, else the nearest older of its
-/// generation, else PTX for the driver to compile.
-pub fn choose<'a>(images: &'a [Image], (major, minor): (u32, u32)) -> Option<&'a Image> {
-    // Of `sm_90a` code an `a` says: this generation's special instructions, no other GPU.
-    let parse = |image: &'a Image, prefix: &str| {
-        let digits = image.target.strip_prefix(prefix)?;
-        let number: u32 = digits.trim_end_matches('a').parse().ok()?;
-        Some((image, (number / 10, number % 10), digits.ends_with('a')))
-    };
-    let machine = images.iter().filter_map(|i| parse(i, "sm_"));
-    let runs =
-        machine.filter(|(_, (a, b), only)| *a == major && if *only { *b == minor } else { *b <= minor });
-    let ptx = images.iter().filter_map(|i| parse(i, "compute_"));
-    let compiles =
-        ptx.filter(|(_, at, only)| if *only { *at == (major, minor) } else { *at <= (major, minor) });
-    let best = runs.max_by_key(|(_, at, only)| (*at, *only));
-    best.or_else(|| compiles.max_by_key(|(_, at, only)| (*at, *only))).map(|(image, ..)| image)
-}
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// How a kernel is spread over a GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -176,54 +95,117 @@ pub struct Tiles {
 
 /// One open GPU; a clone is the same one.
 #[derive(Clone, Debug)]
-pub struct Gpu(Arc<Driver>);
+pub struct Gpu {
+    driver: Arc<Driver>,
+    workspace: Arc<Mutex<Workspace>>,
+}
 
 #[derive(Debug)]
 enum Driver {
     Cuda(Cuda),
+    Emulated(Emulated),
+}
+
+/// Memory that ops use one after the other, each within itself.
+#[derive(Debug, Default)]
+struct Workspace {
+    block: Option<Arc<Block>>,
+    /// The memory plan has asked for it: it does not grow any more.
+    reserved: bool,
+    /// A graph is being captured, which could not follow it to another place.
+    capturing: bool,
 }
 
 impl Gpu {
     /// The GPU of this number through the CUDA driver.
     pub fn cuda(ordinal: i32) -> Result<Gpu> {
-        Cuda::open(ordinal).map(|cuda| Gpu(Arc::new(Driver::Cuda(cuda))))
+        Cuda::open(ordinal).map(|cuda| Gpu::new(Driver::Cuda(cuda)))
     }
 
-    /// Marketing name.
+    /// The emulator, running what a GPU of this compute capability would compile from PTX.
+    pub fn emulated(capability: (u32, u32)) -> Result<Gpu> {
+        Emulated::open(capability).map(|emulated| Gpu::new(Driver::Emulated(emulated)))
+    }
+
+    fn new(driver: Driver) -> Gpu {
+        Gpu { driver: Arc::new(driver), workspace: Arc::default() }
+    }
+
+    /// Marketing name, or `emulated (sm_80)`.
     pub fn name(&self) -> &str {
-        match &*self.0 {
+        match &*self.driver {
             Driver::Cuda(cuda) => &cuda.name,
+            Driver::Emulated(emulated) => &emulated.name,
         }
     }
 
     /// Compute capability.
     pub fn capability(&self) -> (u32, u32) {
-        match &*self.0 {
+        match &*self.driver {
             Driver::Cuda(cuda) => cuda.capability,
+            Driver::Emulated(emulated) => emulated.capability,
         }
     }
 
-    /// Multiprocessors.
+    /// Multiprocessors. The emulator's few make a grid that is sized by them walk its rows more than once.
     pub fn processors(&self) -> usize {
-        match &*self.0 {
+        match &*self.driver {
             Driver::Cuda(cuda) => cuda.processors,
+            Driver::Emulated(_) => 4,
         }
     }
 
-    /// Bytes that can be taken now.
+    /// Bytes that can be taken now. The emulator keeps another byte about each.
     pub fn available(&self) -> Option<u64> {
-        match &*self.0 {
+        match &*self.driver {
             Driver::Cuda(cuda) => cuda.available().ok(),
+            Driver::Emulated(_) => super::cpu::memory("/proc/meminfo", "MemAvailable:").map(|b| b / 2),
         }
     }
 
     /// Memory of this many bytes, all zero.
     pub fn memory(&self, bytes: usize) -> Result<Memory> {
-        let address = match &*self.0 {
-            Driver::Cuda(cuda) => cuda.allocate(bytes)?,
-        };
-        let mut memory = Memory { gpu: self.clone(), address, bytes };
+        let block = Arc::new(Block::new(&self.driver, bytes)?);
+        let mut memory = Memory { gpu: self.clone(), address: block.address, bytes, block };
         memory.fill(0)?;
+        Ok(memory)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Workspace> {
+        self.workspace.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Makes the workspace this large, once and for all: the memory plan knows the most that an op takes.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        let mut held = self.held();
+        held.grow(&self.driver, bytes)?;
+        held.reserved = true;
+        Ok(())
+    }
+
+    /// Parts of the workspace, `(from, bytes)`, whose content is undefined; of an op until it returns.
+    ///
+    /// Errors where the parts of the op before are still held, or the workspace is too small and must not grow.
+    pub fn workspace(&self, parts: Vec<(usize, usize)>) -> Result<Vec<Memory>> {
+        let mut held = self.held();
+        let bytes = parts.iter().map(|(from, bytes)| from + bytes).max().unwrap_or(0);
+        let has = held.block.as_ref().map_or(0, |b| b.bytes);
+        if bytes > has && (held.reserved || held.capturing) {
+            let why =
+                if held.reserved { "were reserved" } else { "are there, and a graph is being captured" };
+            return Err(Error::Device(format!("an op takes a workspace of {bytes} bytes, {has} {why}")));
+        }
+        let block = held.grow(&self.driver, bytes)?;
+        let part = |&(from, bytes): &(usize, usize)| Memory {
+            gpu: self.clone(),
+            block: block.clone(),
+            address: block.address + from as u64,
+            bytes,
+        };
+        let memory = parts.iter().map(part).collect();
+        if let Driver::Emulated(emulated) = &*self.driver {
+            emulated.divide(block.address, parts)?;
+        }
         Ok(memory)
     }
 
@@ -234,16 +216,18 @@ impl Gpu {
     /// The arguments must be those of the kernel's signature in number, order and type, and what it reads and writes
     /// through them must be live memory that nobody else uses until it is done.
     pub unsafe fn launch(&self, kernel: &Kernel, launch: Launch, arguments: &[Argument]) -> Result<()> {
-        match &*self.0 {
+        match &*self.driver {
             // SAFETY: handed on.
             Driver::Cuda(cuda) => unsafe { cuda.launch(kernel, launch, arguments) },
+            Driver::Emulated(emulated) => emulated.launch(kernel, launch, arguments),
         }
     }
 
     /// Waits for all that was queued.
     pub fn synchronize(&self) -> Result<()> {
-        match &*self.0 {
+        match &*self.driver {
             Driver::Cuda(cuda) => cuda.synchronize(),
+            Driver::Emulated(_) => Ok(()),
         }
     }
 
@@ -256,15 +240,40 @@ impl Gpu {
                 "tensor map: {tiles:?}, expected 1 to 5 sizes, as many tile sides, one stride less"
             )));
         }
-        match &*self.0 {
+        match &*self.driver {
             Driver::Cuda(cuda) => cuda.tensor_map(memory.address, tiles),
+            Driver::Emulated(emulated) => emulated.tensor_map(memory.address, tiles),
         }
     }
 
-    /// Milliseconds that the device spends on what `body` queues.
+    /// Milliseconds that the device spends on what `body` queues; 0 on the emulator, which models no times.
     pub fn time(&self, body: impl FnOnce() -> Result<()>) -> Result<f32> {
-        match &*self.0 {
+        match &*self.driver {
             Driver::Cuda(cuda) => cuda.time(body),
+            Driver::Emulated(_) => body().map(|()| 0.0),
+        }
+    }
+
+    /// What each launch of `body` did, by kernel; nothing on a real GPU, which does not say.
+    pub fn count(&self, body: impl FnOnce() -> Result<()>) -> Result<Vec<(&'static str, Counters)>> {
+        match &*self.driver {
+            Driver::Cuda(_) => body().map(|()| Vec::new()),
+            Driver::Emulated(emulated) => emulated.count(body),
+        }
+    }
+
+    /// Picks the emulator's schedule for later launches; a real GPU has its own.
+    pub fn seed(&self, seed: u64) {
+        if let Driver::Emulated(emulated) = &*self.driver {
+            emulated.seed(seed);
+        }
+    }
+
+    /// Has the emulator run `ptx` in place of what the build holds of `file`, before any launch of it.
+    pub fn substitute(&self, file: &File, ptx: &str) -> Result<()> {
+        match &*self.driver {
+            Driver::Cuda(cuda) => Err(Error::Device(format!("{}: other PTX is for the emulator", cuda.name))),
+            Driver::Emulated(emulated) => emulated.substitute(file.stem, ptx),
         }
     }
 
@@ -272,15 +281,39 @@ impl Gpu {
     ///
     /// The memory that it uses must outlive the graph's last replay.
     pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        match &*self.0 {
-            Driver::Cuda(cuda) => Ok(Graph { gpu: self.clone(), graph: cuda.capture(body)? }),
-        }
+        self.held().capturing = true;
+        let recording = match &*self.driver {
+            Driver::Cuda(cuda) => cuda.capture(body).map(Recording::Cuda),
+            Driver::Emulated(emulated) => emulated.capture(body).map(Recording::Emulated),
+        };
+        self.held().capturing = false;
+        Ok(Graph { gpu: self.clone(), recording: recording? })
     }
 
-    /// Host memory that the device copies from and to without the driver's help.
-    pub fn pinned(&self, bytes: usize) -> Result<cuda::Pinned> {
-        match &*self.0 {
-            Driver::Cuda(cuda) => cuda.pinned(bytes),
+    /// Host memory, zeroed, that the device copies from and to without the driver's help.
+    pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
+        match &*self.driver {
+            Driver::Cuda(cuda) => cuda.pinned(bytes).map(Pinned::Cuda),
+            Driver::Emulated(_) => Ok(Pinned::Host(vec![0; bytes])),
+        }
+    }
+}
+
+impl Workspace {
+    /// The block, after it has at least this size.
+    fn grow(&mut self, driver: &Arc<Driver>, bytes: usize) -> Result<Arc<Block>> {
+        if self.block.as_ref().is_some_and(|b| Arc::strong_count(b) > 1) {
+            return Err(Error::Device("the workspace is taken while the op before still holds it".into()));
+        }
+        match &self.block {
+            Some(block) if block.bytes >= bytes => Ok(block.clone()),
+            _ => {
+                // The old one is given back first: the two need not fit together.
+                self.block = None;
+                let block = Arc::new(Block::new(driver, bytes)?);
+                self.block = Some(block.clone());
+                Ok(block)
+            }
         }
     }
 }
@@ -288,22 +321,84 @@ impl Gpu {
 /// A recorded sequence of launches.
 pub struct Graph {
     gpu: Gpu,
-    graph: cuda::Graph,
+    recording: Recording,
+}
+
+enum Recording {
+    Cuda(cuda::Graph),
+    Emulated(emulated::Graph),
 }
 
 impl Graph {
     /// Queues all of it.
     pub fn replay(&self) -> Result<()> {
-        match &*self.gpu.0 {
-            Driver::Cuda(cuda) => cuda.replay(&self.graph),
+        match (&*self.gpu.driver, &self.recording) {
+            (Driver::Cuda(cuda), Recording::Cuda(graph)) => cuda.replay(graph),
+            (Driver::Emulated(emulated), Recording::Emulated(graph)) => emulated.replay(graph),
+            _ => unreachable!("a graph is of its own driver"),
         }
     }
 }
 
-/// Memory on a GPU, given back when dropped.
+/// Host memory that a device copies from and to.
+pub enum Pinned {
+    /// Page-locked.
+    Cuda(cuda::Pinned),
+    /// Any.
+    Host(Vec<u8>),
+}
+
+impl std::ops::Deref for Pinned {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Pinned::Cuda(bytes) => bytes,
+            Pinned::Host(bytes) => bytes,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Pinned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Pinned::Cuda(bytes) => bytes,
+            Pinned::Host(bytes) => bytes,
+        }
+    }
+}
+
+/// One allocation.
+#[derive(Debug)]
+struct Block {
+    driver: Arc<Driver>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Block {
+    fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Block> {
+        let address = match &**driver {
+            Driver::Cuda(cuda) => cuda.allocate(bytes)?,
+            Driver::Emulated(emulated) => emulated.allocate(bytes)?,
+        };
+        Ok(Block { driver: driver.clone(), address, bytes })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        match &*self.driver {
+            Driver::Cuda(cuda) => cuda.free(self.address),
+            Driver::Emulated(emulated) => emulated.free(self.address),
+        }
+    }
+}
+
+/// Memory on a GPU, given back when the last part of its allocation is dropped.
 #[derive(Debug)]
 pub struct Memory {
     gpu: Gpu,
+    block: Arc<Block>,
     address: u64,
     bytes: usize,
 }
@@ -316,12 +411,21 @@ impl Memory {
 
     /// The GPU that it lies on.
     pub fn is_on(&self, gpu: &Gpu) -> bool {
-        Arc::ptr_eq(&self.gpu.0, &gpu.0)
+        Arc::ptr_eq(&self.gpu.driver, &gpu.driver)
     }
 
     /// Its size.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What the emulator's reports call it: the parameter of the last kernel that took it.
+    pub fn rename(&self, name: &str) {
+        if let Driver::Emulated(emulated) = &*self.gpu.driver
+            && self.bytes == self.block.bytes
+        {
+            emulated.rename(self.address, name);
+        }
     }
 
     fn within(&self, at: usize, bytes: usize) -> Result<u64> {
@@ -337,23 +441,26 @@ impl Memory {
     /// Copies from the host, to byte `at` on.
     pub fn write(&mut self, at: usize, from: &[u8]) -> Result<()> {
         let to = self.within(at, from.len())?;
-        match &*self.gpu.0 {
+        match &*self.gpu.driver {
             Driver::Cuda(cuda) => cuda.write(to, from),
+            Driver::Emulated(emulated) => emulated.write(to, from),
         }
     }
 
     /// Copies to the host, from byte `at` on, after all that was queued.
     pub fn read(&self, at: usize, to: &mut [u8]) -> Result<()> {
         let from = self.within(at, to.len())?;
-        match &*self.gpu.0 {
+        match &*self.gpu.driver {
             Driver::Cuda(cuda) => cuda.read(to, from),
+            Driver::Emulated(emulated) => emulated.read(to, from),
         }
     }
 
     /// Sets every byte.
     pub fn fill(&mut self, byte: u8) -> Result<()> {
-        match &*self.gpu.0 {
+        match &*self.gpu.driver {
             Driver::Cuda(cuda) => cuda.fill(self.address, byte, self.bytes),
+            Driver::Emulated(emulated) => emulated.fill(self.address, byte, self.bytes),
         }
     }
 }
@@ -369,59 +476,5 @@ impl Clone for Memory {
             Ok(memory)
         };
         copy().unwrap_or_else(|e| panic!("{e}"))
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        match &*self.gpu.0 {
-            Driver::Cuda(cuda) => cuda.free(self.address),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALL: &[Image] = &[
-        Image { target: "sm_80", bytes: b"" },
-        Image { target: "sm_90", bytes: b"" },
-        Image { target: "sm_120", bytes: b"" },
-        Image { target: "compute_80", bytes: b"" },
-    ];
-
-    #[test]
-    fn the_image_is_exact_else_nearest_else_ptx() {
-        let target = |images, at| choose(images, at).map(|i| i.target);
-        for (at, wanted) in [
-            ((8, 0), Some("sm_80")),
-            ((8, 6), Some("sm_80")),
-            ((8, 9), Some("sm_80")),
-            ((9, 0), Some("sm_90")),
-            ((10, 0), Some("compute_80")),
-            ((12, 0), Some("sm_120")),
-            ((12, 1), Some("sm_120")),
-            ((7, 5), None),
-        ] {
-            assert_eq!(target(ALL, at), wanted, "{at:?}");
-        }
-        let hopper = &[Image { target: "sm_90a", bytes: b"" }, Image { target: "compute_90a", bytes: b"" }];
-        assert_eq!(target(hopper, (9, 0)), Some("sm_90a"));
-        assert_eq!(target(hopper, (10, 0)), None, "code for one generation's instructions runs on no other");
-        assert_eq!(target(hopper, (8, 0)), None);
-        assert_eq!(target(&[], (9, 0)), None);
-    }
-
-    #[test]
-    fn occupancy_is_that_of_the_guide() {
-        let of = |target, registers, shared, threads| {
-            Resource { kernel: "", target, registers, shared, spilled: 0, threads, code: 0 }.occupancy()
-        };
-        assert_eq!(of("sm_90", 32, 0, 256), (8, 1.0));
-        assert_eq!(of("sm_90", 33, 0, 256), (6, 0.75), "40 registers are handed out: 48 warps fit");
-        assert_eq!(of("sm_90a", 168, 0, 384), (1, 12.0 / 64.0));
-        assert_eq!(of("sm_80", 32, 80 << 10, 128), (2, 8.0 / 64.0));
-        assert_eq!(of("sm_120", 32, 0, 256), (6, 1.0));
     }
 }

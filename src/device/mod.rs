@@ -9,9 +9,11 @@ pub mod bf16;
 pub mod cpu;
 #[allow(unsafe_code)]
 pub mod cuda;
+pub mod emulated;
 pub mod emulator;
 #[allow(unsafe_code)]
 pub mod gpu;
+pub mod images;
 pub mod mapped;
 
 use crate::error::{Error, Result};
@@ -87,10 +89,13 @@ impl Device {
                     gpu.name()
                 )))
             }
-            "emulated" => Err(Error::Device(format!(
-                "--device {name}: the emulator runs single kernels (`llm2vec emulate`), not the graph yet; use \
-                 --device cpu"
-            ))),
+            "emulated" => match name.strip_prefix("emulated").unwrap_or("") {
+                "" | ":80" => gpu::Gpu::emulated((8, 0)).map(Device::Gpu),
+                ":90" => gpu::Gpu::emulated((9, 0)).map(Device::Gpu),
+                _ => Err(Error::Usage(format!(
+                    "--device {name}: expected emulated, emulated:80 or emulated:90"
+                ))),
+            },
             _ => Err(Error::Usage(format!(
                 "--device {name}: expected auto, cpu, cuda[:N] or emulated[:80|:90]"
             ))),

@@ -1,6 +1,6 @@
 //! The optimiser: one step, and the global norm.
 
-use super::{Case, Level, Normal, Poison};
+use super::{Case, Level, Normal, Plan, Poison};
 use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step};
 
 pub fn adamws() -> Vec<Case> {
@@ -16,6 +16,7 @@ pub fn adamws() -> Vec<Case> {
         inputs: vec![("g", Normal(shape.to_vec())), ("norm", Level(vec![1], 2.5))],
         flops: 14 * shape[0] * shape[1],
         elements: 7 * shape[0] * shape[1],
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| {
             let [p, m, v] = o else { unreachable!() };
             adamw_step(d, p, m, v, &i[0], Some(Clip { norm: &i[1], most: 1.0 }), by)
@@ -28,6 +29,7 @@ pub fn adamws() -> Vec<Case> {
         inputs: vec![("g", Normal(shape.to_vec())), ("h", Normal(vec![17]))],
         flops: 2 * shape[0] * shape[1],
         elements: shape[0] * shape[1],
+        plan: Plan::default(),
         run: Box::new(|d, o, i| adamw_norm(d, &mut o[0], i)),
     };
     [[1, 1], [7, 33], [300, 160]].into_iter().flat_map(|shape| [step(shape), norm(shape)]).collect()

@@ -1,6 +1,6 @@
 //! Attention: packs, head counts, masks, dropout.
 
-use super::{Case, DROPOUT, Ints, Level, Normal, Poison};
+use super::{Case, DROPOUT, Ints, Level, Normal, Plan, Poison};
 use crate::ops::attention::{Heads, Mask, attention_bwd, attention_fwd};
 
 /// Lengths of one pack: ones, the row block of the CPU and its neighbours, one long among tiny ones.
@@ -48,6 +48,7 @@ pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool,
             inputs: vec![qkv, starts],
             flops: 4 * h * d * pairs,
             elements: n * (heads.columns() + h * d + h),
+            plan: Plan::default(),
             run: Box::new(move |dev, o, i| {
                 let [out, lse] = o else { unreachable!() };
                 attention_fwd(dev, out, Some(lse), &i[0], &i[1], heads, mask, dropout)
@@ -62,6 +63,7 @@ pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool,
         inputs: vec![dout, out, ("lse", Level(vec![n, h], 4.0)), qkv, starts],
         flops: 10 * h * d * pairs,
         elements: n * (2 * heads.columns() + 2 * h * d + h),
+        plan: Plan::default(),
         run: Box::new(move |dev, o, i| {
             attention_bwd(dev, &mut o[0], &i[0], &i[1], &i[2], &i[3], &i[4], heads, mask, dropout)
         }),

@@ -1,6 +1,6 @@
 //! The linear op: plain, and with low-rank segments, one of them without an adapter.
 
-use super::{Added, Case, DROPOUT, Normal, Poison};
+use super::{Added, Case, DROPOUT, Normal, Plan, Poison};
 use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
 
 pub fn lora_linears() -> Vec<Case> {
@@ -22,6 +22,7 @@ fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| lora_linear_fwd(d, &mut o[0], None, &i[0], &i[1], None, None, None, None)),
     }
 }
@@ -34,6 +35,7 @@ fn plain_bwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("dy", Normal(vec![n, m])), ("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| {
             lora_linear_bwd(d, Some(&mut o[0]), None, None, &i[0], &i[1], None, &i[2], None, None)
         }),
@@ -68,6 +70,7 @@ fn lora_fwd(sizes: &Sizes, drop: bool) -> Case {
         ],
         flops: 2 * n * (k * m + s * r * k + m * r),
         elements: n * k + k * m + 2 * n * m + s * r * k + m * r + m,
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| {
             let ([y, xa], [x, w, bias, a, b, residual]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };
@@ -98,6 +101,7 @@ fn lora_bwd(sizes: &Sizes, drop: bool) -> Case {
         ],
         flops: 2 * n * (k * m + 2 * s * r * k + 2 * m * r),
         elements: 2 * n * k + k * m + n * m + 2 * (s * r * k + m * r),
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| {
             let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };

@@ -1,6 +1,6 @@
 //! The two losses. Their labels end in the rule by which they count.
 
-use super::{Added, Case, DMEAN, Ints, Level, Normal, Poison};
+use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison};
 use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
 use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
 
@@ -24,6 +24,7 @@ pub(super) fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
             inputs: vec![x, w, rows, labels],
             flops: 2 * p * c * v,
             elements: p * c + v * c,
+            plan: Plan::default(),
             run: Box::new(|d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
@@ -37,6 +38,7 @@ pub(super) fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
         inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], 20.0))],
         flops: 6 * p * c * v,
         elements: p * c + n * c + 3 * v * c,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| {
             let [dx, dw] = o else { unreachable!() };
             masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
@@ -79,6 +81,7 @@ pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, 
             inputs,
             flops: 2 * p * m * c,
             elements: (p + m) * c,
+            plan: Plan::default(),
             run: Box::new(move |d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 contrastive_fwd(d, total, loss, lse, &i[0], &i[1], i.get(2), rule)
@@ -92,6 +95,7 @@ pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, 
         inputs,
         flops: 6 * p * m * c,
         elements: 2 * (p + m) * c,
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| {
             let [dq, dc] = o else { unreachable!() };
             contrastive_bwd(d, dq, dc, &i[0], &i[1], i.get(3), &i[2], rule, DMEAN)

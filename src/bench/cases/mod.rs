@@ -95,8 +95,22 @@ pub struct Case {
     pub flops: usize,
     /// Elements that must at least be moved between memory and the op.
     pub elements: usize,
+    /// What its kernels are held to.
+    pub plan: Plan,
     /// The call.
     pub run: Run,
+}
+
+/// What the kernels of a case are held to, beside its values.
+#[derive(Default)]
+pub struct Plan {
+    /// The op as a chain of unfused steps, each rounded to bf16, on a CPU at `F64`: kernels may be off by twice as much as
+    /// it is. Where there is none they sum in f32 and round once, at the end.
+    pub unfused: Option<Run>,
+    /// Bytes that they move to and from global memory, as their headers say.
+    pub bytes: Option<usize>,
+    /// Operations of tensor cores, likewise.
+    pub tensor_flops: Option<usize>,
 }
 
 impl Case {

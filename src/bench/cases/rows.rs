@@ -1,6 +1,6 @@
 //! Ops that work row by row.
 
-use super::{Case, DROPOUT, Ints, Level, Normal, Poison};
+use super::{Case, DROPOUT, Ints, Level, Normal, Plan, Poison};
 use crate::ops::attention::Heads;
 use crate::ops::dropout::dropout_fwd;
 use crate::ops::embed::embed_fwd;
@@ -24,6 +24,7 @@ pub fn embeds() -> Vec<Case> {
         ],
         flops: 0,
         elements: 2 * n * c,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| embed_fwd(d, &mut o[0], &i[0], &i[1])),
     };
     ROWS.iter().map(case).collect()
@@ -37,6 +38,7 @@ pub fn rmsnorms() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![n, c])), ("w", Normal(vec![c]))],
         flops: 4 * n * c,
         elements: 2 * n * c + c + n,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| {
             let [y, rstd] = o else { unreachable!() };
             rmsnorm_fwd(d, y, rstd, &i[0], &i[1], 1e-5)
@@ -54,6 +56,7 @@ pub fn rmsnorms() -> Vec<Case> {
         ],
         flops: 7 * n * c,
         elements: 3 * n * c + c + n,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| rmsnorm_bwd(d, &mut o[0], &i[0], None, &i[1], &i[2], &i[3])),
     };
     ROWS.iter().flat_map(|shape| [forward(shape), backward(shape)]).collect()
@@ -72,6 +75,7 @@ pub fn ropes() -> Vec<Case> {
         ],
         flops: 3 * n * (heads.query + heads.key) * heads.width,
         elements: 2 * n * (heads.query + heads.key) * heads.width,
+        plan: Plan::default(),
         run: match forward {
             true => Box::new(move |d, o, i| rope_fwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
             false => Box::new(move |d, o, i| rope_bwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
@@ -88,6 +92,7 @@ pub fn swiglus() -> Vec<Case> {
         inputs: vec![("gate_up", Normal(vec![n, 2 * f]))],
         flops: 5 * n * f,
         elements: 3 * n * f,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| swiglu_fwd(d, &mut o[0], &i[0])),
     };
     let backward = |&[n, f]: &[usize; 2]| Case {
@@ -97,6 +102,7 @@ pub fn swiglus() -> Vec<Case> {
         inputs: vec![("da", Normal(vec![n, f])), ("gate_up", Normal(vec![n, 2 * f]))],
         flops: 12 * n * f,
         elements: 5 * n * f,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| swiglu_bwd(d, &mut o[0], &i[0], &i[1])),
     };
     ROWS.iter().flat_map(|shape| [forward(shape), backward(shape)]).collect()
@@ -112,6 +118,7 @@ pub fn pools() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![70, 40])), spans()],
         flops: 2 * 69 * 40,
         elements: 69 * 40 + 3 * 40,
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| pool_fwd(d, &mut o[0], &i[0], &i[1], pooling)),
     };
     let backward = |pooling: Pooling| Case {
@@ -121,6 +128,7 @@ pub fn pools() -> Vec<Case> {
         inputs: vec![("dy", Normal(vec![3, 40])), spans()],
         flops: 2 * 69 * 40,
         elements: 69 * 40 + 3 * 40,
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| pool_bwd(d, &mut o[0], &i[0], &i[1], pooling)),
     };
     modes.into_iter().flat_map(|pooling| [forward(pooling), backward(pooling)]).collect()
@@ -134,6 +142,7 @@ pub fn dropouts() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![n, c]))],
         flops: n * c,
         elements: 2 * n * c,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| dropout_fwd(d, &mut o[0], &i[0], 2, DROPOUT)),
     };
     ROWS.iter().map(case).collect()
@@ -147,6 +156,7 @@ pub fn l2norms() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![b, c]))],
         flops: 3 * b * c,
         elements: 2 * b * c + b,
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| {
             let [y, norm] = o else { unreachable!() };
             l2norm_fwd(d, y, norm, &i[0], eps)
@@ -159,6 +169,7 @@ pub fn l2norms() -> Vec<Case> {
         inputs: vec![("dy", Normal(vec![b, c])), ("y", Normal(vec![b, c])), ("norm", Level(vec![b], 1.3))],
         flops: 5 * b * c,
         elements: 3 * b * c + b,
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| l2norm_bwd(d, &mut o[0], &i[0], &i[1], &i[2], eps)),
     };
     let plain = ROWS.iter().map(|shape| (shape, 1e-12));

@@ -72,6 +72,7 @@ use crate::error::{Error, Result};
 pub use counters::{Count, Counters};
 use memory::{Memory, Region, State};
 pub use ptx::{Function, Module, Variable};
+use std::sync::Arc;
 
 /// A kernel's arguments: each the bytes of its parameter.
 pub type Args<'a> = [&'a [u8]];
@@ -97,17 +98,43 @@ impl Default for Launch {
     }
 }
 
-/// A module with its memory: what a context is to the driver.
+/// Modules and the memory that they share: what a context is to the driver.
+#[derive(Default)]
 pub struct Emulator {
-    module: Module,
     memory: Memory,
+    modules: Vec<Loaded>,
+}
+
+struct Loaded {
+    module: Arc<Module>,
+    /// Addresses of its variables.
     symbols: Vec<u64>,
 }
 
+impl Loaded {
+    fn has(&self, kernel: &str) -> bool {
+        self.module.functions.iter().any(|f| f.entry && f.name == kernel)
+    }
+}
+
 impl Emulator {
-    /// Loads a module: its variables get memory and their initial values.
+    /// One with a first module.
     pub fn new(module: Module) -> Result<Emulator> {
-        let mut memory = Memory::default();
+        let mut emulator = Emulator::default();
+        emulator.load(Arc::new(module))?;
+        Ok(emulator)
+    }
+
+    /// Loads a module: its variables get memory and their initial values. Kernels of all modules have different names.
+    pub fn load(&mut self, module: Arc<Module>) -> Result<()> {
+        let known = |name: &str| self.modules.iter().any(|m| m.has(name));
+        let twice = module.functions.iter().find(|f| f.entry && known(&f.name));
+        if let Some(twice) = twice {
+            let what = format!("{}: a second kernel {}", module.name, twice.name);
+            return Err(Error::Usage(what));
+        }
+        let first = self.memory.regions.len();
+        let memory = &mut self.memory;
         let mut symbols = Vec::new();
         for (variable, constant) in &module.globals {
             let mut region = Region::new(&variable.name, variable.size);
@@ -122,15 +149,11 @@ impl Emulator {
             for (at, name) in &variable.init_addresses {
                 let other = module.globals.iter().position(|(v, _)| v.name == *name);
                 let address = other.map_or(0, |o| symbols[o]);
-                memory.regions[i].data[*at..at + 8].copy_from_slice(&address.to_le_bytes());
+                memory.regions[first + i].data[*at..at + 8].copy_from_slice(&address.to_le_bytes());
             }
         }
-        Ok(Emulator { module, memory, symbols })
-    }
-
-    /// The module.
-    pub fn module(&self) -> &Module {
-        &self.module
+        self.modules.push(Loaded { module, symbols });
+        Ok(())
     }
 
     /// Global memory that nothing has written, named for messages; gives its device address.
@@ -141,15 +164,39 @@ impl Emulator {
     /// Gives memory back; a kernel that touches it afterwards is reported.
     pub fn free(&mut self, address: u64) -> Result<()> {
         let region = self.region(address, 0)?.0;
-        self.memory.regions[region].freed = true;
-        self.memory.regions[region].data = Vec::new();
+        let region = &mut self.memory.regions[region];
+        *region = Region { freed: true, ..Region::new(&region.name, 0) };
         Ok(())
     }
 
-    /// The address and size of a variable of the module.
+    /// Gives memory another name for messages.
+    pub fn rename(&mut self, address: u64, name: &str) -> Result<()> {
+        let region = self.region(address, 0)?.0;
+        let region = &mut self.memory.regions[region];
+        if region.name != name {
+            region.name = name.to_string();
+        }
+        Ok(())
+    }
+
+    /// Makes an allocation anew: parts `(from, bytes)` that nothing has written, and the rest for nobody to touch.
+    pub fn divide(&mut self, address: u64, parts: &[(usize, usize)]) -> Result<()> {
+        let (region, at) = self.region(address, 0)?;
+        let region = &mut self.memory.regions[region];
+        region.state.fill(State::Guard);
+        for (from, bytes) in parts {
+            region.data[at + from..at + from + bytes].fill(0xa5);
+            region.mark(at + from, *bytes, State::Unwritten);
+        }
+        Ok(())
+    }
+
+    /// The address and size of a variable of the first module that has one of this name.
     pub fn symbol(&self, name: &str) -> Option<(u64, usize)> {
-        let i = self.module.globals.iter().position(|(v, _)| v.name == name)?;
-        Some((self.symbols[i], self.module.globals[i].0.size))
+        self.modules.iter().find_map(|m| {
+            let i = m.module.globals.iter().position(|(v, _)| v.name == name)?;
+            Some((m.symbols[i], m.module.globals[i].0.size))
+        })
     }
 
     /// Copies from the host.
@@ -158,6 +205,15 @@ impl Emulator {
         let region = &mut self.memory.regions[region];
         region.data[at..at + bytes.len()].copy_from_slice(bytes);
         region.mark(at, bytes.len(), State::Written);
+        Ok(())
+    }
+
+    /// Sets every byte.
+    pub fn fill(&mut self, address: u64, byte: u8, bytes: usize) -> Result<()> {
+        let (region, at) = self.region(address, bytes)?;
+        let region = &mut self.memory.regions[region];
+        region.data[at..at + bytes].fill(byte);
+        region.mark(at, bytes, State::Written);
         Ok(())
     }
 
@@ -180,6 +236,10 @@ impl Emulator {
 
     /// Runs a kernel to its end and counts what it did; the first finding is the error.
     pub fn launch(&mut self, kernel: &str, launch: &Launch, args: &Args<'_>) -> Result<Counters> {
-        launch::run(&self.module, &mut self.memory, &self.symbols, kernel, launch, args)
+        let holder = self.modules.iter().position(|m| m.has(kernel));
+        let Some(Loaded { module, symbols }) = self.modules.get(holder.unwrap_or(0)) else {
+            return Err(Error::Usage(format!("no module is loaded, so there is no kernel {kernel}")));
+        };
+        launch::run(module, &mut self.memory, symbols, kernel, launch, args)
     }
 }
