@@ -2,7 +2,7 @@
 
 use super::cases::large::roofs;
 use super::cases::{Case, Fill};
-use super::record::{Roof, Row, Spread};
+use super::record::{Counted, Roof, Row, Spread};
 use super::rival::Python;
 use crate::device::gpu::{Gpu, Memory};
 use crate::device::{DType, Device};
@@ -63,9 +63,10 @@ impl Operands {
                 Ok(Tensor::from_f64(*real, shape, values.map(|x| level.unwrap_or(*x))))
             }
             Device::Gpu(gpu) => {
+                let numel = shape.iter().product::<usize>().min(DRAWN);
                 let values: Vec<f64> = match level {
-                    Some(x) => vec![x; shape.iter().product::<usize>().min(DRAWN)],
-                    None => self.numbers[first..].iter().chain(&self.numbers[..first]).copied().collect(),
+                    Some(x) => vec![x; numel],
+                    None => self.numbers.iter().cycle().skip(first).take(numel).copied().collect(),
                 };
                 Tensor::repeated_on(gpu, case.gpu_dtype(name, fill), shape, &values)
             }
@@ -219,6 +220,50 @@ pub fn ops(
     };
     rows.iter_mut().for_each(|row| row.share = share(row, roof));
     Ok((rows, roof))
+}
+
+/// What every case costs on an emulated GPU, counted in one call.
+pub fn costs(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<Vec<Row>> {
+    let device = Device::Gpu(gpu.clone());
+    let operands = Operands::new(&device);
+    let one = |(i, case): (usize, &Case)| {
+        say(format!("counting {} of {}: {} {}", i + 1, cases.len(), case.op, case.label));
+        let mut row = blank(&device, case);
+        row.bytes = case.plan.bytes.map_or(row.bytes, |b| b as u64);
+        row.flops = case.plan.tensor_flops.unwrap_or(case.flops) as u64;
+        match counted(gpu, &operands, case) {
+            Ok(counted) => row.counted = Some(counted),
+            Err(e) => fail(&mut row, &e),
+        }
+        Ok(row)
+    };
+    cases.iter().enumerate().map(one).collect()
+}
+
+fn counted(gpu: &Gpu, operands: &Operands, case: &Case) -> Result<Counted> {
+    let (mut outputs, inputs) = (operands.list(case, &case.outputs)?, operands.list(case, &case.inputs)?);
+    let launches = gpu.count(|| (case.run)(&operands.device, &mut outputs, &inputs))?;
+    let mut sum = Counted::default();
+    for (kernel, counters) in launches {
+        let total = counters.total;
+        sum.bytes += total.bytes;
+        sum.sectors += 32 * total.sectors;
+        sum.flops += total.flops;
+        sum.conflicts += total.conflicts;
+        sum.kernels.push(resources(gpu, kernel));
+    }
+    Ok(sum)
+}
+
+/// A kernel with what ptxas says that it takes on this GPU.
+fn resources(gpu: &Gpu, kernel: &str) -> String {
+    let (major, minor) = gpu.capability();
+    let target = format!("sm_{major}{minor}");
+    let all = crate::kernels::FILES.iter().flat_map(|f| f.resources);
+    let of = all.filter(|r| r.kernel == kernel).find(|r| r.target.trim_end_matches('a') == target);
+    of.map_or(kernel.into(), |r| {
+        format!("{kernel} ({} registers, occupancy {:.0} %)", r.registers, 100.0 * r.occupancy().1)
+    })
 }
 
 /// A row without measurements.

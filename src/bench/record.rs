@@ -85,7 +85,7 @@ pub struct Spread {
 /// What the emulator counted in one call, all launches together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counted {
-    /// Launches of kernels, in order, each with what it takes on the first target that was built.
+    /// Launches of kernels, in order, each with its registers and occupancy.
     pub kernels: Vec<String>,
     /// That lanes asked global memory for.
     pub bytes: u64,

@@ -165,6 +165,15 @@ impl Ops {
         let device = Device::by_name(&self.common.device)?;
         let say = self.common.progress();
         let mut record = Record::new("ops", &device, std::env::args().collect());
+        if let (Some(gpu), true) = (measure::gpu(&device), self.common.device.starts_with("emulated")) {
+            if self.against.is_some() {
+                return Err(Error::Usage(
+                    "--against: the emulator counts and times nothing; use --device cpu or cuda".into(),
+                ));
+            }
+            record.rows = measure::costs(gpu, &cases, &say)?;
+            return self.common.publish(&record);
+        }
         let mut python = match self.against {
             Some(Library::Pytorch) => {
                 Some(Python::start(&self.python, &cases, self.ordinal(&device), self.compile)?)

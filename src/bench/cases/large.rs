@@ -1,6 +1,6 @@
 //! Every op of a layer at the sizes of real models, to be timed; too large to be tested against f64.
 
-use super::{Added, Case, DMEAN, DROPOUT, Ints, Level, Normal, Poison, attention, losses};
+use super::{Added, Case, DMEAN, DROPOUT, Ints, Level, Normal, Plan, Poison, attention, losses};
 use crate::ops::adamw::{AdamW, adamw_norm, adamw_step};
 use crate::ops::attention::{Heads, Mask};
 use crate::ops::contrastive::InfoNce;
@@ -152,6 +152,7 @@ fn embed(n: usize, c: usize, v: usize, step: usize) -> Case {
         ],
         flops: 0,
         elements: 2 * n * c,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| embed_fwd(d, &mut o[0], &i[0], &i[1])),
     }
 }
@@ -167,6 +168,7 @@ fn rmsnorm(n: usize, c: usize, forward: bool) -> Case {
             inputs: vec![x, w],
             flops: 4 * n * c,
             elements: 2 * n * c + c + n,
+            plan: Plan::default(),
             run: Box::new(|d, o, i| {
                 let [y, rstd] = o else { unreachable!() };
                 rmsnorm_fwd(d, y, rstd, &i[0], &i[1], 1e-5)
@@ -186,6 +188,7 @@ fn rmsnorm(n: usize, c: usize, forward: bool) -> Case {
         ],
         flops: 8 * n * c,
         elements: 4 * n * c + c + n,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| rmsnorm_bwd(d, &mut o[0], &i[0], Some(&i[1]), &i[2], &i[3], &i[4])),
     }
 }
@@ -204,6 +207,7 @@ fn rope(n: usize, heads: Heads, forward: bool) -> Case {
         ],
         flops: 3 * turned,
         elements: 2 * turned,
+        plan: Plan::default(),
         run: match forward {
             true => Box::new(move |d, o, i| rope_fwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
             false => Box::new(move |d, o, i| rope_bwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
@@ -221,6 +225,7 @@ fn swiglu(n: usize, f: usize, forward: bool) -> Case {
             inputs: vec![gate_up],
             flops: 5 * n * f,
             elements: 3 * n * f,
+            plan: Plan::default(),
             run: Box::new(|d, o, i| swiglu_fwd(d, &mut o[0], &i[0])),
         };
     }
@@ -231,6 +236,7 @@ fn swiglu(n: usize, f: usize, forward: bool) -> Case {
         inputs: vec![("da", Normal(vec![n, f])), gate_up],
         flops: 12 * n * f,
         elements: 5 * n * f,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| swiglu_bwd(d, &mut o[0], &i[0], &i[1])),
     }
 }
@@ -266,6 +272,7 @@ fn linear(
                 .collect(),
             flops: 2 * n * (k * m + low_rank),
             elements: plain + low_rank + n * s * r + if residual { n * m } else { 0 },
+            plan: Plan::default(),
             run: Box::new(move |d, o, i| {
                 let (y, xa) = o.split_at_mut(1);
                 let scales = vec![1.0; rows.len()];
@@ -288,6 +295,7 @@ fn linear(
         inputs: vec![("dy", Normal(vec![n, m])), x, ("xa", Normal(vec![n, s * r])), w, a, b],
         flops: 2 * n * (k * m + 2 * low_rank),
         elements: plain + n * k + 3 * low_rank + 2 * n * s * r,
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| {
             let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
             let scales = vec![1.0; rows.len()];
@@ -316,6 +324,7 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
         outputs: vec![("dx", Poison(vec![n, c]))],
         flops: 4 * p * c * v,
         elements: p * c + n * c + v * c,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| {
             masked_xent_bwd(d, &mut o[0], None, &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
         }),
@@ -338,6 +347,7 @@ fn pool(n: usize, c: usize, forward: bool) -> Case {
         ],
         flops: 2 * n * c,
         elements: n * c + b * c,
+        plan: Plan::default(),
         run: match forward {
             true => Box::new(|d, o, i| pool_fwd(d, &mut o[0], &i[0], &i[1], Pooling::Mean)),
             false => Box::new(|d, o, i| pool_bwd(d, &mut o[0], &i[0], &i[1], Pooling::Mean)),
@@ -355,6 +365,7 @@ fn l2norm(b: usize, c: usize, forward: bool) -> Case {
             inputs: vec![("x", Normal(vec![b, c]))],
             flops: 3 * b * c,
             elements: 2 * b * c + b,
+            plan: Plan::default(),
             run: Box::new(|d, o, i| {
                 let [y, norm] = o else { unreachable!() };
                 l2norm_fwd(d, y, norm, &i[0], 1e-12)
@@ -368,6 +379,7 @@ fn l2norm(b: usize, c: usize, forward: bool) -> Case {
         inputs: vec![("dy", Normal(vec![b, c])), ("y", Normal(vec![b, c])), ("norm", Level(vec![b], 1.3))],
         flops: 5 * b * c,
         elements: 3 * b * c + b,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| l2norm_bwd(d, &mut o[0], &i[0], &i[1], &i[2], 1e-12)),
     }
 }
@@ -381,6 +393,7 @@ fn adamw(n: usize) -> [Case; 2] {
         inputs: vec![("g", Normal(vec![n]))],
         flops: 14 * n,
         elements: 7 * n,
+        plan: Plan::default(),
         run: Box::new(move |d, o, i| {
             let [p, m, v] = o else { unreachable!() };
             adamw_step(d, p, m, v, &i[0], None, by)
@@ -393,6 +406,7 @@ fn adamw(n: usize) -> [Case; 2] {
         inputs: vec![("g", Normal(vec![n]))],
         flops: 2 * n,
         elements: n,
+        plan: Plan::default(),
         run: Box::new(|d, o, i| adamw_norm(d, &mut o[0], i)),
     };
     [step, norm]
