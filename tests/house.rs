@@ -22,7 +22,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("encode", &["error", "device", "tensor", "memory", "ops", "model", "format", "text"]),
     ("eval", &["error", "format", "encode"]),
     ("train", &["error", "device", "tensor", "memory", "rng", "ops", "model", "format", "text", "encode"]),
-    ("bench", &["error", "device", "tensor", "rng", "kernels", "ops"]),
+    (
+        "bench",
+        &[
+            "error", "device", "tensor", "rng", "memory", "kernels", "ops", "model", "format", "encode",
+            "train",
+        ],
+    ),
     (
         "cli",
         &[

@@ -14,7 +14,7 @@ use std::time::Instant;
 /// How often.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Times through all cases.
+    /// Times through all cases; 0 runs each once, untimed.
     pub rounds: usize,
     /// Times that a case is timed in a round.
     pub samples: usize,
@@ -166,6 +166,42 @@ impl Clock {
     }
 }
 
+/// The cases that the roof is measured by, in sizes that a device needs to reach it.
+pub fn bounds(device: &Device) -> [Case; 2] {
+    match device {
+        Device::Cpu(_) => roofs(8192, 256),
+        Device::Gpu(_) => roofs(65536, 8192),
+    }
+}
+
+/// The roof as it is measured: a copy and a product, as far as the device has them.
+#[derive(Default)]
+pub struct Bounds<'a>([Option<Subject<'a>>; 2]);
+
+impl<'a> Bounds<'a> {
+    /// Of [`bounds`].
+    pub fn new(operands: &Operands, cases: &'a [Case; 2]) -> Bounds<'a> {
+        Bounds(cases.each_ref().map(|case| Subject::new(operands, case).ok()))
+    }
+
+    /// Times both.
+    pub fn sample(&mut self, clock: &mut Clock, samples: usize) -> Result<()> {
+        self.0.iter_mut().flatten().try_for_each(|bound| bound.sample(clock, samples))
+    }
+
+    /// By the medians so far.
+    pub fn roof(&self, device: &Device) -> Roof {
+        let rate = |bound: &Option<Subject>, amount: fn(&Device, &Case) -> f64| {
+            let bound = bound.as_ref()?;
+            Some(amount(device, bound.case) / Spread::of(&bound.samples)?.median)
+        };
+        Roof {
+            bytes_per_second: rate(&self.0[0], |device, case| case.bytes(device) as f64),
+            flops_per_second: rate(&self.0[1], |_, case| case.flops as f64),
+        }
+    }
+}
+
 /// Times every case; `rival` times its own way of each in between. The roof comes first in every round.
 pub fn ops(
     device: &Device,
@@ -176,11 +212,8 @@ pub fn ops(
 ) -> Result<(Vec<Row>, Roof)> {
     let (operands, mut clock) = (Operands::new(device), Clock::new(device)?);
     let mut rows: Vec<Row> = cases.iter().map(|case| blank(device, case)).collect();
-    let bounds = match device {
-        Device::Cpu(_) => roofs(8192, 256),
-        Device::Gpu(_) => roofs(65536, 8192),
-    };
-    let mut bounds = bounds.each_ref().map(|case| Subject::new(&operands, case).ok());
+    let bounds = bounds(device);
+    let mut bounds = if settings.rounds > 0 { Bounds::new(&operands, &bounds) } else { Bounds::default() };
     let sizes: Vec<u64> = cases.iter().map(|case| operands.size(case)).collect();
     for group in groups(&sizes, device.available().map_or(u64::MAX, |free| free / 2)) {
         let mut subjects: Vec<Option<Subject>> = Vec::new();
@@ -190,9 +223,7 @@ pub fn ops(
         }
         for round in 1..=settings.rounds {
             say(format!("round {round} of {}, cases to {} of {}", settings.rounds, group.end, cases.len()));
-            for bound in bounds.iter_mut().flatten() {
-                bound.sample(&mut clock, settings.samples)?;
-            }
+            bounds.sample(&mut clock, settings.samples)?;
             for (i, subject) in group.clone().zip(&mut subjects) {
                 if let Some(Err(e)) = subject.as_mut().map(|s| s.sample(&mut clock, settings.samples)) {
                     fail(&mut rows[i], &e);
@@ -210,14 +241,7 @@ pub fn ops(
             }
         }
     }
-    let rate = |bound: &Option<Subject>, amount: fn(&Device, &Case) -> f64| {
-        let bound = bound.as_ref()?;
-        Some(amount(device, bound.case) / Spread::of(&bound.samples)?.median)
-    };
-    let roof = Roof {
-        bytes_per_second: rate(&bounds[0], |device, case| case.bytes(device) as f64),
-        flops_per_second: rate(&bounds[1], |_, case| case.flops as f64),
-    };
+    let roof = bounds.roof(device);
     rows.iter_mut().for_each(|row| row.share = share(row, roof));
     Ok((rows, roof))
 }

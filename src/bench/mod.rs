@@ -5,3 +5,4 @@ pub mod measure;
 pub mod record;
 pub mod rival;
 pub mod table;
+pub mod whole;

@@ -5,6 +5,7 @@ use crate::bench::measure::{self, Settings};
 use crate::bench::record::Record;
 use crate::bench::rival::{self, Python};
 use crate::bench::table::Form;
+use crate::bench::whole::{self, Model, Size, Task};
 use crate::cli::{print, say};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -18,6 +19,8 @@ use std::path::PathBuf;
   llm2vec bench ops --filter attention
   llm2vec bench ops --device cuda --against pytorch --output ops.md --output ops.json
   llm2vec bench ops --device emulated --filter rmsnorm       what kernels cost, counted: no GPU needed
+  llm2vec bench encode --shape Mistral-7B --device cuda
+  llm2vec bench train -m DIR --tokens 2048 --length 64
   llm2vec bench report results > table.md")]
 pub struct Bench {
     #[command(subcommand)]
@@ -27,6 +30,8 @@ pub struct Bench {
 #[derive(Subcommand)]
 enum What {
     Ops(Box<Ops>),
+    Encode(Whole),
+    Train(Whole),
     Report(Report),
 }
 
@@ -66,7 +71,7 @@ struct Common {
     /// auto, cpu, cuda[:N] or emulated[:80|:90]
     #[arg(long, env = "LLM2VEC_DEVICE", value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// Times through all cases
+    /// Times through all cases; 0 runs each once and times none
     #[arg(long, env = "LLM2VEC_ROUNDS", value_name = "N", default_value_t = 5)]
     rounds: usize,
     /// Times that a case is timed in a round
@@ -97,6 +102,40 @@ enum Library {
     Pytorch,
 }
 
+/// Tokens per second of a whole pass of a model, real or random: encoding packs, or a step of SimCSE with its optimiser.
+#[derive(Args)]
+struct Whole {
+    /// Random weights in the shape of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B or Llama-3-8B
+    #[arg(
+        long,
+        env = "LLM2VEC_SHAPE",
+        value_name = "NAME",
+        conflicts_with = "model",
+        required_unless_present = "model"
+    )]
+    shape: Option<String>,
+    /// Model folder, or a name in the local Hugging Face cache
+    #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
+    model: Option<String>,
+    /// Only the first N layers
+    #[arg(long, env = "LLM2VEC_LAYERS", value_name = "N")]
+    layers: Option<usize>,
+    /// Tokens in a pack, of random ids
+    #[arg(long, env = "LLM2VEC_TOKENS", value_name = "N", default_value_t = 16384)]
+    tokens: usize,
+    /// Tokens in a text
+    #[arg(long, env = "LLM2VEC_LENGTH", value_name = "N", default_value_t = 128)]
+    length: usize,
+    /// On the CPU: weights packed as bf16, as `encode --dtype bf16` has them
+    #[arg(long)]
+    bf16: bool,
+    /// train: keep only the input of every block
+    #[arg(long)]
+    recompute: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
 /// The Markdown tables of a folder of results, as the README has them.
 #[derive(Args)]
 struct Report {
@@ -109,6 +148,8 @@ impl Bench {
     pub fn run(self) -> Result<()> {
         match self.what {
             What::Ops(ops) => ops.run(),
+            What::Encode(whole) => whole.run(Task::Encode),
+            What::Train(whole) => whole.run(Task::Train),
             What::Report(report) => report.run(),
         }
     }
@@ -116,10 +157,12 @@ impl Bench {
 
 impl Common {
     fn settings(&self) -> Result<Settings> {
-        for (flag, n) in [("--rounds", self.rounds), ("--samples", self.samples)] {
-            if !(1..=100_000).contains(&n) {
-                return Err(Error::Usage(format!("{flag} {n}: expected 1 to 100000")));
-            }
+        if !(1..=100_000).contains(&self.samples) || self.rounds > 100_000 {
+            let what = format!(
+                "--rounds {} --samples {}: expected at most 100000, and 1 sample",
+                self.rounds, self.samples
+            );
+            return Err(Error::Usage(what));
         }
         self.output.iter().try_for_each(|file| Form::of(file).map(|_| ()))?;
         Ok(Settings { rounds: self.rounds, samples: self.samples })
@@ -210,6 +253,40 @@ impl Ops {
     fn ordinal(&self, device: &Device) -> Option<usize> {
         let number = self.common.device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
         measure::gpu(device).map(|_| number.unwrap_or(0))
+    }
+}
+
+impl Whole {
+    fn run(self, task: Task) -> Result<()> {
+        let settings = self.common.settings()?;
+        let device = self.device()?;
+        let mut model = match (&self.model, &self.shape) {
+            (Some(dir), _) => Model::open(dir)?,
+            (None, shape) => Model::random(shape.as_deref().unwrap_or_default())?,
+        };
+        if let Some(layers) = self.layers {
+            model.cut(layers)?;
+        }
+        let (kind, load) = match task {
+            Task::Encode => ("encode", "whole packs"),
+            Task::Train => ("train", "whole steps"),
+        };
+        let size =
+            Size { tokens: self.tokens, length: self.length, panels: self.bf16, recompute: self.recompute };
+        let mut record = Record::new(kind, &device, std::env::args().collect());
+        self.common.progress()(format!("{load} of {}: loading", model.name));
+        let (row, roof) = whole::measure(&device, &model, task, size, settings)?;
+        (record.rows, record.roof) = (vec![row], Some(roof));
+        self.common.publish(&record)
+    }
+
+    fn device(&self) -> Result<Device> {
+        match self.common.device.starts_with("emulated") {
+            true => Err(Error::Usage(
+                "--device emulated: the emulator counts ops and times nothing; see bench ops".into(),
+            )),
+            false => Device::by_name(&self.common.device),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
 mod bench;
+mod doctor;
 mod emulate;
 mod encode;
 mod eval;
@@ -40,6 +41,7 @@ enum Command {
     Eval(eval::Eval),
     Bench(bench::Bench),
     Info(info::Info),
+    Doctor(doctor::Doctor),
     Emulate(emulate::Emulate),
 }
 
@@ -54,6 +56,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Eval(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
+        Command::Doctor(c) => c.run(),
         Command::Emulate(c) => c.run(),
     })
 }
