@@ -75,9 +75,9 @@ impl Emulated {
         self.state().seed = seed;
     }
 
-    /// Memory that nothing has written.
-    pub fn allocate(&self, bytes: usize) -> Result<u64> {
-        Ok(self.idle("an allocation")?.emulator.allocate("device memory", bytes))
+    /// Memory that nothing has written, named for reports.
+    pub fn allocate(&self, name: &str, bytes: usize) -> Result<u64> {
+        Ok(self.idle("an allocation")?.emulator.allocate(name, bytes))
     }
 
     /// Gives it back.

@@ -165,7 +165,7 @@ impl Gpu {
 
     /// Memory of this many bytes, all zero.
     pub fn memory(&self, bytes: usize) -> Result<Memory> {
-        let block = Arc::new(Block::new(&self.driver, bytes)?);
+        let block = Arc::new(Block::new(&self.driver, "device memory", bytes)?);
         let mut memory = Memory { gpu: self.clone(), address: block.address, bytes, block };
         memory.fill(0)?;
         Ok(memory)
@@ -310,7 +310,7 @@ impl Workspace {
             _ => {
                 // The old one is given back first: the two need not fit together.
                 self.block = None;
-                let block = Arc::new(Block::new(driver, bytes)?);
+                let block = Arc::new(Block::new(driver, "the workspace", bytes)?);
                 self.block = Some(block.clone());
                 Ok(block)
             }
@@ -376,10 +376,10 @@ struct Block {
 }
 
 impl Block {
-    fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Block> {
+    fn new(driver: &Arc<Driver>, name: &str, bytes: usize) -> Result<Block> {
         let address = match &**driver {
             Driver::Cuda(cuda) => cuda.allocate(bytes)?,
-            Driver::Emulated(emulated) => emulated.allocate(bytes)?,
+            Driver::Emulated(emulated) => emulated.allocate(name, bytes)?,
         };
         Ok(Block { driver: driver.clone(), address, bytes })
     }

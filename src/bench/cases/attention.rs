@@ -1,6 +1,6 @@
 //! Attention: packs, head counts, masks, dropout.
 
-use super::{Case, DROPOUT, Ints, Level, Normal, Plan, Poison};
+use super::{Case, DROPOUT, Ints, Level, Normal, Plan, Poison, unfused};
 use crate::ops::attention::{Heads, Mask, attention_bwd, attention_fwd};
 
 /// Lengths of one pack: ones, the row block of the CPU and its neighbours, one long among tiny ones.
@@ -48,7 +48,7 @@ pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool,
             inputs: vec![qkv, starts],
             flops: 4 * h * d * pairs,
             elements: n * (heads.columns() + h * d + h),
-            plan: Plan::default(),
+            plan: Plan::chain(move |o, i| unfused::attention_fwd(o, i, heads, mask, dropout)),
             run: Box::new(move |dev, o, i| {
                 let [out, lse] = o else { unreachable!() };
                 attention_fwd(dev, out, Some(lse), &i[0], &i[1], heads, mask, dropout)
@@ -63,7 +63,7 @@ pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool,
         inputs: vec![dout, out, ("lse", Level(vec![n, h], 4.0)), qkv, starts],
         flops: 10 * h * d * pairs,
         elements: n * (2 * heads.columns() + 2 * h * d + h),
-        plan: Plan::default(),
+        plan: Plan::chain(move |o, i| unfused::attention_bwd(o, i, heads, mask, dropout)),
         run: Box::new(move |dev, o, i| {
             attention_bwd(dev, &mut o[0], &i[0], &i[1], &i[2], &i[3], &i[4], heads, mask, dropout)
         }),

@@ -1,6 +1,6 @@
 //! The linear op: plain, and with low-rank segments, one of them without an adapter.
 
-use super::{Added, Case, DROPOUT, Normal, Plan, Poison};
+use super::{Added, Case, DROPOUT, Normal, Plan, Poison, unfused};
 use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
 
 pub fn lora_linears() -> Vec<Case> {
@@ -22,7 +22,7 @@ fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: Plan::default(),
+        plan: Plan::chain(|o, i| unfused::lora_linear_fwd(o, i, None, None, None, None)),
         run: Box::new(|d, o, i| lora_linear_fwd(d, &mut o[0], None, &i[0], &i[1], None, None, None, None)),
     }
 }
@@ -35,7 +35,7 @@ fn plain_bwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("dy", Normal(vec![n, m])), ("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: Plan::default(),
+        plan: Plan::chain(unfused::linear_bwd),
         run: Box::new(|d, o, i| {
             lora_linear_bwd(d, Some(&mut o[0]), None, None, &i[0], &i[1], None, &i[2], None, None)
         }),
@@ -56,6 +56,7 @@ fn label(([n, k, m], rows, r): &Sizes, drop: bool) -> String {
 fn lora_fwd(sizes: &Sizes, drop: bool) -> Case {
     let (&([n, k, m], ref rows, r), dropout) = (sizes, drop.then_some(DROPOUT));
     let (rows, s) = (rows.clone(), rows.len());
+    let steps = rows.clone();
     Case {
         op: "lora_linear_fwd",
         label: label(sizes, drop),
@@ -70,7 +71,10 @@ fn lora_fwd(sizes: &Sizes, drop: bool) -> Case {
         ],
         flops: 2 * n * (k * m + s * r * k + m * r),
         elements: n * k + k * m + 2 * n * m + s * r * k + m * r + m,
-        plan: Plan::default(),
+        plan: Plan::chain(move |o, i| {
+            let lora = Lora { a: &i[3], b: &i[4], rows: &steps, scales: &SCALES[..steps.len()] };
+            unfused::lora_linear_fwd(o, i, Some(lora), Some(&i[2]), Some(&i[5]), dropout)
+        }),
         run: Box::new(move |d, o, i| {
             let ([y, xa], [x, w, bias, a, b, residual]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };
@@ -82,6 +86,7 @@ fn lora_fwd(sizes: &Sizes, drop: bool) -> Case {
 fn lora_bwd(sizes: &Sizes, drop: bool) -> Case {
     let (&([n, k, m], ref rows, r), dropout) = (sizes, drop.then_some(DROPOUT));
     let (rows, s) = (rows.clone(), rows.len());
+    let steps = rows.clone();
     Case {
         op: "lora_linear_bwd",
         label: label(sizes, drop),
@@ -101,7 +106,10 @@ fn lora_bwd(sizes: &Sizes, drop: bool) -> Case {
         ],
         flops: 2 * n * (k * m + 2 * s * r * k + 2 * m * r),
         elements: 2 * n * k + k * m + n * m + 2 * (s * r * k + m * r),
-        plan: Plan::default(),
+        plan: Plan::chain(move |o, i| {
+            let lora = Lora { a: &i[4], b: &i[5], rows: &steps, scales: &SCALES[..steps.len()] };
+            unfused::lora_linear_bwd(o, i, lora, dropout)
+        }),
         run: Box::new(move |d, o, i| {
             let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };

@@ -1,6 +1,6 @@
 //! The two losses. Their labels end in the rule by which they count.
 
-use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison};
+use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison, unfused};
 use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
 use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
 
@@ -38,7 +38,7 @@ pub(super) fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
         inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], 20.0))],
         flops: 6 * p * c * v,
         elements: p * c + n * c + 3 * v * c,
-        plan: Plan::default(),
+        plan: Plan::chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN)),
         run: Box::new(|d, o, i| {
             let [dx, dw] = o else { unreachable!() };
             masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)

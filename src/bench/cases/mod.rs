@@ -9,6 +9,7 @@ pub mod large;
 mod linear;
 mod losses;
 mod rows;
+mod unfused;
 
 use crate::device::{DType, Device};
 use crate::error::Result;
@@ -107,10 +108,25 @@ pub struct Plan {
     /// The op as a chain of unfused steps, each rounded to bf16, on a CPU at `F64`: kernels may be off by twice as much as
     /// it is. Where there is none they sum in f32 and round once, at the end.
     pub unfused: Option<Run>,
-    /// Bytes that they move to and from global memory, as their headers say.
+    /// Bytes of global memory that they touch, each counted once for reading and once for writing: what is left for DRAM
+    /// if the cache forgets nothing.
+    pub once: Option<usize>,
+    /// Bytes that their threads ask global memory for, most of them from L2.
     pub bytes: Option<usize>,
-    /// Operations of tensor cores, likewise.
+    /// Operations of tensor cores, as the emulator counts them; none where not said.
     pub tensor_flops: Option<usize>,
+}
+
+impl Plan {
+    /// Bytes touched, each once.
+    fn once(bytes: usize) -> Plan {
+        Plan { once: Some(bytes), ..Plan::default() }
+    }
+
+    /// Twice the error of this chain, of outputs and inputs.
+    fn chain(steps: impl Fn(&mut [Tensor], &[Tensor]) -> Result<()> + Send + Sync + 'static) -> Plan {
+        Plan { unfused: Some(Box::new(move |_, o, i| steps(o, i))), ..Plan::default() }
+    }
 }
 
 impl Case {
