@@ -20,6 +20,8 @@ export LLM2VEC_ROOT=$here REQUIRE_GPU=1
 export LLM2VEC_COMMIT=${LLM2VEC_COMMIT:-$(cat "$here/COMMIT" 2>/dev/null || echo unknown)}
 export LLM2VEC_FILTER=${FILTER:-}
 llm2vec=$here/bin/llm2vec
+python=${PYTHON:-python3}
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
 failed=0 missing=0
 checks=()
 
@@ -65,15 +67,32 @@ publish() {
 
 gpu() { "$llm2vec" doctor --json | sed -n 's/.*"name":"gpu","status":"[A-Z]*","what":"\(.*\)","hint.*/\1/p'; }
 
-# Says why a stage cannot run here.
-needs_gpu() {
-    "$llm2vec" doctor --json | grep -q '"name":"gpu","status":"PASS"' && return 0
-    check "$1" skipped 0 "no GPU: $(gpu)"
-    return 1
+# has STAGE [TOOL]...: whether all is here; says of each thing that is not
+has() {
+    local stage=$1 lacks="" tool why
+    shift
+    "$llm2vec" doctor --json | grep -q '"name":"gpu","status":"PASS"' || lacks="no GPU: $(gpu)"
+    for tool in "$@"; do
+        case $tool in
+            sanitizer)
+                if [ -n "$sanitizer" ]; then continue; fi
+                why="no compute-sanitizer in PATH or /usr/local/cuda*/bin (it comes with the CUDA toolkit)"
+                ;;
+            torch)
+                if why=$("$python" -c 'import torch' 2>&1); then continue; fi
+                why="no torch for $python: $(printf '%s' "$why" | tail -n 1)"
+                ;;
+        esac
+        lacks="${lacks:+$lacks; }$why"
+    done
+    if [ -n "$lacks" ]; then
+        check "$stage" skipped 0 "$lacks"
+        return 1
+    fi
 }
 
 tests() {
-    if needs_gpu tests; then
+    if has tests; then
         local programs=() program
         for program in "$here"/tests/*; do
             if [ -f "$program" ] && [ -x "$program" ]; then programs+=("$program"); fi
@@ -87,23 +106,17 @@ tests() {
 }
 
 sanitize() {
-    if needs_gpu sanitize; then
-        local tool
-        tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
-        if [ -z "$tool" ]; then
-            check sanitize skipped 0 "no compute-sanitizer in PATH or /usr/local/cuda*/bin: it comes with the CUDA toolkit"
-        else
-            for which in memcheck racecheck initcheck synccheck; do
-                attempt "sanitize $which" 130 "$tool" --tool "$which" --error-exitcode 9 \
-                    "$llm2vec" bench ops --device "$device" --cases table --rounds 0 --quiet
-            done
-        fi
+    if has sanitize sanitizer; then
+        for which in memcheck racecheck initcheck synccheck; do
+            attempt "sanitize $which" 130 "$sanitizer" --tool "$which" --error-exitcode 9 \
+                "$llm2vec" bench ops --device "$device" --cases table --rounds 0 --quiet
+        done
     fi
     publish sanitize
 }
 
 bench() {
-    if needs_gpu bench; then
+    if has bench; then
         attempt "bench ops" 330 "$llm2vec" bench ops --device "$device" --cases large --output "$results/ops.json" --output "$results/ops.csv"
         for shape in S-LLaMA-1.3B Mistral-7B; do
             attempt "bench encode $shape" 50 "$llm2vec" bench encode --shape $shape --device "$device" --output "$results/encode-$shape.json"
@@ -114,14 +127,9 @@ bench() {
 }
 
 pytorch() {
-    if needs_gpu pytorch; then
-        local python=${PYTHON:-python3} why
-        if ! why=$("$python" -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"' 2>&1); then
-            check pytorch skipped 0 "$python: $(printf '%s' "$why" | tail -n 1)"
-        else
-            attempt "bench ops against pytorch" 540 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
-                --against pytorch --python "$python" --output "$results/pytorch.json" --output "$results/pytorch.csv"
-        fi
+    if has pytorch torch; then
+        attempt "bench ops against pytorch" 540 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
+            --against pytorch --python "$python" --output "$results/pytorch-ops.json" --output "$results/pytorch-ops.csv"
     fi
     publish pytorch
 }

@@ -1,7 +1,7 @@
 //! How cases are timed: rounds across all of them, so that a machine that grows warm or busy is so for each alike.
 
 use super::cases::large::roofs;
-use super::cases::{Case, Fill};
+use super::cases::{Case, Fill, gpu_dtype};
 use super::record::{Counted, Roof, Row, Spread};
 use super::rival::Python;
 use crate::device::gpu::{Gpu, Memory};
@@ -68,7 +68,7 @@ impl Operands {
                     Some(x) => vec![x; numel],
                     None => self.numbers.iter().cycle().skip(first).take(numel).copied().collect(),
                 };
-                Tensor::repeated_on(gpu, case.gpu_dtype(name, fill), shape, &values)
+                Tensor::repeated_on(gpu, gpu_dtype(case.op, name, fill), shape, &values)
             }
         }
     }
@@ -78,7 +78,7 @@ impl Operands {
         let one = |(name, fill): &(&str, Fill)| {
             let size = match &self.device {
                 Device::Cpu(real) => real.size(),
-                Device::Gpu(_) => case.gpu_dtype(name, fill).size(),
+                Device::Gpu(_) => gpu_dtype(case.op, name, fill).size(),
             };
             (fill.shape().iter().product::<usize>() * size) as u64
         };

@@ -3,7 +3,7 @@
 //! To the child: the settings and the cases, one JSON line; then `{"run": case, "samples": n}` a line. From the child: one
 //! line that says what it is; then for each run one object of seconds (a list) or a reason (a string) by variant.
 
-use super::cases::{Case, Fill};
+use super::cases::{Case, Fill, gpu_dtype};
 use super::record::{Rival, Spread};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
@@ -133,7 +133,7 @@ pub fn list(cases: &[Case]) -> Value {
     let one = |case: &Case| {
         let operands = |list: &[(&'static str, Fill)]| -> serde_json::Map<String, Value> {
             let one = |(name, fill): &(&'static str, Fill)| {
-                let dtype = format!("{:?}", case.gpu_dtype(name, fill)).to_lowercase();
+                let dtype = format!("{:?}", gpu_dtype(case.op, name, fill)).to_lowercase();
                 let ints = if let Fill::Ints(_, values) = fill { Some(values) } else { None };
                 (name.to_string(), json!({"shape": fill.shape(), "dtype": dtype, "ints": ints}))
             };

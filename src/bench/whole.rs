@@ -88,8 +88,8 @@ impl Model {
         if !(1..=self.config.layers).contains(&layers) {
             return Err(Error::Usage(format!("--layers {layers}: the model has {}", self.config.layers)));
         }
+        self.name += &format!(", {layers} of {} layers", self.config.layers);
         self.config.layers = layers;
-        self.name += &format!(", {layers} layers");
         Ok(())
     }
 

@@ -79,6 +79,8 @@ pub fn large(tokens: usize) -> Vec<Case> {
     for shape in SHAPES {
         for case in layer(shape, tokens) {
             match list.iter_mut().find(|(c, _)| (c.op, &c.label) == (case.op, &case.label)) {
+                // A short pack makes sizes of one shape equal, too.
+                Some((_, names)) if names.last() == Some(&shape.name) => {}
                 Some((_, names)) => names.push(shape.name),
                 None => list.push((case, vec![shape.name])),
             }
@@ -128,7 +130,6 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
     let linears = [(c, q + 2 * kv, 3), (q, c, 1), (c, 2 * f, 2), (f, c, 1)];
     let learned = linears.iter().map(|(k, m, s)| RANK * (k * s + m)).sum::<usize>();
     list.extend(adamw(learned));
-    list.dedup_by(|a, b| (a.op, &a.label) == (b.op, &b.label));
     list
 }
 

@@ -136,22 +136,12 @@ impl Case {
         (make(&self.outputs), make(&self.inputs))
     }
 
-    /// The element type of an operand on a GPU: statistics f32, integers i32, all others bf16.
-    pub fn gpu_dtype(&self, name: &str, fill: &Fill) -> DType {
-        let statistic = |(noun, names): &(&str, &[&str])| self.op.starts_with(noun) && names.contains(&name);
-        match fill {
-            Ints(..) => DType::I32,
-            _ if STATISTICS.iter().any(statistic) => DType::F32,
-            _ => DType::Bf16,
-        }
-    }
-
     /// Bytes that must at least be moved on a device: [`Case::elements`] at the mean size of those that the operands hold,
     /// what is updated counted twice.
     pub fn bytes(&self, device: &Device) -> u64 {
         let size = |name: &str, fill: &Fill| match device {
             Device::Cpu(real) => real.size(),
-            Device::Gpu(_) => self.gpu_dtype(name, fill).size(),
+            Device::Gpu(_) => gpu_dtype(self.op, name, fill).size(),
         };
         let numel = |fill: &Fill| fill.shape().iter().product::<usize>();
         let updated = |fill: &Fill| if let Poison(_) = fill { 1 } else { 2 };
@@ -159,6 +149,16 @@ impl Case {
         let all = written.chain(self.inputs.iter().map(|(name, f)| (numel(f), size(name, f))));
         let (count, bytes) = all.fold((0, 0), |(n, b), (numel, size)| (n + numel, b + numel * size));
         (self.elements as f64 * bytes as f64 / count as f64).round() as u64
+    }
+}
+
+/// The element type of an op's operand on a GPU: statistics f32, integers i32, all others bf16.
+pub fn gpu_dtype(op: &str, name: &str, fill: &Fill) -> DType {
+    let statistic = |(noun, names): &(&str, &[&str])| op.starts_with(noun) && names.contains(&name);
+    match fill {
+        Ints(..) => DType::I32,
+        _ if STATISTICS.iter().any(statistic) => DType::F32,
+        _ => DType::Bf16,
     }
 }
 
