@@ -102,7 +102,8 @@ fn all_on(
     seeds: impl Fn(&Case) -> u64 + Sync,
     guard: usize,
 ) -> Vec<&'static str> {
-    let cases: Vec<Case> = cases::all().into_iter().chain(more()).filter(has_kernels).collect();
+    let cases: Vec<Case> =
+        cases::all().into_iter().chain(cases::large_tiles()).chain(more()).filter(has_kernels).collect();
     let ran = cases.par_iter().map(|case| {
         let (gpu, what) = (open(), format!("{} {}", case.op, case.label));
         let (counted, findings) = one(&gpu, case, seeds(case), guard)?;
