@@ -24,7 +24,7 @@ const SEEDS: u64 = 8;
 /// passed once has nothing to wait for.
 const CASES: usize = 6;
 const FLOPS: usize = 1 << 28;
-const ELEMENTS: usize = 1 << 21;
+const ELEMENTS: usize = 1 << 22;
 
 /// Removals that nobody notices, and why that is right: kernel, words of the source line, reason.
 const REASONS: &[(&str, &str, &str)] = &[];
