@@ -19,6 +19,8 @@ mod hopper;
 mod hostile;
 #[path = "emulator/mbarrier.rs"]
 mod mbarrier;
+#[path = "emulator/mma.rs"]
+mod mma;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]

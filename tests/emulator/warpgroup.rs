@@ -3,7 +3,7 @@
 use super::*;
 use half::bf16;
 
-const PTX: &str = include_str!("ptx/warpgroup_sm90.ptx");
+pub const PTX: &str = include_str!("ptx/warpgroup_sm90.ptx");
 
 /// A, B, and 2 A B^T in whole numbers.
 fn operands() -> (Vec<bf16>, Vec<bf16>, Vec<f32>) {

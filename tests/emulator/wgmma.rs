@@ -175,6 +175,8 @@ impl Case {
             put(&mut image, layout, 64, &a);
         }
         put(&mut image, &self.b, n, &b);
+        let end = image.iter().rposition(|b| *b != 0xff).map_or(0, |i| i + 1);
+        image.truncate(end.next_multiple_of(1024));
         // The fragments of the ISA: thread t holds rows 16 (t / 32) + t % 32 / 4 and eight below.
         let pack = 4 / size;
         let mut left = vec![0u8; 128 * 16];
@@ -246,7 +248,7 @@ fn every_layout_of_b() {
         for width in WIDTHS {
             for across in [false, true] {
                 let a = Layout::new(WIDTHS[i % 4], i % 2 == 1, 64, 0, i % (width / 32).max(1), i % 3 == 1);
-                let b = Layout::new(width, across, n, 65536, i % (width / 32).max(1), i % 2 == 0);
+                let b = Layout::new(width, across, n, 32768, i % (width / 32).max(1), i % 2 == 0);
                 let a = Layout { skip: if a.skip < a.width { a.skip } else { 0 }, ..a };
                 let case =
                     Case { element: "bf16", sum: "f32", n, a: Some(a), b, scale: true, negate: [false; 2] };
@@ -262,7 +264,7 @@ fn every_layout_of_a() {
         for (across, gap) in [(false, false), (true, false), (false, true), (true, true)] {
             let a = Layout::new(width, across, 64, 2048, width / 32 % 3, gap);
             let a = Layout { skip: if a.skip + 32 <= width { a.skip } else { 0 }, ..a };
-            let b = Layout::new(64, false, 24, 65536, 1, false);
+            let b = Layout::new(64, false, 24, 32768, 1, false);
             for scale in [false, true] {
                 let case =
                     Case { element: "f16", sum: "f32", n: 24, a: Some(a), b, scale, negate: [scale, gap] };
@@ -278,7 +280,7 @@ fn a_in_registers_and_the_other_types() {
         for width in WIDTHS {
             for across in [false, true].into_iter().filter(|x| !x || element != "tf32") {
                 let b = Layout::new(width, across, 48, 4096, 0, true);
-                let a = Layout::new(width, false, 64, 65536, 0, false);
+                let a = Layout::new(width, false, 64, 32768, 0, false);
                 for a in [None, Some(a)] {
                     let negate = [a.is_none(), across];
                     Case { element, sum, n: 48, a, b, scale: true, negate }.check();
@@ -321,4 +323,38 @@ fn bad_descriptors() {
         )
         .is_ok()
     );
+}
+
+/// Products of one shape may follow each other into an accumulator; others must wait for it.
+#[test]
+fn an_accumulator_under_way_has_one_shape() {
+    let a = Layout::new(128, false, 64, 0, 0, false);
+    let b = Layout::new(128, false, 16, 65536, 0, false);
+    let case = Case { element: "bf16", sum: "f32", n: 16, a: Some(a), b, scale: false, negate: [false; 2] };
+    let text = case.ptx(FENCE);
+    let at = text.find("wgmma.mma_async").unwrap();
+    let before = |code: &str| format!("{}{code}\n{}", &text[..at], &text[at..]);
+    let product = |n: usize, a: &str| {
+        let d = (0..n / 2).map(|i| format!("%x{i}")).collect::<Vec<_>>().join(", ");
+        let majors = if a == "%d4" { "0, 0" } else { "0" };
+        format!("wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{d}}}, {a}, %d5, 0, 1, 1, {majors};")
+    };
+    let waits = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;";
+    let run = |ptx: &str| {
+        let descriptors = [a.descriptor(), b.descriptor()];
+        launch(ptx, &[0; 4096], &[0; 100 << 10], &[0; 2048], descriptors, 0)
+            .map(|_| ())
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(run(&before(&product(16, "%d4"))), Ok(()));
+    assert_eq!(run(&before(&(product(8, "%d4") + waits))), Ok(()));
+    let fails = |code: &str, words: &str| {
+        let what = run(&before(code)).unwrap_err();
+        assert!(what.contains(words), "{what}");
+    };
+    fails(&product(8, "%d4"), "a wgmma of another shape");
+    // A product's sums are not the next one's operand before it is done, nor the other way round.
+    fails(&product(16, "{%x0, %x1, %x2, %x3}"), "accumulator");
+    let chained = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%a0, %a1, %a2, %a3}, {%x0, %x1, %x2, %x3}, %d5, 0, 1, 1, 0;";
+    fails(chained, "an accumulator belongs to another wgmma");
 }

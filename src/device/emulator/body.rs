@@ -101,14 +101,19 @@ impl<'p, 'a> Body<'p, 'a> {
         self.push(None, Op::Ret, self.parser.line());
         self.function.end = self.parser.module.insts.len() as u32;
         self.resolve()?;
-        super::wgmma::mark_shared(&mut self.parser.module.insts[self.function.start as usize..]);
+        super::products::mark_shared(&mut self.parser.module.insts[self.function.start as usize..]);
         Ok(self.function)
     }
 
     fn directive(&mut self, word: &'a str) -> Parsed<()> {
         match word {
             ".loc" => self.loc = self.parser.loc()?,
-            ".reg" => self.registers()?,
+            ".reg" => {
+                let ty = self.parser.word()?;
+                self.registers(ty)?;
+            }
+            // As the toolkit's headers have it, without a space.
+            _ if word.starts_with(".reg.") => self.registers(&word[4..])?,
             ".pragma" => self.parser.skip_past(';')?,
             ".param" => {
                 let (name, variable, ..) = self.parser.variable()?;
@@ -156,8 +161,7 @@ impl<'p, 'a> Body<'p, 'a> {
     }
 
     /// `.reg .b32 %r<7>, %x;`
-    fn registers(&mut self) -> Parsed<()> {
-        let ty = self.parser.word()?;
+    fn registers(&mut self, ty: &str) -> Parsed<()> {
         let ty = if ty == ".v2" || ty == ".v4" { "" } else { ty };
         let Some(ty) = Ty::parse(ty.trim_start_matches('.')) else {
             return self.parser.wrong(format!("registers of type `{ty}` are not modelled"));

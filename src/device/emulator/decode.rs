@@ -56,7 +56,29 @@ pub fn last_type(body: &Body<'_, '_>, parts: &[&str]) -> Parsed<Ty> {
     }
 }
 
+/// Two 16-bit integers in a register.
+fn pairs(name: &str, ty: &str) -> Option<alu::AluFn> {
+    use alu::alu;
+    fn halves(a: u32, b: u32, f: impl Fn(u16, u16) -> u16) -> u32 {
+        u32::from(f(a as u16, b as u16)) | u32::from(f((a >> 16) as u16, (b >> 16) as u16)) << 16
+    }
+    Some(match (name, ty) {
+        ("add", "u16x2" | "s16x2") => alu!(u32: |a, b, _| halves(a, b, u16::wrapping_add)),
+        ("min", "u16x2") => alu!(u32: |a, b, _| halves(a, b, u16::min)),
+        ("max", "u16x2") => alu!(u32: |a, b, _| halves(a, b, u16::max)),
+        ("min", "s16x2") => alu!(u32: |a, b, _| halves(a, b, |x, y| (x as i16).min(y as i16) as u16)),
+        ("max", "s16x2") => alu!(u32: |a, b, _| halves(a, b, |x, y| (x as i16).max(y as i16) as u16)),
+        _ => return None,
+    })
+}
+
 fn arithmetic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
+    if let [name, ty @ ("u16x2" | "s16x2")] = parts {
+        return match pairs(name, ty) {
+            Some(f) => alu_op(body, f, false, false, operands),
+            None => unknown(body),
+        };
+    }
     let ty = last_type(body, parts)?;
     let middle = &parts[1.min(parts.len() - 1)..parts.len() - 1];
     let has = |m: &str| middle.contains(&m);

@@ -10,7 +10,7 @@ use super::report::{At, Fault, Kind};
 use super::resident::{Block, Resident};
 use super::step::waits_at;
 use super::warp::{Warp, lanes};
-use super::wgmma;
+use super::warpgroup;
 use super::{Args, Launch};
 use crate::error::{Error, Result};
 
@@ -84,7 +84,7 @@ pub fn run(
         param,
         symbols,
         counts: vec![Count::default(); module.insts.len()],
-        registers: wgmma::registers(function),
+        registers: warpgroup::registers(function),
         dice: Dice(launch.seed),
         agents: Agents::default(),
         flights: Vec::new(),

@@ -115,7 +115,8 @@ impl Context<'_> {
                 let look = |s: &Src| warp.look(frame, *s, consts);
                 let (a, b): (Vec<_>, Vec<_>) =
                     (mma.a.iter().map(look).collect(), mma.b.iter().map(look).collect());
-                let d = mma.product(&a, &b, &mma.c.each_ref().map(look));
+                let c: Vec<_> = mma.c.iter().map(look).collect();
+                let d = mma.product(&a, &b, &c);
                 // One undefined element spoils rows and columns: all or nothing is close enough.
                 let known = if known == !0 { !0 } else { 0 };
                 self.counts[run.pc as usize].flops += mma.flops();

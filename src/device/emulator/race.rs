@@ -388,6 +388,26 @@ impl Races {
         }
     }
 
+    /// Notes a read of the asynchronous proxy; gives the write that it races with, or (true) cannot see yet.
+    pub fn read_beside(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        who: &Who<'_>,
+        proxy: Proxy,
+    ) -> Option<(Touch, bool)> {
+        let mut harmless = Touch::default();
+        for cell in self.cells(at, bytes) {
+            if cell.write != harmless {
+                if cell.write.unfenced(who.clock, proxy) {
+                    return Some((cell.write, true));
+                }
+                harmless = cell.write;
+            }
+        }
+        self.read(at, bytes, who).map(|other| (other, false))
+    }
+
     /// Notes nothing; gives a write of these bytes that the asynchronous proxy cannot see yet.
     pub fn unfenced(&mut self, at: usize, bytes: usize, clock: &Clock, proxy: Proxy) -> Option<Touch> {
         self.cells(at, bytes).iter().map(|c| c.write).find(|w| w.unfenced(clock, proxy))

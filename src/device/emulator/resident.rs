@@ -5,12 +5,13 @@ use super::cluster::{Beside, Cluster};
 use super::environment::environment;
 use super::launch::Running;
 use super::memory::{GUARD, Region, State};
+use super::products::Products;
 use super::ptx::LANES;
 use super::race::{Clock, WARPS};
 use super::report::{Fault, Kind};
 use super::step::{Context, GATES, Gate};
 use super::warp::{Warp, lanes};
-use super::wgmma::{GROUP, Products, WARPGROUPS, Warpgroup};
+use super::warpgroup::{GROUP, WARPGROUPS, Warpgroup};
 use std::collections::BTreeMap;
 
 /// A block.

@@ -9,7 +9,7 @@ use super::ptx::{Barrier, Inst, LANES, Lanes, Logic, Module, Op, Src};
 use super::race::{Agents, Clock};
 use super::report::{At, Fault, Kind};
 use super::warp::{Frame, Group, Warp, lanes};
-use super::wgmma::{WARPGROUPS, Warpgroup};
+use super::warpgroup::{WARPGROUPS, Warpgroup};
 
 /// What an instruction may reach besides its warp.
 pub struct Context<'a> {

@@ -7,9 +7,9 @@
 
 use super::cluster::Beside;
 use super::memory::{Region, State};
+use super::products::Products;
 use super::ptx::{Function, LANES, Lanes, Pred, Src};
 use super::race::Clock;
-use super::wgmma::Products;
 
 /// A function's storage within its warp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
