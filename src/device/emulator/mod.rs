@@ -24,9 +24,9 @@
 //! From the command line: `llm2vec emulate --help`.
 //!
 //! # What is modelled
-//! - PTX as nvcc 13.0 writes it for sm_80 and sm_90a: integers, floats (rounding as the modifier says; `.approx` functions are
-//!   rounded from f64, so they are better than the hardware's), f16 and bf16 and their pairs, all state spaces, calls,
-//!   local arrays, atomics, shuffles, votes, `match`, `redux`, named barriers, `cp.async`, `ldmatrix`,
+//! - PTX as nvcc 13.0 writes it for sm_80 and sm_90a: integers, floats (rounding as the modifier says; `.approx`
+//!   functions are rounded from f64, so they are better than the hardware's), f16 and bf16 and their pairs, all state
+//!   spaces, calls, local arrays, atomics, shuffles, votes, `match`, `redux`, named barriers, `cp.async`, `ldmatrix`,
 //!   `stmatrix`, `elect.sync`, and `mma.sync` m16n8 with f16, bf16 and tf32 elements and f32 or f16 sums, and with 8-bit
 //!   integers (exact products, summed over rising k; see `tensor`). Cache hints and policies are read and ignored.
 //! - `wgmma` on f16, bf16 and tf32 with A from registers or shared memory, both majors, every swizzle (see `descriptor`).
@@ -60,12 +60,11 @@
 //!
 //! # What is not
 //! `wgmma` on 8-bit and sparse operands; tensor copies by `im2col`, interleaved, or with maps changed on the device;
-//! vector atomics; textures, surfaces, calls by address, `printf`; f64 with
-//! directed rounding; `.cc` on `mad`. Each is refused by name when the file is read. Fences, warp barriers and
-//! waits at mbarriers order for their whole warp, so a race that needs one lane's to be missing can be overlooked
-//! (an arrival at an mbarrier speaks for its own lanes only). Scopes are taken at their widest. `griddepcontrol` does
-//! nothing. Times are not modelled:
-//! clocks stand still.
+//! vector atomics; textures, surfaces, calls by address, `printf`; f64 with directed rounding; `.cc` on `mad`. Each is
+//! refused by name when the file is read. Fences, warp barriers and waits at mbarriers order for their whole warp, so a
+//! race that needs one lane's to be missing can be overlooked (an arrival at an mbarrier speaks for its own lanes only).
+//! Lanes may come to an aligned barrier or a `wgmma` one after the other. Registers are counted, not limited. Scopes are
+//! taken at their widest. `griddepcontrol` does nothing. Times are not modelled: clocks stand still.
 
 mod access;
 mod alu;
