@@ -126,7 +126,7 @@ proptest! {
                     n => vec![1; *n],
                 }).collect();
                 let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-                let _ = emulator.launch(&kernel, &Launch { budget: 2000, ..line(2, if hopper { 128 } else { 64 }) }, &args);
+                let _ = emulator.launch(&kernel, &Launch { budget: 2000, ..line(2, if part < 4 { 64 } else { 128 }) }, &args);
             }
         }
     }
