@@ -30,6 +30,7 @@ struct State {
 enum Action {
     Launch { kernel: &'static str, launch: emulator::Launch, arguments: Vec<Vec<u8>> },
     Fill { address: u64, byte: u8, bytes: usize },
+    Copy { to: u64, from: u64, bytes: usize },
     Divide { address: u64, parts: Vec<(usize, usize)> },
 }
 
@@ -75,9 +76,9 @@ impl Emulated {
         self.state().seed = seed;
     }
 
-    /// Memory that nothing has written.
-    pub fn allocate(&self, bytes: usize) -> Result<u64> {
-        Ok(self.idle("an allocation")?.emulator.allocate("device memory", bytes))
+    /// Memory that nothing has written, named for reports.
+    pub fn allocate(&self, name: &str, bytes: usize) -> Result<u64> {
+        Ok(self.idle("an allocation")?.emulator.allocate(name, bytes))
     }
 
     /// Gives it back.
@@ -100,6 +101,11 @@ impl Emulated {
     pub fn read(&self, to: &mut [u8], from: u64) -> Result<()> {
         to.copy_from_slice(&self.idle("a copy to the host")?.emulator.read(from, to.len())?);
         Ok(())
+    }
+
+    /// Copies on the device; all of it must have been written.
+    pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.state().queue(Action::Copy { to, from, bytes })
     }
 
     /// Sets every byte.
@@ -218,6 +224,10 @@ impl State {
                 Ok(())
             }
             Action::Fill { address, byte, bytes } => self.emulator.fill(address, byte, bytes),
+            Action::Copy { to, from, bytes } => {
+                let copied = self.emulator.read(from, bytes)?;
+                self.emulator.write(to, &copied)
+            }
             Action::Divide { address, parts } => self.emulator.divide(address, &parts),
         }
     }

@@ -165,7 +165,7 @@ impl Gpu {
 
     /// Memory of this many bytes, all zero.
     pub fn memory(&self, bytes: usize) -> Result<Memory> {
-        let block = Arc::new(Block::new(&self.driver, bytes)?);
+        let block = Arc::new(Block::new(&self.driver, "device memory", bytes)?);
         let mut memory = Memory { gpu: self.clone(), address: block.address, bytes, block };
         memory.fill(0)?;
         Ok(memory)
@@ -310,7 +310,7 @@ impl Workspace {
             _ => {
                 // The old one is given back first: the two need not fit together.
                 self.block = None;
-                let block = Arc::new(Block::new(driver, bytes)?);
+                let block = Arc::new(Block::new(driver, "the workspace", bytes)?);
                 self.block = Some(block.clone());
                 Ok(block)
             }
@@ -376,10 +376,10 @@ struct Block {
 }
 
 impl Block {
-    fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Block> {
+    fn new(driver: &Arc<Driver>, name: &str, bytes: usize) -> Result<Block> {
         let address = match &**driver {
             Driver::Cuda(cuda) => cuda.allocate(bytes)?,
-            Driver::Emulated(emulated) => emulated.allocate(bytes)?,
+            Driver::Emulated(emulated) => emulated.allocate(name, bytes)?,
         };
         Ok(Block { driver: driver.clone(), address, bytes })
     }
@@ -453,6 +453,18 @@ impl Memory {
         match &*self.gpu.driver {
             Driver::Cuda(cuda) => cuda.read(to, from),
             Driver::Emulated(emulated) => emulated.read(to, from),
+        }
+    }
+
+    /// Copies from memory of the same GPU, behind what was queued.
+    pub fn copy(&mut self, at: usize, from: &Memory, from_at: usize, bytes: usize) -> Result<()> {
+        let (to, source) = (self.within(at, bytes)?, from.within(from_at, bytes)?);
+        if !from.is_on(&self.gpu) {
+            return Err(Error::Device("a copy between two GPUs".into()));
+        }
+        match &*self.gpu.driver {
+            Driver::Cuda(cuda) => cuda.copy(to, source, bytes),
+            Driver::Emulated(emulated) => emulated.copy(to, source, bytes),
         }
     }
 

@@ -226,6 +226,7 @@ fn blocks_of_a_cluster_that_do_not_agree() {
     find("one_stays_away", two, &out(), &["deadlock", "the cluster's barrier", "1 of 1 arrivals missing"]);
     let send = [Arg::Scratch(512), Arg::In(&x)];
     find("own_bytes", clusters(2, 64, 2), &send, &["mbarrier: it is rank", "the bytes go to rank"]);
+    find("multicast_to_the_gone", clusters(2, 64, 2), &send, &["rank 1"]);
     find("many_ranks", clusters(2, 64, 2), &send, &["multicast to ranks [0, 1, 2] of a cluster of 2"]);
 }
 

@@ -1,25 +1,17 @@
 //! Any one barrier, wait or fence taken out of a correct kernel is noticed: a report, or other bits.
 
-use super::*;
+#[path = "../common/removal.rs"]
+mod lines;
 
-/// The kernel's lines that synchronise, by their number in the file.
-fn synchronising(ptx: &str, kernel: &str) -> Vec<(usize, String)> {
-    let from = ptx.lines().position(|l| l.contains(&format!(".entry {kernel}("))).unwrap();
-    let lines = ptx.lines().enumerate().skip(from);
-    let body = lines.take_while(|(_, l)| *l != "}");
-    let words = ["bar.sync", "bar.warp.sync", "cp.async.wait", "membar"];
-    body.filter(|(_, l)| words.iter().any(|w| l.contains(w)))
-        .map(|(i, l)| (i, l.trim().to_string()))
-        .collect()
-}
+use super::*;
+use lines::{synchronising, without};
 
 /// Lines whose removal nobody notices.
 fn survivors(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (usize, Vec<String>) {
     let right = run(ptx, kernel, launch, args).unwrap().0;
     let lines = synchronising(ptx, kernel);
     let unnoticed = |(removed, _): &&(usize, String)| {
-        let kept = ptx.lines().enumerate().map(|(i, l)| if i == *removed { "" } else { l });
-        let text = kept.collect::<Vec<_>>().join("\n");
+        let text = without(ptx, *removed);
         let same =
             |seed| run(&text, kernel, &Launch { seed, ..*launch }, args).is_ok_and(|(out, _)| out == right);
         SEEDS.into_iter().all(same)

@@ -16,12 +16,14 @@ pub fn adamws() -> Vec<Case> {
         inputs: vec![("g", Normal(shape.to_vec())), ("norm", Level(vec![1], 2.5))],
         flops: 14 * shape[0] * shape[1],
         elements: 7 * shape[0] * shape[1],
-        plan: Plan::default(),
+        plan: Plan::once(28 * shape[0] * shape[1] + 4),
         run: Box::new(move |d, o, i| {
             let [p, m, v] = o else { unreachable!() };
             adamw_step(d, p, m, v, &i[0], Some(Clip { norm: &i[1], most: 1.0 }), by)
         }),
     };
+    // Each of an f64 that is written and read.
+    let chunks = |shape: [usize; 2]| (shape[0] * shape[1]).div_ceil(16384);
     let norm = |shape: [usize; 2]| Case {
         op: "adamw_norm",
         label: format!("{shape:?} and 17"),
@@ -29,7 +31,7 @@ pub fn adamws() -> Vec<Case> {
         inputs: vec![("g", Normal(shape.to_vec())), ("h", Normal(vec![17]))],
         flops: 2 * shape[0] * shape[1],
         elements: shape[0] * shape[1],
-        plan: Plan::default(),
+        plan: Plan::once(4 * (shape[0] * shape[1] + 17) + 16 * (chunks(shape) + 1) + 4),
         run: Box::new(|d, o, i| adamw_norm(d, &mut o[0], i)),
     };
     [[1, 1], [7, 33], [300, 160]].into_iter().flat_map(|shape| [step(shape), norm(shape)]).collect()

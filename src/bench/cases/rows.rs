@@ -1,10 +1,12 @@
 //! Ops that work row by row.
 
-use super::{Case, DROPOUT, Ints, Level, Normal, Plan, Poison};
+use super::{Case, DROPOUT, Fill, Ints, Level, Normal, Plan, Poison};
 use crate::ops::attention::Heads;
 use crate::ops::dropout::dropout_fwd;
 use crate::ops::embed::embed_fwd;
+use crate::ops::finite::finite_fwd;
 use crate::ops::l2norm::{l2norm_bwd, l2norm_fwd};
+use crate::ops::narrow::narrow_fwd;
 use crate::ops::pool::{Pooling, pool_bwd, pool_fwd};
 use crate::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
 use crate::ops::rope::{rope_bwd, rope_fwd};
@@ -24,7 +26,7 @@ pub fn embeds() -> Vec<Case> {
         ],
         flops: 0,
         elements: 2 * n * c,
-        plan: Plan::default(),
+        plan: Plan::once(2 * n * c + 2 * n.min(50) * c + 4 * n),
         run: Box::new(|d, o, i| embed_fwd(d, &mut o[0], &i[0], &i[1])),
     };
     ROWS.iter().map(case).collect()
@@ -38,7 +40,7 @@ pub fn rmsnorms() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![n, c])), ("w", Normal(vec![c]))],
         flops: 4 * n * c,
         elements: 2 * n * c + c + n,
-        plan: Plan::default(),
+        plan: Plan::once(4 * n * c + 4 * n + 2 * c),
         run: Box::new(|d, o, i| {
             let [y, rstd] = o else { unreachable!() };
             rmsnorm_fwd(d, y, rstd, &i[0], &i[1], 1e-5)
@@ -56,7 +58,7 @@ pub fn rmsnorms() -> Vec<Case> {
         ],
         flops: 7 * n * c,
         elements: 3 * n * c + c + n,
-        plan: Plan::default(),
+        plan: Plan::once(6 * n * c + 4 * n + 2 * c),
         run: Box::new(|d, o, i| rmsnorm_bwd(d, &mut o[0], &i[0], None, &i[1], &i[2], &i[3])),
     };
     ROWS.iter().flat_map(|shape| [forward(shape), backward(shape)]).collect()
@@ -75,7 +77,9 @@ pub fn ropes() -> Vec<Case> {
         ],
         flops: 3 * n * (heads.query + heads.key) * heads.width,
         elements: 2 * n * (heads.query + heads.key) * heads.width,
-        plan: Plan::default(),
+        plan: Plan::once(
+            4 * n * (heads.query + heads.key) * heads.width + 4 * n + 4 * n.min(16) * heads.width,
+        ),
         run: match forward {
             true => Box::new(move |d, o, i| rope_fwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
             false => Box::new(move |d, o, i| rope_bwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
@@ -92,7 +96,7 @@ pub fn swiglus() -> Vec<Case> {
         inputs: vec![("gate_up", Normal(vec![n, 2 * f]))],
         flops: 5 * n * f,
         elements: 3 * n * f,
-        plan: Plan::default(),
+        plan: Plan::once(6 * n * f),
         run: Box::new(|d, o, i| swiglu_fwd(d, &mut o[0], &i[0])),
     };
     let backward = |&[n, f]: &[usize; 2]| Case {
@@ -102,7 +106,7 @@ pub fn swiglus() -> Vec<Case> {
         inputs: vec![("da", Normal(vec![n, f])), ("gate_up", Normal(vec![n, 2 * f]))],
         flops: 12 * n * f,
         elements: 5 * n * f,
-        plan: Plan::default(),
+        plan: Plan::once(10 * n * f),
         run: Box::new(|d, o, i| swiglu_bwd(d, &mut o[0], &i[0], &i[1])),
     };
     ROWS.iter().flat_map(|shape| [forward(shape), backward(shape)]).collect()
@@ -111,6 +115,12 @@ pub fn swiglus() -> Vec<Case> {
 pub fn pools() -> Vec<Case> {
     let modes = [Pooling::Mean, Pooling::WeightedMean, Pooling::Last, Pooling::First];
     let spans = || ("spans", Ints(vec![3, 2], vec![0, 1, 3, 70, 69, 70]));
+    // Of x, that some span takes: the last lies in the one before.
+    let rows = |pooling| match pooling {
+        Pooling::Mean | Pooling::WeightedMean => 68,
+        Pooling::Last => 2,
+        Pooling::First => 3,
+    };
     let forward = |pooling: Pooling| Case {
         op: "pool_fwd",
         label: format!("N=70 B=3 C=40 {pooling:?}"),
@@ -118,7 +128,7 @@ pub fn pools() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![70, 40])), spans()],
         flops: 2 * 69 * 40,
         elements: 69 * 40 + 3 * 40,
-        plan: Plan::default(),
+        plan: Plan::once(2 * 40 * rows(pooling) + 4 * 3 * 40 + 8 * 3),
         run: Box::new(move |d, o, i| pool_fwd(d, &mut o[0], &i[0], &i[1], pooling)),
     };
     let backward = |pooling: Pooling| Case {
@@ -128,7 +138,7 @@ pub fn pools() -> Vec<Case> {
         inputs: vec![("dy", Normal(vec![3, 40])), spans()],
         flops: 2 * 69 * 40,
         elements: 69 * 40 + 3 * 40,
-        plan: Plan::default(),
+        plan: Plan::once(2 * 70 * 40 + 4 * 3 * 40 + 8 * 3),
         run: Box::new(move |d, o, i| pool_bwd(d, &mut o[0], &i[0], &i[1], pooling)),
     };
     modes.into_iter().flat_map(|pooling| [forward(pooling), backward(pooling)]).collect()
@@ -142,7 +152,7 @@ pub fn dropouts() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![n, c]))],
         flops: n * c,
         elements: 2 * n * c,
-        plan: Plan::default(),
+        plan: Plan::once(4 * n * c),
         run: Box::new(|d, o, i| dropout_fwd(d, &mut o[0], &i[0], 2, DROPOUT)),
     };
     ROWS.iter().map(case).collect()
@@ -156,7 +166,7 @@ pub fn l2norms() -> Vec<Case> {
         inputs: vec![("x", Normal(vec![b, c]))],
         flops: 3 * b * c,
         elements: 2 * b * c + b,
-        plan: Plan::default(),
+        plan: Plan::once(8 * b * c + 4 * b),
         run: Box::new(move |d, o, i| {
             let [y, norm] = o else { unreachable!() };
             l2norm_fwd(d, y, norm, &i[0], eps)
@@ -169,11 +179,44 @@ pub fn l2norms() -> Vec<Case> {
         inputs: vec![("dy", Normal(vec![b, c])), ("y", Normal(vec![b, c])), ("norm", Level(vec![b], 1.3))],
         flops: 5 * b * c,
         elements: 3 * b * c + b,
-        plan: Plan::default(),
+        plan: Plan::once(12 * b * c + 4 * b),
         run: Box::new(move |d, o, i| l2norm_bwd(d, &mut o[0], &i[0], &i[1], &i[2], eps)),
     };
     let plain = ROWS.iter().map(|shape| (shape, 1e-12));
     // Rows shorter than eps: only divided by it.
     let cases = plain.chain([(&[3, 17], 100.0)]);
     cases.flat_map(|(shape, eps)| [forward(shape, eps), backward(shape, eps)]).collect()
+}
+
+pub fn narrows() -> Vec<Case> {
+    let case = |&[n, c]: &[usize; 2]| Case {
+        op: "narrow_fwd",
+        label: format!("N={n} C={c}"),
+        outputs: vec![("y", Poison(vec![n, c]))],
+        inputs: vec![("x", Normal(vec![n, c]))],
+        flops: 0,
+        elements: 2 * n * c,
+        plan: Plan { bytes: Some(6 * n * c), ..Plan::default() },
+        run: Box::new(|d, o, i| narrow_fwd(d, &mut o[0], &i[0])),
+    };
+    ROWS.iter().map(case).collect()
+}
+
+/// Of good numbers and of infinite ones.
+pub fn finites() -> Vec<Case> {
+    let case = |[n, c]: [usize; 2], x: Fill, what: &str| Case {
+        op: "finite_fwd",
+        label: format!("N={n} C={c} {what}"),
+        outputs: vec![("found", Ints(vec![2], vec![-7, -7]))],
+        inputs: vec![("x", x)],
+        flops: 0,
+        elements: n * c,
+        plan: Plan::default(),
+        run: Box::new(|d, o, i| finite_fwd(d, &mut o[0], &i[0])),
+    };
+    let both = |&[n, c]: &[usize; 2]| {
+        let level = Level(vec![n, c], f64::INFINITY);
+        [case([n, c], Normal(vec![n, c]), "finite"), case([n, c], level, "infinite")]
+    };
+    ROWS.iter().flat_map(both).collect()
 }

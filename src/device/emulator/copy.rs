@@ -20,7 +20,15 @@ impl Context<'_> {
     ) -> Done {
         let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
         let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
-        self.count(Space::Global, run, &from, size);
+        let reading = match &used {
+            Some(used) => {
+                lanes(run.exec).filter(|&lane| used[lane] as u32 != 0).fold(0, |m, lane| m | 1 << lane)
+            }
+            None => run.exec,
+        };
+        if reading != 0 {
+            self.count(Space::Global, &Run { exec: reading, ..*run }, &from, size);
+        }
         self.count(Space::Shared, run, &to, size);
         for lane in lanes(run.exec) {
             let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));

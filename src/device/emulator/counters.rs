@@ -57,6 +57,10 @@ impl Count {
 pub struct Counters {
     /// The whole launch.
     pub total: Count,
+    /// Bytes of global memory that were read, each once: what comes from DRAM if the cache forgets nothing.
+    pub read: u64,
+    /// Bytes of global memory that were written, each once.
+    pub written: u64,
     /// By `file.cu:line`.
     pub lines: BTreeMap<String, Count>,
 }
@@ -77,10 +81,16 @@ impl Counters {
         let quoted = |name: &str| name.replace('\\', "\\\\").replace('"', "\\\"");
         let lines: Vec<String> =
             self.lines.iter().map(|(name, c)| format!("    \"{}\": {}", quoted(name), c.json())).collect();
-        format!("{{\n  \"total\": {},\n  \"lines\": {{\n{}\n  }}\n}}\n", self.total.json(), lines.join(",\n"))
+        format!(
+            "{{\n  \"total\": {},\n  \"distinct_bytes\": {{\"read\": {}, \"written\": {}}},\n  \"lines\": {{\n{}\n  }}\n}}\n",
+            self.total.json(),
+            self.read,
+            self.written,
+            lines.join(",\n")
+        )
     }
 
-    /// As a table: the total, then every line.
+    /// As a table: the total, then every line; below it the bytes that were touched, each once.
     pub fn table(&self) -> String {
         let row = |name: &str, c: &Count| {
             let [a, b, d, e] = [c.issued, c.lanes, c.requests, c.sectors];
@@ -99,6 +109,8 @@ impl Counters {
             "tensor flops"
         );
         let lines: String = self.lines.iter().map(|(name, c)| row(name, c)).collect();
-        head + &row("total", &self.total) + &lines
+        let (read, written) = (self.read, self.written);
+        let once = format!("{:>60} distinct bytes read, {written} written\n", read);
+        head + &row("total", &self.total) + &lines + &once
     }
 }

@@ -90,7 +90,14 @@ pub fn run(
         flights: Vec::new(),
     };
     match running.grid() {
-        Ok(()) => Ok(Counters::new(module, &running.counts)),
+        Ok(()) => {
+            let mut counters = Counters::new(module, &running.counts);
+            for [read, written] in running.memory.regions.iter().map(|r| r.races.touched()) {
+                counters.read += read;
+                counters.written += written;
+            }
+            Ok(counters)
+        }
         Err(mut fault) => {
             fault.kernel = kernel.to_string();
             Err(Error::Device(fault.to_string()))

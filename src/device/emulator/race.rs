@@ -329,6 +329,13 @@ impl Races {
         self.pages.clear();
     }
 
+    /// Bytes that were read, and that were written, however often.
+    pub fn touched(&self) -> [u64; 2] {
+        let cells = || self.pages.iter().flatten().flat_map(|page| page.iter());
+        let read = cells().filter(|c| c.reads[0].who != 0).count();
+        [read, cells().filter(|c| c.write.who != 0).count()].map(|n| n as u64)
+    }
+
     fn cells(&mut self, at: usize, bytes: usize) -> &mut [Cell] {
         let page = at / PAGE;
         if self.pages.len() <= page {

@@ -1,0 +1,124 @@
+//! Cases on a device: operands at the types that a GPU computes in, poison, guards, and the cases that a GPU has beside
+//! those of the table.
+
+pub use llm2vec::bench::cases::gpu_dtype as dtype;
+use llm2vec::bench::cases::{Case, Fill, Plan};
+use llm2vec::device::gpu::Gpu;
+use llm2vec::device::{DType, Device};
+use llm2vec::kernels;
+use llm2vec::ops::adamw::{AdamW, adamw_step};
+use llm2vec::ops::rmsnorm::rmsnorm_bwd;
+use llm2vec::tensor::Tensor;
+
+/// What the guards behind arrays hold, as elements of any type.
+const MARK: f64 = 3.0;
+
+/// Operands on a device, each with the rows of its guard, and what they hold there at the start.
+pub struct Operands {
+    pub there: Vec<Tensor>,
+    guards: Vec<usize>,
+    pub start: Vec<Tensor>,
+}
+
+impl Operands {
+    pub fn new(gpu: &Gpu, op: &str, list: &[(&'static str, Fill)], guard: usize) -> Operands {
+        let mut all = Operands { there: Vec::new(), guards: Vec::new(), start: Vec::new() };
+        for (name, fill) in list {
+            let (dtype, host) = (dtype(op, name, fill), fill.tensor(DType::F64, name));
+            let row: usize = host.shape()[1..].iter().product();
+            let guard = guard.div_ceil(row * dtype.size());
+            let mut shape = host.shape().to_vec();
+            shape[0] += guard;
+            let values = host.to_f64().into_iter().chain(std::iter::repeat_n(MARK, guard * row));
+            let mut there = Tensor::from_f64(DType::F64, &shape, values).to_gpu(gpu, dtype).unwrap();
+            there.set_rows(shape[0] - guard).unwrap();
+            all.start.push(match dtype {
+                DType::I32 => there.to_host().unwrap(),
+                _ => Tensor::from_f64(DType::F64, there.shape(), there.to_f64()),
+            });
+            all.there.push(there);
+            all.guards.push(guard);
+        }
+        all
+    }
+
+    /// Whether what lies behind each array is as it was.
+    fn guarded(&mut self) -> bool {
+        self.there.iter_mut().zip(&self.guards).all(|(t, guard)| {
+            let (rows, end) = (t.shape()[0], t.numel());
+            t.set_rows(rows + guard).unwrap();
+            let intact = t.to_f64()[end..].iter().all(|x| *x == MARK);
+            t.set_rows(rows).unwrap();
+            intact
+        })
+    }
+}
+
+/// Runs a case on a device; gives the outputs, or what went wrong.
+pub fn run(gpu: &Gpu, case: &Case, guard: usize) -> Result<Vec<Tensor>, String> {
+    let mut outputs = Operands::new(gpu, case.op, &case.outputs, guard);
+    let mut inputs = Operands::new(gpu, case.op, &case.inputs, guard);
+    (case.run)(&Device::Gpu(gpu.clone()), &mut outputs.there, &inputs.there).map_err(|e| e.to_string())?;
+    gpu.synchronize().map_err(|e| e.to_string())?;
+    for ((operand, _), (there, start)) in case.inputs.iter().zip(inputs.there.iter().zip(&inputs.start)) {
+        if there.to_f64() != start.to_f64() {
+            return Err(format!("{operand} was changed"));
+        }
+    }
+    if !(outputs.guarded() && inputs.guarded()) {
+        return Err("something was written past the end of an array".into());
+    }
+    outputs.there.iter().map(|t| t.to_host().map_err(|e| e.to_string())).collect()
+}
+
+/// The elements of tensors, to be compared bit by bit.
+pub fn bits(tensors: &[Tensor]) -> Vec<u64> {
+    tensors.iter().flat_map(|t| t.to_f64()).map(f64::to_bits).collect()
+}
+
+/// Optional operands the other way round than in the table: a skip for the norm's backward, no clip for the optimiser.
+pub fn more() -> [Case; 2] {
+    let (rows, normal) = (vec![65, 40], |shape: &[usize]| Fill::Normal(shape.to_vec()));
+    let by = AdamW { rate: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.1, step: 3 };
+    let case = |op, label: &str, outputs, inputs, run| Case {
+        op,
+        label: label.into(),
+        outputs,
+        inputs,
+        flops: 0,
+        elements: 0,
+        plan: Plan::default(),
+        run,
+    };
+    [
+        case(
+            "rmsnorm_bwd",
+            "with skip",
+            vec![("dx", Fill::Poison(rows.clone()))],
+            vec![
+                ("dy", normal(&rows)),
+                ("skip", normal(&rows)),
+                ("x", normal(&rows)),
+                ("w", normal(&[40])),
+                ("rstd", Fill::Level(vec![65], 0.8)),
+            ],
+            Box::new(|d, o, i| rmsnorm_bwd(d, &mut o[0], &i[0], Some(&i[1]), &i[2], &i[3], &i[4])),
+        ),
+        case(
+            "adamw_step",
+            "without clip",
+            vec![("p", normal(&[231])), ("m", normal(&[231])), ("v", Fill::Level(vec![231], 0.5))],
+            vec![("g", normal(&[231]))],
+            Box::new(move |d, o, i| {
+                let [p, m, v] = o else { unreachable!() };
+                adamw_step(d, p, m, v, &i[0], None, by)
+            }),
+        ),
+    ]
+}
+
+/// Whether any kernel is there for the case's op. One that has none cannot say what sizes it would take.
+pub fn has_kernels(case: &Case) -> bool {
+    let noun = case.op.rsplit_once('_').map_or(case.op, |(noun, _)| noun);
+    kernels::FILES.iter().any(|f| f.stem.starts_with(noun))
+}
