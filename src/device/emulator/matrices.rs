@@ -1,26 +1,12 @@
-//! `mma.sync` on registers, and `stmatrix`, the reverse of `ldmatrix`.
+//! `stmatrix`: the reverse of `ldmatrix`.
 
 use super::access::{Done, Run, wavefronts};
 use super::memory::State;
 use super::ptx::{Addr, LANES, Space, Src};
 use super::step::Context;
-use super::tensor::Mma;
 use super::warp::{Warp, lanes};
 
 impl Context<'_> {
-    /// `mma.sync`
-    pub fn multiply(&mut self, warp: &mut Warp, run: &Run<'_>, mma: &Mma) {
-        let (frame, consts) = (run.frame, &self.module.consts);
-        let sources = mma.a.iter().chain(&mma.b).chain(&mma.c);
-        let known = sources.fold(!0, |k, s| k & warp.known(frame, *s));
-        let look = |list: &[Src]| list.iter().map(|s| warp.look(frame, *s, consts)).collect::<Vec<_>>();
-        let d = mma.product(&look(&mma.a), &look(&mma.b), &look(&mma.c));
-        // One undefined element spoils rows and columns: all or nothing is close enough.
-        let known = if known == !0 { !0 } else { 0 };
-        self.counts[run.pc as usize].flops += mma.flops();
-        mma.d.iter().zip(&d).for_each(|(d, v)| warp.put(frame, *d, run.exec, v, known));
-    }
-
     /// Lane 8 i + r gives the address of row r of matrix i; each lane has two elements of every matrix.
     pub fn store_matrices(
         &mut self,
