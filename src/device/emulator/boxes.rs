@@ -37,7 +37,7 @@ impl Context<'_> {
                 }
             },
         };
-        if address % 64 != 0 {
+        if !address.is_multiple_of(64) {
             return wrong(format!("misaligned: a tensor map at {address:#x}, a multiple of 64 was expected"));
         }
         let Some(map) = found else {
