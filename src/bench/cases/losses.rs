@@ -1,6 +1,6 @@
 //! The two losses. Their labels end in the rule by which they count.
 
-use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison, unfused};
+use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison, Scaled, unfused};
 use crate::ops::contrastive::{
     InfoNce, contrastive_bwd, contrastive_bwd_cost, contrastive_fwd, contrastive_fwd_cost,
 };
@@ -12,17 +12,18 @@ fn costs(plan: Plan, [flops, bytes]: [usize; 2]) -> Plan {
 }
 
 pub fn masked_xents() -> Vec<Case> {
-    // N, C, V, P: one of each, odd sizes, a vocabulary of more than one tile of the CPU; of a GPU's tiles, one of each,
-    // one less, all but whole, one more.
-    let cpu = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
+    // N, C, V, P. Of a GPU's tiles one of each, one less, all but whole, one more, with logits as models have them; one of
+    // each, odd sizes, a vocabulary of more than one tile of the CPU.
     let gpu = [[1, 8, 1, 1], [255, 40, 127, 127], [128, 128, 256, 64], [257, 136, 389, 129]];
-    let sizes = cpu.into_iter().chain(gpu);
-    sizes.flat_map(|s| [masked_xent(s, true), masked_xent(s, false)]).collect()
+    let cpu = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
+    let sizes = gpu.map(|s| (s, 0.1, 6.0)).into_iter().chain(cpu.map(|s| (s, 1.0, 20.0)));
+    sizes.flat_map(|(s, x, lse)| [true, false].map(|forward| masked_xent(s, x, lse, forward))).collect()
 }
 
-pub(super) fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
+/// Inputs x of this size, and what a backward has for lse.
+pub(super) fn masked_xent([n, c, v, p]: [usize; 4], x: f64, lse: f64, forward: bool) -> Case {
     let ints = |end: usize, step: usize| Ints(vec![p], (0..p).map(|i| (i * step % end) as i32).collect());
-    let x = ("x", Normal(vec![n, c]));
+    let x = ("x", Scaled(vec![n, c], x));
     let w = ("w", Normal(vec![v, c]));
     let (rows, labels) = (("rows", ints(n, 2)), ("labels", ints(v, 1027)));
     let label = format!("N={n} C={c} V={v} P={p}");
@@ -45,7 +46,7 @@ pub(super) fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
         op: "masked_xent_bwd",
         label,
         outputs: vec![("dx", Poison(vec![n, c])), ("dw", Added(vec![v, c]))],
-        inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], 20.0))],
+        inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], lse))],
         flops: 6 * p * c * v,
         elements: p * c + n * c + 3 * v * c,
         plan: costs(

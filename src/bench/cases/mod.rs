@@ -22,6 +22,8 @@ use crate::tensor::Tensor;
 pub enum Fill {
     /// Standard normal numbers in the device's float; in an output, a value that the op updates.
     Normal(Vec<usize>),
+    /// The same times a number.
+    Scaled(Vec<usize>, f64),
     /// This number everywhere.
     Level(Vec<usize>, f64),
     /// These integers.
@@ -32,13 +34,13 @@ pub enum Fill {
     Added(Vec<usize>),
 }
 
-use Fill::{Added, Ints, Level, Normal, Poison};
+use Fill::{Added, Ints, Level, Normal, Poison, Scaled};
 
 impl Fill {
     /// Dimensions, slowest first.
     pub fn shape(&self) -> &[usize] {
         match self {
-            Normal(s) | Level(s, _) | Ints(s, _) | Poison(s) | Added(s) => s,
+            Normal(s) | Scaled(s, _) | Level(s, _) | Ints(s, _) | Poison(s) | Added(s) => s,
         }
     }
 
@@ -46,6 +48,7 @@ impl Fill {
     pub fn reshaped(&self, shape: Vec<usize>) -> Fill {
         match self {
             Normal(_) => Normal(shape),
+            Scaled(_, x) => Scaled(shape, *x),
             Level(_, x) => Level(shape, *x),
             Poison(_) => Poison(shape),
             Added(_) => Added(shape),
@@ -59,12 +62,14 @@ impl Fill {
     /// The operand on a CPU that computes in `real`; each name has its own random stream.
     pub fn tensor(&self, real: DType, name: &str) -> Tensor {
         let numel = self.shape().iter().product();
+        let values = || {
+            let seed = name.bytes().fold(0, |seed: u64, b| seed.wrapping_mul(31) + u64::from(b));
+            normal(seed, numel)
+        };
         let level = |x: f64| Tensor::from_f64(real, self.shape(), std::iter::repeat_n(x, numel));
         match self {
-            Normal(s) => {
-                let seed = name.bytes().fold(0, |seed: u64, b| seed.wrapping_mul(31) + u64::from(b));
-                Tensor::from_f64(real, s, normal(seed, numel))
-            }
+            Normal(s) => Tensor::from_f64(real, s, values()),
+            Scaled(s, by) => Tensor::from_f64(real, s, values().into_iter().map(|x| x * by)),
             Level(_, x) => level(*x),
             Poison(_) => level(f64::NAN),
             Added(_) => level(7.0),
