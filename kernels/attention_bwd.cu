@@ -280,8 +280,10 @@ __device__ __forceinline__ void keys(bf16* dqkv, const bf16* dout, const float* 
         cp_async_commit();
     };
     fetch(kv * share, from, 0);
-    cp_async_wait<1>();
-    __syncthreads();
+    if (HELD) {
+        cp_async_wait<1>();
+        __syncthreads();
+    }
     Owned<D, HELD> held_k(tiles.owned(0), own), held_v(tiles.owned(1), own);
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
     int stage = 0;

@@ -7,8 +7,9 @@ constexpr float LOWEST = -3.402823466e38f;
 
 // sum = sum of e^(z - most) over what was seen.
 struct Lse {
-    float most = LOWEST, sum = 0;
+    float most, sum;
 
+    __device__ static inline Lse none() { return {LOWEST, 0}; }
     // Before values of at most `to` are added.
     __device__ inline void raise(float to) {
         const float top = fmaxf(most, to);

@@ -37,6 +37,7 @@ EXPORT constexpr int SHARED = STAGES * 2 * TILE * (DEEP + 8) * 2;
 
 // bf16 of one operand's tile; 32 rows of 128 take less than 128 rows of 32.
 constexpr int AREA = TILE * (DEEP + BF16S);
+static_assert(SHARED == STAGES * 2 * AREA * sizeof(bf16), "what a launch asks for is what the stages take");
 extern __shared__ __align__(16) bf16 shared[];
 
 // Half of a product: TILE of its outer dimension by DEEP of the inner one at a time. Rows of the matrix run along the
@@ -184,8 +185,9 @@ __device__ inline void leave(const Sums& sum, int first_column, int columns, Row
 // What is known of a row: its logits' sum of exponentials, and the first of the largest.
 struct Seen {
     Lse lse;
-    int best = 0;
+    int best;
 
+    __device__ static inline Seen none() { return {Lse::none(), 0}; }
     __device__ inline void merge(const Seen& other) {
         const bool first = other.lse.most == lse.most && other.best < best;
         if (other.lse.most > lse.most || first) best = other.best;
@@ -209,7 +211,7 @@ masked_xent_fwd(float* __restrict__ most, float* __restrict__ sum, int* __restri
     const int p0 = blockIdx.x * TILE, first = blockIdx.y * tiles, last = min(first + tiles, ceil_div(V, TILE));
     Seen* mine = seen[threadIdx.x / 32 % 2] + Sums::row(0, 0);
     if (threadIdx.x % 4 == 0)
-        for (int apart = 0; apart < 32; apart += 8) mine[apart] = Seen();
+        for (int apart = 0; apart < 32; apart += 8) mine[apart] = Seen::none();
     Operand<false> a(x, rows, P, C, C);
     a.aim(p0);
     products(a, Operand<false>(w, nullptr, V, C, C), first, last, C, [&](int tile, const Sums& z) {
@@ -219,7 +221,7 @@ masked_xent_fwd(float* __restrict__ most, float* __restrict__ sum, int* __restri
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const int p = p0 + Sums::row(i, 2 * h), label_at = (p < P ? labels[p] : -1) - v0;
-                Seen here;
+                Seen here = Seen::none();
 #pragma unroll
                 for (int k = 0; k < 16; k++) {
                     const float logit = z.at[i][k / 2][2 * h + k % 2];
@@ -253,7 +255,7 @@ masked_xent_total(float* __restrict__ total, float* __restrict__ loss, float* __
     double mean = 0;
     int right = 0;
     for (int p = threadIdx.x; p < P; p += TOTAL_THREADS) {
-        Seen all;
+        Seen all = Seen::none();
         for (int s = 0; s < splits; s++) {
             const size_t at = size_t(s) * P + p;
             all.merge(Seen{Lse{most[at], sum[at]}, best[at]});

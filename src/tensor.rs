@@ -328,17 +328,24 @@ impl Tensor {
 
     /// A copy on a GPU, rounded to `dtype` (`Bf16`, `F32`, `F64` or `I32`).
     pub fn to_gpu(&self, gpu: &Gpu, dtype: DType) -> Result<Tensor> {
-        let values = self.to_f64();
-        let mut memory = gpu.memory(values.len() * dtype.size())?;
+        Tensor::repeated_on(gpu, dtype, &self.shape, &self.to_f64())
+    }
+
+    /// These values over and over, on a GPU, rounded to `dtype` as in [`Tensor::to_gpu`].
+    pub fn repeated_on(gpu: &Gpu, dtype: DType, shape: &[usize], values: &[f64]) -> Result<Tensor> {
         let bytes: Vec<u8> = match dtype {
-            DType::F64 => bytemuck::cast_slice(&values).to_vec(),
+            DType::F64 => bytemuck::cast_slice(values).to_vec(),
             DType::F32 => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
             DType::I32 => values.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
             DType::Bf16 => values.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
-            DType::F16 => return Err(self.wrong_type("a type that a GPU computes in")),
+            DType::F16 => return refuse("to_gpu", "a GPU computes in Bf16, F32 or F64".into()),
         };
-        memory.write(0, &bytes)?;
-        Ok(Tensor { shape: self.shape.clone(), data: Data::Gpu(memory, dtype) })
+        let size = shape.iter().product::<usize>() * dtype.size();
+        let mut memory = gpu.memory(size)?;
+        for at in (0..size).step_by(bytes.len().max(1)) {
+            memory.write(at, &bytes[..bytes.len().min(size - at)])?;
+        }
+        Ok(Tensor { shape: shape.to_vec(), data: Data::Gpu(memory, dtype) })
     }
 
     /// A copy in host memory, at the same type.

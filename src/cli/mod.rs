@@ -1,5 +1,7 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
+mod bench;
+mod doctor;
 mod emulate;
 mod encode;
 mod eval;
@@ -37,7 +39,9 @@ enum Command {
     Merge(merge::Merge),
     Train(Box<train::Train>),
     Eval(eval::Eval),
+    Bench(bench::Bench),
     Info(info::Info),
+    Doctor(doctor::Doctor),
     Emulate(emulate::Emulate),
 }
 
@@ -50,7 +54,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
+        Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
+        Command::Doctor(c) => c.run(),
         Command::Emulate(c) => c.run(),
     })
 }

@@ -14,9 +14,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
+/// The program of this build, or of the pack that `LLM2VEC_ROOT` names.
+pub fn binary() -> PathBuf {
+    match std::env::var_os("LLM2VEC_ROOT") {
+        Some(root) => Path::new(&root).join("bin/llm2vec"),
+        None => env!("CARGO_BIN_EXE_llm2vec").into(),
+    }
+}
+
 /// The command, free of the caller's own settings.
 pub fn llm2vec(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
+    let mut command = Command::new(binary());
     let ours = |name: &str| name.starts_with("LLM2VEC_") || name.starts_with("HF_");
     std::env::vars().filter(|(name, _)| ours(name)).for_each(|(name, _)| {
         command.env_remove(name);

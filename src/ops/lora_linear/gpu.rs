@@ -116,7 +116,10 @@ pub fn forward(
     let side = tile(sizes.n, sizes.m);
     let tiles = sizes.n.div_ceil(side) * sizes.m.div_ceil(side);
     let launch = Launch::line(tiles, fwd::PRODUCT_THREADS as usize);
-    let product = if side == 128 { fwd::lora_linear_fwd_128 } else { fwd::lora_linear_fwd_64 };
+    let product = match side {
+        128 => fwd::lora_linear_fwd_128,
+        _ => fwd::lora_linear_fwd_64,
+    };
     let (xa, b) = low.unzip();
     product(gpu, launch, y, x, w, bias, residual, xa, b, n, k, m, rank, count, e0, e1, e2, s0, s1, s2)
 }
@@ -187,7 +190,10 @@ impl Backward<'_> {
         let Mask { key: [k0, k1], least, scale, first } = Mask::new(self.dropout);
         let launch =
             Launch::line(sizes.n.div_ceil(side) * sizes.k.div_ceil(side), bwd::PRODUCT_THREADS as usize);
-        let product = if side == 128 { bwd::lora_linear_dx_128 } else { bwd::lora_linear_dx_64 };
+        let product = match side {
+            128 => bwd::lora_linear_dx_128,
+            _ => bwd::lora_linear_dx_64,
+        };
         let (dxa, a) = (self.dxa.as_deref(), self.lora.map(|l| l.a));
         product(
             gpu, launch, dx, self.dy, self.w, dxa, a, n, k, m, rank, count, s0, s1, s2, k0, k1, least, scale,

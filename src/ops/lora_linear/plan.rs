@@ -34,7 +34,7 @@ pub struct Cost {
 
 /// Ranks of a k-step.
 const RANKS: usize = 16;
-/// Depth of a stage of the product, bf16s a time.
+/// Depth of a stage of the product.
 const DEPTH: usize = 32;
 /// Blocks that fill the largest GPU of today, two a multiprocessor; more would queue.
 const BLOCKS: usize = 256;
