@@ -22,12 +22,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("encode", &["error", "device", "tensor", "memory", "ops", "model", "format", "text"]),
     ("eval", &["error", "format", "encode"]),
     ("train", &["error", "device", "tensor", "memory", "rng", "ops", "model", "format", "text", "encode"]),
-    ("bench", &["error", "device", "tensor", "rng", "ops"]),
+    (
+        "bench",
+        &[
+            "error", "device", "tensor", "rng", "memory", "kernels", "ops", "model", "format", "encode",
+            "train",
+        ],
+    ),
     (
         "cli",
         &[
             "error", "device", "tensor", "memory", "kernels", "model", "format", "text", "encode", "train",
-            "eval",
+            "eval", "bench",
         ],
     ),
 ];

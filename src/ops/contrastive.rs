@@ -1,10 +1,15 @@
 //! contrastive: InfoNCE over in-batch and hard negatives, some rows of the score matrix at a time.
 
-use crate::device::Device;
 use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul};
+use crate::device::gpu::{Gpu, Launch};
+use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::tensor::{Element, Tensor, dims, no_kernel, refuse, with_real};
+use crate::kernels::contrastive as kernels;
+use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
+
+#[cfg(test)]
+mod tests;
 
 /// How scores become a loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,8 +32,8 @@ pub struct InfoNce {
 /// | `c`     | [M, C] | statistic | read: unit vectors, the P positives first                                  |
 /// | `ids`   | [M]    | i32       | read: candidates of equal id are the same text, no negatives of each other |
 ///
-/// Errors if a shape does not fit or M < P. Source: Oord et al. 2018, arXiv:1807.03748, eq. 4, as LLM2Vec's
-/// `HardNegativeNLLLoss`; the margin from GISTEmbed, Solatorio 2024, arXiv:2402.16829.
+/// Errors if a shape does not fit or M < P, or on a GPU if C is no multiple of 8. Source: Oord et al. 2018,
+/// arXiv:1807.03748, eq. 4, as LLM2Vec's `HardNegativeNLLLoss`; the margin from GISTEmbed, Solatorio 2024, arXiv:2402.16829.
 #[allow(clippy::too_many_arguments)]
 pub fn contrastive_fwd(
     device: &Device,
@@ -42,13 +47,16 @@ pub fn contrastive_fwd(
 ) -> Result<()> {
     let operands = [("total", &*total, "2"), ("loss", &*loss, "P"), ("lse", &*lse, "P")];
     let sizes = contract("contrastive_fwd", &operands, q, c, ids)?;
-    let ids = ids.map(Tensor::host::<i32>).transpose()?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let ids = ids.map(Tensor::host::<i32>).transpose()?;
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
             cpu_fwd::<R>(total, loss, lse, Scores { q: q.host()?, c: c.host()?, ids, rule, sizes });
         }),
-        Device::Gpu(_) => no_kernel("contrastive_fwd")?,
+        Device::Gpu(gpu) => {
+            let shares = shares(sizes[0], sizes[1]);
+            gpu_fwd(gpu, [total, loss, lse], [q, c], ids, rule, sizes, shares)?;
+        }
     }
     Ok(())
 }
@@ -125,6 +133,80 @@ fn cpu_fwd<R: Real + Element>(total: &mut [R], loss: &mut [R], lse: &mut [R], sc
     total[0] = R::of(loss.iter().map(|l| l.f64()).sum::<f64>() / p as f64);
 }
 
+const TILE: usize = kernels::TILE as usize;
+
+/// About so many share the tiles of scores.
+const BLOCKS: usize = 1024;
+
+/// Tiles of candidates that a block goes through, and blocks for a row of tiles.
+fn shares(p: usize, m: usize) -> [usize; 2] {
+    let (rows, columns) = (p.div_ceil(TILE), m.div_ceil(TILE));
+    let tiles = (rows * columns).div_ceil(BLOCKS).min(columns);
+    [tiles, columns.div_ceil(tiles)]
+}
+
+/// Blocks of the tiles of so many rows and columns.
+fn grid(across: usize, down: usize) -> Launch {
+    Launch::plane([across.div_ceil(TILE), down.div_ceil(TILE)], [kernels::THREADS as usize, 1])
+}
+
+#[allow(clippy::too_many_arguments)]
+fn gpu_fwd(
+    gpu: &Gpu,
+    [total, loss, lse]: [&mut Tensor; 3],
+    [q, c]: [&Tensor; 2],
+    ids: Option<&Tensor>,
+    rule: InfoNce,
+    [p, m, width]: [usize; 3],
+    [tiles, splits]: [usize; 2],
+) -> Result<()> {
+    whole_vectors("contrastive_fwd", "C", width, 8)?;
+    let (parts, row) = ((DType::F32, &[splits, p][..]), (DType::F32, &[p][..]));
+    let [mut most, mut sum, mut rival, mut positive, mut limit] =
+        Tensor::workspace(gpu, [parts, parts, parts, row, row])?;
+    let limit = limits(gpu, &mut limit, q, c, rule, [p, width])?;
+    let launch = Launch::plane([p.div_ceil(TILE), splits], [kernels::THREADS as usize, 1]);
+    let int = |n| int("contrastive_fwd", n);
+    let ([p, m, width, tiles, splits], scale) =
+        ([int(p)?, int(m)?, int(width)?, int(tiles)?, int(splits)?], rule.scale as f32);
+    kernels::contrastive_fwd(
+        gpu,
+        launch,
+        &mut most,
+        &mut sum,
+        &mut rival,
+        &mut positive,
+        q,
+        c,
+        ids,
+        limit,
+        p,
+        m,
+        width,
+        tiles,
+        scale,
+    )?;
+    let launch = Launch::line(1, kernels::TOTAL_THREADS as usize);
+    kernels::contrastive_total(
+        gpu, launch, total, loss, lse, &most, &sum, &rival, &positive, p, splits, scale,
+    )
+}
+
+/// The highest cosines that count, where there is a margin.
+fn limits<'a>(
+    gpu: &Gpu,
+    limit: &'a mut Tensor,
+    q: &Tensor,
+    c: &Tensor,
+    rule: InfoNce,
+    [p, width]: [usize; 2],
+) -> Result<Option<&'a Tensor>> {
+    let Some(margin) = rule.margin else { return Ok(None) };
+    let [n, width] = [int("contrastive", p)?, int("contrastive", width)?];
+    kernels::contrastive_limit(gpu, grid(p, 1), limit, q, c, n, width, margin as f32)?;
+    Ok(Some(limit))
+}
+
 /// `dz[p,m] = s dmean / P (e^(s q[p]·c[m] - lse[p]) - [m = p])`, `dq = dz c`, `dc = dzᵀ q`; the scores are computed anew,
 /// and which of them count is taken as constant.
 ///
@@ -150,13 +232,16 @@ pub fn contrastive_bwd(
 ) -> Result<()> {
     let operands = [("dq", &*dq, "P C"), ("dc", &*dc, "M C"), ("lse", lse, "P")];
     let sizes = contract("contrastive_bwd", &operands, q, c, ids)?;
-    let ids = ids.map(Tensor::host::<i32>).transpose()?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let ids = ids.map(Tensor::host::<i32>).transpose()?;
             let scores = Scores { q: q.host()?, c: c.host()?, ids, rule, sizes };
             cpu_bwd::<R>(dq.host_mut()?, dc.host_mut()?, lse.host()?, scores, dmean)
         }),
-        Device::Gpu(_) => no_kernel("contrastive_bwd")?,
+        Device::Gpu(gpu) => {
+            let wave = wave(sizes);
+            gpu_bwd(gpu, [dq, dc], [q, c, lse], ids, rule, dmean, sizes, wave)?;
+        }
     }
     Ok(())
 }
@@ -189,4 +274,118 @@ fn cpu_bwd<R: Real>(dq: &mut [R], dc: &mut [R], lse: &[R], scores: Scores<R>, dm
         let q = Matrix::rows(&scores.q[first * width..], rows, width, width);
         matmul(dc, width, first > 0, 1.0, dz.t(), q, true);
     });
+}
+
+/// Bytes that dz may take.
+const WAVE: usize = 64 << 20;
+
+/// Rows whose dz is held at a time.
+fn wave([p, m, _]: [usize; 3]) -> usize {
+    let rows = WAVE / 4 / m.next_multiple_of(8) / TILE * TILE;
+    rows.max(TILE).min(p)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn gpu_bwd(
+    gpu: &Gpu,
+    [dq, dc]: [&mut Tensor; 2],
+    [q, c, lse]: [&Tensor; 3],
+    ids: Option<&Tensor>,
+    rule: InfoNce,
+    dmean: f64,
+    [p, m, width]: [usize; 3],
+    wave: usize,
+) -> Result<()> {
+    whole_vectors("contrastive_bwd", "C", width, 8)?;
+    let stride = m.next_multiple_of(8);
+    let parts = [(DType::F32, &[wave, stride][..]), (DType::F32, &[p][..])];
+    let [mut dz, mut limit] = Tensor::workspace(gpu, parts)?;
+    let limit = limits(gpu, &mut limit, q, c, rule, [p, width])?;
+    let (scale, weight) = (rule.scale as f32, (rule.scale * dmean / p as f64) as f32);
+    let int = |n| int("contrastive_bwd", n);
+    let [candidates, columns, stride] = [int(m)?, int(width)?, int(stride)?];
+    for first in (0..p).step_by(wave) {
+        let rows = wave.min(p - first);
+        let [from, n] = [int(first)?, int(rows)?];
+        kernels::contrastive_bwd(
+            gpu,
+            grid(rows, m),
+            &mut dz,
+            q,
+            c,
+            ids,
+            limit,
+            lse,
+            from,
+            n,
+            candidates,
+            columns,
+            stride,
+            scale,
+            weight,
+        )?;
+        kernels::contrastive_dq(gpu, grid(width, rows), dq, &dz, c, from, n, candidates, columns, stride)?;
+        kernels::contrastive_dc(gpu, grid(width, m), dc, &dz, q, from, n, candidates, columns, stride)?;
+    }
+    Ok(())
+}
+
+/// Bytes of workspace that the forward and the backward of at most so many queries and candidates take on a GPU.
+pub fn contrastive_workspace(p: usize, m: usize) -> usize {
+    // Fewer rows are cut into more shares, and longer waves into more rows: these bounds hold for all of them.
+    let parts = (m.div_ceil(TILE) * p).min(BLOCKS * TILE + p.next_multiple_of(TILE));
+    let stride = m.next_multiple_of(8);
+    fwd_bytes(parts, p).max(bwd_bytes((p * stride).min((WAVE / 4).max(TILE * stride)), p))
+}
+
+fn fwd_bytes(parts: usize, p: usize) -> usize {
+    let (part, row) = ((DType::F32, &[parts][..]), (DType::F32, &[p][..]));
+    workspace_bytes(&[part, part, part, row, row])
+}
+
+fn bwd_bytes(dz: usize, p: usize) -> usize {
+    workspace_bytes(&[(DType::F32, &[dz]), (DType::F32, &[p])])
+}
+
+/// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
+pub fn contrastive_fwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
+    let [flops, bytes] = scores_cost([p, m, c], ids, margin);
+    let [limit_flops, limit_bytes] = limit_cost([p, c], margin);
+    let splits = shares(p, m)[1];
+    [flops + limit_flops, bytes + limit_bytes + 24 * splits * p + 16 * p + 8]
+}
+
+/// Likewise, of the backward.
+pub fn contrastive_bwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
+    let up = |n: usize| n.next_multiple_of(TILE);
+    let deep = |n: usize| n.next_multiple_of(kernels::DEEP as usize);
+    let (stride, slabs, wave) = (m.next_multiple_of(8), c.div_ceil(TILE), wave([p, m, c]));
+    let mut cost = limit_cost([p, c], margin);
+    let mut add = |flops: usize, bytes: usize| cost = [cost[0] + flops, cost[1] + bytes];
+    for first in (0..p).step_by(wave) {
+        let rows = wave.min(p - first);
+        let [flops, bytes] = scores_cost([rows, m, c], ids, margin);
+        add(flops, bytes + 32 * rows * m.div_ceil(TILE) + 4 * rows * stride);
+        let dz = 4 * rows * stride * slabs;
+        add(12 * up(rows) * up(c) * deep(m), dz + 4 * m * c * rows.div_ceil(TILE) + 4 * rows * c);
+        let past = if first > 0 { 4 * m * c } else { 0 };
+        add(12 * up(m) * up(c) * deep(rows), dz + 4 * rows * c * m.div_ceil(TILE) + 4 * m * c + past);
+    }
+    cost
+}
+
+/// Of all tiles of scores; six products of bf16 are one of f32.
+fn scores_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
+    let (rows, columns) = (p.div_ceil(TILE), m.div_ceil(TILE));
+    let flops = 12 * rows * TILE * columns * TILE * c.next_multiple_of(kernels::DEEP as usize);
+    // Eight lanes look at each row's id and limit, sixteen at each column's id.
+    let rules =
+        usize::from(ids) * (32 * p * columns + 64 * m * rows) + usize::from(margin) * 32 * p * columns;
+    [flops, 4 * c * (p * columns + m * rows) + rules]
+}
+
+/// Of the diagonal tiles.
+fn limit_cost([p, c]: [usize; 2], margin: bool) -> [usize; 2] {
+    let flops = 12 * p.next_multiple_of(TILE) * TILE * c.next_multiple_of(kernels::DEEP as usize);
+    [flops, 8 * p * c + 4 * p].map(|x| x * usize::from(margin))
 }

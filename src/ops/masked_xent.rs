@@ -1,10 +1,15 @@
 //! masked_xent: cross-entropy of the language-model head at the rows that have a label, a tile of the vocabulary at a time.
 
-use crate::device::Device;
 use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul, simd};
+use crate::device::gpu::{Gpu, Launch};
+use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::tensor::{Element, Tensor, dims, no_kernel, refuse, with_real};
+use crate::kernels::masked_xent as kernels;
+use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
+
+#[cfg(test)]
+mod tests;
 
 /// `loss[p] = lse[p] - z[p, labels[p]]`, with `z = x[rows] wᵀ` and `lse` the log of its rows' sum of exponentials.
 ///
@@ -18,7 +23,8 @@ use rayon::prelude::*;
 /// | `rows`   | [P]    | i32, in [0, N)                          | read                                             |
 /// | `labels` | [P]    | i32, in [0, V)                          | read                                             |
 ///
-/// Errors if a shape does not fit, an index is out of range, or there is no row: its mean loss would be NaN.
+/// Errors if a shape does not fit, an index is out of range, or there is no row: its mean loss would be NaN. On a GPU, C
+/// must be a multiple of 8, and nothing looks at the indices before the kernel: who makes them answers for them.
 #[allow(clippy::too_many_arguments)]
 pub fn masked_xent_fwd(
     device: &Device,
@@ -31,13 +37,17 @@ pub fn masked_xent_fwd(
     labels: &Tensor,
 ) -> Result<()> {
     let operands = [("total", &*total, "2"), ("loss", &*loss, "P"), ("lse", &*lse, "P")];
-    let (c, picks) = contract("masked_xent_fwd", &operands, x, w, rows, labels)?;
+    let sizes = contract("masked_xent_fwd", &operands, x, w, rows, labels)?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let picks = picks("masked_xent_fwd", rows, labels, sizes)?;
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
-            cpu_fwd::<R>(total, loss, lse, x.host()?, w, &picks, c)
+            cpu_fwd::<R>(total, loss, lse, x.host()?, w, &picks, sizes[1])
         }),
-        Device::Gpu(_) => no_kernel("masked_xent_fwd"),
+        Device::Gpu(gpu) => {
+            let shares = shares(sizes[3], sizes[2]);
+            gpu_fwd(gpu, [total, loss, lse], [x, w, rows, labels], sizes, shares)
+        }
     }
 }
 
@@ -51,18 +61,22 @@ fn contract(
     w: &Tensor,
     rows: &Tensor,
     labels: &Tensor,
-) -> Result<(usize, Vec<Pick>)> {
+) -> Result<[usize; 4]> {
     let inputs = [("x", x, "N C"), ("w", w, "V C"), ("rows", rows, "P"), ("labels", labels, "P")];
-    let [n, c, v, p] = dims(op, ["N", "C", "V", "P"], &[&inputs, operands].concat())?;
-    if p == 0 {
-        return refuse(op, "no row has a label, so there is no mean loss".into());
+    let sizes = dims(op, ["N", "C", "V", "P"], &[&inputs, operands].concat())?;
+    match sizes[3] {
+        0 => refuse(op, "no row has a label, so there is no mean loss".into()),
+        _ => Ok(sizes),
     }
+}
+
+fn picks(op: &'static str, rows: &Tensor, labels: &Tensor, [n, _, v, _]: [usize; 4]) -> Result<Vec<Pick>> {
     let picks = rows.host::<i32>()?.iter().zip(labels.host::<i32>()?);
     let inside = |at: i32, end: usize| usize::try_from(at).is_ok_and(|at| at < end);
     if let Some((row, label)) = picks.clone().find(|&(&r, &l)| !inside(r, n) || !inside(l, v)) {
         return refuse(op, format!("row {row} with label {label}, expected below {n} and {v}"));
     }
-    Ok((c, picks.map(|(&r, &l)| (r as usize, l as usize)).collect()))
+    Ok(picks.map(|(&r, &l)| (r as usize, l as usize)).collect())
 }
 
 /// Rows of the vocabulary at a time: [P, TILE] logits are all that is ever held.
@@ -158,6 +172,47 @@ impl<R: Real> Seen<R> {
     }
 }
 
+const ACROSS: usize = kernels::TILE as usize;
+
+/// About so many share the tiles of logits.
+const BLOCKS: usize = 1024;
+
+/// Tiles of the vocabulary that a block goes through, and blocks for a row of tiles.
+fn shares(p: usize, v: usize) -> [usize; 2] {
+    let (rows, columns) = (p.div_ceil(ACROSS), v.div_ceil(ACROSS));
+    let tiles = (rows * columns).div_ceil(BLOCKS).min(columns);
+    [tiles, columns.div_ceil(tiles)]
+}
+
+/// A block for each of these tiles.
+fn grid(across: usize, down: usize) -> Launch {
+    let launch = Launch::plane([across, down], [kernels::THREADS as usize, 1]);
+    Launch { shared: kernels::SHARED as u32, ..launch }
+}
+
+fn gpu_fwd(
+    gpu: &Gpu,
+    [total, loss, lse]: [&mut Tensor; 3],
+    [x, w, rows, labels]: [&Tensor; 4],
+    [_, c, v, p]: [usize; 4],
+    [tiles, splits]: [usize; 2],
+) -> Result<()> {
+    whole_vectors("masked_xent_fwd", "C", c, 8)?;
+    let parts = [splits, p];
+    let [mut most, mut sum, mut label, mut best] = Tensor::workspace(
+        gpu,
+        [(DType::F32, &parts[..]), (DType::F32, &parts), (DType::F32, &[p]), (DType::I32, &parts)],
+    )?;
+    let launch = grid(p.div_ceil(ACROSS), splits);
+    let int = |n| int("masked_xent_fwd", n);
+    let [p, v, c, tiles, splits] = [int(p)?, int(v)?, int(c)?, int(tiles)?, int(splits)?];
+    kernels::masked_xent_fwd(
+        gpu, launch, &mut most, &mut sum, &mut best, &mut label, x, w, rows, labels, p, v, c, tiles,
+    )?;
+    let launch = Launch::line(1, kernels::TOTAL_THREADS as usize);
+    kernels::masked_xent_total(gpu, launch, total, loss, lse, &most, &sum, &best, &label, labels, p, splits)
+}
+
 /// `dz = dmean / P (e^(z - lse) - onehot(labels))`, `dx[rows] = dz w`, `dw += dzᵀ x[rows]`; the logits are computed anew.
 ///
 /// | operand  | shape  | dtype                   | role                                              |
@@ -167,7 +222,7 @@ impl<R: Real> Seen<R> {
 /// | `x`, `w`, `rows`, `labels` | | as in the forward | read                                             |
 /// | `lse`    | [P]    | statistic               | read, from the forward                            |
 ///
-/// `dmean` is the gradient of the mean loss.
+/// `dmean` is the gradient of the mean loss. On a GPU, no row may be picked twice.
 #[allow(clippy::too_many_arguments)]
 pub fn masked_xent_bwd(
     device: &Device,
@@ -182,14 +237,18 @@ pub fn masked_xent_bwd(
 ) -> Result<()> {
     let mut operands = vec![("dx", &*dx, "N C"), ("lse", lse, "P")];
     operands.extend(dw.as_deref().map(|dw| ("dw", dw, "V C")));
-    let (c, picks) = contract("masked_xent_bwd", &operands, x, w, rows, labels)?;
+    let sizes = contract("masked_xent_bwd", &operands, x, w, rows, labels)?;
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let picks = picks("masked_xent_bwd", rows, labels, sizes)?;
             let dw = dw.map(Tensor::host_mut::<R>).transpose()?;
             let scale = R::of(dmean / picks.len() as f64);
-            cpu_bwd::<R>(dx.host_mut()?, dw, x.host()?, w, &picks, lse.host()?, c, scale)
+            cpu_bwd::<R>(dx.host_mut()?, dw, x.host()?, w, &picks, lse.host()?, sizes[1], scale)
         }),
-        Device::Gpu(_) => no_kernel("masked_xent_bwd"),
+        Device::Gpu(gpu) => {
+            let wave = wave(sizes[3], sizes[2]);
+            gpu_bwd(gpu, dx, dw, [x, w, rows, labels, lse], dmean, sizes, wave)
+        }
     }
 }
 
@@ -228,4 +287,99 @@ fn cpu_bwd<R: Real + Element>(
         dx[row * c..][..c].iter_mut().zip(picked).for_each(|(dx, &d)| *dx += d);
     }
     Ok(())
+}
+
+/// Bytes that dz may take.
+const WAVE: usize = 128 << 20;
+
+/// Rows whose dz is held at a time.
+fn wave(p: usize, v: usize) -> usize {
+    let rows = WAVE / 2 / v.next_multiple_of(8) / ACROSS * ACROSS;
+    rows.max(ACROSS).min(p)
+}
+
+fn gpu_bwd(
+    gpu: &Gpu,
+    dx: &mut Tensor,
+    mut dw: Option<&mut Tensor>,
+    [x, w, rows, labels, lse]: [&Tensor; 5],
+    dmean: f64,
+    [n, c, v, p]: [usize; 4],
+    wave: usize,
+) -> Result<()> {
+    whole_vectors("masked_xent_bwd", "C", c, 8)?;
+    let stride = v.next_multiple_of(8);
+    let [mut dz] = Tensor::workspace(gpu, [(DType::Bf16, &[wave, stride])])?;
+    let (scale, [slabs, columns]) = ((dmean / p as f64) as f32, [c, v].map(|n| n.div_ceil(ACROSS)));
+    let int = |n| int("masked_xent_bwd", n);
+    let [n, c, v, stride] = [int(n)?, int(c)?, int(v)?, int(stride)?];
+    let threads = kernels::THREADS as usize;
+    let blocks = (dx.numel() / 8).div_ceil(threads).min(16 * gpu.processors());
+    kernels::masked_xent_zero(gpu, Launch::line(blocks, threads), dx, n, c)?;
+    for first in (0..p).step_by(wave) {
+        let count = wave.min(p - first);
+        let down = count.div_ceil(ACROSS);
+        let [from, count] = [int(first)?, int(count)?];
+        let launch = grid(down, columns);
+        kernels::masked_xent_bwd(
+            gpu, launch, &mut dz, x, w, rows, labels, lse, from, count, v, c, stride, scale,
+        )?;
+        kernels::masked_xent_dx(gpu, grid(down, slabs), dx, &dz, w, rows, from, count, v, c, stride)?;
+        if let Some(dw) = &mut dw {
+            kernels::masked_xent_dw(gpu, grid(columns, slabs), dw, &dz, x, rows, from, count, v, c, stride)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of workspace that the forward and the backward of at most so many rows take on a GPU.
+pub fn masked_xent_workspace(p: usize, v: usize) -> usize {
+    // Fewer rows are cut into more shares: this bound holds for all of them.
+    let parts = (v.div_ceil(ACROSS) * p).min(BLOCKS * ACROSS + p.next_multiple_of(ACROSS));
+    let dz = wave(p, v) * v.next_multiple_of(8);
+    fwd_bytes(parts, p).max(workspace_bytes(&[(DType::Bf16, &[dz])]))
+}
+
+fn fwd_bytes(parts: usize, p: usize) -> usize {
+    let [part, best] = [(DType::F32, &[parts][..]), (DType::I32, &[parts][..])];
+    workspace_bytes(&[part, part, (DType::F32, &[p]), best])
+}
+
+/// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
+pub fn masked_xent_fwd_cost([c, v, p]: [usize; 3]) -> [usize; 2] {
+    let splits = shares(p, v)[1];
+    let [flops, bytes] = logits_cost([c, v, p]);
+    // Eight lanes look at each row's label, four at where it lies.
+    let labels = 32 * p * v.div_ceil(ACROSS) + 16 * p * splits;
+    [flops, bytes + labels + 24 * splits * p + 20 * p + 8]
+}
+
+/// Likewise, of the backward: of x's N rows, and of dw if it is wanted.
+pub fn masked_xent_bwd_cost([n, c, v, p]: [usize; 4], dw: bool) -> [usize; 2] {
+    let up = |n: usize| n.next_multiple_of(ACROSS);
+    let deep = |n: usize| n.next_multiple_of(kernels::DEEP as usize);
+    let (stride, slabs, columns, wave) =
+        (v.next_multiple_of(8), c.div_ceil(ACROSS), v.div_ceil(ACROSS), wave(p, v));
+    let mut cost = [0, 2 * n * c];
+    let mut add = |flops: usize, bytes: usize| cost = [cost[0] + flops, cost[1] + bytes];
+    for first in (0..p).step_by(wave) {
+        let count = wave.min(p - first);
+        let [flops, bytes] = logits_cost([c, v, count]);
+        add(flops, bytes + (64 + 16) * count * columns + 2 * count * stride);
+        let dz = 2 * count * stride * slabs;
+        let place = count * c / 2;
+        add(2 * up(count) * up(c) * deep(v), dz + 2 * v * c * count.div_ceil(ACROSS) + place + 2 * count * c);
+        if dw {
+            let x = (2 * c + 64 * slabs) * count * columns;
+            add(2 * up(v) * up(c) * deep(count), dz + x + 8 * v * c);
+        }
+    }
+    cost
+}
+
+/// Of all tiles of logits.
+fn logits_cost([c, v, p]: [usize; 3]) -> [usize; 2] {
+    let (rows, columns) = (p.div_ceil(ACROSS), v.div_ceil(ACROSS));
+    let flops = 2 * rows * ACROSS * columns * ACROSS * c.next_multiple_of(kernels::DEEP as usize);
+    [flops, 2 * c * (p * columns + v * rows)]
 }

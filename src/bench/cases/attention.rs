@@ -54,7 +54,7 @@ fn token_tiles() -> Vec<Case> {
     each.flatten().collect()
 }
 
-fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: bool) -> Case {
+pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: bool) -> Case {
     let n: usize = lengths.iter().sum();
     let mut starts = vec![0];
     starts.extend(lengths.iter().scan(0, |at, &len| {

@@ -1,16 +1,26 @@
 //! The two losses. Their labels end in the rule by which they count.
 
 use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison, unfused};
-use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
-use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
+use crate::ops::contrastive::{
+    InfoNce, contrastive_bwd, contrastive_bwd_cost, contrastive_fwd, contrastive_fwd_cost,
+};
+use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_bwd_cost, masked_xent_fwd, masked_xent_fwd_cost};
 
-pub fn masked_xents() -> Vec<Case> {
-    // N, C, V, P: one of each, odd sizes, a vocabulary of more than one tile.
-    let sizes = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
-    sizes.into_iter().flat_map(|s| [masked_xent(s, true), masked_xent(s, false)]).collect()
+/// The plan, held to this cost.
+fn costs(plan: Plan, [flops, bytes]: [usize; 2]) -> Plan {
+    Plan { bytes: Some(bytes), tensor_flops: Some(flops), ..plan }
 }
 
-fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
+pub fn masked_xents() -> Vec<Case> {
+    // N, C, V, P: one of each, odd sizes, a vocabulary of more than one tile of the CPU; of a GPU's tiles, one of each,
+    // one less, all but whole, one more.
+    let cpu = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
+    let gpu = [[1, 8, 1, 1], [255, 40, 127, 127], [128, 128, 256, 64], [257, 136, 389, 129]];
+    let sizes = cpu.into_iter().chain(gpu);
+    sizes.flat_map(|s| [masked_xent(s, true), masked_xent(s, false)]).collect()
+}
+
+pub(super) fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
     let ints = |end: usize, step: usize| Ints(vec![p], (0..p).map(|i| (i * step % end) as i32).collect());
     let x = ("x", Normal(vec![n, c]));
     let w = ("w", Normal(vec![v, c]));
@@ -24,7 +34,7 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
             inputs: vec![x, w, rows, labels],
             flops: 2 * p * c * v,
             elements: p * c + v * c,
-            plan: Plan::default(),
+            plan: costs(Plan::default(), masked_xent_fwd_cost([c, v, p])),
             run: Box::new(|d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
@@ -38,7 +48,10 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
         inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], 20.0))],
         flops: 6 * p * c * v,
         elements: p * c + n * c + 3 * v * c,
-        plan: Plan::chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN)),
+        plan: costs(
+            Plan::chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN)),
+            masked_xent_bwd_cost([n, c, v, p], true),
+        ),
         run: Box::new(|d, o, i| {
             let [dx, dw] = o else { unreachable!() };
             masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
@@ -47,7 +60,8 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
 }
 
 pub fn contrastives() -> Vec<Case> {
-    // P, M, C; scale and margin; whether candidates have ids. More queries than one block in the last.
+    // P, M, C; scale and margin; whether candidates have ids. More queries than one block of the CPU in the sixth; then
+    // about a GPU's tiles.
     let cases = [
         ([1, 1, 3], 1.0, None, false),
         ([5, 15, 8], 0.5, None, false),
@@ -55,6 +69,10 @@ pub fn contrastives() -> Vec<Case> {
         ([33, 66, 16], 0.5, Some(-0.5), false),
         ([9, 20, 16], 0.5, Some(0.25), true),
         ([259, 300, 16], 1.0, None, true),
+        ([1, 3, 16], 0.1, Some(0.25), false),
+        ([63, 129, 40], 0.5, Some(-0.5), false),
+        ([64, 64, 32], 0.5, None, false),
+        ([65, 130, 72], 0.5, Some(0.25), true),
     ];
     let pair = |(sizes, scale, margin, ids)| {
         let rule = InfoNce { scale, margin };
@@ -63,7 +81,7 @@ pub fn contrastives() -> Vec<Case> {
     cases.into_iter().flat_map(pair).collect()
 }
 
-fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bool) -> Case {
+pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bool) -> Case {
     let (q, cand) = (("q", Normal(vec![p, c])), ("c", Normal(vec![m, c])));
     // Every third id returns.
     let ids = ("ids", Ints(vec![m], (0..m).map(|j| (if j % 3 == 0 { j % 6 } else { j }) as i32).collect()));
@@ -81,7 +99,7 @@ fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bo
             inputs,
             flops: 2 * p * m * c,
             elements: (p + m) * c,
-            plan: Plan::default(),
+            plan: costs(Plan::default(), contrastive_fwd_cost([p, m, c], with_ids, rule.margin.is_some())),
             run: Box::new(move |d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 contrastive_fwd(d, total, loss, lse, &i[0], &i[1], i.get(2), rule)
@@ -95,7 +113,7 @@ fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bo
         inputs,
         flops: 6 * p * m * c,
         elements: 2 * (p + m) * c,
-        plan: Plan::default(),
+        plan: costs(Plan::default(), contrastive_bwd_cost([p, m, c], with_ids, rule.margin.is_some())),
         run: Box::new(move |d, o, i| {
             let [dq, dc] = o else { unreachable!() };
             contrastive_bwd(d, dq, dc, &i[0], &i[1], i.get(3), &i[2], rule, DMEAN)

@@ -9,7 +9,7 @@ use crate::tensor::{Tensor, int, refuse, workspace_bytes};
 use std::ops::Range;
 
 /// Head widths that have kernels.
-const WIDTHS: [usize; 6] = [16, 32, 64, 80, 96, 128];
+pub const WIDTHS: [usize; 6] = [16, 32, 64, 80, 96, 128];
 
 /// The scalars that all kernels take, in their order.
 struct Scalars {

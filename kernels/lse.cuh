@@ -1,0 +1,31 @@
+// The logarithm of a sum of exponentials, a part at a time: what the losses keep of a row that they never hold.
+#pragma once
+#include "common.cuh"
+
+// Finite, so that nothing seen yet merges with nothing seen yet to nothing: exp(LOWEST - LOWEST) * 0.
+constexpr float LOWEST = -3.402823466e38f;
+
+// sum = sum of e^(z - most) over what was seen.
+struct Lse {
+    float most, sum;
+
+    __device__ static inline Lse none() { return {LOWEST, 0}; }
+    // Before values of at most `to` are added.
+    __device__ inline void raise(float to) {
+        const float top = fmaxf(most, to);
+        sum *= expf(most - top);
+        most = top;
+    }
+    __device__ inline void add(float z) { sum += expf(z - most); }
+    __device__ inline void merge(const Lse& other) {
+        raise(other.most);
+        sum += other.sum * expf(other.most - most);
+    }
+    // The same of this lane's and the lanes' that differ from it in bit `apart`.
+    __device__ inline void merge_across(int apart) {
+        Lse other;
+        other.most = __shfl_xor_sync(ALL, most, apart);
+        other.sum = __shfl_xor_sync(ALL, sum, apart);
+        merge(other);
+    }
+};
