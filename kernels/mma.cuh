@@ -24,20 +24,32 @@ struct Tile {
 
 __device__ inline unsigned shared_address(const void* at) { return unsigned(__cvta_generic_to_shared(at)); }
 
-// Four 8x8 matrices; lanes 8i .. 8i + 8 name the rows of matrix i.
-__device__ inline void ldmatrix_x4(unsigned (&r)[4], const bf16* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+// Byte offset of a 16-byte chunk in a tile whose rows are CHUNKS (a power of two, at least 2) chunks wide and lie end to
+// end: the chunks of a row are exchanged so that eight rows of one ldmatrix touch all banks once, with no room between.
+template <int CHUNKS>
+__device__ inline unsigned swizzled(int row, int chunk) {
+    constexpr int ALIKE = CHUNKS < 8 ? 8 / CHUNKS : 1, OTHERS = CHUNKS < 8 ? CHUNKS : 8;
+    return (row * CHUNKS + (chunk ^ (row / ALIKE % OTHERS))) * 16;
 }
 
+// Four 8x8 matrices; lanes 8i .. 8i + 8 name the rows of matrix i, by their addresses in shared memory.
+__device__ inline void ldmatrix_x4(unsigned (&r)[4], unsigned row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row)
+                 : "memory");
+}
+__device__ inline void ldmatrix_x4(unsigned (&r)[4], const bf16* row) { ldmatrix_x4(r, shared_address(row)); }
+
 // The same, each matrix transposed.
-__device__ inline void ldmatrix_x4_trans(unsigned (&r)[4], const bf16* row) {
+__device__ inline void ldmatrix_x4_trans(unsigned (&r)[4], unsigned row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
+}
+__device__ inline void ldmatrix_x4_trans(unsigned (&r)[4], const bf16* row) {
+    ldmatrix_x4_trans(r, shared_address(row));
 }
 
 // d += a b
@@ -50,11 +62,10 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], unsig
 }
 
 // Sixteen bytes from global to shared memory, past the registers; zeros, with nothing read, unless `there`.
-__device__ inline void cp_async(void* to, const void* from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(there ? 16 : 0)
-                 : "memory");
+__device__ inline void cp_async(unsigned to, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
+__device__ inline void cp_async(void* to, const void* from, bool there) { cp_async(shared_address(to), from, there); }
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most PENDING of this thread's newest groups are under way.
 template <int PENDING>

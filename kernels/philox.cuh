@@ -22,6 +22,13 @@ struct Dropout {
     float scale;
     unsigned long long first;
 
+    // Bit i: column 4 group + i of a row of this pack stays.
+    __device__ inline unsigned kept(int row, int plane, int group) const {
+        const unsigned long long token = first + row;
+        const uint4 w = philox(make_uint4(group, plane, unsigned(token), unsigned(token >> 32)), key);
+        return (w.x >= least) | (w.y >= least) << 1 | (w.z >= least) << 2 | (w.w >= least) << 3;
+    }
+
     // Multiplies columns 4 group .. 4 group + 4 of a row of this pack by the mask.
     __device__ inline void apply(float* x, int row, int plane, int group) const {
         const unsigned long long token = first + row;

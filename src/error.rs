@@ -38,6 +38,9 @@ pub enum Error {
     /// The device is missing, too small, or failed.
     #[error("{0}")]
     Device(String),
+    /// `--check-finite` has found NaN or infinity.
+    #[error("--check-finite: {0}")]
+    NotFinite(String),
     /// Training has left the finite numbers.
     #[error("step {step}: {what} is not finite; the last checkpoint is kept; try a lower learning rate")]
     Diverged {

@@ -7,19 +7,24 @@ use crate::tensor::Tensor;
 /// Hands out tensors and counts their bytes by group.
 ///
 /// A planning arena counts and hands out tensors without memory, so that what is planned and what is
-/// allocated cannot disagree.
+/// allocated cannot disagree. Where a device has no room after all, the tensors from there on have no memory either, and
+/// [`Arena::finish`] gives the error.
 pub struct Arena {
     /// Where the tensors live.
     pub device: Device,
     planning: bool,
     group: &'static str,
     used: Vec<(&'static str, u64)>,
+    failed: Option<Error>,
 }
+
+/// The group of the memory that all ops of a GPU share.
+const WORKSPACE: &str = "workspace";
 
 impl Arena {
     /// Counts only.
     pub fn planning(device: &Device) -> Arena {
-        Arena { device: device.clone(), planning: true, group: "other", used: Vec::new() }
+        Arena { device: device.clone(), planning: true, group: "other", used: Vec::new(), failed: None }
     }
 
     /// Allocates.
@@ -47,7 +52,46 @@ impl Arena {
     /// A tensor of zeros.
     pub fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
         self.count(shape.iter().product::<usize>() * dtype.size());
-        if self.planning { Tensor::planned(dtype, shape) } else { Tensor::zeros(dtype, shape) }
+        let made = match &self.device {
+            _ if self.planning || self.failed.is_some() => Ok(Tensor::planned(dtype, shape)),
+            Device::Cpu(_) => Ok(Tensor::zeros(dtype, shape)),
+            Device::Gpu(gpu) => Tensor::zeros_on(gpu, dtype, shape),
+        };
+        made.unwrap_or_else(|e| {
+            self.failed = Some(e);
+            Tensor::planned(dtype, shape)
+        })
+    }
+
+    /// Fills whole rows of one of its tensors, from row `first` on.
+    pub fn put_rows(&mut self, to: &mut Tensor, first: usize, values: &[f32]) {
+        if let Err(e) = to.put_rows(first, values) {
+            self.failed.get_or_insert(e);
+        }
+    }
+
+    /// Counts what one op works in on a GPU, in bytes: ops take turns, so the most of all is what is reserved.
+    pub fn workspace(&mut self, bytes: impl FnOnce() -> usize) {
+        if let Device::Cpu(_) = self.device {
+            return;
+        }
+        let bytes = bytes();
+        match self.used.iter_mut().find(|(g, _)| *g == WORKSPACE) {
+            Some((_, most)) => *most = (*most).max(bytes as u64),
+            None => self.used.push((WORKSPACE, bytes as u64)),
+        }
+    }
+
+    /// Reserves the workspace, and tells what could not be had. Comes after the last tensor, before anything runs.
+    pub fn finish(&mut self) -> Result<()> {
+        if let Some(e) = self.failed.take() {
+            return Err(e);
+        }
+        let workspace = self.used.iter().find(|(g, _)| *g == WORKSPACE);
+        match (&self.device, workspace) {
+            (Device::Gpu(gpu), Some((_, bytes))) if !self.planning => gpu.reserve(*bytes as usize),
+            _ => Ok(()),
+        }
     }
 
     /// A tensor of activations: the type that the device computes in.

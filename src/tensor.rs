@@ -6,6 +6,7 @@ use crate::device::{DType, bf16::Panels};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// A dense row-major array. The first dimension may be set below what was allocated.
 #[derive(Clone, Debug)]
@@ -27,7 +28,9 @@ enum Data {
 }
 
 /// Element types that live in host memory.
-pub trait Element: Copy + Sized {
+pub trait Element: bytemuck::Pod {
+    /// How tensors name it.
+    const DTYPE: DType;
     /// The whole allocation as a slice, if the tensor holds this type.
     fn slice(t: &Tensor) -> Option<&[Self]>;
     /// Likewise, mutable.
@@ -37,6 +40,7 @@ pub trait Element: Copy + Sized {
 macro_rules! element {
     ($t:ty, $variant:ident) => {
         impl Element for $t {
+            const DTYPE: DType = DType::$variant;
             fn slice(t: &Tensor) -> Option<&[$t]> {
                 if let Data::$variant(v) = &t.data { Some(v) } else { None }
             }
@@ -169,20 +173,44 @@ impl Tensor {
         Ok(T::slice_mut(self).map_or(&mut [], |v| &mut v[..n]))
     }
 
-    /// Copies `rows` rows of `from`, from row `at` on, to this tensor's row `to`. Both are float tensors of one type and width.
+    /// Fills the rows in use with `values` of the tensor's own type: on a GPU, one copy.
+    pub fn write<T: Element>(&mut self, values: &[T]) -> Result<()> {
+        if values.len() != self.numel() {
+            return refuse("write", format!("{} values for a tensor of {:?}", values.len(), self.shape));
+        }
+        match &mut self.data {
+            Data::Gpu(memory, dtype) if *dtype == T::DTYPE => memory.write(0, bytemuck::cast_slice(values)),
+            _ => self.host_mut().map(|own| own.copy_from_slice(values)),
+        }
+    }
+
+    /// Copies `rows` rows of `from`, from row `at` on, to this tensor's row `to`. Both are float tensors of one type and width,
+    /// and on one device.
     pub fn copy_rows(&mut self, to: usize, from: &Tensor, at: usize, rows: usize) -> Result<()> {
         let k: usize = self.shape[1..].iter().product();
-        match self.dtype() {
-            DType::F64 => self.host_mut::<f64>()?[to * k..][..rows * k]
-                .copy_from_slice(&from.host::<f64>()?[at * k..][..rows * k]),
-            _ => self.host_mut::<f32>()?[to * k..][..rows * k]
-                .copy_from_slice(&from.host::<f32>()?[at * k..][..rows * k]),
+        let within =
+            self.shape[1..] == from.shape[1..] && to + rows <= self.shape[0] && at + rows <= from.shape[0];
+        if !within || self.dtype() != from.dtype() {
+            let what = format!("{rows} rows from {at} of {:?} to {to} of {:?}", from.shape, self.shape);
+            return refuse("copy_rows", what);
+        }
+        match (&mut self.data, &from.data) {
+            (Data::F64(y), Data::F64(x)) => y[to * k..][..rows * k].copy_from_slice(&x[at * k..][..rows * k]),
+            (Data::F32(y), Data::F32(x)) => y[to * k..][..rows * k].copy_from_slice(&x[at * k..][..rows * k]),
+            (Data::Gpu(y, dtype), Data::Gpu(x, _)) => {
+                let row = k * dtype.size();
+                y.copy(to * row, x, at * row, rows * row)?;
+            }
+            _ => return Err(self.wrong_type("floats on the device of those to copy")),
         }
         Ok(())
     }
 
-    /// Zeros again, up to the rows in use.
+    /// Zeros again, up to the rows in use; on a GPU, all of it.
     pub fn clear(&mut self) -> Result<()> {
+        if let Data::Gpu(memory, _) = &mut self.data {
+            return memory.fill(0);
+        }
         match self.dtype() {
             DType::F64 => self.host_mut::<f64>()?.fill(0.0),
             DType::F32 => self.host_mut::<f32>()?.fill(0.0),
@@ -208,8 +236,25 @@ impl Tensor {
             Data::F32(v) => v[..self.numel()].iter().map(|&x| x as f64).collect(),
             Data::Bf16(v) => v[..self.numel()].iter().map(|x| x.to_f64()).collect(),
             Data::I32(v) => v[..self.numel()].iter().map(|&x| x as f64).collect(),
-            Data::Gpu(..) => self.to_host().map(|t| t.to_f64()).unwrap_or_default(),
+            Data::Gpu(..) => self.read().unwrap_or_default(),
             Data::Panels(_) | Data::Planned(_) => Vec::new(),
+        }
+    }
+
+    /// [`Tensor::to_f64`], with the error of a GPU's work so far, which the copy waits for.
+    pub fn read(&self) -> Result<Vec<f64>> {
+        match &self.data {
+            Data::Gpu(..) => Ok(self.to_host()?.to_f64()),
+            _ => Ok(self.to_f64()),
+        }
+    }
+
+    /// Every element at `f32`: where they lie, or a copy. Errors as in [`Tensor::read`].
+    pub fn read_f32(&self) -> Result<Cow<'_, [f32]>> {
+        match (&self.data, self.dtype()) {
+            (Data::F32(v), _) => Ok(Cow::Borrowed(&v[..self.numel()])),
+            (Data::Gpu(..), DType::F32) => Ok(Cow::Owned(self.to_host()?.host()?.to_vec())),
+            _ => Ok(Cow::Owned(self.read()?.into_iter().map(|x| x as f32).collect())),
         }
     }
 
@@ -239,18 +284,28 @@ impl Tensor {
         Ok(room)
     }
 
-    /// Rounds `values` into row `row` of a `[M, K]` weight (or into a `[K]` vector, `row` 0).
-    pub fn set_row(&mut self, row: usize, values: &[f32]) {
-        let at = row * values.len()..(row + 1) * values.len();
+    /// Rounds `values` into whole rows of a `[M, K]` weight, from row `first` on, or into a part of a `[K]` vector.
+    ///
+    /// Panics where they leave a tensor in host memory.
+    pub fn put_rows(&mut self, first: usize, values: &[f32]) -> Result<()> {
+        let k: usize = self.shape[1..].iter().product();
+        let at = first * k..first * k + values.len();
         match &mut self.data {
             Data::F64(v) => v[at].iter_mut().zip(values).for_each(|(y, &x)| *y = x as f64),
             Data::F32(v) => v[at].copy_from_slice(values),
             Data::Bf16(v) => v[at].iter_mut().zip(values).for_each(|(y, &x)| *y = bf16::from_f32(x)),
-            Data::I32(v) => v[at].iter_mut().zip(values).for_each(|(y, &x)| *y = x as i32),
-            Data::Panels(p) => p.set_row(row, values),
-            Data::Gpu(..) => unreachable!("set_row: a GPU's weights are read on the host and copied whole"),
+            Data::Panels(p) => {
+                values.chunks(k).enumerate().for_each(|(r, row)| p.set_row(first + r, row));
+            }
+            Data::Gpu(memory, DType::F32) => memory.write(4 * at.start, bytemuck::cast_slice(values))?,
+            Data::Gpu(memory, DType::Bf16) => {
+                let rounded: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
+                memory.write(2 * at.start, bytemuck::cast_slice(&rounded))?;
+            }
+            Data::I32(_) | Data::Gpu(..) => return Err(self.wrong_type("a type that weights have")),
             Data::Planned(_) => {}
         }
+        Ok(())
     }
 
     /// Zeros on a GPU.
@@ -273,17 +328,24 @@ impl Tensor {
 
     /// A copy on a GPU, rounded to `dtype` (`Bf16`, `F32`, `F64` or `I32`).
     pub fn to_gpu(&self, gpu: &Gpu, dtype: DType) -> Result<Tensor> {
-        let values = self.to_f64();
-        let mut memory = gpu.memory(values.len() * dtype.size())?;
+        Tensor::repeated_on(gpu, dtype, &self.shape, &self.to_f64())
+    }
+
+    /// These values over and over, on a GPU, rounded to `dtype` as in [`Tensor::to_gpu`].
+    pub fn repeated_on(gpu: &Gpu, dtype: DType, shape: &[usize], values: &[f64]) -> Result<Tensor> {
         let bytes: Vec<u8> = match dtype {
-            DType::F64 => bytemuck::cast_slice(&values).to_vec(),
+            DType::F64 => bytemuck::cast_slice(values).to_vec(),
             DType::F32 => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
             DType::I32 => values.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
             DType::Bf16 => values.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
-            DType::F16 => return Err(self.wrong_type("a type that a GPU computes in")),
+            DType::F16 => return refuse("to_gpu", "a GPU computes in Bf16, F32 or F64".into()),
         };
-        memory.write(0, &bytes)?;
-        Ok(Tensor { shape: self.shape.clone(), data: Data::Gpu(memory, dtype) })
+        let size = shape.iter().product::<usize>() * dtype.size();
+        let mut memory = gpu.memory(size)?;
+        for at in (0..size).step_by(bytes.len().max(1)) {
+            memory.write(at, &bytes[..bytes.len().min(size - at)])?;
+        }
+        Ok(Tensor { shape: shape.to_vec(), data: Data::Gpu(memory, dtype) })
     }
 
     /// A copy in host memory, at the same type.

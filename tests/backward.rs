@@ -50,7 +50,7 @@ impl Run {
             for (t, row) in self.weights.chunks(h.shape()[1]).enumerate() {
                 match h.host_mut::<f64>() {
                     Ok(h) => h[t * row.len()..][..row.len()].copy_from_slice(row),
-                    Err(_) => h.set_row(t, &row.iter().map(|&w| w as f32).collect::<Vec<_>>()),
+                    Err(_) => h.put_rows(t, &row.iter().map(|&w| w as f32).collect::<Vec<_>>()).unwrap(),
                 }
             }
             self.learner.backward(Some(&NOISE)).unwrap();

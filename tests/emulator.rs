@@ -1,6 +1,10 @@
 //! The PTX emulator: kernels in styles not ours run clean and right under many schedules, planted bugs are found at
 //! their lines, and no file makes it panic.
 
+#[path = "emulator/asynchronous.rs"]
+mod asynchronous;
+#[path = "emulator/boxes.rs"]
+mod boxes;
 #[path = "emulator/bugs.rs"]
 mod bugs;
 #[path = "emulator/command.rs"]
@@ -9,14 +13,24 @@ mod command;
 mod correct;
 #[path = "emulator/counted.rs"]
 mod counted;
+#[path = "emulator/hopper.rs"]
+mod hopper;
 #[path = "emulator/hostile.rs"]
 mod hostile;
+#[path = "emulator/mbarrier.rs"]
+mod mbarrier;
+#[path = "emulator/mma.rs"]
+mod mma;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]
 mod scalar;
+#[path = "emulator/warpgroup.rs"]
+mod warpgroup;
+#[path = "emulator/wgmma.rs"]
+mod wgmma;
 
-use llm2vec::device::emulator::{Count, Counters, Emulator, Launch, Module};
+use llm2vec::device::emulator::{Count, Counters, Element, Emulator, Launch, Module, Swizzle, TensorMap};
 use llm2vec::error::Result;
 
 const BASICS: &str = include_str!("emulator/ptx/basics.ptx");
@@ -26,10 +40,11 @@ const GEMM: &str = include_str!("emulator/ptx/gemm.ptx");
 /// Schedules that every correct kernel is run under.
 const SEEDS: std::ops::Range<u64> = 0..20;
 
-/// An argument: an array (`None` where nothing has been written), or a number.
+/// An argument: an array (`Scratch` where nothing has been written), the tensor map of an array, or a number.
 enum Arg<'a> {
     In(&'a [u8]),
     Scratch(usize),
+    Map(&'a [u8], TensorMap),
     Int(i32),
 }
 
@@ -39,7 +54,7 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
     let (mut arrays, mut values) = (Vec::new(), Vec::new());
     for (i, arg) in args.iter().enumerate() {
         let bytes = match arg {
-            Arg::In(bytes) => bytes.len(),
+            Arg::In(bytes) | Arg::Map(bytes, _) => bytes.len(),
             Arg::Scratch(bytes) => *bytes,
             Arg::Int(n) => {
                 values.push(n.to_le_bytes().to_vec());
@@ -47,11 +62,14 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
             }
         };
         let address = emulator.allocate(&format!("arg{i}"), bytes);
-        if let Arg::In(bytes) = arg {
+        if let Arg::In(bytes) | Arg::Map(bytes, _) = arg {
             emulator.write(address, bytes)?;
         }
         arrays.push((address, bytes));
-        values.push(address.to_le_bytes().to_vec());
+        values.push(match arg {
+            Arg::Map(_, map) => emulator.tensor_map(&TensorMap { address, ..map.clone() })?.to_vec(),
+            _ => address.to_le_bytes().to_vec(),
+        });
     }
     let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
     let counters = emulator.launch(kernel, launch, &values)?;

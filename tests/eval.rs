@@ -69,7 +69,7 @@ fn bad_rows_name_file_and_line() {
 
 fn eval_sts(data: &[&Path], flags: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
-    command.args(["eval", "sts", "--quiet", "--model"]).arg(novel5m());
+    command.env("LLM2VEC_DEVICE", "cpu").args(["eval", "sts", "--quiet", "--model"]).arg(novel5m());
     command.args(data.iter().flat_map(|d| [Path::new("--data"), d]));
     command.args(flags).output().unwrap()
 }
@@ -102,7 +102,13 @@ fn our_own_pairs() {
     let lines: Vec<String> = pairs.iter().flat_map(|p| p.sentences.clone()).collect();
     std::fs::write(&texts, lines.join("\n")).unwrap();
     let mut encode = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
-    encode.args(["encode", "-q", "-m"]).arg(novel5m()).arg("-i").arg(&texts).arg("-o").arg(&vectors);
+    encode
+        .args(["encode", "--device", "cpu", "-q", "-m"])
+        .arg(novel5m())
+        .arg("-i")
+        .arg(&texts)
+        .arg("-o")
+        .arg(&vectors);
     assert!(encode.status().unwrap().success());
     let row = |line: &str| -> Vec<f64> {
         let json: Value = serde_json::from_str(line).unwrap();

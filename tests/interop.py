@@ -249,6 +249,7 @@ def main():
     logging.disable_progress_bar()
     for name in [n for n in os.environ if n.startswith("LLM2VEC_")]:
         del os.environ[name]  # they would set flags
+    os.environ["LLM2VEC_DEVICE"] = "cpu"  # whose numbers are compared
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         run = Binary(a.binary.resolve(), Path(folder))

@@ -162,7 +162,7 @@ fn bf16_storages_agree() {
         [Tensor::zeros(DType::F32, &[m, k]), Tensor::zeros(DType::Bf16, &[m, k]), Tensor::panels([m, k])];
     let rows: Vec<f32> = small(2, m * k).map(|v| v as f32).collect();
     for w in &mut weights {
-        rows.chunks(k).enumerate().for_each(|(r, row)| w.set_row(r, row));
+        w.put_rows(0, &rows).unwrap();
     }
     let products = weights.map(|w| {
         let mut y = Tensor::from_f64(DType::F32, &[n, m], std::iter::repeat_n(f64::NAN, n * m));

@@ -232,7 +232,7 @@ def report(a, speeds, notes):
 
 def main():
     a = arguments()
-    os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(a.threads)}
+    os.environ |= {"LLM2VEC_DEVICE": "cpu", "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(a.threads)}
     if a.make_random:
         return make_random(a.make_random, a.tokenizer_from, a.dtype)
     if a.only != "pytorch" and not a.binary.exists():

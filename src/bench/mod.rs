@@ -1,3 +1,8 @@
-//! Cases shared by tests and benches: what is timed is what is checked.
+//! Cases shared by tests and benches: what is timed is what is checked; and how they are timed, compared and written down.
 
 pub mod cases;
+pub mod measure;
+pub mod record;
+pub mod rival;
+pub mod table;
+pub mod whole;

@@ -36,6 +36,9 @@ pub struct Emulate {
     /// Threads of a block
     #[arg(long, env = "LLM2VEC_BLOCK", value_name = "X[,Y,Z]")]
     block: String,
+    /// Blocks of a cluster; unless given, what the kernel was compiled for
+    #[arg(long, env = "LLM2VEC_CLUSTER", value_name = "X[,Y,Z]", default_value = "1")]
+    cluster: String,
     /// Bytes of dynamic shared memory
     #[arg(long, env = "LLM2VEC_SMEM", value_name = "BYTES", default_value_t = 0)]
     smem: usize,
@@ -92,6 +95,7 @@ impl Emulate {
         let launch = Launch {
             grid: extents("--grid", &self.grid)?,
             block: extents("--block", &self.block)?,
+            cluster: extents("--cluster", &self.cluster)?,
             shared: self.smem,
             seed: self.seed,
             budget: self.budget,

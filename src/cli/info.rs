@@ -1,7 +1,7 @@
 //! `llm2vec info`: what would run, without running it.
 
 use crate::cli::{ModelFlags, print, say};
-use crate::device::cuda;
+use crate::device::{Device, cuda};
 use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -34,7 +34,7 @@ impl Info {
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let mut lines = model_lines(&setup);
         lines.extend(setting_lines(&setup));
-        lines.extend(device_lines());
+        lines.extend(device_lines(&setup.device));
         lines.extend(memory_lines(&setup));
         let text: String = lines.iter().map(|(key, value)| format!("{key:<12} {value}\n")).collect();
         print(&text)
@@ -52,6 +52,7 @@ fn model_lines(setup: &Setup) -> Vec<Line> {
     };
     let dtype = setup.files.checkpoint_dtype().map_or("unknown".into(), |d| format!("{d:?}").to_lowercase());
     let kept = match setup.storage {
+        _ if matches!(setup.device, Device::Gpu(_)) => "bf16 on the device, multiplied in bf16 with f32 sums",
         Storage::Real => "f32 in memory",
         Storage::Bf16 => "bf16 in memory, widened to f32 tile by tile (f32 would not fit)",
         Storage::Panels => "bf16 in memory, multiplied in bf16 with f32 sums",
@@ -87,7 +88,7 @@ fn setting_lines(setup: &Setup) -> Vec<Line> {
     ]
 }
 
-fn device_lines() -> Vec<Line> {
+fn device_lines(device: &Device) -> Vec<Line> {
     let gpus = match cuda::gpus() {
         Ok(list) if list.is_empty() => "none".into(),
         Ok(list) => {
@@ -99,18 +100,21 @@ fn device_lines() -> Vec<Line> {
         Err(why) => why,
     };
     let bf16 = crate::device::bf16::native().unwrap_or("bf16 widened");
-    vec![
-        ("device", format!("cpu, {} threads, {bf16}", rayon::current_num_threads())),
-        ("gpus", gpus),
-        ("kernels", kernel_line()),
-    ]
+    let device = match device {
+        Device::Cpu(_) => format!("cpu, {} threads, {bf16}", rayon::current_num_threads()),
+        Device::Gpu(gpu) => {
+            let ((major, minor), processors) = (gpu.capability(), gpu.processors());
+            format!("{}, sm_{major}{minor}, {processors} multiprocessors", gpu.name())
+        }
+    };
+    vec![("device", device), ("gpus", gpus), ("kernels", kernel_line())]
 }
 
 fn kernel_line() -> String {
     match option_env!("LLM2VEC_NVCC") {
         Some(version) => {
             let count: usize = kernels::FILES.iter().map(|f| f.kernels.len()).sum();
-            format!("{count} by nvcc {version}; the graph does not use them yet: every op runs on the CPU")
+            format!("{count} by nvcc {version}, for --device cuda and emulated")
         }
         None => "none in this build (nvcc was not found): every op runs on the CPU".into(),
     }

@@ -1,5 +1,7 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
+mod bench;
+mod doctor;
 mod emulate;
 mod encode;
 mod eval;
@@ -37,7 +39,9 @@ enum Command {
     Merge(merge::Merge),
     Train(Box<train::Train>),
     Eval(eval::Eval),
+    Bench(bench::Bench),
     Info(info::Info),
+    Doctor(doctor::Doctor),
     Emulate(emulate::Emulate),
 }
 
@@ -50,7 +54,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
+        Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
+        Command::Doctor(c) => c.run(),
         Command::Emulate(c) => c.run(),
     })
 }
@@ -102,13 +108,16 @@ struct ModelFlags {
     /// Reproduce the reference implementation's ids and pooled span, quirks included
     #[arg(long, env = "LLM2VEC_COMPAT", value_name = "reference")]
     compat: Option<CompatFlag>,
-    /// Compute in f32, or keep weights as bf16 and multiply in bf16 (sums stay f32)
+    /// On the CPU: compute in f32, or keep weights as bf16 and multiply in bf16 (sums stay f32); a GPU does the latter always
     #[arg(long, env = "LLM2VEC_DTYPE", value_name = "DTYPE", default_value = "f32")]
     dtype: ComputeDtype,
-    /// Tokens in a pack [default: 2048 on the CPU]
+    /// Tokens in a pack [default: 2048 on the CPU, 16384 on a GPU]
     #[arg(long, env = "LLM2VEC_TOKENS", alias = "max-batch-tokens", value_name = "N")]
     tokens: Option<usize>,
-    /// auto, cpu, cuda[:N] or emulated[:80|:90]
+    /// Stop at the first NaN or infinity in an activation, and say in which layer and tensor
+    #[arg(long, env = "LLM2VEC_CHECK_FINITE", value_parser = BoolishValueParser::new())]
+    check_finite: bool,
+    /// auto (a GPU if one answers), cpu, cuda[:N] or emulated[:80|:90]
     #[arg(long, env = "LLM2VEC_DEVICE", value_name = "DEVICE", default_value = "auto")]
     device: String,
 }
@@ -161,6 +170,7 @@ impl ModelFlags {
             compat: if self.compat.is_some() { Compat::Reference } else { Compat::Default },
             bf16: matches!(self.dtype, ComputeDtype::Bf16),
             tokens: self.tokens,
+            check_finite: self.check_finite,
             device: Device::by_name(&self.device)?,
         })
     }

@@ -168,7 +168,10 @@ struct Flags {
     /// Keep only block inputs and compute the rest again in the backward; the numbers are the same bit for bit
     #[arg(long, env = "LLM2VEC_RECOMPUTE", value_parser = BoolishValueParser::new(), help_heading = "Machine")]
     recompute: bool,
-    /// Compute in f32, or keep frozen weights as bf16 and multiply in bf16
+    /// Stop at the first NaN or infinity in an activation or its gradient, and say in which layer and tensor
+    #[arg(long, env = "LLM2VEC_CHECK_FINITE", value_parser = BoolishValueParser::new(), help_heading = "Machine")]
+    check_finite: bool,
+    /// On the CPU: compute in f32, or keep frozen weights as bf16 and multiply in bf16; a GPU does the latter always
     #[arg(
         long,
         env = "LLM2VEC_DTYPE",
@@ -177,7 +180,7 @@ struct Flags {
         help_heading = "Machine"
     )]
     dtype: ComputeDtype,
-    /// auto, cpu, cuda[:N] or emulated[:80|:90]
+    /// auto (a GPU if one answers), cpu, cuda[:N] or emulated[:80|:90]
     #[arg(
         long,
         env = "LLM2VEC_DEVICE",
@@ -280,6 +283,7 @@ impl Flags {
             config,
             device: Device::by_name(&self.device)?,
             bf16: matches!(self.dtype, ComputeDtype::Bf16),
+            check_finite: self.check_finite,
             existing,
             log: log::Options {
                 quiet: self.quiet,

@@ -218,6 +218,13 @@ impl Cuda {
         self.synchronize()
     }
 
+    /// Copies on the device.
+    pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the owners have checked both ranges; they are of different allocations.
+        failed("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) })
+    }
+
     /// Sets every byte.
     pub fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
         self.enter()?;

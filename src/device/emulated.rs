@@ -1,7 +1,7 @@
 //! The emulator as a GPU: launchers, memory and graph are those of `cuda`; every instruction is checked and counted.
 
 use super::emulator::{self, Counters, Emulator, Module};
-use super::gpu::{Argument, Launch, TensorMap, Tiles};
+use super::gpu::{Argument, Launch, Swizzle, TensorMap, Tiles};
 use super::images::{Kernel, choose_ptx};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -30,6 +30,7 @@ struct State {
 enum Action {
     Launch { kernel: &'static str, launch: emulator::Launch, arguments: Vec<Vec<u8>> },
     Fill { address: u64, byte: u8, bytes: usize },
+    Copy { to: u64, from: u64, bytes: usize },
     Divide { address: u64, parts: Vec<(usize, usize)> },
 }
 
@@ -102,6 +103,11 @@ impl Emulated {
         Ok(())
     }
 
+    /// Copies on the device; all of it must have been written.
+    pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.state().queue(Action::Copy { to, from, bytes })
+    }
+
     /// Sets every byte.
     pub fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
         self.state().queue(Action::Fill { address, byte, bytes })
@@ -119,12 +125,9 @@ impl Emulated {
             let module = self.module(kernel)?;
             state.load(kernel.file.stem, module)?;
         }
-        if launch.cluster > 1 {
-            let what = "clusters are not emulated yet";
-            return Err(Error::Device(format!("{}: {what}", kernel.name)));
-        }
         let (grid, block, shared) = (launch.grid, launch.block, launch.shared as usize);
-        let launch = emulator::Launch { grid, block, shared, ..emulator::Launch::default() };
+        let cluster = [launch.cluster.max(1), 1, 1];
+        let launch = emulator::Launch { grid, block, cluster, shared, ..emulator::Launch::default() };
         let arguments = arguments.iter().map(bytes).collect();
         state.queue(Action::Launch { kernel: kernel.name, launch, arguments })
     }
@@ -160,8 +163,27 @@ impl Emulated {
     }
 
     /// A tensor map.
-    pub fn tensor_map(&self, _address: u64, _tiles: &Tiles) -> Result<TensorMap> {
-        Err(Error::Device(format!("{}: tensor maps are not emulated yet", self.name)))
+    pub fn tensor_map(&self, address: u64, tiles: &Tiles) -> Result<TensorMap> {
+        let map = emulator::TensorMap {
+            element: if tiles.float { emulator::Element::F32 } else { emulator::Element::Bf16 },
+            address,
+            sizes: tiles.sizes.clone(),
+            strides: tiles.strides.clone(),
+            tile: tiles.tile.clone(),
+            steps: vec![1; tiles.tile.len()],
+            swizzle: match tiles.swizzle {
+                Swizzle::None => emulator::Swizzle::None,
+                Swizzle::B32 => emulator::Swizzle::B32,
+                Swizzle::B64 => emulator::Swizzle::B64,
+                Swizzle::B128 => emulator::Swizzle::B128,
+            },
+        };
+        let bytes = self.state().emulator.tensor_map(&map)?;
+        let mut words = [0; 16];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        Ok(TensorMap(words))
     }
 
     /// Records what `body` queues.
@@ -202,6 +224,10 @@ impl State {
                 Ok(())
             }
             Action::Fill { address, byte, bytes } => self.emulator.fill(address, byte, bytes),
+            Action::Copy { to, from, bytes } => {
+                let copied = self.emulator.read(from, bytes)?;
+                self.emulator.write(to, &copied)
+            }
             Action::Divide { address, parts } => self.emulator.divide(address, &parts),
         }
     }

@@ -456,6 +456,18 @@ impl Memory {
         }
     }
 
+    /// Copies from memory of the same GPU, behind what was queued.
+    pub fn copy(&mut self, at: usize, from: &Memory, from_at: usize, bytes: usize) -> Result<()> {
+        let (to, source) = (self.within(at, bytes)?, from.within(from_at, bytes)?);
+        if !from.is_on(&self.gpu) {
+            return Err(Error::Device("a copy between two GPUs".into()));
+        }
+        match &*self.gpu.driver {
+            Driver::Cuda(cuda) => cuda.copy(to, source, bytes),
+            Driver::Emulated(emulated) => emulated.copy(to, source, bytes),
+        }
+    }
+
     /// Sets every byte.
     pub fn fill(&mut self, byte: u8) -> Result<()> {
         match &*self.gpu.driver {

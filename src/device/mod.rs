@@ -66,10 +66,11 @@ impl Device {
 
     /// Picks a device by its command-line name: `auto`, `cpu`, `cuda[:N]` or `emulated[:80|:90]`.
     ///
-    /// `auto` is the CPU in a build without CUDA kernels, whatever GPU the machine has.
+    /// `auto` is the first GPU that runs the kernels of this build, else the CPU; never the emulator.
     pub fn by_name(name: &str) -> Result<Device> {
         match name.split(':').next().unwrap_or("") {
-            "auto" | "cpu" => Ok(Device::cpu()),
+            "cpu" => Ok(Device::cpu()),
+            "auto" => Ok(Device::automatic()),
             kind @ ("cuda" | "emulated") if option_env!("LLM2VEC_NVCC").is_none() => {
                 Err(Error::Device(format!(
                     "--device {name}: this build holds no CUDA kernels (nvcc was not found), so `{kind}` cannot run; use \
@@ -81,13 +82,7 @@ impl Device {
                 let Ok(ordinal) = ordinal else {
                     return Err(Error::Usage(format!("--device {name}: expected cuda or cuda:N, N from 0")));
                 };
-                let gpu = gpu::Gpu::cuda(ordinal.into())?;
-                // Not one batch could be encoded: said before a model is read.
-                Err(Error::Device(format!(
-                    "--device {name}: {} answers, but attention and the linear layers have no kernels yet; use \
-                     --device cpu",
-                    gpu.name()
-                )))
+                gpu::Gpu::cuda(ordinal.into()).map(Device::Gpu)
             }
             "emulated" => match name.strip_prefix("emulated").unwrap_or("") {
                 "" | ":80" => gpu::Gpu::emulated((8, 0)).map(Device::Gpu),
@@ -100,6 +95,12 @@ impl Device {
                 "--device {name}: expected auto, cpu, cuda[:N] or emulated[:80|:90]"
             ))),
         }
+    }
+
+    fn automatic() -> Device {
+        // PTX is for compute capability 8.0 and newer.
+        let runs = |gpu: &gpu::Gpu| option_env!("LLM2VEC_NVCC").is_some() && gpu.capability() >= (8, 0);
+        gpu::Gpu::cuda(0).ok().filter(runs).map_or(Device::cpu(), Device::Gpu)
     }
 
     /// The element type of activations here.

@@ -74,10 +74,15 @@ impl Encoder {
 
     /// Plans, refuses what does not fit, and loads.
     pub fn load(setup: Setup) -> Result<Encoder> {
-        setup.plan().check("a smaller --tokens, or --dtype bf16")?;
+        let other = if let Device::Cpu(_) = setup.device { "--dtype bf16" } else { "--device cpu" };
+        setup.plan().check(&format!("a smaller --tokens, or {other}"))?;
         let mut arena = Arena::new(&setup.device);
         let (config, positions) = (&setup.config, setup.limits.max_length);
         let mut buffers = Buffers::new(&mut arena, config, setup.storage, setup.tokens, positions);
+        if setup.check_finite {
+            buffers.state.watch(&mut arena);
+        }
+        arena.finish()?;
         buffers.weights.load(config, &setup.files)?;
         Ok(Encoder { setup, buffers })
     }
@@ -114,7 +119,7 @@ impl Encoder {
         for items in pack(&lengths, self.setup.tokens) {
             let batch: Vec<&Prompt> = items.iter().map(|&i| &prompts[i]).collect();
             let vectors = self.run(&batch)?;
-            for (vector, &i) in vectors.host::<f32>()?.chunks_exact(c).zip(&items) {
+            for (vector, &i) in vectors.read_f32()?.chunks_exact(c).zip(&items) {
                 rows[i * c..][..c].copy_from_slice(vector);
             }
             progress(items.len(), items.iter().map(|&i| lengths[i]).sum());
@@ -131,7 +136,7 @@ impl Encoder {
         let device: &Device = &setup.device;
         state.set_batch(&pack.ids, &pack.starts)?;
         spans.set_rows(batch.len())?;
-        spans.host_mut()?.copy_from_slice(&pack.spans);
+        spans.write(&pack.spans)?;
         pooled.set_rows(batch.len())?;
         let (config, mask) = (&setup.config, setup.mask);
         Decoder { device, config, weights, rope, mask, noise: None }.forward(state)?;

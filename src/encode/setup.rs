@@ -8,6 +8,7 @@ use crate::format::hf;
 use crate::format::settings::{self, Settings};
 use crate::memory::Arena;
 use crate::model::config::{Attention, Config, Family};
+use crate::model::plan;
 use crate::model::weights::Storage;
 use crate::ops::attention::Mask;
 use crate::ops::pool::Pooling;
@@ -117,6 +118,8 @@ pub struct Options {
     pub bf16: bool,
     /// Tokens in a pack.
     pub tokens: Option<usize>,
+    /// Stop at the first NaN or infinity in an activation, and say where.
+    pub check_finite: bool,
     /// Where to compute.
     pub device: Device,
 }
@@ -137,6 +140,7 @@ impl Options {
             compat: Compat::Default,
             bf16: false,
             tokens: None,
+            check_finite: false,
             device: Device::cpu(),
         }
     }
@@ -172,12 +176,17 @@ pub struct Setup {
     pub storage: Storage,
     /// Things a user should know and may ignore.
     pub warnings: Vec<String>,
+    /// Look for NaN and infinity in activations.
+    pub check_finite: bool,
     /// Where to compute.
     pub device: Device,
 }
 
 /// Tokens in a pack on the CPU: large enough for the matrix products, small enough for the caches.
 pub const CPU_TOKENS: usize = 2048;
+
+/// Tokens in a pack on a GPU: enough tiles for all its multiprocessors, in every product.
+pub const GPU_TOKENS: usize = 16384;
 
 /// The most that a length or a pack may be: keeps the sizes that follow from it far from overflow.
 pub const MOST_TOKENS: usize = 1 << 24;
@@ -187,6 +196,7 @@ impl Setup {
     pub fn open(o: &Options) -> Result<Setup> {
         let dir = hf::model_dir(&o.model)?;
         let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
+        plan::check(&o.device, &config)?;
         let (files, warnings) = ModelFiles::open(&dir, &config, &o.adapters)?;
         let (from, saved) = saved_settings(&dir, &o.adapters)?;
         let pooling = named(&o.pooling, &saved.pooling_mode, &from, PoolingMode::by_name)?;
@@ -203,7 +213,8 @@ impl Setup {
         if let Some((flag, n)) = lengths.iter().find(|(_, n)| !(1..=MOST_TOKENS).contains(n)) {
             return Err(Error::Usage(format!("{flag} {n}: expected 1 to {MOST_TOKENS}")));
         }
-        let tokens = o.tokens.unwrap_or(CPU_TOKENS).max(limits.max_length);
+        let usual = if let Device::Cpu(_) = o.device { CPU_TOKENS } else { GPU_TOKENS };
+        let tokens = o.tokens.unwrap_or(usual).max(limits.max_length);
         let storage = storage(o, &config, &files, tokens, limits.max_length)?;
         let name = template.name;
         let tokenizer = Tokenizer::open(&dir)?;
@@ -221,6 +232,7 @@ impl Setup {
             tokens,
             storage,
             warnings,
+            check_finite: o.check_finite,
             device: o.device.clone(),
             dir,
             config,
@@ -277,7 +289,7 @@ impl Setup {
     }
 }
 
-/// f32 where it fits; a 16-bit checkpoint whose f32 form does not fit stays bf16 and is widened as it is used.
+/// On a GPU bf16 always. On the CPU f32 where it fits; a 16-bit checkpoint whose f32 form does not fit stays bf16 and is widened as it is used.
 fn storage(
     o: &Options,
     config: &Config,
@@ -285,8 +297,10 @@ fn storage(
     tokens: usize,
     positions: usize,
 ) -> Result<Storage> {
-    if o.bf16 {
-        return Ok(Storage::Panels);
+    match o.device {
+        Device::Gpu(_) => return Ok(Storage::Real),
+        Device::Cpu(_) if o.bf16 => return Ok(Storage::Panels),
+        Device::Cpu(_) => {}
     }
     let mut arena = Arena::planning(&o.device);
     Buffers::new(&mut arena, config, Storage::Real, tokens, positions);

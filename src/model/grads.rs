@@ -53,7 +53,7 @@ impl Grads {
         let mut like = |lora: &Option<Stack>| {
             lora.as_ref()
                 .map(Stack::view)
-                .map(|l| LoraGrads { a: arena.activation(l.a.shape()), b: arena.activation(l.b.shape()) })
+                .map(|l| LoraGrads { a: arena.statistic(l.a.shape()), b: arena.statistic(l.b.shape()) })
         };
         let mut layer = |w: &Layer| LayerGrads {
             qkv: like(&w.qkv.lora),

@@ -3,6 +3,7 @@
 use crate::device::Device;
 use crate::error::Result;
 use crate::model::config::Config;
+use crate::model::finite::{check_block, check_block_bwd, check_hidden, check_loss};
 use crate::model::grads::{Grads, LayerGrads, LoraGrads, Scratch};
 use crate::model::lora::Stack;
 use crate::model::rope::RopeTables;
@@ -75,10 +76,12 @@ impl Decoder<'_> {
         embed_fwd(self.device, &mut state.streams[0], &self.weights.embed, &state.ids)?;
         for i in 0..self.config.layers {
             self.block_fwd(state, i)?;
+            check_block(self.device, state, i)?;
         }
         let last = self.config.layers % state.streams.len();
         let State { streams, hidden, rstd, .. } = state;
-        rmsnorm_fwd(self.device, hidden, rstd, &streams[last], &self.weights.norm, self.config.norm_eps)
+        rmsnorm_fwd(self.device, hidden, rstd, &streams[last], &self.weights.norm, self.config.norm_eps)?;
+        check_hidden(self.device, state)
     }
 
     /// Adds to `grads` what the gradient of `state.hidden`, given in `scratch.h`, says about every adapter.
@@ -92,6 +95,7 @@ impl Decoder<'_> {
                 "the forward kept no streams; plan its state with Keep::Streams or All".into(),
             );
         }
+        check_loss(self.device, scratch, state)?;
         let Scratch { stream, h, .. } = scratch;
         let (stream, w) = (&mut stream[0], &self.weights.norm);
         rmsnorm_bwd(self.device, stream, h, None, &state.streams[self.config.layers], w, &state.rstd)?;
@@ -100,6 +104,7 @@ impl Decoder<'_> {
                 self.block_fwd(state, i)?;
             }
             self.block_bwd(&mut grads.layers[i], scratch, state, i)?;
+            check_block_bwd(self.device, scratch, state, i)?;
         }
         Ok(())
     }

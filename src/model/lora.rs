@@ -1,5 +1,6 @@
 //! Low-rank adapters: one pair per projection, and the stacked form that a merged projection computes with.
 
+use crate::error::Result;
 use crate::memory::Arena;
 use crate::ops::lora_linear::Lora;
 use crate::tensor::Tensor;
@@ -43,16 +44,16 @@ impl Stack {
     /// `rank` is the adapter's largest: smaller ones are padded with zeros.
     pub fn new(arena: &mut Arena, rows: &[usize], k: usize, rank: usize, deltas: &[Option<&Delta>]) -> Stack {
         let (mut a, mut b) =
-            (arena.activation(&[rows.len() * rank, k]), arena.activation(&[rows.iter().sum(), rank]));
+            (arena.statistic(&[rows.len() * rank, k]), arena.statistic(&[rows.iter().sum(), rank]));
         let mut first = 0;
         for (s, (&height, delta)) in rows.iter().zip(deltas).enumerate() {
             if let Some(d) = delta {
-                d.a.chunks(k).enumerate().for_each(|(r, row)| a.set_row(s * rank + r, row));
-                let mut padded = vec![0.0; rank];
-                for (r, row) in d.b.chunks(d.rank).enumerate() {
-                    padded[..d.rank].copy_from_slice(row);
-                    b.set_row(first + r, &padded);
+                arena.put_rows(&mut a, s * rank, &d.a);
+                let mut padded = vec![0.0; height * rank];
+                for (to, from) in padded.chunks_mut(rank).zip(d.b.chunks(d.rank)) {
+                    to[..d.rank].copy_from_slice(from);
                 }
+                arena.put_rows(&mut b, first, &padded);
             }
             first += height;
         }
@@ -65,15 +66,17 @@ impl Stack {
         [&mut self.a, &mut self.b]
     }
 
-    /// A `[R, K]` and B `[M, R]` of segment `s`, if it has an adapter.
-    pub fn segment(&self, s: usize) -> Option<(Vec<f32>, Vec<f32>)> {
+    /// The delta of each segment, at the stack's rank; `None` where it has no adapter.
+    pub fn segments(&self) -> Result<Vec<Option<Delta>>> {
         let (rank, k) = (self.b.shape()[1], self.a.shape()[1]);
-        let first: usize = self.rows[..s].iter().sum();
-        let part =
-            |t: &Tensor, from: usize, n: usize| t.to_f64()[from..][..n].iter().map(|&x| x as f32).collect();
-        let a = part(&self.a, s * rank * k, rank * k);
-        let b = part(&self.b, first * rank, self.rows[s] * rank);
-        (self.scales[s] != 0.0).then_some((a, b))
+        let (a, b) = (self.a.read_f32()?, self.b.read_f32()?);
+        let mut first = 0;
+        let parts = self.rows.iter().zip(&self.scales).enumerate().map(|(s, (&rows, &scale))| {
+            let (a, b) = (&a[s * rank * k..][..rank * k], &b[first * rank..][..rows * rank]);
+            first += rows;
+            (scale != 0.0).then(|| Delta { scale, rank, a: a.to_vec(), b: b.to_vec() })
+        });
+        Ok(parts.collect())
     }
 
     /// The op's view.

@@ -20,11 +20,11 @@ impl RopeTables {
         let freqs = frequencies(config);
         let shape = [positions, freqs.len()];
         let mut tables = RopeTables { cos: arena.statistic(&shape), sin: arena.statistic(&shape) };
-        let filled = if arena.allocates() { positions } else { 0 };
-        for p in 0..filled {
-            let angles = freqs.iter().map(|f| p as f64 * f);
-            tables.cos.set_row(p, &angles.clone().map(|a| a.cos() as f32).collect::<Vec<_>>());
-            tables.sin.set_row(p, &angles.map(|a| a.sin() as f32).collect::<Vec<_>>());
+        if arena.allocates() {
+            let angles = (0..positions).flat_map(|p| freqs.iter().map(move |f| p as f64 * f));
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+            arena.put_rows(&mut tables.cos, 0, &cos);
+            arena.put_rows(&mut tables.sin, 0, &sin);
         }
         tables
     }

@@ -61,6 +61,8 @@ pub struct State {
     pub positions: Tensor,
     /// [B + 1]
     pub starts: Tensor,
+    /// [2] where activations are checked for NaN: see [`State::watch`]
+    pub found: Option<Tensor>,
 }
 
 impl Saved {
@@ -103,6 +105,7 @@ impl State {
             ids: arena.tensor(DType::I32, &[n]),
             positions: arena.tensor(DType::I32, &[n]),
             starts: arena.tensor(DType::I32, &[n + 1]),
+            found: None,
         }
     }
 
@@ -114,19 +117,15 @@ impl State {
             let what = format!("starts must rise strictly from 0 to the {n} tokens of the batch");
             return Err(Error::Shape { op: "set_batch", what });
         }
-        let State { streams, saved, hidden, rstd, ids: i, positions, starts: s } = self;
+        let State { streams, saved, hidden, rstd, ids: i, positions, starts: s, .. } = self;
         let per_token = streams.iter_mut().chain(saved.iter_mut().flat_map(Saved::all));
         for t in per_token.chain([hidden, rstd, &mut *i, &mut *positions]) {
             t.set_rows(n)?;
         }
         s.set_rows(starts.len())?;
-        i.host_mut()?.copy_from_slice(ids);
-        s.host_mut()?.copy_from_slice(starts);
-        let positions = positions.host_mut::<i32>()?;
-        for w in starts.windows(2) {
-            let sequence = &mut positions[w[0] as usize..w[1] as usize];
-            sequence.iter_mut().zip(0..).for_each(|(p, at)| *p = at);
-        }
-        Ok(())
+        i.write(ids)?;
+        s.write(starts)?;
+        let places: Vec<i32> = starts.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
+        positions.write(&places)
     }
 }

@@ -1,10 +1,11 @@
 //! The weights: every field with its shape, and where each comes from in a checkpoint.
 
-use crate::device::DType;
+use crate::device::{DType, Device};
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::lora::{Delta, Stack};
+use crate::ops::narrow::narrow_fwd;
 use crate::tensor::{Raw, Tensor};
 
 /// How the large matrices are kept.
@@ -58,6 +59,8 @@ pub struct Weights {
     pub norm: Tensor,
     /// [V, C] where it was asked for and is not `embed` itself
     head: Option<Tensor>,
+    /// [V, C] f32 where the head is trained on a device that computes with a rounded copy of it
+    head_master: Option<Tensor>,
     head_trained: bool,
 }
 
@@ -92,16 +95,14 @@ impl Linear {
         for &(module, rows) in &self.parts {
             let name = format!("model.layers.{layer}.{group}.{module}");
             let deltas = source.deltas(layer, module);
-            read_rows(source, &format!("{name}.weight"), &[rows, k], |row, values| {
-                deltas.iter().for_each(|d| d.add_to_row(row, values));
-                self.w.set_row(first + row, values);
+            read_rows(source, &format!("{name}.weight"), &[rows, k], |at, values| {
+                for (r, row) in values.chunks_mut(k).enumerate() {
+                    deltas.iter().for_each(|d| d.add_to_row(at + r, row));
+                }
+                self.w.put_rows(first + at, values)
             })?;
             if let Some(bias) = &mut self.bias {
-                let mut all = bias.to_f64().iter().map(|&x| x as f32).collect::<Vec<_>>();
-                read_rows(source, &format!("{name}.bias"), &[rows], |_, v| {
-                    all[first..][..rows].copy_from_slice(v)
-                })?;
-                bias.set_row(0, &all);
+                read_rows(source, &format!("{name}.bias"), &[rows], |_, v| bias.put_rows(first, v))?;
             }
             first += rows;
         }
@@ -118,7 +119,8 @@ impl Linear {
 }
 
 impl Layer {
-    fn linears(&self) -> [&Linear; 4] {
+    /// Its projections, as they are merged.
+    pub fn linears(&self) -> [&Linear; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
 
@@ -151,7 +153,8 @@ impl Weights {
                 down: Linear::new(arena, &[("down_proj", c)], f, false, storage),
             })
             .collect();
-        Weights { embed, layers, norm: arena.activation(&[c]), head: None, head_trained: false }
+        let norm = arena.activation(&[c]);
+        Weights { embed, layers, norm, head: None, head_master: None, head_trained: false }
     }
 
     /// Makes room for the head of `config`. A tied one is the embedding, unless it is to be trained: then it is a copy.
@@ -160,7 +163,9 @@ impl Weights {
         self.head_trained = trained;
         let shape = [config.vocab, config.width];
         if trained {
-            self.head = Some(arena.statistic(&shape));
+            self.head = Some(arena.activation(&shape));
+            let rounded = arena.device.activation() != arena.device.statistic();
+            self.head_master = rounded.then(|| arena.statistic(&shape));
         } else if !config.tied {
             self.head = Some(arena.tensor(self.embed.dtype(), &shape));
         }
@@ -171,22 +176,38 @@ impl Weights {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
+    /// [V, C], what an optimiser has made of the head, if it is trained.
+    pub fn trained_head(&self) -> Option<&Tensor> {
+        self.head_master.as_ref().or(self.head.as_ref()).filter(|_| self.head_trained)
+    }
+
+    /// Rounds a trained head anew, after its master has changed.
+    pub fn round_head(&mut self, device: &Device) -> Result<()> {
+        match (&mut self.head, &self.head_master) {
+            (Some(head), Some(master)) => narrow_fwd(device, head, master),
+            _ => Ok(()),
+        }
+    }
+
     /// Fills every tensor from `source`, deltas merged in f32 and rounded once.
     ///
     /// Errors name the tensor: missing, of another shape, or holding NaN or infinity.
     pub fn load(&mut self, config: &Config, source: &impl Source) -> Result<()> {
         use rayon::prelude::*;
         let c = config.width;
-        read_rows(source, table(config, source), &[config.vocab, c], |row, v| self.embed.set_row(row, v))?;
-        read_rows(source, "model.norm.weight", &[c], |_, v| self.norm.set_row(0, v))?;
+        read_rows(source, table(config, source), &[config.vocab, c], |row, v| self.embed.put_rows(row, v))?;
+        read_rows(source, "model.norm.weight", &[c], |_, v| self.norm.put_rows(0, v))?;
         if let Some(head) = &mut self.head {
             let name = if config.tied { table(config, source) } else { "lm_head.weight" };
-            read_rows(source, name, &[config.vocab, c], |row, v| head.set_row(row, v))?;
+            read_rows(source, name, &[config.vocab, c], |row, v| {
+                self.head_master.as_mut().map_or(Ok(()), |master| master.put_rows(row, v))?;
+                head.put_rows(row, v)
+            })?;
         }
         self.layers.par_iter_mut().enumerate().try_for_each(|(i, layer)| {
             let norm = |which: &str| format!("model.layers.{i}.{which}_layernorm.weight");
-            read_rows(source, &norm("input"), &[c], |_, v| layer.attention_norm.set_row(0, v))?;
-            read_rows(source, &norm("post_attention"), &[c], |_, v| layer.mlp_norm.set_row(0, v))?;
+            read_rows(source, &norm("input"), &[c], |_, v| layer.attention_norm.put_rows(0, v))?;
+            read_rows(source, &norm("post_attention"), &[c], |_, v| layer.mlp_norm.put_rows(0, v))?;
             layer.qkv.load(source, i, "self_attn")?;
             layer.o.load(source, i, "self_attn")?;
             layer.gate_up.load(source, i, "mlp")?;
@@ -196,22 +217,22 @@ impl Weights {
 
     /// Everything that is trained: adapters by layer; qkv, o, gate_up, down; A before B; then the head.
     pub fn trained_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        let head = self.head.as_mut().filter(|_| self.head_trained);
+        let head = self.head_master.as_mut().or(self.head.as_mut()).filter(|_| self.head_trained);
         let linears = self.layers.iter_mut().flat_map(Layer::linears_mut);
         linears.filter_map(|w| w.lora.as_mut()).flat_map(Stack::factors_mut).chain(head)
     }
 
-    /// The live adapter, projection by projection: layer, module, A `[R, K]` and B `[M, R]`.
-    pub fn adapter(&self) -> impl Iterator<Item = (usize, &'static str, Vec<f32>, Vec<f32>)> {
-        self.layers.iter().enumerate().flat_map(move |(i, layer)| {
-            layer.linears().into_iter().flat_map(move |linear| {
-                let segment = move |(s, &(module, _)): (usize, &(&'static str, usize))| {
-                    let (a, b) = linear.lora.as_ref()?.segment(s)?;
-                    Some((i, module, a, b))
-                };
-                linear.parts.iter().enumerate().filter_map(segment)
-            })
-        })
+    /// The live adapter, projection by projection: layer, module, delta.
+    pub fn adapter(&self) -> Result<Vec<(usize, &'static str, Delta)>> {
+        let mut all = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            for linear in layer.linears() {
+                let segments = linear.lora.as_ref().map_or(Ok(Vec::new()), Stack::segments)?;
+                let parts = linear.parts.iter().zip(segments);
+                all.extend(parts.filter_map(|(&(module, _), pair)| pair.map(|delta| (i, module, delta))));
+            }
+        }
+        Ok(all)
     }
 
     /// Makes one adapter live beside the frozen weights: `delta(layer, module)` is its pair for that projection,
@@ -268,23 +289,32 @@ fn of_shape<'a>(source: &'a impl Source, name: &str, shape: &[usize]) -> Result<
     Err(Error::Shape { op: "weights", what })
 }
 
-/// Gives `each` every row of a tensor (a vector is one row), widened, after checking shape and finiteness.
+/// Numbers that are widened, checked and handed on at a time: a GPU takes them in one copy.
+const BLOCK: usize = 1 << 18;
+
+/// Gives `each` some rows of a tensor at a time (a vector is one), widened, and the first one's number, after checking shape
+/// and finiteness.
 fn read_rows(
     source: &impl Source,
     name: &str,
     shape: &[usize],
-    mut each: impl FnMut(usize, &mut [f32]),
+    mut each: impl FnMut(usize, &mut [f32]) -> Result<()>,
 ) -> Result<()> {
     let raw = of_shape(source, name, shape)?;
     let cols = shape[shape.len() - 1];
-    let mut values = vec![0.0; cols];
-    for row in 0..shape.iter().product::<usize>() / cols {
-        raw.row(row, &mut values);
-        if let Some(col) = values.iter().position(|v| !v.is_finite()) {
-            let what = format!("{} holds {} at row {row}, column {col}", raw.name, values[col]);
-            return Err(Error::Shape { op: "weights", what });
+    let rows = shape.iter().product::<usize>() / cols;
+    let most = (BLOCK / cols).clamp(1, rows);
+    let mut values = vec![0.0; most * cols];
+    for first in (0..rows).step_by(most) {
+        let values = &mut values[..most.min(rows - first) * cols];
+        for (row, to) in (first..).zip(values.chunks_mut(cols)) {
+            raw.row(row, to);
+            if let Some(col) = to.iter().position(|v| !v.is_finite()) {
+                let what = format!("{} holds {} at row {row}, column {col}", raw.name, to[col]);
+                return Err(Error::Shape { op: "weights", what });
+            }
         }
-        each(row, &mut values);
+        each(first, values)?;
     }
     Ok(())
 }

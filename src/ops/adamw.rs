@@ -6,7 +6,7 @@ use crate::device::cpu::{Real, simd};
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
 use crate::kernels::adamw as kernels;
-use crate::tensor::{Tensor, dims, int, refuse, with_real};
+use crate::tensor::{Tensor, dims, int, refuse, with_real, workspace_bytes};
 use rayon::prelude::*;
 
 /// What one step of AdamW goes by.
@@ -52,7 +52,7 @@ pub struct Clip<'a> {
 /// | `norm`  | [1]   | statistic | overwritten |
 /// | `grads` | any   | statistic | read        |
 ///
-/// A NaN or infinite element makes the norm so. A GPU takes 8 bytes for each 16384 elements while it runs.
+/// A NaN or infinite element makes the norm so.
 /// Source: `torch.nn.utils.clip_grad_norm_`, which rounds between tensors.
 pub fn adamw_norm<'a>(
     device: &Device,
@@ -75,9 +75,9 @@ pub fn adamw_norm<'a>(
 
 fn gpu_norm(gpu: &Gpu, norm: &mut Tensor, grads: Vec<&Tensor>) -> Result<()> {
     let int = |n| int("adamw_norm", n);
-    let chunks = |g: &Tensor| g.numel().div_ceil(kernels::CHUNK as usize);
+    let chunks = |g: &Tensor| chunks(g.numel());
     let all = grads.iter().map(|g| chunks(g)).sum();
-    let mut parts = Tensor::zeros_on(gpu, DType::F64, &[all])?;
+    let [mut parts] = Tensor::workspace(gpu, [(DType::F64, &[all][..])])?;
     let mut first = 0;
     for g in grads.into_iter().filter(|g| g.numel() > 0) {
         let launch = Launch::line(chunks(g), kernels::THREADS as usize);
@@ -86,6 +86,16 @@ fn gpu_norm(gpu: &Gpu, norm: &mut Tensor, grads: Vec<&Tensor>) -> Result<()> {
     }
     let launch = Launch::line(1, kernels::NORM_THREADS as usize);
     kernels::adamw_norm(gpu, launch, norm, &parts, int(all)?)
+}
+
+/// Sums that a gradient of so many elements leaves.
+fn chunks(elements: usize) -> usize {
+    elements.div_ceil(kernels::CHUNK as usize)
+}
+
+/// Bytes of workspace that [`adamw_norm`] takes on a GPU for gradients of so many elements each.
+pub fn adamw_workspace(elements: impl IntoIterator<Item = usize>) -> usize {
+    workspace_bytes(&[(DType::F64, &[elements.into_iter().map(chunks).sum()])])
 }
 
 /// Elements whose sum one task takes: a fixed division, so that the sum does not depend on the threads.

@@ -4,12 +4,15 @@ use crate::device::Device;
 use crate::device::cpu::{Matrix, Real, dot, exp_or_zero, matmul, simd};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
-use crate::tensor::{Tensor, dims, no_kernel, refuse, with_real};
+use crate::tensor::{Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
 use std::ops::Range;
 use tile::{BLOCK, Rule, Scratch, Tile, softmax};
 
+mod gpu;
 mod tile;
+
+pub use gpu::{Cost, WIDTHS, attention_bwd_cost, attention_fwd_cost, attention_workspace};
 
 /// Which keys a query sees. There is no default: a forgotten mask must not compile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,27 +97,27 @@ pub fn attention_fwd(
 ) -> Result<()> {
     let mut operands = vec![("qkv", qkv, "N Q"), ("out", &*out, "N O"), ("starts", starts, "S")];
     operands.extend(lse.as_deref().map(|lse| ("lse", lse, "N H")));
-    let starts = contract("attention_fwd", &operands, starts, heads, mask, dropout)?;
+    contract("attention_fwd", &operands, heads, mask, dropout)?;
     let rule = Rule { heads, mask, dropout: dropout.map(|d| (d, d.key())) };
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let starts = sequences("attention_fwd", starts, qkv.shape()[0])?;
             let lse = lse.map(Tensor::host_mut::<R>).transpose()?;
             cpu_fwd::<R>(out.host_mut()?, lse, qkv.host()?, starts, rule)
         }),
-        Device::Gpu(_) => no_kernel("attention_fwd")?,
+        Device::Gpu(gpu) => gpu::forward(gpu, out, lse, qkv, starts, rule)?,
     }
     Ok(())
 }
 
-/// Checks what both directions share; gives the sequences.
-fn contract<'a>(
+/// Checks what both directions share, but for the values of `starts`.
+fn contract(
     op: &'static str,
     operands: &[(&str, &Tensor, &str)],
-    starts: &'a Tensor,
     heads: Heads,
     mask: Mask,
     dropout: Option<Dropout>,
-) -> Result<&'a [i32]> {
+) -> Result<()> {
     let [n, q, o, h, _] = dims(op, ["N", "Q", "O", "H", "S"], operands)?;
     heads.check(op, q)?;
     if o != heads.query * heads.width || ![0, heads.query].contains(&h) {
@@ -123,7 +126,11 @@ fn contract<'a>(
     if matches!(mask, Mask::Window(0) | Mask::CausalWindow(0)) {
         return refuse(op, "a window of 0 shows no key; expected at least 1".into());
     }
-    Dropout::check(dropout, op)?;
+    Dropout::check(dropout, op)
+}
+
+/// The sequences. On a GPU nobody looks: whoever makes the batch answers for them.
+fn sequences<'a>(op: &'static str, starts: &'a Tensor, n: usize) -> Result<&'a [i32]> {
     let starts = starts.host::<i32>()?;
     let rising = starts.windows(2).all(|w| w[0] < w[1]);
     if !rising || starts.first() != Some(&0) || starts.last() != Some(&(n as i32)) {
@@ -233,14 +240,15 @@ pub fn attention_bwd(
         ("dqkv", &*dqkv, "N Q"),
         ("starts", starts, "S"),
     ];
-    let starts = contract("attention_bwd", &operands, starts, heads, mask, dropout)?;
+    contract("attention_bwd", &operands, heads, mask, dropout)?;
     let rule = Rule { heads, mask, dropout: dropout.map(|d| (d, d.key())) };
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let starts = sequences("attention_bwd", starts, qkv.shape()[0])?;
             let given = Given { qkv: qkv.host()?, out: out.host()?, dout: dout.host()?, lse: lse.host()? };
             cpu_bwd::<R>(dqkv.host_mut()?, given, starts, rule)
         }),
-        Device::Gpu(_) => no_kernel("attention_bwd")?,
+        Device::Gpu(gpu) => gpu::backward(gpu, dqkv, dout, out, lse, qkv, starts, rule)?,
     }
     Ok(())
 }

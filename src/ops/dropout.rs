@@ -52,7 +52,7 @@ impl Dropout {
     }
 
     /// The least word that keeps its element.
-    fn least(&self) -> u32 {
+    pub fn least(&self) -> u32 {
         (self.rate * 4_294_967_296.0).round() as u32
     }
 

@@ -1,10 +1,14 @@
 //! lora_linear: y = residual + x Wᵀ + bias + s (drop(x) Aᵀ) Bᵀ, the only matrix product of the graph.
 
+mod gpu;
+mod plan;
+
 use crate::device::cpu::{Matrix, Real, matmul};
 use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
-use crate::tensor::{Element, Tensor, dims, no_kernel, refuse, with_real};
+use crate::tensor::{Element, Tensor, dims, refuse, with_real};
+pub use plan::{Cost, Sizes, lora_linear_workspace};
 use rayon::prelude::*;
 
 /// Low-rank deltas of a (merged) projection: segment i adds `scales[i] (x A_iᵀ) B_iᵀ` to its own rows of W.
@@ -54,8 +58,8 @@ impl Lora<'_> {
 /// | `bias`     | [M]      | activation                               | read                         |
 /// | `residual` | [N, M]   | activation                               | read                         |
 ///
-/// With packed panels `x` is rounded to bf16 as well; sums are always f32 or better. Errors if a shape does not
-/// fit. Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; dropout of its input as in PEFT.
+/// With packed panels `x` is rounded to bf16 as well; sums are always f32 or better. A GPU takes f32 A and B, K, M and
+/// rows of segments that are multiples of 8, and up to three segments. Errors if a shape does not fit. Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; dropout of its input as in PEFT.
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear_fwd(
     device: &Device,
@@ -92,7 +96,10 @@ pub fn lora_linear_fwd(
                 low_rank::<R>(out, xa.host_mut()?, x.host()?, lora, dropout, [n, k, m, rank])?;
             }
         }),
-        Device::Gpu(_) => no_kernel("lora_linear_fwd")?,
+        Device::Gpu(gpu) => {
+            let sizes = Sizes::new([n, k, m, rank], lora.as_ref());
+            gpu::forward(gpu, y, xa, x, w, bias, lora, residual, dropout, &sizes)?;
+        }
     }
     Ok(())
 }
@@ -274,7 +281,10 @@ pub fn lora_linear_bwd(
                 reduce_bwd(dx, da, dxa, x, lora, dropout, [n, k, rank])?;
             }
         }),
-        Device::Gpu(_) => no_kernel("lora_linear_bwd")?,
+        Device::Gpu(gpu) => {
+            let sizes = Sizes::new([n, k, m, rank], lora.as_ref());
+            gpu::Backward { dx, grads, dxa, dy, x, xa, w, lora, dropout }.run(gpu, &sizes)?;
+        }
     }
     Ok(())
 }

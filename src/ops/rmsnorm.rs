@@ -40,14 +40,15 @@ pub fn rmsnorm_fwd(
     Ok(())
 }
 
+/// The most columns that a GPU takes.
+pub const WIDEST: usize = (kernels::MAX_THREADS * 8 * kernels::VECTORS) as usize;
+
 /// As few threads as hold a row, as many blocks as fill the GPU; and the sizes as kernels take them.
 fn spread(op: &'static str, gpu: &Gpu, n: usize, c: usize) -> Result<(Launch, [i32; 2])> {
     whole_vectors(op, "C", c, 8)?;
-    let most = kernels::MAX_THREADS as usize;
     let threads = c.div_ceil(32 * 8 * kernels::VECTORS as usize) * 32;
-    if threads > most {
-        let widest = most * 8 * kernels::VECTORS as usize;
-        return refuse(op, format!("C = {c}, a GPU takes at most {widest}"));
+    if c > WIDEST {
+        return refuse(op, format!("C = {c}, a GPU takes at most {WIDEST}"));
     }
     // Twice what can be resident at 64 registers: the last blocks to start find short queues.
     let blocks = gpu.processors() * 2 * (1024 / threads).max(1);

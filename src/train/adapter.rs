@@ -5,6 +5,7 @@ use crate::format::chain::{self, Link};
 use crate::format::peft::{Adapter, AdapterConfig, Pair};
 use crate::format::settings::Settings;
 use crate::model::config::Config;
+use crate::model::lora::Delta;
 use crate::model::weights::Weights;
 use crate::rng::philox;
 use crate::train::config::{MODULES, TrainConfig};
@@ -31,14 +32,14 @@ pub fn fresh(model: &Config, config: &TrainConfig, base: &Path) -> Adapter {
 }
 
 /// The learner's adapter as PEFT has it.
-pub fn trained(model: &Config, config: &TrainConfig, base: &Path, weights: &Weights) -> Adapter {
+pub fn trained(model: &Config, config: &TrainConfig, base: &Path, weights: &Weights) -> Result<Adapter> {
     let scale = config.alpha() / config.lora_r as f64;
-    let pair = |(layer, module, a, b): (usize, &str, Vec<f32>, Vec<f32>)| {
+    let pair = |(layer, module, Delta { a, b, .. }): (usize, &str, Delta)| {
         let [outputs, inputs] = shape(model, module)?;
         Some(Pair { layer, module: module.into(), rank: config.lora_r, scale, a, b, inputs, outputs })
     };
-    let pairs = weights.adapter().filter_map(pair).collect();
-    Adapter { config: description(config, base), dir: base.to_path_buf(), pairs }
+    let pairs = weights.adapter()?.into_iter().filter_map(pair).collect();
+    Ok(Adapter { config: description(config, base), dir: base.to_path_buf(), pairs })
 }
 
 /// The adapter in `dir`, to be trained on; its rank, alpha and projections become the run's.

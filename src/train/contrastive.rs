@@ -7,7 +7,7 @@ use crate::device::DType;
 use crate::error::Result;
 use crate::memory::Arena;
 use crate::model::llama::Noise;
-use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
+use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd, contrastive_workspace};
 use crate::ops::l2norm::{l2norm_bwd, l2norm_fwd};
 use crate::ops::pool::{Pooling, pool_bwd, pool_fwd};
 use crate::tensor::Tensor;
@@ -81,6 +81,9 @@ impl Contrastive {
         candidates: usize,
         chunk: usize,
     ) -> Contrastive {
+        // A last batch has fewer queries, and rows may have fewer negatives; fewer may take more.
+        let sizes = (1..=queries).map(|p| (p, p)).chain((queries..=candidates).map(|m| (queries, m)));
+        arena.workspace(|| sizes.map(|(p, m)| contrastive_workspace(p, m)).max().unwrap_or(0));
         arena.group("loss");
         let mut of = |rows: usize| arena.statistic(&[rows, width]);
         let (pooled, unit, d_pooled, d_unit) = (of(chunk), of(chunk), of(chunk), of(chunk));
@@ -163,7 +166,7 @@ impl Contrastive {
         learner.forward(&pack.ids, &pack.starts, noise)?;
         let Contrastive { spans, pooled, unit, norm, .. } = self;
         [&mut *spans, pooled, unit, norm].into_iter().try_for_each(|t| t.set_rows(sequences.len()))?;
-        spans.host_mut()?.copy_from_slice(&pack.spans);
+        spans.write(&pack.spans)?;
         pool_fwd(&learner.device, pooled, &learner.state.hidden, spans, pooling)?;
         l2norm_fwd(&learner.device, unit, norm, pooled, EPS)?;
         Ok(pack.ids.len())
@@ -183,7 +186,7 @@ impl Contrastive {
         let same = match &batch.same {
             Some(numbers) => {
                 same.set_rows(numbers.len())?;
-                same.host_mut()?.copy_from_slice(numbers);
+                same.write(numbers)?;
                 Some(&*same)
             }
             None => None,
@@ -191,7 +194,7 @@ impl Contrastive {
         let device = &learner.device;
         contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
         contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight)?;
-        let total = total.to_f64();
+        let total = total.read()?;
         Ok(Outcome { loss: total[0], hits: total[1] as usize, rows: batch.queries, tokens })
     }
 }

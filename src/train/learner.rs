@@ -7,10 +7,11 @@ use crate::model::config::Config;
 use crate::model::grads::{Grads, Scratch};
 use crate::model::llama::{Decoder, Noise};
 use crate::model::lora::Delta;
+use crate::model::plan;
 use crate::model::rope::RopeTables;
 use crate::model::state::{Keep, State};
 use crate::model::weights::{Source, Storage, Weights};
-use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step};
+use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step, adamw_workspace};
 use crate::ops::attention::Mask;
 use crate::tensor::Tensor;
 
@@ -80,6 +81,7 @@ impl Learner {
             weights.add_head(arena, config, size.head == Head::Trained);
         }
         weights.attach(arena, size.rank, delta);
+        plan::workspace(arena, config, &weights, size.tokens);
         let rope = RopeTables::new(arena, config, size.positions);
         let state = State::new(arena, config, size.tokens, size.rank, size.keep);
         let scratch = Scratch::new(arena, config, size.tokens, size.rank);
@@ -89,6 +91,7 @@ impl Learner {
         let trained: Vec<&Tensor> = grads.all().chain(&head_grad).collect();
         let moments = trained.iter().map(|g| [(); 2].map(|()| arena.statistic(g.shape()))).collect();
         let norm = arena.statistic(&[1]);
+        arena.workspace(|| adamw_workspace(trained.iter().map(|g| g.numel())));
         let (device, config) = (arena.device.clone(), config.clone());
         Learner { device, config, mask, weights, state, scratch, rope, grads, head_grad, moments, norm }
     }
@@ -100,6 +103,14 @@ impl Learner {
 
     /// Runs a pack; the result is `state.hidden`.
     pub fn forward(&mut self, ids: &[i32], starts: &[i32], noise: Option<&Noise>) -> Result<()> {
+        // A GPU sees it too late to say so: the row becomes NaN.
+        let vocab = self.config.vocab as i32;
+        if let Some(id) = ids.iter().find(|&&id| !(0..vocab).contains(&id)) {
+            let what = format!(
+                "the tokenizer gives id {id}, the model's vocabulary has {vocab}: they do not belong together"
+            );
+            return Err(Error::Unsupported(what));
+        }
         self.state.set_batch(ids, starts)?;
         self.scratch.set_rows(ids.len())?;
         let Learner { device, config, weights, rope, mask, state, .. } = self;
@@ -123,7 +134,7 @@ impl Learner {
     pub fn update(&mut self, by: AdamW, most: f64) -> Result<f64> {
         let Learner { device, weights, grads, head_grad, moments, norm, .. } = self;
         adamw_norm(device, norm, grads.all().chain(&*head_grad))?;
-        let length = norm.to_f64()[0];
+        let length = norm.read()?[0];
         if !length.is_finite() {
             let bad = |g: &Tensor| g.to_f64().iter().any(|x| !x.is_finite());
             let which = self.grads.all().chain(&self.head_grad).position(bad);
@@ -136,6 +147,7 @@ impl Learner {
         for ((p, g), [m, v]) in masters.zip(grads.all().chain(&*head_grad)).zip(moments) {
             adamw_step(device, p, m, v, g, clip, by)?;
         }
+        self.weights.round_head(&self.device)?;
         self.grads.clear()?;
         self.head_grad.as_mut().map_or(Ok(()), Tensor::clear)?;
         Ok(length)

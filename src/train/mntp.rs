@@ -3,8 +3,9 @@
 use crate::device::DType;
 use crate::error::Result;
 use crate::memory::Arena;
+use crate::model::config::Config;
 use crate::model::llama::Noise;
-use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
+use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd, masked_xent_workspace};
 use crate::tensor::Tensor;
 use crate::train::learner::Learner;
 use crate::train::mask::Masked;
@@ -33,7 +34,10 @@ pub struct Mntp {
 
 impl Mntp {
     /// For packs of at most `tokens` tokens.
-    pub fn new(arena: &mut Arena, tokens: usize) -> Mntp {
+    pub fn new(arena: &mut Arena, config: &Config, tokens: usize) -> Mntp {
+        // Any number of them may have a label, and fewer may take more.
+        let bytes = (1..=tokens).map(|rows| masked_xent_workspace(rows, config.vocab));
+        arena.workspace(|| bytes.max().unwrap_or(0));
         arena.group("loss");
         Mntp {
             rows: arena.tensor(DType::I32, &[tokens]),
@@ -75,12 +79,12 @@ impl Mntp {
         learner.forward(&pack.ids, &pack.starts, noise)?;
         let Mntp { rows: r, labels, loss, lse, total } = self;
         [&mut *r, labels, loss, lse].into_iter().try_for_each(|t| t.set_rows(rows))?;
-        r.host_mut()?.copy_from_slice(&pack.rows);
-        labels.host_mut()?.copy_from_slice(&pack.labels);
+        r.write(&pack.rows)?;
+        labels.write(&pack.labels)?;
         let device = learner.device.clone();
         let (w, _, x, _) = learner.head();
         masked_xent_fwd(&device, total, loss, lse, x, w, r, labels)?;
-        let total = total.to_f64();
+        let total = total.read()?;
         Ok(Outcome { loss: total[0], hits: total[1] as usize, rows, tokens })
     }
 }

@@ -35,6 +35,8 @@ pub struct Options {
     pub device: Device,
     /// Keep frozen weights as bf16 and multiply in bf16.
     pub bf16: bool,
+    /// Stop at the first NaN or infinity in an activation or its gradient, and say where.
+    pub check_finite: bool,
     /// What to do about a run that is there already.
     pub existing: Existing,
     /// Where the log goes; its steps are filled in here.
@@ -108,6 +110,7 @@ impl Trainer {
             max_length: Some(config.max_seq_length),
             doc_max_length: Some(config.max_seq_length),
             bf16: options.bf16,
+            check_finite: options.check_finite,
             device: options.device.clone(),
             ..setup::Options::new(model)
         })?;
@@ -201,7 +204,7 @@ impl Trainer {
         Noise { attention, lora: c.lora_dropout, seed: c.seed, step: step as u32, first }
     }
 
-    fn adapter(&self) -> Adapter {
+    fn adapter(&self) -> Result<Adapter> {
         adapter::trained(&self.setup.config, &self.config, &self.setup.dir, &self.learner.weights)
     }
 
@@ -220,18 +223,15 @@ impl Trainer {
 
     fn save(&mut self) -> Result<()> {
         self.log.sync()?;
-        let f32s = |t: &Tensor| t.to_f64().iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let f32s = |t: &Tensor| Ok(t.read_f32()?.into_owned());
         let names = self.learner.names();
-        let moments = names.iter().zip(self.learner.moments()).map(|(name, [m, v])| Moments {
-            name: name.clone(),
-            shape: m.shape().to_vec(),
-            m: f32s(m),
-            v: f32s(v),
+        let moments = names.iter().zip(self.learner.moments()).map(|(name, [m, v])| {
+            Ok(Moments { name: name.clone(), shape: m.shape().to_vec(), m: f32s(m)?, v: f32s(v)? })
         });
-        let head = self.config.train_head.then(|| {
-            let head = self.learner.weights.head();
-            Named { name: HEAD.into(), shape: head.shape().to_vec(), values: f32s(head) }
-        });
+        let head =
+            self.learner.weights.trained_head().map(|head| {
+                Ok(Named { name: HEAD.into(), shape: head.shape().to_vec(), values: f32s(head)? })
+            });
         let saved = Checkpoint {
             state: State {
                 step: self.step,
@@ -240,10 +240,10 @@ impl Trainer {
                 configuration: deciding(&self.config),
                 losses: self.losses,
             },
-            adapter: self.adapter(),
+            adapter: self.adapter()?,
             settings: self.settings(),
-            extra: head.into_iter().collect(),
-            moments: moments.collect(),
+            extra: head.into_iter().collect::<Result<_>>()?,
+            moments: moments.collect::<Result<_>>()?,
         };
         saved.save(&self.output, self.keep()).map(|_| ())
     }
@@ -258,7 +258,7 @@ impl Trainer {
         // A run that was killed within its last save and resumed has nothing more to save.
         checkpoint::prune(&self.output, self.keep())?;
         copy_side_files(&self.setup.dir, &self.output)?;
-        checkpoint::write_adapter(&self.output, &self.adapter(), &self.settings())?;
+        checkpoint::write_adapter(&self.output, &self.adapter()?, &self.settings())?;
         if let Some(path) = picture {
             plot::draw(path, &self.log.points)?;
         }
@@ -300,8 +300,12 @@ fn plan(config: &TrainConfig, setup: &Setup, start: Option<Adapter>) -> Result<A
 fn build(arena: &mut Arena, config: &TrainConfig, setup: &Setup, start: Adapter) -> Result<(Learner, Loss)> {
     let deltas = fitting(&setup.config, start)?;
     let delta = |layer: usize, module: &str| deltas.get(&(layer, module.to_string()));
-    let learner = Learner::new(arena, &setup.config, setup.mask, size(config, setup), delta);
-    let loss = Loss::new(arena, config, setup.config.width);
+    let mut learner = Learner::new(arena, &setup.config, setup.mask, size(config, setup), delta);
+    if setup.check_finite {
+        learner.state.watch(arena);
+    }
+    let loss = Loss::new(arena, config, &setup.config);
+    arena.finish()?;
     Ok((learner, loss))
 }
 
@@ -336,12 +340,13 @@ fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
         let found = saved.moments.iter().find(|s| s.name == *name);
         let [m, v] = &mut learner.moments_mut()[i];
         let found = found.filter(|s| s.shape == m.shape()).ok_or_else(|| wrong(name))?;
-        m.host_mut::<f32>()?.copy_from_slice(&found.m);
-        v.host_mut::<f32>()?.copy_from_slice(&found.v);
+        m.write(&found.m)?;
+        v.write(&found.v)?;
     }
     if let Some(head) = saved.extra.iter().find(|t| t.name == HEAD) {
         let own = learner.weights.trained_mut().last().filter(|t| t.shape() == head.shape);
-        own.ok_or_else(|| wrong(HEAD))?.host_mut::<f32>()?.copy_from_slice(&head.values);
+        own.ok_or_else(|| wrong(HEAD))?.write(&head.values)?;
+        learner.weights.round_head(&learner.device)?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
+use crate::model::config::Config;
 use crate::model::llama::Noise;
 use crate::ops::contrastive::InfoNce;
 use crate::train::blocks::{Block, Blocks};
@@ -180,11 +181,11 @@ impl Feed {
 
 impl Loss {
     /// Buffers for the batches of `config`.
-    pub fn new(arena: &mut Arena, config: &TrainConfig, width: usize) -> Loss {
+    pub fn new(arena: &mut Arena, config: &TrainConfig, model: &Config) -> Loss {
         let [queries, candidates, chunk] = rows(config);
         match config.stage {
-            Stage::Mntp => Loss::Mntp(Mntp::new(arena, tokens(config))),
-            _ => Loss::Contrastive(Contrastive::new(arena, width, queries, candidates, chunk)),
+            Stage::Mntp => Loss::Mntp(Mntp::new(arena, model, tokens(config))),
+            _ => Loss::Contrastive(Contrastive::new(arena, model.width, queries, candidates, chunk)),
         }
     }
 }

@@ -86,6 +86,9 @@ fn weights_that_are_not_finite_are_named() {
     *tiny.tensor(UP) = Raw::of_value(&[48, 32], f32::MAX);
     tiny.write();
     tiny.refused(&["line 1", "NaN or infinity"]);
+    let checked =
+        llm2vec(&["encode", "-m", tiny.path(), "-i", PROSE, "-o", "-", "--check-finite"]).output().unwrap();
+    failed(checked, 1, &["--check-finite: layer 1: gate_up has", "NaN or infinite, the first in row"]);
 }
 
 #[test]

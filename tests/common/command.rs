@@ -14,14 +14,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
+/// The program of this build, or of the pack that `LLM2VEC_ROOT` names.
+pub fn binary() -> PathBuf {
+    match std::env::var_os("LLM2VEC_ROOT") {
+        Some(root) => Path::new(&root).join("bin/llm2vec"),
+        None => env!("CARGO_BIN_EXE_llm2vec").into(),
+    }
+}
+
 /// The command, free of the caller's own settings.
 pub fn llm2vec(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
+    let mut command = Command::new(binary());
     let ours = |name: &str| name.starts_with("LLM2VEC_") || name.starts_with("HF_");
     std::env::vars().filter(|(name, _)| ours(name)).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    command.env_remove("RUST_BACKTRACE").args(args).stdin(Stdio::null());
+    // What is compared with the CPU's numbers runs there, whatever GPU answers.
+    command.env("LLM2VEC_DEVICE", "cpu").env_remove("RUST_BACKTRACE").args(args).stdin(Stdio::null());
     command
 }
 
@@ -149,18 +158,23 @@ pub struct Tiny {
 impl Tiny {
     /// Two layers of width 32, f32, tied, with the tokenizer of novel5m.
     pub fn new() -> Tiny {
-        let config = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
-            "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        Tiny::wide(32)
+    }
+
+    /// Likewise, four heads over this width; from 64 on, a multiple of 64, a GPU takes it.
+    pub fn wide(c: usize) -> Tiny {
+        let config = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": c,
+            "intermediate_size": c + c / 2, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "vocab_size": 4096, "tie_word_embeddings": true});
         let parsed = Config::parse(&config).unwrap();
         let mut tensors = vec![
-            ("model.embed_tokens.weight".to_string(), Raw::random(&[4096, 32], 1)),
-            ("model.norm.weight".to_string(), Raw::of_value(&[32], 1.0)),
+            ("model.embed_tokens.weight".to_string(), Raw::random(&[4096, c], 1)),
+            ("model.norm.weight".to_string(), Raw::of_value(&[c], 1.0)),
         ];
         for layer in 0..parsed.layers {
             let name = |rest: String| format!("model.layers.{layer}.{rest}.weight");
             for norm in ["input_layernorm", "post_attention_layernorm"] {
-                tensors.push((name(norm.into()), Raw::of_value(&[32], 1.0)));
+                tensors.push((name(norm.into()), Raw::of_value(&[c], 1.0)));
             }
             for p in parsed.projections() {
                 let seed = 2 + tensors.len() as u64;

@@ -16,9 +16,10 @@ use llm2vec::rng::normal;
 use llm2vec::train::learner::{Head, Learner, Size};
 use std::path::{Path, PathBuf};
 
-/// A path below the repository.
+/// A path below the repository; `LLM2VEC_ROOT` names another folder that has the same files (a pack for a GPU machine).
 pub fn here(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    let root = std::env::var_os("LLM2VEC_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join(path)
 }
 
 /// The small model that ships with the repository.

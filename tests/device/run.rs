@@ -1,6 +1,7 @@
 //! Cases on a device: operands at the types that a GPU computes in, poison, guards, and the cases that a GPU has beside
 //! those of the table.
 
+pub use llm2vec::bench::cases::gpu_dtype as dtype;
 use llm2vec::bench::cases::{Case, Fill, Plan};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::{DType, Device};
@@ -9,29 +10,8 @@ use llm2vec::ops::adamw::{AdamW, adamw_step};
 use llm2vec::ops::rmsnorm::rmsnorm_bwd;
 use llm2vec::tensor::Tensor;
 
-/// Operands that are statistics, f32 on a GPU; by op without its suffix. Others are activations, or integers.
-const STATISTICS: &[(&str, &[&str])] = &[
-    ("rmsnorm", &["rstd"]),
-    ("rope", &["cos", "sin"]),
-    ("attention", &["lse"]),
-    ("lora_linear", &["a", "b", "da", "db"]),
-    ("pool", &["y", "dy"]),
-    ("l2norm", &["x", "y", "norm", "dx", "dy"]),
-    ("contrastive", &["q", "c", "total", "loss", "lse", "dq", "dc"]),
-    ("masked_xent", &["total", "loss", "lse", "dw"]),
-    ("adamw", &["p", "m", "v", "g", "h", "norm"]),
-];
-
 /// What the guards behind arrays hold, as elements of any type.
 const MARK: f64 = 3.0;
-pub fn dtype(op: &str, name: &str, fill: &Fill) -> DType {
-    let statistic = STATISTICS.iter().any(|(noun, names)| op.starts_with(noun) && names.contains(&name));
-    match fill {
-        Fill::Ints(..) => DType::I32,
-        _ if statistic => DType::F32,
-        _ => DType::Bf16,
-    }
-}
 
 /// Operands on a device, each with the rows of its guard, and what they hold there at the start.
 pub struct Operands {

@@ -2,8 +2,12 @@
 
 use super::*;
 
-const SOURCES: [(&str, &str); 2] =
-    [("bugs.cu", include_str!("cuda/bugs.cu")), ("gemm.cu", include_str!("cuda/gemm.cu"))];
+const SOURCES: [(&str, &str); 4] = [
+    ("async_bugs_sm90.cu", include_str!("cuda/async_bugs_sm90.cu")),
+    ("bugs.cu", include_str!("cuda/bugs.cu")),
+    ("gemm.cu", include_str!("cuda/gemm.cu")),
+    ("warpgroup_sm90.cu", include_str!("cuda/warpgroup_sm90.cu")),
+];
 
 /// Where the bug stands: `file.cu:line`.
 fn planted(bug: &str) -> String {
@@ -16,7 +20,7 @@ fn planted(bug: &str) -> String {
 }
 
 /// Found under every seed, at its line, with these words.
-fn caught(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>], bug: &str, words: &[&str]) {
+pub fn caught(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>], bug: &str, words: &[&str]) {
     let place = planted(bug);
     for seed in SEEDS {
         let what = match run(ptx, kernel, &Launch { seed, ..*launch }, args) {

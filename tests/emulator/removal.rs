@@ -41,7 +41,9 @@ fn every_barrier_wait_and_fence_is_needed() {
     );
     let sum = [Arg::Scratch(4), Arg::Scratch(32), Arg::In(&[0; 4]), Arg::In(x), Arg::Int(2000)];
     none(BASICS, "grid_sum", line(8, 64), &sum, 3);
-    // Four steps: with two, no buffer is filled again and the barrier behind the products guards nothing.
-    let product = [Arg::Scratch(4 * 64 * 64), Arg::In(x), Arg::In(x), Arg::Int(64), Arg::Int(128)];
-    none(GEMM, "gemm", line(1, 128), &product, 4);
+    // Four steps: a ring of three, and one stage filled again.
+    let x = noise(64 * 256 / 2, 1);
+    let x = bytes_of(&x);
+    let product = [Arg::Scratch(4 * 64 * 64), Arg::In(x), Arg::In(x), Arg::Int(64), Arg::Int(256)];
+    none(GEMM, "gemm", line(1, 128), &product, 2);
 }

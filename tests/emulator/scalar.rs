@@ -156,6 +156,19 @@ fn bits_and_bytes() {
     check("setp.lt.s32 %p1, %x0, %x1; selp.b32 %x3, %x2, 7, %p1;", (32, 32), &x, |a, b, c| {
         if (a as i32) < b as i32 { c } else { 7 }
     });
+    let halves = |f: &dyn Fn(u16, u16) -> u16, a: u64, b: u64| {
+        u64::from(f(a as u16, b as u16)) | u64::from(f((a >> 16) as u16, (b >> 16) as u16)) << 16
+    };
+    let signed = |f: fn(i16, i16) -> i16| move |x: u16, y: u16| f(x as i16, y as i16) as u16;
+    for (code, f) in [
+        ("add.u16x2", &u16::wrapping_add as &dyn Fn(u16, u16) -> u16),
+        ("min.u16x2", &u16::min),
+        ("max.u16x2", &u16::max),
+        ("min.s16x2", &signed(i16::min)),
+        ("max.s16x2", &signed(i16::max)),
+    ] {
+        check(&format!("{code} %x3, %x0, %x1;"), (32, 32), &integers(), |a, b, _| halves(f, a, b));
+    }
 }
 
 #[test]

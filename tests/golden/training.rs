@@ -77,7 +77,7 @@ impl Golden {
             pack.starts.push(pack.ids.len() as i32);
         }
         let (mut learner, mut arena) = self.learner(folder, adapter);
-        let mut mntp = Mntp::new(&mut arena, TOKENS);
+        let mut mntp = Mntp::new(&mut arena, &learner.config, TOKENS);
         let noise = Default::default();
         let by = |step| AdamW { rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.01, step };
         let mut losses = Vec::new();
@@ -96,9 +96,8 @@ impl Golden {
             assert!((got - want).abs() < 1e-3, "{}: loss after {step} steps {got} {want}", self.name);
         }
         self.compared += 1 + want.len();
-        let finals: Vec<_> = learner.weights.adapter().collect();
-        for (layer, module, a, b) in finals {
-            for (side, got) in [("A", a), ("B", b)] {
+        for (layer, module, delta) in learner.weights.adapter().unwrap() {
+            for (side, got) in [("A", delta.a), ("B", delta.b)] {
                 let name = format!("adamw.final.{}", tensor_name(layer, module, side));
                 let want = self.floats(&name).unwrap();
                 let off = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).abs()).fold(0.0, f64::max);

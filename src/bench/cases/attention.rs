@@ -1,7 +1,9 @@
 //! Attention: packs, head counts, masks, dropout.
 
 use super::{Case, DROPOUT, Ints, Level, Normal, Plan, Poison, unfused};
-use crate::ops::attention::{Heads, Mask, attention_bwd, attention_fwd};
+use crate::ops::attention::{
+    Heads, Mask, attention_bwd, attention_bwd_cost, attention_fwd, attention_fwd_cost,
+};
 
 /// Lengths of one pack: ones, the row block of the CPU and its neighbours, one long among tiny ones.
 const PACKS: &[&[usize]] = &[&[1], &[1, 63, 64, 65, 1], &[2, 3, 170, 1, 5], &[128, 128, 128, 128]];
@@ -22,10 +24,37 @@ pub fn attentions() -> Vec<Case> {
     // A long text whose width fills no vector.
     let heads = Heads { query: 2, key: 1, width: 20 };
     list.extend([true, false].map(|forward| attention(&[7, 190], heads, Mask::Window(33), true, forward)));
+    list.extend(token_tiles());
     list
 }
 
-fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: bool) -> Case {
+/// What GPUs tile: every head width, lengths at a tile's edge, sentences, one long text among tiny ones, sequences by the
+/// hundred; each head count with a mask, then with another and dropout.
+fn token_tiles() -> Vec<Case> {
+    let sentences = [20, 60, 33, 47, 25, 1, 38, 52, 29];
+    let tiny = [3, 1, 2, 150, 1, 1, 1, 2, 5, 40];
+    let hundreds: Vec<usize> = (0..1100).map(|i| 1 + i % 7 / 6).collect();
+    let [full, causal] = [Mask::Full, Mask::Causal];
+    let [near, before] = [Mask::Window(7), Mask::CausalWindow(70)];
+    let packs: [(&[usize], [usize; 3], [Mask; 2]); 8] = [
+        (&[1], [2, 1, 16], [full, causal]),
+        (&[31, 32, 33], [4, 1, 32], [near, full]),
+        (&[127, 128, 129], [2, 2, 64], [full, before]),
+        (&[63, 64, 65], [2, 1, 80], [causal, full]),
+        (&sentences, [8, 1, 16], [full, full]),
+        (&sentences, [2, 2, 96], [before, near]),
+        (&tiny, [4, 2, 128], [full, near]),
+        (&hundreds, [1, 1, 16], [causal, full]),
+    ];
+    let each = packs.into_iter().flat_map(|(lengths, [query, key, width], masks)| {
+        let heads = Heads { query, key, width };
+        let both = [(masks[0], false), (masks[1], true)];
+        both.map(|(mask, drop)| [true, false].map(|forward| attention(lengths, heads, mask, drop, forward)))
+    });
+    each.flatten().collect()
+}
+
+pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: bool) -> Case {
     let n: usize = lengths.iter().sum();
     let mut starts = vec![0];
     starts.extend(lengths.iter().scan(0, |at, &len| {
@@ -37,9 +66,17 @@ fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: b
     let pairs: usize = lengths.iter().map(pairs).sum();
     let dropout = drop.then_some(DROPOUT);
     let qkv = ("qkv", Normal(vec![n, heads.columns()]));
+    let cost = match forward {
+        true => attention_fwd_cost(&starts, heads, mask),
+        false => attention_bwd_cost(&starts, heads, mask),
+    };
     let starts = ("starts", Ints(vec![lengths.len() + 1], starts));
     let name = if drop { " drop" } else { "" };
-    let label = format!("{lengths:?} H={h} G={} D={d}{name} {mask:?}", heads.key);
+    let lengths = match lengths.len() {
+        0..20 => format!("{lengths:?}"),
+        many => format!("{many} sequences"),
+    };
+    let label = format!("{lengths} H={h} G={} D={d}{name} {mask:?}", heads.key);
     if forward {
         return Case {
             op: "attention_fwd",
@@ -48,7 +85,11 @@ fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: b
             inputs: vec![qkv, starts],
             flops: 4 * h * d * pairs,
             elements: n * (heads.columns() + h * d + h),
-            plan: Plan::chain(move |o, i| unfused::attention_fwd(o, i, heads, mask, dropout)),
+            plan: Plan {
+                bytes: Some(cost.bytes),
+                tensor_flops: Some(cost.flops),
+                ..Plan::chain(move |o, i| unfused::attention_fwd(o, i, heads, mask, dropout))
+            },
             run: Box::new(move |dev, o, i| {
                 let [out, lse] = o else { unreachable!() };
                 attention_fwd(dev, out, Some(lse), &i[0], &i[1], heads, mask, dropout)
@@ -63,7 +104,11 @@ fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: b
         inputs: vec![dout, out, ("lse", Level(vec![n, h], 4.0)), qkv, starts],
         flops: 10 * h * d * pairs,
         elements: n * (2 * heads.columns() + 2 * h * d + h),
-        plan: Plan::chain(move |o, i| unfused::attention_bwd(o, i, heads, mask, dropout)),
+        plan: Plan {
+            bytes: Some(cost.bytes),
+            tensor_flops: Some(cost.flops),
+            ..Plan::chain(move |o, i| unfused::attention_bwd(o, i, heads, mask, dropout))
+        },
         run: Box::new(move |dev, o, i| {
             attention_bwd(dev, &mut o[0], &i[0], &i[1], &i[2], &i[3], &i[4], heads, mask, dropout)
         }),

@@ -1,7 +1,7 @@
 //! The linear op: plain, and with low-rank segments, one of them without an adapter.
 
 use super::{Added, Case, DROPOUT, Normal, Plan, Poison, unfused};
-use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
+use crate::ops::lora_linear::{Cost, Lora, LoraGrads, Sizes, lora_linear_bwd, lora_linear_fwd};
 
 pub fn lora_linears() -> Vec<Case> {
     let plain = [[1, 1, 1], [3, 5, 7], [65, 48, 40], [256, 768, 768]];
@@ -10,8 +10,44 @@ pub fn lora_linears() -> Vec<Case> {
     // More rows than are dropped at a time.
     let long = ([515, 24, 12], vec![4, 8], 4);
     let lora = [(small, false), (stacked.clone(), false), (stacked, true), (long, true)];
-    let plain = plain.iter().flat_map(|&sizes| [plain_fwd(sizes), plain_bwd(sizes)]);
-    plain.chain(lora.iter().flat_map(|(case, drop)| [lora_fwd(case, *drop), lora_bwd(case, *drop)])).collect()
+    // Sizes that a GPU takes: one token, one short of a tile, a tile, one more; depths that are no whole stage; segments
+    // that end within a tile; ranks below, at and above a k-step, odd ones too; K and N that are split.
+    let tiles = [[1, 64, 72], [63, 32, 64], [64, 688, 56], [129, 72, 136]];
+    let segments = [
+        (([1, 40, 24], vec![8, 8, 8], 4), false),
+        (([1, 40, 24], vec![8, 8, 8], 4), true),
+        (([33, 136, 64], vec![64], 16), true),
+        (([64, 64, 96], vec![48, 32, 16], 16), false),
+        (([65, 552, 104], vec![40, 64], 8), true),
+        (([129, 72, 80], vec![24, 40, 16], 64), true),
+        (([40, 72, 344], vec![328, 8, 8], 5), true),
+        (([300, 48, 1096], vec![552, 536, 8], 8), false),
+    ];
+    let plain = plain.iter().chain(&tiles).flat_map(|&sizes| [plain_fwd(sizes), plain_bwd(sizes)]);
+    let lora = lora.iter().chain(&segments);
+    plain.chain(lora.flat_map(|(case, drop)| [lora_fwd(case, *drop), lora_bwd(case, *drop)])).collect()
+}
+
+/// Sizes that a GPU multiplies in large tiles, forward and backward: too many elements for finite differences.
+pub fn large_tiles() -> Vec<Case> {
+    let (across, deep) = (([129, 40, 6024], vec![3000, 3016, 8], 16), ([129, 6024, 40], vec![16, 24], 16));
+    let plain = [plain_fwd([129, 136, 6024]), plain_bwd([129, 6024, 136])];
+    plain.into_iter().chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).collect()
+}
+
+/// The plan with what the launches of a GPU cost, all together.
+fn costed(plan: Plan, launches: &[Cost]) -> Plan {
+    let sum = |of: fn(&Cost) -> usize| Some(launches.iter().map(of).sum());
+    Plan { bytes: sum(|c| c.bytes), tensor_flops: sum(|c| c.flops), ..plan }
+}
+
+fn plain_sizes([n, k, m]: [usize; 3]) -> Sizes {
+    Sizes { n, k, m, rank: 0, segments: Vec::new() }
+}
+
+fn lora_sizes(&([n, k, m], ref rows, rank): &Segmented) -> Sizes {
+    let segments = rows.iter().zip(SCALES).map(|(&rows, scale)| (rows, scale != 0.0)).collect();
+    Sizes { n, k, m, rank, segments }
 }
 
 fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
@@ -22,7 +58,10 @@ fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: Plan::chain(|o, i| unfused::lora_linear_fwd(o, i, None, None, None, None)),
+        plan: costed(
+            Plan::chain(|o, i| unfused::lora_linear_fwd(o, i, None, None, None, None)),
+            &plain_sizes([n, k, m]).fwd_cost(false, false),
+        ),
         run: Box::new(|d, o, i| lora_linear_fwd(d, &mut o[0], None, &i[0], &i[1], None, None, None, None)),
     }
 }
@@ -35,7 +74,7 @@ fn plain_bwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("dy", Normal(vec![n, m])), ("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: Plan::chain(unfused::linear_bwd),
+        plan: costed(Plan::chain(unfused::linear_bwd), &plain_sizes([n, k, m]).bwd_cost(true, false)),
         run: Box::new(|d, o, i| {
             lora_linear_bwd(d, Some(&mut o[0]), None, None, &i[0], &i[1], None, &i[2], None, None)
         }),
@@ -43,17 +82,17 @@ fn plain_bwd([n, k, m]: [usize; 3]) -> Case {
 }
 
 /// Sizes N, K, M; rows of each segment; rank.
-type Sizes = ([usize; 3], Vec<usize>, usize);
+type Segmented = ([usize; 3], Vec<usize>, usize);
 
 /// Of the segments, in order.
 const SCALES: [f64; 3] = [2.0, 0.5, 0.0];
 
-fn label(([n, k, m], rows, r): &Sizes, drop: bool) -> String {
+fn label(([n, k, m], rows, r): &Segmented, drop: bool) -> String {
     let name = if drop { "drop" } else { "bias residual" };
     format!("N={n} K={k} M={m} R={r} rows={rows:?} {name}")
 }
 
-fn lora_fwd(sizes: &Sizes, drop: bool) -> Case {
+fn lora_fwd(sizes: &Segmented, drop: bool) -> Case {
     let (&([n, k, m], ref rows, r), dropout) = (sizes, drop.then_some(DROPOUT));
     let (rows, s) = (rows.clone(), rows.len());
     let steps = rows.clone();
@@ -71,10 +110,13 @@ fn lora_fwd(sizes: &Sizes, drop: bool) -> Case {
         ],
         flops: 2 * n * (k * m + s * r * k + m * r),
         elements: n * k + k * m + 2 * n * m + s * r * k + m * r + m,
-        plan: Plan::chain(move |o, i| {
-            let lora = Lora { a: &i[3], b: &i[4], rows: &steps, scales: &SCALES[..steps.len()] };
-            unfused::lora_linear_fwd(o, i, Some(lora), Some(&i[2]), Some(&i[5]), dropout)
-        }),
+        plan: costed(
+            Plan::chain(move |o, i| {
+                let lora = Lora { a: &i[3], b: &i[4], rows: &steps, scales: &SCALES[..steps.len()] };
+                unfused::lora_linear_fwd(o, i, Some(lora), Some(&i[2]), Some(&i[5]), dropout)
+            }),
+            &lora_sizes(sizes).fwd_cost(true, true),
+        ),
         run: Box::new(move |d, o, i| {
             let ([y, xa], [x, w, bias, a, b, residual]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };
@@ -83,7 +125,7 @@ fn lora_fwd(sizes: &Sizes, drop: bool) -> Case {
     }
 }
 
-fn lora_bwd(sizes: &Sizes, drop: bool) -> Case {
+fn lora_bwd(sizes: &Segmented, drop: bool) -> Case {
     let (&([n, k, m], ref rows, r), dropout) = (sizes, drop.then_some(DROPOUT));
     let (rows, s) = (rows.clone(), rows.len());
     let steps = rows.clone();
@@ -106,10 +148,13 @@ fn lora_bwd(sizes: &Sizes, drop: bool) -> Case {
         ],
         flops: 2 * n * (k * m + 2 * s * r * k + 2 * m * r),
         elements: 2 * n * k + k * m + n * m + 2 * (s * r * k + m * r),
-        plan: Plan::chain(move |o, i| {
-            let lora = Lora { a: &i[4], b: &i[5], rows: &steps, scales: &SCALES[..steps.len()] };
-            unfused::lora_linear_bwd(o, i, lora, dropout)
-        }),
+        plan: costed(
+            Plan::chain(move |o, i| {
+                let lora = Lora { a: &i[4], b: &i[5], rows: &steps, scales: &SCALES[..steps.len()] };
+                unfused::lora_linear_bwd(o, i, lora, dropout)
+            }),
+            &lora_sizes(sizes).bwd_cost(true, true),
+        ),
         run: Box::new(move |d, o, i| {
             let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };

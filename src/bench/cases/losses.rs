@@ -21,7 +21,7 @@ pub fn masked_xents() -> Vec<Case> {
 }
 
 /// Inputs x of this size, and what a backward has for lse.
-fn masked_xent([n, c, v, p]: [usize; 4], x: f64, lse: f64, forward: bool) -> Case {
+pub(super) fn masked_xent([n, c, v, p]: [usize; 4], x: f64, lse: f64, forward: bool) -> Case {
     let ints = |end: usize, step: usize| Ints(vec![p], (0..p).map(|i| (i * step % end) as i32).collect());
     let x = ("x", Scaled(vec![n, c], x));
     let w = ("w", Normal(vec![v, c]));
@@ -82,7 +82,7 @@ pub fn contrastives() -> Vec<Case> {
     cases.into_iter().flat_map(pair).collect()
 }
 
-fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bool) -> Case {
+pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bool) -> Case {
     let (q, cand) = (("q", Normal(vec![p, c])), ("c", Normal(vec![m, c])));
     // Every third id returns.
     let ids = ("ids", Ints(vec![m], (0..m).map(|j| (if j % 3 == 0 { j % 6 } else { j }) as i32).collect()));

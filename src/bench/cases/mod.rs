@@ -5,6 +5,7 @@
 
 mod adamw;
 mod attention;
+pub mod large;
 mod linear;
 mod losses;
 mod rows;
@@ -139,13 +140,57 @@ impl Case {
         let make = |list: &[(&str, Fill)]| list.iter().map(|(name, f)| f.tensor(real, name)).collect();
         (make(&self.outputs), make(&self.inputs))
     }
+
+    /// Bytes that must at least be moved on a device: [`Case::elements`] at the mean size of those that the operands hold,
+    /// what is updated counted twice.
+    pub fn bytes(&self, device: &Device) -> u64 {
+        let size = |name: &str, fill: &Fill| match device {
+            Device::Cpu(real) => real.size(),
+            Device::Gpu(_) => gpu_dtype(self.op, name, fill).size(),
+        };
+        let numel = |fill: &Fill| fill.shape().iter().product::<usize>();
+        let updated = |fill: &Fill| if let Poison(_) = fill { 1 } else { 2 };
+        let written = self.outputs.iter().map(|(name, f)| (updated(f) * numel(f), size(name, f)));
+        let all = written.chain(self.inputs.iter().map(|(name, f)| (numel(f), size(name, f))));
+        let (count, bytes) = all.fold((0, 0), |(n, b), (numel, size)| (n + numel, b + numel * size));
+        (self.elements as f64 * bytes as f64 / count as f64).round() as u64
+    }
 }
+
+/// The element type of an op's operand on a GPU: statistics f32, integers i32, all others bf16.
+pub fn gpu_dtype(op: &str, name: &str, fill: &Fill) -> DType {
+    let statistic = |(noun, names): &(&str, &[&str])| op.starts_with(noun) && names.contains(&name);
+    match fill {
+        Ints(..) => DType::I32,
+        _ if STATISTICS.iter().any(statistic) => DType::F32,
+        _ => DType::Bf16,
+    }
+}
+
+/// Operands that are statistics, f32 on a GPU; by op without its suffix. Others are activations, or integers.
+const STATISTICS: &[(&str, &[&str])] = &[
+    ("rmsnorm", &["rstd"]),
+    ("rope", &["cos", "sin"]),
+    ("attention", &["lse"]),
+    ("lora_linear", &["a", "b", "da", "db"]),
+    ("pool", &["y", "dy"]),
+    ("l2norm", &["x", "y", "norm", "dx", "dy"]),
+    ("narrow", &["x"]),
+    ("masked_xent", &["total", "loss", "lse", "dw"]),
+    ("contrastive", &["q", "c", "dq", "dc", "total", "loss", "lse"]),
+    ("adamw", &["p", "m", "v", "g", "h", "norm"]),
+];
 
 /// The dropout of every case that has one.
 pub const DROPOUT: Dropout = Dropout { rate: 0.3, seed: 5, step: 7, site: 3, first: 11 };
 
 /// The gradient of the mean loss in every case of a loss.
 pub const DMEAN: f64 = 0.7;
+
+/// Cases that only devices run: their kernels are chosen by size, and the f64 CPU takes long for theirs.
+pub fn large_tiles() -> Vec<Case> {
+    linear::large_tiles()
+}
 
 /// Every case of every op.
 pub fn all() -> Vec<Case> {
@@ -159,6 +204,8 @@ pub fn all() -> Vec<Case> {
         rows::pools(),
         rows::l2norms(),
         rows::dropouts(),
+        rows::narrows(),
+        rows::finites(),
         losses::masked_xents(),
         losses::contrastives(),
         adamw::adamws(),

@@ -1,10 +1,12 @@
 //! Ops that work row by row.
 
-use super::{Case, DROPOUT, Ints, Level, Normal, Plan, Poison};
+use super::{Case, DROPOUT, Fill, Ints, Level, Normal, Plan, Poison};
 use crate::ops::attention::Heads;
 use crate::ops::dropout::dropout_fwd;
 use crate::ops::embed::embed_fwd;
+use crate::ops::finite::finite_fwd;
 use crate::ops::l2norm::{l2norm_bwd, l2norm_fwd};
+use crate::ops::narrow::narrow_fwd;
 use crate::ops::pool::{Pooling, pool_bwd, pool_fwd};
 use crate::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
 use crate::ops::rope::{rope_bwd, rope_fwd};
@@ -184,4 +186,37 @@ pub fn l2norms() -> Vec<Case> {
     // Rows shorter than eps: only divided by it.
     let cases = plain.chain([(&[3, 17], 100.0)]);
     cases.flat_map(|(shape, eps)| [forward(shape, eps), backward(shape, eps)]).collect()
+}
+
+pub fn narrows() -> Vec<Case> {
+    let case = |&[n, c]: &[usize; 2]| Case {
+        op: "narrow_fwd",
+        label: format!("N={n} C={c}"),
+        outputs: vec![("y", Poison(vec![n, c]))],
+        inputs: vec![("x", Normal(vec![n, c]))],
+        flops: 0,
+        elements: 2 * n * c,
+        plan: Plan { bytes: Some(6 * n * c), ..Plan::default() },
+        run: Box::new(|d, o, i| narrow_fwd(d, &mut o[0], &i[0])),
+    };
+    ROWS.iter().map(case).collect()
+}
+
+/// Of good numbers and of infinite ones.
+pub fn finites() -> Vec<Case> {
+    let case = |[n, c]: [usize; 2], x: Fill, what: &str| Case {
+        op: "finite_fwd",
+        label: format!("N={n} C={c} {what}"),
+        outputs: vec![("found", Ints(vec![2], vec![-7, -7]))],
+        inputs: vec![("x", x)],
+        flops: 0,
+        elements: n * c,
+        plan: Plan::default(),
+        run: Box::new(|d, o, i| finite_fwd(d, &mut o[0], &i[0])),
+    };
+    let both = |&[n, c]: &[usize; 2]| {
+        let level = Level(vec![n, c], f64::INFINITY);
+        [case([n, c], Normal(vec![n, c]), "finite"), case([n, c], level, "infinite")]
+    };
+    ROWS.iter().flat_map(both).collect()
 }

@@ -1,13 +1,12 @@
 //! Loads, stores, atomics, asynchronous copies and `ldmatrix`: every byte checked, every request counted.
 
-use super::float;
-use super::memory::{LOCAL_WINDOW, Region, SHARED_WINDOW, State};
+use super::memory::{LOCAL_WINDOW, PARAM_WINDOW, Region, SHARED_WINDOW, State};
 use super::ptx::{Addr, Inst, LANES, Lanes, Order, Rmw, Space, Src, Ty};
 use super::race::{Touch, Who};
 use super::report::{Fault, Kind};
+use super::rmw::modify;
 use super::step::Context;
 use super::warp::{Frame, Warp, lanes};
-use half::{bf16, f16};
 
 /// Nothing, or a finding.
 pub type Done = Result<(), Box<Fault>>;
@@ -26,23 +25,25 @@ pub struct Run<'a> {
 }
 
 /// Which region an address is in.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Where {
     /// An allocation.
     Global(usize),
-    /// The block's.
-    Shared,
+    /// A block's, by its rank in the cluster.
+    Shared(usize),
     /// A lane's.
     Local(usize),
 }
 
 impl Context<'_> {
-    fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), String> {
+    /// The region that an address is in, and the place in it.
+    pub fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), String> {
         let offset = (address & 0xffff_ffff) as u32 as i32 as i64;
         match space {
-            Space::Shared => Ok((Where::Shared, offset)),
+            Space::Shared => self.own_shared(address),
+            Space::Cluster => self.any_shared(address),
             Space::Local => Ok((Where::Local(lane), offset)),
-            Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => Ok((Where::Shared, offset)),
+            Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => self.any_shared(offset as u32 as u64),
             Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
             _ => match self.memory.find(address) {
                 Some((region, offset)) => Ok((Where::Global(region), offset)),
@@ -55,7 +56,7 @@ impl Context<'_> {
     pub fn region<'a>(&'a mut self, local: &'a mut [Region], place: Where) -> &'a mut Region {
         match place {
             Where::Global(i) => &mut self.memory.regions[i],
-            Where::Shared => self.shared,
+            Where::Shared(rank) => &mut self.cluster.shared[rank],
             Where::Local(lane) => &mut local[lane],
         }
     }
@@ -74,8 +75,12 @@ impl Context<'_> {
 
     /// A finding about an access, its kind told by its words.
     pub fn bad(&self, warp: &Warp, lane: usize, inst: &Inst, what: String) -> Box<Fault> {
-        let uninitialised = what.starts_with("uninit") || what.contains("cp.async");
-        self.fault(if uninitialised { Kind::Uninitialised } else { Kind::Access }, warp, lane, inst, what)
+        let kind = match &what {
+            what if what.starts_with("uninit") || what.contains("cp.async") => Kind::Uninitialised,
+            what if what.contains("under way") => Kind::Race,
+            _ => Kind::Access,
+        };
+        self.fault(kind, warp, lane, inst, what)
     }
 
     /// A finding with two sides.
@@ -90,15 +95,25 @@ impl Context<'_> {
     ) -> Box<Fault> {
         let name = match place.0 {
             Where::Global(i) => &self.memory.regions[i].name,
-            _ => &self.shared.name,
+            Where::Shared(rank) => &self.cluster.shared[rank].name,
+            Where::Local(_) => "local memory",
         };
         let act = if write { "writes" } else { "reads" };
         let what = format!("race: it {act} {name}+{} without an order to another access", place.1);
-        let (block, thread) = other.thread();
-        let there = self.module.place(&self.module.insts[other.pc() as usize]);
-        let ([bx, by, bz], [tx, ty, tz]) = (self.block_at(block), self.thread_at(thread));
         self.fault(Kind::Race, warp, lane, run.inst, what)
-            .and(format!("the other access: {there}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})"))
+            .and(format!("the other access: {}", self.spelled(other)))
+    }
+
+    /// Where an access was, and whose.
+    pub fn spelled(&self, touch: Touch) -> String {
+        let there = self.module.place(&self.module.insts[touch.pc() as usize]);
+        match touch.by() {
+            Ok((block, thread)) => {
+                let ([bx, by, bz], [tx, ty, tz]) = (self.block_at(block), self.thread_at(thread));
+                format!("{there}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})")
+            }
+            Err(agent) => format!("{there}, {}", self.agents.name(agent)),
+        }
     }
 
     /// The lanes' addresses, which must have values.
@@ -117,7 +132,8 @@ impl Context<'_> {
         Ok(warp.get(run.frame, addr.base, &self.module.consts).map(|a| a.wrapping_add(addr.offset as u64)))
     }
 
-    fn known(&self, warp: &Warp, run: &Run<'_>, sources: &[Src]) -> Done {
+    /// The lanes' values, which a store must have.
+    pub fn known(&self, warp: &Warp, run: &Run<'_>, sources: &[Src]) -> Done {
         for s in sources {
             let unknown = run.exec & !warp.known(run.frame, *s);
             if unknown != 0 {
@@ -138,7 +154,8 @@ impl Context<'_> {
     pub fn count(&mut self, space: Space, run: &Run<'_>, addresses: &Lanes, bytes: usize) {
         let first = addresses[run.exec.trailing_zeros() as usize & 31];
         let window = first >> 56;
-        let shared = space == Space::Shared || space == Space::Generic && window == SHARED_WINDOW >> 56;
+        let shared = matches!(space, Space::Shared | Space::Cluster)
+            || space == Space::Generic && window == SHARED_WINDOW >> 56;
         let global =
             matches!(space, Space::Global | Space::Generic) && !shared && window != LOCAL_WINDOW >> 56;
         let count = &mut self.counts[run.pc as usize];
@@ -176,9 +193,14 @@ impl Context<'_> {
         let addresses = self.addresses(warp, run, addr)?;
         let bytes = ty.size() * d.len();
         let mut values = [[0u64; LANES]; 4];
-        if space == Space::Param {
+        // A generic address of a parameter is the kernel's own.
+        let first = addresses[run.exec.trailing_zeros() as usize & 31];
+        let generic = space == Space::Generic && first >> 56 == PARAM_WINDOW >> 56;
+        if space == Space::Param || generic {
+            let base =
+                if generic { 0usize.wrapping_sub(PARAM_WINDOW as usize) } else { run.frame.param as usize };
             for lane in lanes(run.exec) {
-                let at = (run.frame.param as usize).saturating_add(addresses[lane] as usize);
+                let at = base.wrapping_add(addresses[lane] as usize).min(usize::MAX / 2);
                 let Some(from) = warp.param[lane].get(at..at.saturating_add(bytes)) else {
                     return Err(self.bad(
                         warp,
@@ -232,11 +254,11 @@ impl Context<'_> {
         let found = self.find(space, lane, address);
         let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
         let thread = warp.index * LANES as u32 + lane as u32;
-        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong };
+        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong, agent: None };
         let region = self.region(&mut warp.local, place);
         let at = region.place(offset, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at));
         let race = match (&at, place) {
-            (Ok(at), Where::Global(_) | Where::Shared) if !region.constant => {
+            (Ok(at), Where::Global(_) | Where::Shared(_)) if !region.constant => {
                 region.races.read(*at, bytes, &who)
             }
             _ => None,
@@ -263,15 +285,14 @@ impl Context<'_> {
         let found = self.find(space, lane, address);
         let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
         let thread = warp.index * LANES as u32 + lane as u32;
-        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong };
+        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong, agent: None };
         let region = self.region(&mut warp.local, place);
         let at = match region.place(offset, new.len(), true) {
             Ok(at) => at,
             Err(what) => return Err(self.bad(warp, lane, run.inst, what)),
         };
         let range = at..at + new.len();
-        if region.state[range.clone()].contains(&State::Flying) {
-            let what = format!("write to {}+{at} while cp.async is still copying to it", region.name);
+        if let Err(what) = region.writable(at, new.len()) {
             return Err(self.bad(warp, lane, run.inst, what));
         }
         if matches!(place, Where::Local(_)) {
@@ -379,10 +400,7 @@ impl Context<'_> {
             warp.clock.join(clock);
         } else {
             let block = warp.clock.block;
-            let pending = warp
-                .pending
-                .get_or_insert_with(|| Box::new(super::race::Clock { block, ..Default::default() }));
-            pending.join(clock);
+            warp.pending.get_or_insert_with(|| Box::new(super::race::Clock::blank(block))).join(clock);
         }
     }
 
@@ -429,60 +447,4 @@ pub fn wavefronts(addresses: &Lanes, exec: u32, bytes: usize) -> (u64, u64) {
         least += 1;
     }
     (passes, least)
-}
-
-/// A read-modify-write's new value.
-pub fn modify(f: Rmw, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
-    let bits = 8 * ty.size() as u32;
-    let signed = |v: u64| ((v << (64 - bits)) as i64) >> (64 - bits);
-    let unsigned = |v: u64| v << (64 - bits) >> (64 - bits);
-    let (old, b, c) = (unsigned(old), unsigned(b), unsigned(c));
-    let half = |x: u64, y: u64, shift: u32| {
-        let (x, y) = (f16::from_bits((x >> shift) as u16), f16::from_bits((y >> shift) as u16));
-        u64::from(float::to_f16(x.to_f64() + y.to_f64(), float::Round::Nearest).to_bits()) << shift
-    };
-    let brain = |x: u64, y: u64, shift: u32| {
-        let (x, y) = (bf16::from_bits((x >> shift) as u16), bf16::from_bits((y >> shift) as u16));
-        u64::from(float::to_bf16(float::sum_to_odd(x.to_f64(), y.to_f64()), float::Round::Nearest).to_bits())
-            << shift
-    };
-    let new = match (f, ty) {
-        (Rmw::Add, Ty::F32) => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
-        (Rmw::Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
-        (Rmw::Add, Ty::F16) => half(old, b, 0),
-        (Rmw::Add, Ty::F16x2) => half(old, b, 0) | half(old, b, 16),
-        (Rmw::Add, Ty::Bf16) => brain(old, b, 0),
-        (Rmw::Add, Ty::Bf16x2) => brain(old, b, 0) | brain(old, b, 16),
-        (Rmw::Add, _) => old.wrapping_add(b),
-        (Rmw::Min, ty) if ty.signed() => signed(old).min(signed(b)) as u64,
-        (Rmw::Max, ty) if ty.signed() => signed(old).max(signed(b)) as u64,
-        (Rmw::Min, _) => old.min(b),
-        (Rmw::Max, _) => old.max(b),
-        (Rmw::And, _) => old & b,
-        (Rmw::Or, _) => old | b,
-        (Rmw::Xor, _) => old ^ b,
-        (Rmw::Exch, _) => b,
-        (Rmw::Cas, _) => {
-            if old == b {
-                c
-            } else {
-                old
-            }
-        }
-        (Rmw::Inc, _) => {
-            if old >= b {
-                0
-            } else {
-                old + 1
-            }
-        }
-        (Rmw::Dec, _) => {
-            if old == 0 || old > b {
-                b
-            } else {
-                old - 1
-            }
-        }
-    };
-    unsigned(new)
 }

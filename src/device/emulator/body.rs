@@ -24,6 +24,8 @@ pub enum Operand<'a> {
     Vector(Vec<Operand<'a>>),
     /// `[a + 4]`
     Memory(&'a str, i64),
+    /// `[map, {x, y}]`
+    Box(&'a str, i64, Vec<Operand<'a>>),
     /// `d | p`
     Pair(&'a str, &'a str),
     /// `(a, b)` of a call.
@@ -99,13 +101,19 @@ impl<'p, 'a> Body<'p, 'a> {
         self.push(None, Op::Ret, self.parser.line());
         self.function.end = self.parser.module.insts.len() as u32;
         self.resolve()?;
+        super::products::mark_shared(&mut self.parser.module.insts[self.function.start as usize..]);
         Ok(self.function)
     }
 
     fn directive(&mut self, word: &'a str) -> Parsed<()> {
         match word {
             ".loc" => self.loc = self.parser.loc()?,
-            ".reg" => self.registers()?,
+            ".reg" => {
+                let ty = self.parser.word()?;
+                self.registers(ty)?;
+            }
+            // As the toolkit's headers have it, without a space.
+            _ if word.starts_with(".reg.") => self.registers(&word[4..])?,
             ".pragma" => self.parser.skip_past(';')?,
             ".param" => {
                 let (name, variable, ..) = self.parser.variable()?;
@@ -153,8 +161,7 @@ impl<'p, 'a> Body<'p, 'a> {
     }
 
     /// `.reg .b32 %r<7>, %x;`
-    fn registers(&mut self) -> Parsed<()> {
-        let ty = self.parser.word()?;
+    fn registers(&mut self, ty: &str) -> Parsed<()> {
         let ty = if ty == ".v2" || ty == ".v4" { "" } else { ty };
         let Some(ty) = Ty::parse(ty.trim_start_matches('.')) else {
             return self.parser.wrong(format!("registers of type `{ty}` are not modelled"));
@@ -212,7 +219,7 @@ impl<'p, 'a> Body<'p, 'a> {
     }
 
     fn push(&mut self, guard: Option<(u32, bool)>, op: Op, line: u32) {
-        self.parser.module.insts.push(Inst { guard, op, loc: self.loc, line });
+        self.parser.module.insts.push(Inst { guard, op, shares: false, loc: self.loc, line });
     }
 
     fn instruction(&mut self, opcode: &'a str, guard: Option<(u32, bool)>, line: u32) -> Parsed<()> {
@@ -245,6 +252,13 @@ impl<'p, 'a> Body<'p, 'a> {
             let mut offset = 0i64;
             while !self.parser.takes(']') {
                 match self.parser.next()? {
+                    Token::Sign(',') => {
+                        let Operand::Vector(list) = self.operand()? else {
+                            return self.parser.wrong("expected coordinates in braces");
+                        };
+                        self.parser.expect(']')?;
+                        return Ok(Operand::Box(word, offset, list));
+                    }
                     Token::Sign('+') => offset = offset.wrapping_add(self.parser.integer()?),
                     Token::Sign('-') => offset = offset.wrapping_sub(self.parser.integer()?),
                     other => return self.parser.wrong(format!("{} in an address", spelled(Some(other)))),
@@ -354,6 +368,9 @@ impl<'p, 'a> Body<'p, 'a> {
         match (self.lookup(word), number(word)) {
             (Some(Name::Pred(slot)), _) => Ok(Pred::Reg(slot, not)),
             (None, Some(n)) => Ok(Pred::Const((n != 0) != not)),
+            (None, None) if word == "%is_explicit_cluster" && !not => {
+                Ok(Pred::Env(SPECIAL.iter().position(|s| *s == word).unwrap_or(0) as u32))
+            }
             _ => self.parser.wrong(format!("`{word}` is no predicate")),
         }
     }
@@ -375,7 +392,7 @@ impl<'p, 'a> Body<'p, 'a> {
     /// `[base + offset]`
     pub fn address(&mut self, operand: &Operand<'a>) -> Parsed<Addr> {
         match operand {
-            Operand::Memory(word, offset) => {
+            Operand::Memory(word, offset) | Operand::Box(word, offset, _) => {
                 Ok(Addr { base: self.source_word(word, false)?, offset: *offset })
             }
             _ => self.parser.wrong("expected an address in brackets"),

@@ -20,15 +20,18 @@ impl Context<'_> {
     ) -> Done {
         let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
         let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
-        let reads = |lane: usize| used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
-        // Lanes that only write zeros ask global memory for nothing.
-        let exec = lanes(run.exec).filter(|l| reads(*l) > 0).fold(0, |m, l| m | 1 << l);
-        if exec != 0 {
-            self.count(Space::Global, &Run { exec, ..*run }, &from, size);
+        let reading = match &used {
+            Some(used) => {
+                lanes(run.exec).filter(|&lane| used[lane] as u32 != 0).fold(0, |m, lane| m | 1 << lane)
+            }
+            None => run.exec,
+        };
+        if reading != 0 {
+            self.count(Space::Global, &Run { exec: reading, ..*run }, &from, size);
         }
         self.count(Space::Shared, run, &to, size);
         for lane in lanes(run.exec) {
-            let reads = reads(lane);
+            let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
             if reads > 0 {
                 let start = from[lane] & (size as u64 - 1);
                 if start != 0 {
@@ -47,7 +50,7 @@ impl Context<'_> {
             }
             let (_, at) = self.write(warp, run, Space::Shared, lane, to[lane], &[0; 16][..size], false)?;
             let copy = Copy { to: at, from: from[lane], bytes: (size, reads), pc: run.pc };
-            self.shared.mark(at, size, State::Flying);
+            self.own().mark(at, size, State::Flying);
             warp.open[lane].push(copy);
             if self.early {
                 self.arrive(&copy, State::Flying);
@@ -65,22 +68,25 @@ impl Context<'_> {
             }
             _ => Vec::new(),
         };
-        self.shared.data[copy.to..copy.to + size].fill(0);
-        self.shared.data[copy.to..copy.to + bytes.len()].copy_from_slice(&bytes);
-        self.shared.mark(copy.to, size, state);
+        let shared = self.own();
+        shared.data[copy.to..copy.to + size].fill(0);
+        shared.data[copy.to..copy.to + bytes.len()].copy_from_slice(&bytes);
+        shared.mark(copy.to, size, state);
     }
 
     /// `cp.async.wait_group`: all but the last `pending` groups of each lane have arrived.
     pub fn copy_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize) -> Done {
         for lane in lanes(run.exec) {
+            self.land_copies(warp, lane);
             let done = warp.groups[lane].len().saturating_sub(pending);
             let copies: Vec<Copy> = warp.groups[lane].drain(..done).flatten().collect();
             for copy in copies {
                 let thread = warp.index * LANES as u32 + lane as u32;
-                let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: copy.pc, strong: false };
-                let race = self.shared.races.write(copy.to, copy.bytes.0, &who, false);
+                let (clock, floor) = (&warp.clock, warp.floor);
+                let who = Who { clock, floor, thread, pc: copy.pc, strong: false, agent: None };
+                let race = self.own().races.write(copy.to, copy.bytes.0, &who, false);
                 if let Some(other) = race {
-                    return Err(self.race(warp, lane, run, (Where::Shared, copy.to), true, other));
+                    return Err(self.race(warp, lane, run, (Where::Shared(self.rank), copy.to), true, other));
                 }
                 self.arrive(&copy, State::Written);
             }

@@ -3,21 +3,27 @@
 use super::body::{Body, Operand};
 use super::parse::Parsed;
 use super::ptx::{Barrier, Logic, NONE, Op, Pred, Rmw, Shuffle, Src, Ty, Vote};
-use super::{alu, convert, decode_memory, float, tensor};
+use super::{alu, convert, decode_async, decode_memory, float, tensor, wgmma};
 
 /// Modifiers that change nothing here: who may see what and when, and caches, are modelled at their strongest.
 const IGNORED: &[&str] = &["uni", "sync", "aligned", "cta", "gpu", "sys", "cluster"];
 
 /// `parts` is the opcode split at its dots.
 pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
+    if decode_async::knows(parts) {
+        return decode_async::instruction(body, parts, operands);
+    }
     match parts[0] {
-        "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "prefetch" | "prefetchu" | "discard"
-        | "applypriority" | "createpolicy" | "cvta" => decode_memory::instruction(body, parts, operands),
+        "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" | "prefetch" | "prefetchu"
+        | "discard" | "applypriority" | "createpolicy" | "cvta" => {
+            decode_memory::instruction(body, parts, operands)
+        }
         "mma" => tensor::decode(body, parts, operands),
+        "wgmma" | "setmaxnreg" => wgmma::decode(body, parts, operands),
         "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "nanosleep" | "pmevent"
         | "griddepcontrol" => control(body, parts, operands),
         "bar" | "barrier" | "membar" | "fence" => synchronise(body, parts, operands),
-        "shfl" | "vote" | "match" | "redux" | "activemask" => across_lanes(body, parts, operands),
+        "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => across_lanes(body, parts, operands),
         "setp" | "selp" | "slct" => choose(body, parts, operands),
         "cvt" => convert(body, parts, operands),
         "mov" => mov(body, parts, operands),
@@ -50,7 +56,29 @@ pub fn last_type(body: &Body<'_, '_>, parts: &[&str]) -> Parsed<Ty> {
     }
 }
 
+/// Two 16-bit integers in a register.
+fn pairs(name: &str, ty: &str) -> Option<alu::AluFn> {
+    use alu::alu;
+    fn halves(a: u32, b: u32, f: impl Fn(u16, u16) -> u16) -> u32 {
+        u32::from(f(a as u16, b as u16)) | u32::from(f((a >> 16) as u16, (b >> 16) as u16)) << 16
+    }
+    Some(match (name, ty) {
+        ("add", "u16x2" | "s16x2") => alu!(u32: |a, b, _| halves(a, b, u16::wrapping_add)),
+        ("min", "u16x2") => alu!(u32: |a, b, _| halves(a, b, u16::min)),
+        ("max", "u16x2") => alu!(u32: |a, b, _| halves(a, b, u16::max)),
+        ("min", "s16x2") => alu!(u32: |a, b, _| halves(a, b, |x, y| (x as i16).min(y as i16) as u16)),
+        ("max", "s16x2") => alu!(u32: |a, b, _| halves(a, b, |x, y| (x as i16).max(y as i16) as u16)),
+        _ => return None,
+    })
+}
+
 fn arithmetic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
+    if let [name, ty @ ("u16x2" | "s16x2")] = parts {
+        return match pairs(name, ty) {
+            Some(f) => alu_op(body, f, false, false, operands),
+            None => unknown(body),
+        };
+    }
     let ty = last_type(body, parts)?;
     let middle = &parts[1.min(parts.len() - 1)..parts.len() - 1];
     let has = |m: &str| middle.contains(&m);
@@ -339,6 +367,10 @@ fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Oper
             let (d, p) = pair(body, to)?;
             let (a, mask) = (body.source(a)?, body.source(mask)?);
             Ok(Op::Match { all: *kind == "all", bits: if *bits == "b32" { 32 } else { 64 }, d, p, a, mask })
+        }
+        (["elect", "b32"] | ["elect"], [to, mask]) => {
+            let (d, p) = pair(body, to)?;
+            Ok(Op::Elect { d, p, mask: body.source(mask)? })
         }
         (["redux", f, ty @ ("u32" | "s32" | "b32")], [d, a, mask]) => {
             let f = match *f {

@@ -23,6 +23,7 @@ fn access(body: &Body<'_, '_>, parts: &[&str]) -> Parsed<Access> {
             "global" => access.space = Space::Global,
             "const" => access.space = Space::Const,
             "shared" | "shared::cta" => access.space = Space::Shared,
+            "shared::cluster" => access.space = Space::Cluster,
             "local" => access.space = Space::Local,
             "param" | "param::entry" | "param::func" => access.space = Space::Param,
             "volatile" | "relaxed" | "mmio" => access.order.strong = true,
@@ -70,20 +71,26 @@ pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[O
         "ld" | "ldu" => load(body, parts, operands),
         "st" => store(body, parts, operands),
         "atom" | "red" => atomic(body, parts, operands),
-        "ldmatrix" => ldmatrix(body, parts, operands),
+        "ldmatrix" | "stmatrix" => matrices(body, parts, operands),
         _ => copy(body, parts, operands),
     }
 }
 
 /// The generic address space has a window for shared and one for local memory; the others are where they are.
 fn cvta<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
-    use super::memory::{LOCAL_WINDOW, SHARED_WINDOW};
+    use super::memory::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
     let words: Vec<&str> = parts[1..].iter().copied().filter(|p| *p != "to").collect();
     let to = parts.contains(&"to");
     let f = match (words.as_slice(), to) {
-        (["global" | "const" | "param", "u64"], _) => alu!(u64: |a, _, _| a),
-        (["shared" | "shared::cta", "u64"], false) => alu!(u64: |a, _, _| a | SHARED_WINDOW),
-        (["shared" | "shared::cta", "u64"], true) => alu!(u64: |a, _, _| a ^ SHARED_WINDOW),
+        (["global" | "const", "u64"], _) => alu!(u64: |a, _, _| a),
+        (["param" | "param::entry", "u64"], false) => alu!(u64: |a, _, _| a | PARAM_WINDOW),
+        (["param" | "param::entry", "u64"], true) => alu!(u64: |a, _, _| a ^ PARAM_WINDOW),
+        (["shared" | "shared::cta" | "shared::cluster", "u64"], false) => {
+            alu!(u64: |a, _, _| a | SHARED_WINDOW)
+        }
+        (["shared" | "shared::cta" | "shared::cluster", "u64"], true) => {
+            alu!(u64: |a, _, _| a ^ SHARED_WINDOW)
+        }
         (["local", "u64"], false) => alu!(u64: |a, _, _| a | LOCAL_WINDOW),
         (["local", "u64"], true) => alu!(u64: |a, _, _| a ^ LOCAL_WINDOW),
         _ => return unknown(body),
@@ -142,7 +149,7 @@ fn atomic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a
     let values = if f == Rmw::Cas { 2 } else { 1 };
     expect(body, operands, 1 + result + values..=2 + result + values)?;
     let floats = matches!(ty, Ty::F32 | Ty::F64 | Ty::F16 | Ty::F16x2 | Ty::Bf16 | Ty::Bf16x2);
-    let space = matches!(access.space, Space::Generic | Space::Global | Space::Shared);
+    let space = matches!(access.space, Space::Generic | Space::Global | Space::Shared | Space::Cluster);
     if !space || access.vector != 1 || ty.size() < 2 || floats && f != Rmw::Add {
         return unknown(body);
     }
@@ -155,7 +162,7 @@ fn atomic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a
     Ok(Op::Atom { space: access.space, ty, f, d, addr, s, order: access.order })
 }
 
-fn ldmatrix<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
+fn matrices<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     let mut n = 0;
     for part in &parts[1..] {
         match *part {
@@ -166,21 +173,31 @@ fn ldmatrix<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<
             other => return body.parser.wrong(format!("modifier `.{other}` is not modelled")),
         }
     }
-    expect(body, operands, 2..=2)?;
-    let Operand::Vector(list) = &operands[0] else {
-        return body.parser.wrong("expected registers in braces");
+    let store = parts[0] == "stmatrix";
+    let (list, addr) = match operands {
+        [Operand::Vector(list), addr] if !store => (list, addr),
+        [addr, Operand::Vector(list)] if store => (list, addr),
+        _ => return body.parser.wrong("expected registers in braces and an address"),
     };
     if list.len() != n || n == 0 {
         return body.parser.wrong(format!("expected {n} registers"));
+    }
+    let (trans, addr) = (parts.contains(&"trans"), body.address(addr)?);
+    if store {
+        let mut s = [Src::Const(0); 4];
+        for (s, o) in s.iter_mut().zip(list) {
+            *s = body.source(o)?;
+        }
+        return Ok(Op::Stmatrix { s, n: n as u8, trans, addr });
     }
     let mut d = [NONE; 4];
     for (d, o) in d.iter_mut().zip(list) {
         *d = body.target(o)?;
     }
-    Ok(Op::Ldmatrix { d, n: n as u8, trans: parts.contains(&"trans"), addr: body.address(&operands[1])? })
+    Ok(Op::Ldmatrix { d, n: n as u8, trans, addr })
 }
 
-/// `cp.async`; its bulk forms belong to sm_90 and are refused.
+/// `cp.async`; its bulk forms are read elsewhere.
 fn copy<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     match (&parts[1..], operands) {
         (["async", "commit_group"], []) => Ok(Op::CpCommit),

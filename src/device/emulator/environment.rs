@@ -34,6 +34,21 @@ pub const SPECIAL: &[&str] = &[
     "%clock64",
     "%globaltimer",
     "%gridid",
+    "%clusterid.x",
+    "%clusterid.y",
+    "%clusterid.z",
+    "%nclusterid.x",
+    "%nclusterid.y",
+    "%nclusterid.z",
+    "%cluster_ctaid.x",
+    "%cluster_ctaid.y",
+    "%cluster_ctaid.z",
+    "%cluster_nctaid.x",
+    "%cluster_nctaid.y",
+    "%cluster_nctaid.z",
+    "%cluster_ctarank",
+    "%cluster_nctarank",
+    "%is_explicit_cluster",
     ".extern .shared",
 ];
 
@@ -41,6 +56,8 @@ pub const SPECIAL: &[&str] = &[
 pub fn environment(launch: &Launch, symbols: &[u64], block: u32, warp: u32, dynamic: usize) -> Vec<Lanes> {
     let threads: u32 = launch.block.iter().product();
     let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+    let [cx, cy, cz] = launch.cluster;
+    let (x, y, z) = (block % gx, block / gx % gy, block / gx / gy);
     let all = |v: u64| [v; LANES];
     let thread = |l: usize| warp * LANES as u32 + l as u32;
     let lanes = |f: &dyn Fn(usize) -> u32| std::array::from_fn(|l| u64::from(f(l)));
@@ -53,9 +70,9 @@ pub fn environment(launch: &Launch, symbols: &[u64], block: u32, warp: u32, dyna
             "%ntid.x" => all(bx.into()),
             "%ntid.y" => all(by.into()),
             "%ntid.z" => all(bz.into()),
-            "%ctaid.x" => all((block % gx).into()),
-            "%ctaid.y" => all((block / gx % gy).into()),
-            "%ctaid.z" => all((block / gx / gy).into()),
+            "%ctaid.x" => all(x.into()),
+            "%ctaid.y" => all(y.into()),
+            "%ctaid.z" => all(z.into()),
             "%nctaid.x" => all(gx.into()),
             "%nctaid.y" => all(gy.into()),
             "%nctaid.z" => all(gz.into()),
@@ -70,6 +87,21 @@ pub fn environment(launch: &Launch, symbols: &[u64], block: u32, warp: u32, dyna
             "%dynamic_smem_size" => all(launch.shared as u64),
             "%total_smem_size" => all((dynamic + launch.shared) as u64),
             "%nsmid" => all(RESIDENT as u64),
+            "%clusterid.x" => all((x / cx).into()),
+            "%clusterid.y" => all((y / cy).into()),
+            "%clusterid.z" => all((z / cz).into()),
+            "%nclusterid.x" => all((gx / cx).into()),
+            "%nclusterid.y" => all((gy / cy).into()),
+            "%nclusterid.z" => all((gz / cz).into()),
+            "%cluster_ctaid.x" => all((x % cx).into()),
+            "%cluster_ctaid.y" => all((y % cy).into()),
+            "%cluster_ctaid.z" => all((z % cz).into()),
+            "%cluster_nctaid.x" => all(cx.into()),
+            "%cluster_nctaid.y" => all(cy.into()),
+            "%cluster_nctaid.z" => all(cz.into()),
+            "%cluster_ctarank" => all((x % cx + cx * (y % cy + cy * (z % cz))).into()),
+            "%cluster_nctarank" => all((cx * cy * cz).into()),
+            "%is_explicit_cluster" => all((cx * cy * cz > 1).into()),
             ".extern .shared" => all(dynamic as u64),
             // %smid, the clocks and %gridid: one processor on which no time passes.
             _ => all(0),

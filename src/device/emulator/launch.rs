@@ -1,51 +1,52 @@
 //! A launch: blocks made, warps scheduled, barriers opened, and whoever waits for ever named.
 
+use super::bulk::Flight;
+use super::cluster::{Dice, MOST_BLOCKS};
 use super::counters::{Count, Counters};
-use super::environment::environment;
-use super::memory::{GUARD, Memory, Region, State};
-use super::ptx::{Function, LANES, Module, Op};
-use super::race::{Clock, WARPS};
+use super::memory::Memory;
+use super::ptx::{Function, Inst, LANES, Module, Op};
+use super::race::Agents;
 use super::report::{At, Fault, Kind};
-use super::step::{Context, GATES, Gate, waits_at};
+use super::resident::{Block, Resident};
+use super::step::waits_at;
 use super::warp::{Warp, lanes};
+use super::warpgroup;
 use super::{Args, Launch};
 use crate::error::{Error, Result};
 
 /// Blocks that are on the machine at a time.
 pub const RESIDENT: usize = 8;
+/// Rounds in which nobody gets anywhere before that is called a deadlock.
+const PATIENCE: u32 = 256;
 /// Static and dynamic shared memory that a block may have: what an H100 gives.
 const MOST_SHARED: usize = 227 << 10;
 
-struct Block {
-    index: u32,
-    warps: Vec<Warp>,
-    shared: Region,
-    gates: [Gate; GATES],
-}
-
-/// SplitMix64: the schedule's dice.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % sides
-    }
-}
-
 /// All that a launch needs while it runs.
-struct Running<'a> {
-    module: &'a Module,
-    memory: &'a mut Memory,
-    kernel: &'a Function,
-    index: u32,
-    launch: &'a Launch,
-    param: Vec<u8>,
-    symbols: &'a [u64],
-    counts: Vec<Count>,
-    dice: Dice,
+pub struct Running<'a> {
+    /// The program.
+    pub module: &'a Module,
+    /// Global memory.
+    pub memory: &'a mut Memory,
+    /// What runs.
+    pub kernel: &'a Function,
+    /// Its number.
+    pub index: u32,
+    /// How.
+    pub launch: Launch,
+    /// The arguments.
+    pub param: Vec<u8>,
+    /// Addresses of the module's variables.
+    pub symbols: &'a [u64],
+    /// By instruction.
+    pub counts: Vec<Count>,
+    /// The schedule's.
+    pub dice: Dice,
+    /// What runs beside the warps.
+    pub agents: Agents,
+    /// Copies to global memory that nobody has waited for; they arrive with the end of the launch.
+    pub flights: Vec<Flight>,
+    /// Of each thread at its start, where the kernel bounds them.
+    pub registers: u32,
 }
 
 /// Checks the launch and runs it to its end.
@@ -64,7 +65,11 @@ pub fn run(
         return Err(Error::Usage(what));
     };
     let function = &module.functions[index];
-    refuse(module, function, launch).map_err(|what| Error::Usage(format!("{kernel}: {what}")))?;
+    let mut launch = *launch;
+    if launch.cluster == [1; 3] {
+        launch.cluster = function.cluster.unwrap_or([1; 3]);
+    }
+    refuse(module, function, &launch).map_err(|what| Error::Usage(format!("{kernel}: {what}")))?;
     let param = parameters(function, args).map_err(|what| Error::Usage(format!("{kernel}: {what}")))?;
     memory.regions.iter_mut().for_each(|r| {
         r.races.clear();
@@ -79,7 +84,10 @@ pub fn run(
         param,
         symbols,
         counts: vec![Count::default(); module.insts.len()],
+        registers: warpgroup::registers(function),
         dice: Dice(launch.seed),
+        agents: Agents::default(),
+        flights: Vec::new(),
     };
     match running.grid() {
         Ok(()) => {
@@ -98,7 +106,7 @@ pub fn run(
 }
 
 fn refuse(module: &Module, kernel: &Function, launch: &Launch) -> std::result::Result<(), String> {
-    let product = |e: [u32; 3]| e.iter().map(|n| u64::from(*n)).product::<u64>();
+    let product = |e: [u32; 3]| e.iter().fold(1u64, |n, e| n.saturating_mul(u64::from(*e)));
     let (blocks, threads) = (product(launch.grid), product(launch.block));
     if !(1..=1 << 21).contains(&blocks) {
         return Err(format!("a grid of {blocks} blocks, 1 to 2097152 can be emulated"));
@@ -111,6 +119,23 @@ fn refuse(module: &Module, kernel: &Function, launch: &Launch) -> std::result::R
             "a block of {threads} threads, the kernel was compiled for {:?}",
             kernel.most_threads
         ));
+    }
+    let ([gx, gy, gz], cluster @ [x, y, z]) = (launch.grid, launch.cluster);
+    let inside = product(cluster);
+    if !(1..=MOST_BLOCKS).contains(&inside) {
+        return Err(format!("a cluster of {inside} blocks, 1 to {MOST_BLOCKS} are possible"));
+    }
+    if gx % x + gy % y + gz % z != 0 {
+        return Err(format!(
+            "a grid of {:?} blocks is no whole number of clusters of {cluster:?}",
+            launch.grid
+        ));
+    }
+    if kernel.cluster.is_some_and(|own| own != cluster) {
+        return Err(format!("clusters of {cluster:?}, the kernel was compiled for {:?}", kernel.cluster));
+    }
+    if inside > 1 && module.target < 90 {
+        return Err(format!("a cluster of {inside} blocks, sm_{} has none (sm_90 does)", module.target));
     }
     let fixed: usize = module.shared.iter().chain(&kernel.shared).map(|v| v.size).sum();
     if launch.shared > MOST_SHARED || fixed + launch.shared > MOST_SHARED {
@@ -136,28 +161,37 @@ fn parameters(kernel: &Function, args: &Args<'_>) -> std::result::Result<Vec<u8>
 
 impl Running<'_> {
     fn grid(&mut self) -> std::result::Result<(), Box<Fault>> {
-        let blocks: u32 = self.launch.grid.iter().product();
-        let (mut next, mut resident, mut spent) = (0, Vec::<Block>::new(), 0u64);
+        let size: u32 = self.launch.cluster.iter().product();
+        let clusters = self.launch.grid.iter().product::<u32>() / size;
+        let most = (RESIDENT / size as usize).max(1);
+        let (mut next, mut resident, mut spent) = (0, Vec::<Resident>::new(), 0u64);
+        let (mut idle, mut progress) = (0, 0);
         loop {
-            while resident.len() < RESIDENT && next < blocks {
-                let block = self.block(next);
-                resident.push(block);
+            while resident.len() < most && next < clusters {
+                resident.push(self.resident(next));
                 next += 1;
             }
             // Somebody who can run, from a random place on.
-            let slots: Vec<(usize, usize)> = resident
+            let slots: Vec<(usize, usize, usize)> = resident
                 .iter()
                 .enumerate()
-                .flat_map(|(b, block)| (0..block.warps.len()).map(move |w| (b, w)))
+                .flat_map(|(r, one)| one.slots().map(move |(b, w)| (r, b, w)))
                 .collect();
             let from = self.dice.roll(slots.len() as u64) as usize;
-            let can = |(b, w): &(usize, usize)| {
-                let warp = &resident[*b].warps[*w];
+            let can = |(r, b, w): &(usize, usize, usize)| {
+                let warp = &resident[*r].blocks[*b].warps[*w];
                 warp.live & !warp.parked & !warp.waiting != 0
             };
             let order = slots[from..].iter().chain(&slots[..from]);
-            let Some((b, w)) = order.copied().find(|s| can(s)) else {
-                return Err(self.stuck(&resident));
+            let Some((r, b, w)) = order.copied().find(|s| can(s)) else {
+                // Waits that time out are let go, and again, until it is clear that nobody gets anywhere.
+                let now = resident.iter().map(|r| r.cluster.progress).sum::<u64>() + u64::from(next);
+                (idle, progress) = if now == progress { (idle + 1, progress) } else { (0, now) };
+                if idle > PATIENCE || !resident.iter().any(Resident::sleeps) {
+                    return Err(self.stuck(&resident));
+                }
+                resident.iter_mut().for_each(Resident::time_out);
+                continue;
             };
             // Mostly short turns, and now and then a warp that runs far ahead.
             let turn = match self.dice.roll(8) {
@@ -165,150 +199,73 @@ impl Running<'_> {
                 1 | 2 => 512,
                 _ => 1 + self.dice.roll(64),
             };
-            let early = self.launch.seed & 1 == 1;
-            spent += self.turn(&mut resident[b], w, turn, early)?;
+            spent += self.turn(&mut resident[r], b, w, turn)?;
             if spent > self.launch.budget {
-                return Err(self.over_budget(&resident[b], w));
+                return Err(self.over_budget(&resident[r].blocks[b], w));
             }
-            let block = &mut resident[b];
-            open_gates(block);
-            if block.warps.iter().all(|w| w.live == 0) {
-                resident.remove(b);
-                if resident.is_empty() && next == blocks {
+            if self.settle(&mut resident[r], b)? {
+                resident.remove(r);
+                if resident.is_empty() && next == clusters {
+                    self.flights.iter_mut().for_each(|f| f.flush(self.memory));
                     return Ok(());
                 }
             }
         }
     }
 
-    fn context<'a>(
-        &'a mut self,
-        index: u32,
-        shared: &'a mut Region,
-        gates: &'a mut [Gate; GATES],
-        early: bool,
-    ) -> Context<'a> {
-        let [x, y, _] = self.launch.grid;
-        Context {
-            module: self.module,
-            memory: self.memory,
-            shared,
-            barriers: gates,
-            counts: &mut self.counts,
-            block: [index % x, index / x % y, index / x / y],
-            extents: (self.launch.grid, self.launch.block),
-            early,
-        }
-    }
-
-    fn turn(
-        &mut self,
-        block: &mut Block,
-        w: usize,
-        turn: u64,
-        early: bool,
-    ) -> std::result::Result<u64, Box<Fault>> {
-        let Block { index, warps, shared, gates } = block;
-        self.context(*index, shared, gates, early).turn(&mut warps[w], turn)
-    }
-
-    fn block(&self, index: u32) -> Block {
-        let threads: u32 = self.launch.block.iter().product();
-        let statics = self.module.shared.iter().chain(&self.kernel.shared);
-        let end = statics.clone().map(|v| v.offset + v.size).max().unwrap_or(0);
-        let dynamic = if end == 0 { 0 } else { (end + GUARD).next_multiple_of(1024) };
-        let mut shared = Region::guarded("shared memory", dynamic + self.launch.shared + GUARD);
-        statics.for_each(|v| shared.mark(v.offset, v.size, State::Unwritten));
-        shared.mark(dynamic, self.launch.shared, State::Unwritten);
-        let warps =
-            (0..threads.div_ceil(LANES as u32)).map(|w| self.warp(index, w, threads, dynamic)).collect();
-        Block { index, warps, shared, gates: Default::default() }
-    }
-
-    fn warp(&self, block: u32, index: u32, threads: u32, dynamic: usize) -> Warp {
-        let count = (threads - index * LANES as u32).min(LANES as u32);
-        let all = if count == 32 { !0 } else { (1u32 << count) - 1 };
-        let mut own = [0; WARPS];
-        own[index as usize] = 1;
-        let mut warp = Warp {
-            index,
-            registers: Vec::new(),
-            defined: Vec::new(),
-            predicates: Vec::new(),
-            predicates_defined: Vec::new(),
-            env: environment(self.launch, self.symbols, block, index, dynamic),
-            pc: [0; LANES],
-            frames: vec![Vec::new(); LANES],
-            live: all,
-            all,
-            parked: 0,
-            waiting: 0,
-            param: vec![Vec::new(); LANES],
-            local: vec![Region::new("local memory", 0); LANES],
-            carry: 0,
-            clock: Clock { own, block, ..Clock::default() },
-            floor: 1,
-            released: None,
-            pending: None,
-            open: vec![Vec::new(); LANES],
-            groups: vec![Vec::new(); LANES],
-            impatience: 0,
-        };
-        warp.enter(all, None, self.index, self.kernel, 0);
-        let bytes = self.param.len();
-        lanes(all).for_each(|l| warp.param[l][..bytes].copy_from_slice(&self.param));
-        warp
-    }
-
     /// Who waits where, when nobody can go on.
-    fn stuck(&self, resident: &[Block]) -> Box<Fault> {
+    fn stuck(&self, resident: &[Resident]) -> Box<Fault> {
         let mut waits = Vec::new();
-        for block in resident {
-            for warp in &block.warps {
-                let mut rest = warp.parked;
+        for (one, rank) in resident.iter().flat_map(|r| (0..r.blocks.len()).map(move |b| (r, b))) {
+            for warp in &one.blocks[rank].warps {
+                let mut rest = warp.parked | warp.waiting;
                 while rest != 0 {
                     let pc = warp.pc[rest.trailing_zeros() as usize];
                     let set = lanes(rest).filter(|l| warp.pc[*l] == pc).fold(0, |m, l| m | 1 << l);
                     rest &= !set;
                     let barrier = matches!(self.module.insts[pc as usize].op, Op::Barrier { .. });
-                    waits.push((block, warp, set, if barrier { 1 } else { 0 }));
-                }
-                if warp.waiting != 0 {
-                    waits.push((block, warp, warp.waiting, 2));
+                    // Those who stand with lanes that wait for something are kept by it.
+                    let kept = warp.live != set && warp.live & !set & !warp.waiting == 0;
+                    let order = match (set & warp.waiting != 0, kept) {
+                        (true, _) => 2,
+                        (_, true) => 3,
+                        _ => i32::from(barrier),
+                    };
+                    waits.push(Wait { one, rank, warp, set, order });
                 }
             }
         }
         // A warp that is torn apart is the cause; whole ones at a barrier are the effect.
-        waits.sort_by_key(|w| w.3);
-        let describe = |(block, warp, set, _): &(&Block, &Warp, u32, i32)| {
-            let inst = &self.module.insts[warp.pc[set.trailing_zeros() as usize] as usize];
-            let (place, what) = (self.module.place(inst), waits_at(inst));
-            format!("block {}, warp {}: lanes {set:#010x} wait at {what}, {place}", block.index, warp.index)
-        };
-        let Some((block, warp, set, order)) = waits.first() else {
+        waits.sort_by_key(|w| w.order);
+        let Some(first) = waits.first() else {
             let inst = &self.module.insts[self.kernel.start as usize];
             let at = At { block: [0; 3], thread: [0; 3] };
             return Fault::new(Kind::Deadlock, self.module, inst, at, "nobody can go on");
         };
-        let lane = set.trailing_zeros();
-        let inst = &self.module.insts[warp.pc[lane as usize] as usize];
-        let (kind, what) = match order {
+        let (warp, inst) = (first.warp, first.inst(self.module));
+        let (kind, what) = match first.order {
             0 | 1 => {
-                let missing = warp.all & !set;
+                let missing = warp.all & !first.set;
                 let what = format!(
                     "barrier: {} that lanes {missing:#010x} of its warp never come to",
                     waits_at(inst)
                 );
                 (Kind::Barrier, what)
             }
-            _ => (Kind::Deadlock, format!("deadlock: {} that never opens", waits_at(inst))),
+            _ => (Kind::Deadlock, format!("deadlock: {} that never opens", first.what(self.module))),
         };
-        let at = self.at(block.index, warp.index * LANES as u32 + lane);
+        let at = self.at(first.block(), warp.index * LANES as u32 + first.set.trailing_zeros());
         let fault = Fault::new(kind, self.module, inst, at, what);
+        let describe = |w: &Wait<'_>| {
+            let (block, warp, set) = (w.block(), w.warp.index, w.set);
+            let (what, place) = (w.what(self.module), self.module.place(w.inst(self.module)));
+            format!("block {block}, warp {warp}: lanes {set:#010x} wait at {what}, {place}")
+        };
         waits.iter().take(8).map(describe).fold(fault, Fault::and)
     }
 
-    fn at(&self, block: u32, thread: u32) -> At {
+    /// A thread of a block, by their numbers.
+    pub fn at(&self, block: u32, thread: u32) -> At {
         let spread = |i: u32, [x, y, _]: [u32; 3]| [i % x, i / x % y, i / x / y];
         At { block: spread(block, self.launch.grid), thread: spread(thread, self.launch.block) }
     }
@@ -332,30 +289,32 @@ impl Running<'_> {
     }
 }
 
-/// Lets those go on whose barrier is complete.
-fn open_gates(block: &mut Block) {
-    let live: u32 = block.warps.iter().map(|w| w.live.count_ones()).sum();
-    for gate in &mut block.gates {
-        if gate.arrived == 0 || gate.arrived < gate.expected.unwrap_or(live) {
-            continue;
-        }
-        let gate = std::mem::take(gate);
-        let Some(clock) = gate.clock else { continue };
-        for (w, mask, frame, kind, d) in gate.waits {
-            let warp = &mut block.warps[w];
-            warp.waiting &= !mask;
-            lanes(mask).for_each(|l| warp.pc[l] += 1);
-            warp.clock.join(&clock);
-            warp.clock.own[w] += 1;
-            warp.floor = warp.clock.own[w];
-            use super::ptx::Barrier::{Arrive, RedAnd, RedOr, RedPopc, Sync};
-            let all = |yes: bool| if yes { !0 } else { 0 };
-            match kind {
-                Sync | Arrive => {}
-                RedAnd => warp.put_predicate(&frame, d, mask, all(gate.votes.0 == gate.votes.1), !0),
-                RedOr => warp.put_predicate(&frame, d, mask, all(gate.votes.0 > 0), !0),
-                RedPopc => warp.put(&frame, d, mask, &[gate.votes.0.into(); LANES], !0),
+/// Lanes that wait at one place for ever.
+struct Wait<'a> {
+    one: &'a Resident,
+    rank: usize,
+    warp: &'a Warp,
+    set: u32,
+    /// Causes come first.
+    order: i32,
+}
+
+impl Wait<'_> {
+    fn block(&self) -> u32 {
+        self.one.blocks[self.rank].index
+    }
+
+    fn inst<'m>(&self, module: &'m Module) -> &'m Inst {
+        &module.insts[self.warp.pc[self.set.trailing_zeros() as usize] as usize]
+    }
+
+    fn what(&self, module: &Module) -> String {
+        match self.inst(module).op {
+            Op::Mbarrier(_) => {
+                let at = self.warp.beside.awaits[self.set.trailing_zeros() as usize];
+                self.one.cluster.lacks(self.rank, at as usize)
             }
+            _ => waits_at(self.inst(module)).to_string(),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Where lanes meet: shuffles, votes, barriers, matrix instructions; and calls, where they part.
 
-use super::access::{Run, modify};
+use super::access::Run;
 use super::ptx::{Barrier, LANES, Lanes, Op, Shuffle, Src, Ty, Vote};
+use super::race::Clock;
 use super::report::{Fault, Kind};
+use super::rmw::modify;
 use super::step::{Context, GATES, Next};
 use super::warp::{Warp, lanes};
 
@@ -31,11 +33,18 @@ impl Context<'_> {
             }
             Op::Call { .. } => self.call(warp, run),
             Op::Barrier { .. } => self.barrier(warp, run),
+            Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. } => {
+                let here = self.here(warp, run);
+                self.come(warp, run, here)
+            }
+            Op::ClusterBarrier { .. } => self.cluster_barrier(warp, run),
+            Op::Mbarrier(op) => self.mbarrier(warp, run, op),
             Op::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
             Op::Shfl { mask: members, .. }
             | Op::Vote { mask: members, .. }
             | Op::Match { mask: members, .. }
-            | Op::Redux { mask: members, .. } => {
+            | Op::Redux { mask: members, .. }
+            | Op::Elect { mask: members, .. } => {
                 let members = warp.get(frame, *members, &self.module.consts);
                 self.together(warp, run, mask, &members)
             }
@@ -44,7 +53,7 @@ impl Context<'_> {
     }
 
     /// Lanes at this very instruction, the parked ones too.
-    fn here(&self, warp: &Warp, run: &Run<'_>) -> u32 {
+    pub fn here(&self, warp: &Warp, run: &Run<'_>) -> u32 {
         let at = |l: usize| warp.pc[l] == run.pc && warp.frames[l].last() == Some(run.frame);
         lanes(warp.parked).filter(|l| at(*l)).fold(run.exec, |m, l| m | 1 << l)
     }
@@ -91,13 +100,23 @@ impl Context<'_> {
             Op::Ldmatrix { d, n, trans, addr } => {
                 return self.load_matrices(warp, run, &d[..*n as usize], *trans, addr);
             }
+            Op::Stmatrix { s, n, trans, addr } => {
+                return self.store_matrices(warp, run, &s[..*n as usize], *trans, addr);
+            }
+            Op::Elect { d, p, .. } => {
+                // Any lane, but always the same of the same lanes.
+                let lane = if self.early { 31 - exec.leading_zeros() } else { exec.trailing_zeros() };
+                warp.put(frame, *d, exec, &[u64::from(lane); LANES], !0);
+                warp.put_predicate(frame, *p, exec, 1 << lane, !0);
+            }
             Op::Mma(mma) => {
                 let sources = mma.a.iter().chain(&mma.b).chain(&mma.c);
                 let known = sources.fold(!0, |k, s| k & warp.known(frame, *s));
                 let look = |s: &Src| warp.look(frame, *s, consts);
                 let (a, b): (Vec<_>, Vec<_>) =
                     (mma.a.iter().map(look).collect(), mma.b.iter().map(look).collect());
-                let d = mma.product(&a, &b, &mma.c.each_ref().map(look));
+                let c: Vec<_> = mma.c.iter().map(look).collect();
+                let d = mma.product(&a, &b, &c);
                 // One undefined element spoils rows and columns: all or nothing is close enough.
                 let known = if known == !0 { !0 } else { 0 };
                 self.counts[run.pc as usize].flops += mma.flops();
@@ -219,9 +238,7 @@ impl Context<'_> {
         gate.expected = count;
         gate.arrived += if *aligned && count.is_some() { LANES as u32 } else { here.count_ones() };
         gate.votes = (gate.votes.0 + (votes & here).count_ones(), gate.votes.1 + here.count_ones());
-        let block = warp.clock.block;
-        let blank = || super::race::Clock { block, ..Default::default() };
-        gate.clock.get_or_insert_with(blank).join(&warp.clock);
+        gate.clock.get_or_insert_with(|| Clock::blank(warp.clock.block)).join(&warp.clock);
         warp.clock.own[warp.index as usize] += 1;
         warp.parked &= !here;
         if *kind == Barrier::Arrive {

@@ -9,6 +9,8 @@ pub const GUARD: usize = 64;
 pub const SHARED_WINDOW: u64 = 1 << 60;
 /// Generic addresses of local memory start here.
 pub const LOCAL_WINDOW: u64 = 1 << 61;
+/// Generic addresses of a kernel's parameters start here.
+pub const PARAM_WINDOW: u64 = 3 << 60;
 /// Each global allocation is alone in the middle of so many addresses, so every stray access has an owner.
 const SPREAD: u32 = 36;
 
@@ -24,6 +26,10 @@ pub enum State {
     Written,
     /// An asynchronous copy is on its way.
     Flying,
+    /// A bulk copy is on its way.
+    Bulk,
+    /// Of an mbarrier.
+    Barrier,
 }
 
 /// Some memory with its shadow.
@@ -69,6 +75,19 @@ impl Region {
         if self.freed {
             return Err(format!("{kind} of {bytes} bytes in {}, which was freed", self.name));
         }
+        if !(offset as usize).is_multiple_of(bytes) && offset >= 0 && offset + bytes as i64 <= size {
+            return Err(format!("misaligned: {kind} of {bytes} bytes at offset {offset} of {}", self.name));
+        }
+        self.range(offset, bytes, write)
+    }
+
+    /// The same, however aligned.
+    pub fn range(&self, offset: i64, bytes: usize, write: bool) -> Result<usize, String> {
+        let kind = if write { "write" } else { "read" };
+        let size = self.data.len() as i64;
+        if self.freed {
+            return Err(format!("{kind} of {bytes} bytes in {}, which was freed", self.name));
+        }
         if offset < 0 {
             let name = &self.name;
             return Err(format!("out of bounds: {kind} of {bytes} bytes, {} bytes before {name}", -offset));
@@ -80,9 +99,6 @@ impl Region {
             return Err(format!("out of bounds: {kind} of {bytes} bytes, {at} {} ({size} bytes)", self.name));
         }
         let at = offset as usize;
-        if !at.is_multiple_of(bytes) {
-            return Err(format!("misaligned: {kind} of {bytes} bytes at offset {at} of {}", self.name));
-        }
         if self.constant && write {
             return Err(format!("write of {bytes} bytes into {}, which is constant", self.name));
         }
@@ -104,9 +120,33 @@ impl Region {
                 self.name,
                 at + i
             )),
+            Some(i) if self.state[at + i] == State::Bulk => Err(format!(
+                "read of {}+{} while a bulk copy to it is under way; wait for its mbarrier first",
+                self.name,
+                at + i
+            )),
+            Some(i) if self.state[at + i] == State::Barrier => {
+                Err(format!("read of {}+{}, which is an mbarrier: nobody may look inside", self.name, at + i))
+            }
             Some(i) => {
                 Err(format!("uninitialised: read of {}+{}, which nothing has written", self.name, at + i))
             }
+        }
+    }
+
+    /// What hinders a write to these bytes.
+    pub fn writable(&self, at: usize, bytes: usize) -> Result<(), String> {
+        let name = &self.name;
+        let range = &self.state[at..at + bytes];
+        match range.iter().position(|s| matches!(s, State::Flying | State::Bulk | State::Barrier)) {
+            None => Ok(()),
+            Some(i) if range[i] == State::Barrier => {
+                Err(format!("write to {name}+{}, which is an mbarrier; mbarrier.inval first", at + i))
+            }
+            Some(i) if range[i] == State::Bulk => {
+                Err(format!("write to {name}+{at} while a bulk copy to it is under way"))
+            }
+            Some(_) => Err(format!("write to {name}+{at} while cp.async is still copying to it")),
         }
     }
 

@@ -24,10 +24,15 @@
 //! From the command line: `llm2vec emulate --help`.
 //!
 //! # What is modelled
-//! - PTX as nvcc 13.0 writes it for sm_80: integers, floats (rounding as the modifier says; `.approx` functions are
+//! - PTX as nvcc 13.0 writes it for sm_80 and sm_90a: integers, floats (rounding as the modifier says; `.approx` functions are
 //!   rounded from f64, so they are better than the hardware's), f16 and bf16 and their pairs, all state spaces, calls,
-//!   local arrays, atomics, shuffles, votes, `match`, `redux`, named barriers, `cp.async`, `ldmatrix`, and `mma.sync`
-//!   m16n8 with f16, bf16 and tf32 elements and f32 sums (exact products, summed in f32 over rising k).
+//!   local arrays, atomics, shuffles, votes, `match`, `redux`, named barriers, `cp.async`, `ldmatrix`,
+//!   `stmatrix`, `elect.sync`, and `mma.sync` m16n8 with f16, bf16 and tf32 elements and f32 or f16 sums, and with 8-bit
+//!   integers (exact products, summed over rising k; see `tensor`). Cache hints and policies are read and ignored.
+//! - `wgmma` on f16, bf16 and tf32 with A from registers or shared memory, both majors, every swizzle (see `descriptor`).
+//!   A product takes its registers and operands from the instruction to the wait that covers it, and is done at once
+//!   under an odd seed, at that wait under an even one. `setmaxnreg` moves registers through the block's pool, which
+//!   starts with all that the kernel's bounds allow.
 //! - Divergence: each lane has its own program counter (see `warp`). Warps and up to 8 blocks at a time are
 //!   interleaved by the launch's seed; the same seed gives the same run. A launch runs on one core.
 //! - `cp.async`: its bytes may not be looked at before the wait that covers them. Under an even seed they arrive at that
@@ -38,10 +43,13 @@
 //! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
 //! nothing has written (a register only when it reaches an address, a store or a branch); data races, with both sides;
 //! barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction budget that is used up.
+//! Of a warpgroup: registers touched under a product that no wait has covered; a missing `wgmma.fence`, proxy fence or
+//! commit; bad descriptors, and operands that are out of bounds, not written, or written too late or too early; warps
+//! that do not come to `wgmma` and `setmaxnreg` together or disagree; registers that the pool never has.
 //! A write that leaves a byte as it was is no race with another write.
 //!
 //! # What is not
-//! sm_90's bulk copies, mbarriers, clusters and `wgmma`; textures, surfaces, calls by address, `printf`; f64 with
+//! `wgmma` on 8-bit and sparse operands; vector atomics; textures, surfaces, calls by address, `printf`; f64 with
 //! directed rounding; `.cc` on `mad`. Each is refused by name when the file is read. Fences and warp barriers order for
 //! their whole warp, so a race that needs one lane's fence to be missing can be overlooked. Times are not modelled:
 //! clocks stand still.
@@ -49,30 +57,47 @@
 mod access;
 mod alu;
 mod body;
+mod boxes;
+mod bulk;
+mod cluster;
 mod convert;
 mod copy;
 mod counters;
 mod decode;
+mod decode_async;
 mod decode_memory;
+mod descriptor;
 mod environment;
 mod float;
 mod launch;
 mod lex;
+mod matrices;
+mod mbarrier;
 mod meet;
 mod memory;
+mod module;
+mod operands;
 mod parse;
+mod products;
+mod proxy;
 mod ptx;
 mod race;
 mod report;
+mod resident;
+mod rmw;
 mod step;
 mod tensor;
+mod tensor_map;
 mod warp;
+mod warpgroup;
+mod wgmma;
 
 use crate::error::{Error, Result};
 pub use counters::{Count, Counters};
 use memory::{Memory, Region, State};
 pub use ptx::{Function, Module, Variable};
 use std::sync::Arc;
+pub use tensor_map::{Element, Swizzle, TensorMap};
 
 /// A kernel's arguments: each the bytes of its parameter.
 pub type Args<'a> = [&'a [u8]];
@@ -84,6 +109,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
+    /// Blocks of a cluster, which run together; 1 each: what the kernel was compiled for, or none.
+    pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
     /// Picks the schedule.
@@ -94,7 +121,7 @@ pub struct Launch {
 
 impl Default for Launch {
     fn default() -> Launch {
-        Launch { grid: [1; 3], block: [1; 3], shared: 0, seed: 0, budget: 1 << 32 }
+        Launch { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, seed: 0, budget: 1 << 32 }
     }
 }
 
@@ -197,6 +224,22 @@ impl Emulator {
             let i = m.module.globals.iter().position(|(v, _)| v.name == name)?;
             Some((m.symbols[i], m.module.globals[i].0.size))
         })
+    }
+
+    /// The bytes of a `const __grid_constant__ CUtensorMap` parameter; the array must be wholly within an allocation.
+    pub fn tensor_map(&self, map: &TensorMap) -> Result<[u8; 128]> {
+        let encoded = map.encode()?;
+        let last = map.sizes[1..]
+            .iter()
+            .zip(&map.strides)
+            .try_fold(0u64, |n, (size, stride)| n.checked_add((size - 1).checked_mul(*stride)?));
+        let bytes = last.and_then(|n| n.checked_add(map.sizes[0].checked_mul(map.element.size() as u64)?));
+        match bytes.and_then(|n| usize::try_from(n).ok()) {
+            Some(bytes) => self.region(map.address, bytes).map(|_| encoded),
+            None => {
+                Err(Error::Device(format!("tensor map: {:?} by {:?} has no end", map.sizes, map.strides)))
+            }
+        }
     }
 
     /// Copies from the host.

@@ -336,7 +336,18 @@ impl<'a> Parser<'a> {
                     }
                     function.most_threads = Some(threads.min(MOST) as u32);
                 }
-                ".minnctapersm" | ".maxnreg" | ".maxnctapersm" | ".maxclusterrank" => drop(self.count()?),
+                ".maxnreg" => function.most_registers = Some(self.count()?.min(MOST) as u32),
+                ".minnctapersm" => function.least_blocks = self.count()?.min(MOST) as u32,
+                ".maxnctapersm" | ".maxclusterrank" => drop(self.count()?),
+                ".reqnctapercluster" => {
+                    let mut extents = [1; 3];
+                    for (i, extent) in extents.iter_mut().enumerate() {
+                        if i == 0 || self.takes(',') {
+                            *extent = self.count()?.min(MOST) as u32;
+                        }
+                    }
+                    function.cluster = Some(extents);
+                }
                 ".pragma" => self.skip_past(';')?,
                 ".noreturn" | ".explicitcluster" => {}
                 other => return self.wrong(format!("`{other}` is not known at a function")),

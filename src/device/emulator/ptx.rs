@@ -1,8 +1,13 @@
-//! What a PTX file is once it is read: functions, variables, and instructions whose operands are slots.
+//! What a PTX file's instructions are once it is read: operations whose operands are slots.
 
 use super::alu::{AluFn, CmpFn};
+use super::bulk::Bulk;
+use super::mbarrier::Mbar;
+use super::race::Proxy;
 use super::tensor::Mma;
-use std::collections::HashMap;
+use super::wgmma::Wgmma;
+
+pub use super::module::{Function, Inst, Loc, Module, Variable};
 
 /// The lanes of a warp.
 pub const LANES: usize = 32;
@@ -89,6 +94,8 @@ pub enum Pred {
     Reg(u32, bool),
     /// Always so.
     Const(bool),
+    /// A value of the launch: true where it is not zero.
+    Env(u32),
 }
 
 /// `[base + offset]`.
@@ -108,6 +115,8 @@ pub enum Space {
     Global,
     Const,
     Shared,
+    /// Any block's of the cluster.
+    Cluster,
     Local,
     Param,
 }
@@ -300,6 +309,34 @@ pub enum Op {
     WarpSync {
         mask: Src,
     },
+    Mbarrier(Box<Mbar>),
+    Bulk(Box<Bulk>),
+    BulkCommit,
+    /// Until at most so many groups are pending, or pending to be read.
+    BulkWait {
+        pending: u32,
+        read: bool,
+    },
+    /// `mapa`: a rank's address of shared memory.
+    Mapa {
+        d: u32,
+        s: [Src; 2],
+    },
+    /// `getctarank`
+    Rank {
+        d: u32,
+        s: Src,
+    },
+    /// What precedes is visible to the asynchronous proxy. `release`: it publishes, too.
+    ProxyFence {
+        proxies: &'static [Proxy],
+        release: bool,
+    },
+    ClusterBarrier {
+        wait: bool,
+        aligned: bool,
+        relaxed: bool,
+    },
     Shfl {
         mode: Shuffle,
         d: u32,
@@ -350,121 +387,29 @@ pub enum Op {
         trans: bool,
         addr: Addr,
     },
+    /// The reverse.
+    Stmatrix {
+        s: [Src; 4],
+        n: u8,
+        trans: bool,
+        addr: Addr,
+    },
     Mma(Box<Mma>),
-}
-
-/// An instruction with its guard and its place.
-#[derive(Clone, Debug)]
-pub struct Inst {
-    /// The predicate under which it runs.
-    pub guard: Option<(u32, bool)>,
-    /// What it does.
-    pub op: Op,
-    /// Index into the module's locations.
-    pub loc: u32,
-    /// Line of the PTX text.
-    pub line: u32,
-}
-
-/// `.loc`: a file and line, and where that was inlined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Loc {
-    /// Index of `.file`.
-    pub file: u32,
-    /// Line.
-    pub line: u32,
-    /// The location of the call into which it was inlined: itself an entry of the list.
-    pub at: Option<u32>,
-}
-
-/// A variable, or a parameter.
-#[derive(Clone, Debug)]
-pub struct Variable {
-    /// As it is spelled.
-    pub name: String,
-    /// Bytes.
-    pub size: usize,
-    /// Its alignment.
-    pub align: usize,
-    /// First byte, in its function's own space.
-    pub offset: usize,
-    /// Initial bytes, where there are any.
-    pub init: Vec<u8>,
-    /// Addresses within `init`: (offset, index of a variable of the module).
-    pub init_addresses: Vec<(usize, String)>,
-}
-
-/// An entry or a function.
-#[derive(Clone, Debug, Default)]
-pub struct Function {
-    /// As it is spelled.
-    pub name: String,
-    /// Whether the host may launch it.
-    pub entry: bool,
-    /// Parameters, in the function's param space.
-    pub params: Vec<Variable>,
-    /// Return parameters.
-    pub results: Vec<Variable>,
-    /// First instruction.
-    pub start: u32,
-    /// Behind the last instruction; equal to `start` where there is only a declaration.
-    pub end: u32,
-    /// Registers, predicates.
-    pub registers: u32,
-    /// Predicates.
-    pub predicates: u32,
-    /// Bytes of param space.
-    pub param_bytes: u32,
-    /// Bytes of local memory.
-    pub local_bytes: u32,
-    /// Local variables.
-    pub locals: Vec<Variable>,
-    /// Static shared variables.
-    pub shared: Vec<Variable>,
-    /// `.maxntid`, where given.
-    pub most_threads: Option<u32>,
-}
-
-/// A read PTX file.
-#[derive(Clone, Debug, Default)]
-pub struct Module {
-    /// The file's name, for messages.
-    pub name: String,
-    /// As `.target` says: 80, 90.
-    pub target: u32,
-    /// All functions' instructions.
-    pub(super) insts: Vec<Inst>,
-    /// Entries and functions.
-    pub functions: Vec<Function>,
-    pub(super) locs: Vec<Loc>,
-    pub(super) files: HashMap<u32, String>,
-    pub(super) consts: Vec<Lanes>,
-    /// Variables of global and constant memory; the flag says constant.
-    pub(super) globals: Vec<(Variable, bool)>,
-    /// Shared variables outside functions.
-    pub(super) shared: Vec<Variable>,
-    pub(super) tables: Vec<Vec<u32>>,
-}
-
-impl Module {
-    /// `file.cu:12`, with the place of inlining.
-    pub fn place(&self, inst: &Inst) -> String {
-        let Some(loc) = self.locs.get(inst.loc as usize) else {
-            return format!("{}:{}", self.name, inst.line);
-        };
-        let name =
-            |loc: &Loc| format!("{}:{}", self.files.get(&loc.file).map_or("?", String::as_str), loc.line);
-        let mut text = name(loc);
-        let mut outer = loc.at;
-        // An entry's caller stands before it in the list, so this ends.
-        while let Some(caller) = outer.and_then(|i| self.locs.get(i as usize)) {
-            text += if loc.at == outer { " (inlined at " } else { ", " };
-            text += &name(caller);
-            outer = caller.at;
-        }
-        if loc.at.is_some() {
-            text.push(')');
-        }
-        text
-    }
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait {
+        pending: usize,
+    },
+    /// `setmaxnreg`
+    SetRegisters {
+        count: u32,
+        more: bool,
+    },
+    /// `elect.sync`
+    Elect {
+        d: u32,
+        p: u32,
+        mask: Src,
+    },
 }

@@ -3,7 +3,14 @@
 //! Barriers of a block and of a warp order what is before them with what is behind. Across blocks, and through
 //! shared memory without a barrier, a fence, an atomic (or volatile) write, a read of it, and a fence do; a fence
 //! counts for its whole warp. Lanes of one warp are ordered by `bar.warp.sync` and block barriers alone: the
-//! hardware may run them one after the other.
+//! hardware may run them one after the other. Within one warp an mbarrier orders like a warp barrier.
+//!
+//! What runs beside the warps (bulk copies, `wgmma`) acts as an *agent*: one for each thing that its completion is
+//! awaited by, that is an mbarrier (time: its phases) or a thread's groups (time: their number). Only who has waited
+//! for that, or has heard of it from one who did, is behind the agent's accesses.
+//!
+//! A clock also holds which writes a proxy fence has made visible to the asynchronous proxy: a fence does so for all
+//! that its thread knows of, whoever wrote it, as the ISA's causality order says (a fence anywhere on the way counts).
 
 use std::collections::HashMap;
 
@@ -20,6 +27,23 @@ pub struct Clock {
     pub others: HashMap<u32, [u32; WARPS]>,
     /// Which block `own` is about.
     pub block: u32,
+    /// Of some lanes of a warp only: (block and warp, lanes, up to which time).
+    pub lanes: Vec<(u32, u32, u32)>,
+    /// Of agents: (which, up to which time), rising.
+    pub agents: Vec<(u32, u32)>,
+    /// Of what a proxy fence came behind, by [`Proxy`].
+    pub fenced: [Option<Box<Clock>>; 3],
+}
+
+/// What a proxy fence is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// Bytes of shared memory.
+    Shared,
+    /// Bytes of global memory.
+    Global,
+    /// The initial state of mbarriers.
+    Mbarriers,
 }
 
 impl Clock {
@@ -39,6 +63,158 @@ impl Clock {
                 false => merge(self.others.entry(*block).or_default(), times),
             }
         }
+        other.agents.iter().for_each(|(agent, time)| self.heard(*agent, *time));
+        for (warp, lanes, time) in &other.lanes {
+            if *time > self.some(*warp, *lanes) {
+                self.lanes.retain(|l| (l.0, l.1) != (*warp, *lanes));
+                self.lanes.push((*warp, *lanes, *time));
+            }
+        }
+        for (to, from) in self.fenced.iter_mut().zip(&other.fenced) {
+            let Some(from) = from else { continue };
+            match to {
+                Some(to) => to.join(from),
+                None => *to = Some(from.clone()),
+            }
+        }
+    }
+
+    /// Forgets all that `other` does not know.
+    pub fn meet(&mut self, other: &Clock) {
+        let both = |(warp, lanes, time): &(u32, u32, u32)| {
+            let time = self.some(*warp, *lanes).min(other.some(*warp, *lanes)).min(*time);
+            (time > 0).then_some((*warp, *lanes, time))
+        };
+        self.lanes = self.lanes.iter().chain(&other.lanes).filter_map(both).collect();
+        for (w, time) in self.own.iter_mut().enumerate() {
+            *time = (*time).min(other.of(self.block, w));
+        }
+        for (block, times) in &mut self.others {
+            times.iter_mut().enumerate().for_each(|(w, time)| *time = (*time).min(other.of(*block, w)));
+        }
+        self.agents.retain_mut(|(agent, time)| {
+            let found = other.agents.binary_search_by_key(agent, |a| a.0);
+            *time = found.map_or(0, |i| other.agents[i].1.min(*time));
+            *time > 0
+        });
+        for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
+            match (mine.as_mut(), theirs) {
+                (Some(mine), Some(theirs)) => mine.meet(theirs),
+                _ => *mine = None,
+            }
+        }
+    }
+
+    /// Up to which time everything of some lanes of a warp is done.
+    fn some(&self, warp: u32, lanes: u32) -> u32 {
+        let known = self.lanes.iter().filter(|l| l.0 == warp && l.1 & lanes == lanes).map(|l| l.2);
+        known.fold(self.of(warp / WARPS as u32, warp as usize % WARPS), u32::max)
+    }
+
+    /// Up to which time everything of a thread is done.
+    fn thread(&self, block: u32, thread: u32) -> u32 {
+        let known = self.lanes.iter().filter(|l| names(l, block, thread)).map(|l| l.2);
+        known.fold(self.of(block, thread as usize / 32), u32::max)
+    }
+
+    /// A clock of this block that knows nothing.
+    pub fn blank(block: u32) -> Clock {
+        Clock { block, ..Clock::default() }
+    }
+
+    /// What some lanes of a warp publish: what they have done, what all of it did before it last came together at
+    /// `floor`, and all that the warp knows of others.
+    pub fn part(&self, warp: u32, lanes: u32, floor: u32) -> Clock {
+        let mut part = self.clone();
+        let time = std::mem::replace(&mut part.own[warp as usize], floor - 1);
+        part.lanes.retain(|l| (l.0, l.1) != (self.block * WARPS as u32 + warp, lanes));
+        part.lanes.push((self.block * WARPS as u32 + warp, lanes, time));
+        part
+    }
+
+    /// An agent's accesses up to this time are over.
+    pub fn heard(&mut self, agent: u32, time: u32) {
+        match self.agents.binary_search_by_key(&agent, |a| a.0) {
+            Ok(i) => self.agents[i].1 = self.agents[i].1.max(time),
+            Err(i) => self.agents.insert(i, (agent, time)),
+        }
+    }
+
+    /// Whether they are.
+    fn knows(&self, agent: u32, time: u32) -> bool {
+        self.agents.binary_search_by_key(&agent, |a| a.0).is_ok_and(|i| time <= self.agents[i].1)
+    }
+
+    /// What it knows so far is visible to the asynchronous proxy.
+    pub fn fence(&mut self, proxies: &[Proxy]) {
+        let bare = Clock { agents: Vec::new(), fenced: Default::default(), ..self.clone() };
+        for proxy in proxies {
+            match &mut self.fenced[*proxy as usize] {
+                Some(fenced) => fenced.join(&bare),
+                none => *none = Some(Box::new(bare.clone())),
+            }
+        }
+    }
+
+    /// Up to which time everything of a warp is done.
+    pub fn of(&self, block: u32, warp: usize) -> u32 {
+        match block == self.block {
+            true => self.own[warp],
+            false => self.others.get(&block).map_or(0, |times| times[warp]),
+        }
+    }
+}
+
+/// Whether what is known of some lanes of a warp is about this thread.
+fn names(of: &(u32, u32, u32), block: u32, thread: u32) -> bool {
+    of.0 == block * WARPS as u32 + thread / 32 && of.1 >> (thread % 32) & 1 == 1
+}
+
+/// What an agent's completion is awaited by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Agent {
+    /// The mbarrier at an offset of a block's shared memory.
+    Mbarrier(u32, u32),
+    /// The reads of a thread's bulk groups: block, thread.
+    BulkReads(u32, u32),
+    /// Their writes.
+    BulkWrites(u32, u32),
+    /// A warp's groups of `wgmma`: block, warp.
+    Wgmma(u32, u32),
+}
+
+/// The agents of a launch, by number.
+#[derive(Debug, Default)]
+pub struct Agents {
+    list: Vec<Agent>,
+    numbers: HashMap<Agent, u32>,
+}
+
+impl Agents {
+    /// The number of an agent.
+    pub fn number(&mut self, agent: Agent) -> u32 {
+        let next = self.list.len() as u32;
+        let number = *self.numbers.entry(agent).or_insert(next);
+        if number == next {
+            self.list.push(agent);
+        }
+        number
+    }
+
+    /// What an agent is called in a report.
+    pub fn name(&self, number: u32) -> String {
+        match self.list.get(number as usize) {
+            Some(Agent::Mbarrier(block, at)) => {
+                format!("asynchronous, awaited by the mbarrier at shared memory+{at} of block {block}")
+            }
+            Some(Agent::BulkReads(block, thread) | Agent::BulkWrites(block, thread)) => {
+                format!("asynchronous, in a bulk group of block {block}, thread {thread}")
+            }
+            Some(Agent::Wgmma(block, warp)) => {
+                format!("asynchronous, in a wgmma group of block {block}, warp {warp}")
+            }
+            None => "asynchronous".to_string(),
+        }
     }
 }
 
@@ -55,36 +231,53 @@ pub struct Who<'a> {
     pub pc: u32,
     /// Atomic or volatile.
     pub strong: bool,
+    /// The agent that does it on the lane's behalf, and its time.
+    pub agent: Option<(u32, u32)>,
 }
 
 /// One access, remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Touch {
-    /// `block * 1024 + thread`, plus one; zero for none.
+    /// `block * 1024 + thread`, plus one; zero for none. The agent plus one where an agent did it.
     who: u32,
     time: u32,
-    /// The instruction, doubled; odd when it was strong.
+    /// The instruction, doubled; odd when it was strong. The top bit: an agent did it.
     pc: u32,
 }
 
+const AGENT: u32 = 1 << 31;
+
 impl Touch {
     fn of(who: &Who<'_>) -> Touch {
-        let time = who.clock.own[who.thread as usize / 32];
-        Touch { who: who.clock.block * 1024 + who.thread + 1, time, pc: who.pc * 2 + u32::from(who.strong) }
+        let pc = who.pc * 2 + u32::from(who.strong);
+        match who.agent {
+            Some((agent, time)) => Touch { who: agent + 1, time, pc: pc | AGENT },
+            None => {
+                let time = who.clock.own[who.thread as usize / 32];
+                Touch { who: who.clock.block * 1024 + who.thread + 1, time, pc }
+            }
+        }
     }
 
-    /// Block and thread.
-    pub fn thread(self) -> (u32, u32) {
-        ((self.who - 1) / 1024, (self.who - 1) % 1024)
+    /// Block and thread, or the agent.
+    pub fn by(self) -> Result<(u32, u32), u32> {
+        match self.pc & AGENT {
+            0 => Ok((self.who.wrapping_sub(1) / 1024, self.who.wrapping_sub(1) % 1024)),
+            _ => Err(self.who - 1),
+        }
     }
 
     /// Instruction.
     pub fn pc(self) -> u32 {
-        self.pc / 2
+        (self.pc & !AGENT) / 2
     }
 
-    fn warp(self) -> u32 {
-        self.who.wrapping_sub(1) / 32
+    /// Warps of the grid, and agents, by one number each.
+    fn warp(self) -> u64 {
+        match self.pc & AGENT {
+            0 => u64::from(self.who.wrapping_sub(1) / 32),
+            _ => 1 << 32 | u64::from(self.who),
+        }
     }
 
     /// Whether it may happen at the same time as what `who` does now.
@@ -92,15 +285,27 @@ impl Touch {
         if self.who == 0 || self.pc & 1 == 1 && who.strong {
             return false;
         }
-        let (block, thread) = self.thread();
+        let (block, thread) = match self.by() {
+            Ok(by) => by,
+            Err(agent) => {
+                return !who.clock.knows(agent, self.time);
+            }
+        };
         let warp = thread as usize / 32;
-        if block != who.clock.block {
-            return who.clock.others.get(&block).is_none_or(|times| self.time > times[warp]);
+        if block == who.clock.block && warp == who.thread as usize / 32 {
+            let other = self.time >= who.floor && (thread != who.thread || many);
+            // The warp's own time says nothing about its other lanes.
+            let heard = !many && who.clock.lanes.iter().any(|l| names(l, block, thread) && self.time <= l.2);
+            return other && !heard;
         }
-        if warp == who.thread as usize / 32 {
-            return self.time >= who.floor && (thread != who.thread || many);
-        }
-        self.time > who.clock.own[warp]
+        self.time > if many { who.clock.of(block, warp) } else { who.clock.thread(block, thread) }
+    }
+
+    /// Whether it is a warp's access that no proxy fence has come behind, as far as `clock` knows.
+    fn unfenced(self, clock: &Clock, proxy: Proxy) -> bool {
+        let (true, Ok((block, thread))) = (self.who != 0, self.by()) else { return false };
+        let fenced = clock.fenced[proxy as usize].as_ref();
+        fenced.is_none_or(|f| self.time > f.thread(block, thread))
     }
 }
 
@@ -149,7 +354,7 @@ impl Races {
                 return Some(cell.write);
             }
             harmless = cell.write;
-            if cell.reads[0].warp() == touch.warp() && cell.reads[0].who != 0 {
+            if cell.reads[0].who != 0 && cell.reads[0].warp() == touch.warp() {
                 let again = cell.reads[0].time == touch.time;
                 cell.many[0] = again && (cell.many[0] || cell.reads[0].who != touch.who);
             } else {
@@ -181,4 +386,64 @@ impl Races {
         }
         None
     }
+
+    /// Notes a write by an agent that was checked before: agent and time, instruction and strength.
+    pub fn stamp(&mut self, at: usize, bytes: usize, (agent, time): (u32, u32), (pc, strong): (u32, bool)) {
+        let touch = Touch { who: agent + 1, time, pc: pc * 2 + u32::from(strong) | AGENT };
+        for (from, n) in parts(at, bytes) {
+            self.cells(from, n).iter_mut().for_each(|c| c.write = touch);
+        }
+    }
+
+    /// Notes a read of the asynchronous proxy; gives the write that it races with, or (true) cannot see yet.
+    pub fn read_beside(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        who: &Who<'_>,
+        proxy: Proxy,
+    ) -> Option<(Touch, bool)> {
+        let mut harmless = Touch::default();
+        for cell in self.cells(at, bytes) {
+            if cell.write != harmless {
+                if cell.write.unfenced(who.clock, proxy) {
+                    return Some((cell.write, true));
+                }
+                harmless = cell.write;
+            }
+        }
+        self.read(at, bytes, who).map(|other| (other, false))
+    }
+
+    /// Notes nothing; gives a write of these bytes that the asynchronous proxy cannot see yet.
+    pub fn unfenced(&mut self, at: usize, bytes: usize, clock: &Clock, proxy: Proxy) -> Option<Touch> {
+        self.cells(at, bytes).iter().map(|c| c.write).find(|w| w.unfenced(clock, proxy))
+    }
+
+    /// Notes nothing; gives an access of another block or of an agent that is not over as far as `clock` knows, and
+    /// its place.
+    pub fn foreign(&self, clock: &Clock) -> Option<(usize, Touch)> {
+        let pages = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?)));
+        let cells = pages.flat_map(|(i, p)| p.iter().enumerate().map(move |(j, c)| (i * PAGE + j, c)));
+        let mut touches = cells.flat_map(|(at, c)| [c.write, c.reads[0], c.reads[1]].map(|t| (at, t)));
+        touches.find(|(_, touch)| match touch.by() {
+            Ok((block, thread)) if touch.who != 0 && block != clock.block => {
+                touch.time > clock.thread(block, thread)
+            }
+            Err(agent) => !clock.knows(agent, touch.time),
+            _ => false,
+        })
+    }
+}
+
+/// Splits bytes so that each part lies in one page.
+pub fn parts(at: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+    let end = at + bytes;
+    let mut from = at;
+    std::iter::from_fn(move || {
+        let to = (from / PAGE * PAGE + PAGE).min(end);
+        let part = (from, to - from);
+        from = to;
+        (part.1 > 0).then_some(part)
+    })
 }

@@ -11,10 +11,14 @@ pub enum Kind {
     Uninitialised,
     /// Two accesses without an order, one of them a write.
     Race,
+    /// A write that the asynchronous proxy cannot see yet.
+    Fence,
     /// A barrier or a warp-wide instruction that not all come to.
     Barrier,
     /// Nobody can go on.
     Deadlock,
+    /// What a warpgroup did wrong: `wgmma`, `setmaxnreg`.
+    Warpgroup,
     /// More instructions than allowed.
     Budget,
     /// `trap`, or something that is not modelled.

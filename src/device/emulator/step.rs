@@ -2,12 +2,14 @@
 
 use super::access::Run;
 use super::alu;
+use super::cluster::{Cluster, Dice};
 use super::counters::Count;
 use super::memory::{Memory, Region};
 use super::ptx::{Barrier, Inst, LANES, Lanes, Logic, Module, Op, Src};
-use super::race::Clock;
+use super::race::{Agents, Clock};
 use super::report::{At, Fault, Kind};
 use super::warp::{Frame, Group, Warp, lanes};
+use super::warpgroup::{WARPGROUPS, Warpgroup};
 
 /// What an instruction may reach besides its warp.
 pub struct Context<'a> {
@@ -15,8 +17,18 @@ pub struct Context<'a> {
     pub module: &'a Module,
     /// Global memory.
     pub memory: &'a mut Memory,
+    /// What the blocks of its cluster share.
+    pub cluster: &'a mut Cluster,
+    /// The block's rank in its cluster.
+    pub rank: usize,
+    /// What runs beside the warps.
+    pub agents: &'a mut Agents,
+    /// The schedule's.
+    pub dice: &'a mut Dice,
     /// The block's.
-    pub shared: &'a mut Region,
+    pub warpgroups: &'a mut [Warpgroup; WARPGROUPS],
+    /// Registers that the block has and no warpgroup holds.
+    pub spare: u32,
     /// The block's.
     pub barriers: &'a mut [Gate; GATES],
     /// By instruction.
@@ -27,6 +39,8 @@ pub struct Context<'a> {
     pub extents: ([u32; 3], [u32; 3]),
     /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.
     pub early: bool,
+    /// Bulk copies arrive at once or late, each as the dice say.
+    pub mixed: bool,
 }
 
 /// Named barriers of a block.
@@ -62,6 +76,11 @@ fn coordinates(index: u32, [x, y, _]: [u32; 3]) -> [u32; 3] {
 }
 
 impl Context<'_> {
+    /// The block's shared memory.
+    pub fn own(&mut self) -> &mut Region {
+        &mut self.cluster.shared[self.rank]
+    }
+
     /// Coordinates of a block by its number.
     pub fn block_at(&self, index: u32) -> [u32; 3] {
         coordinates(index, self.extents.0)
@@ -121,6 +140,9 @@ impl Context<'_> {
             } else if exec == 0 {
                 Next::On
             } else {
+                if inst.shares {
+                    self.touch(warp, &Run { frame, inst, pc, exec })?;
+                }
                 self.step(warp, &Run { frame, inst, pc, exec }, mask)?
             };
             match next {
@@ -188,7 +210,12 @@ impl Context<'_> {
                 let open = std::mem::take(&mut warp.open[l]);
                 warp.groups[l].push(open);
             }),
+            Op::Bulk(op) => self.bulk(warp, run, op)?,
+            Op::BulkCommit => lanes(exec).for_each(|l| warp.beside.bulk[l].commit()),
+            Op::BulkWait { pending, read } => self.bulk_wait(warp, run, *pending as usize, *read),
             Op::CpWait { pending } => self.copy_wait(warp, run, *pending as usize)?,
+            Op::WgmmaFence => warp.products.fence(),
+            Op::WgmmaCommit => warp.products.commit(),
             op if splits(op) => return self.meet(warp, run, mask),
             _ => self.plain(warp, run, mask),
         }
@@ -244,6 +271,7 @@ impl Context<'_> {
             }
             Op::ActiveMask { d } => warp.put(frame, *d, exec, &[u64::from(mask); LANES], !0),
             Op::Fence => fence(warp),
+            Op::ProxyFence { .. } | Op::Mapa { .. } | Op::Rank { .. } => self.cluster_plain(warp, run),
             _ => self.parts(warp, run),
         }
     }
@@ -303,8 +331,10 @@ impl Context<'_> {
 fn splits(op: &Op) -> bool {
     let parts = matches!(op, Op::Brx { .. } | Op::Call { .. } | Op::Ret | Op::Exit | Op::Trap);
     let warp = matches!(op, Op::Shfl { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. });
-    let waits = matches!(op, Op::Barrier { .. } | Op::WarpSync { .. } | Op::Ldmatrix { .. } | Op::Mma(_));
-    parts || warp || waits
+    let waits = matches!(op, Op::Barrier { .. } | Op::ClusterBarrier { .. } | Op::WarpSync { .. });
+    let waits = waits || matches!(op, Op::Mbarrier(_) | Op::Ldmatrix { .. } | Op::Mma(_));
+    let group = matches!(op, Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. });
+    parts || warp || waits || group || matches!(op, Op::Stmatrix { .. } | Op::Elect { .. })
 }
 
 fn logic(f: Logic, a: u32, b: u32) -> u32 {
@@ -323,7 +353,7 @@ fn flush(values: &Lanes) -> Lanes {
 }
 
 /// What was read with strength before now counts, and what follows publishes all that was before.
-fn fence(warp: &mut Warp) {
+pub fn fence(warp: &mut Warp) {
     if let Some(pending) = warp.pending.take() {
         warp.clock.join(&pending);
     }
@@ -335,9 +365,13 @@ fn fence(warp: &mut Warp) {
 pub fn waits_at(inst: &Inst) -> &'static str {
     match inst.op {
         Op::Barrier { .. } => "a barrier of the block",
+        Op::ClusterBarrier { .. } => "the cluster's barrier",
         Op::WarpSync { .. } => "a barrier of the warp",
         Op::Shfl { .. } => "a shuffle",
-        Op::Mma(_) | Op::Ldmatrix { .. } => "a matrix instruction",
+        Op::Mma(_) | Op::Ldmatrix { .. } | Op::Stmatrix { .. } => "a matrix instruction",
+        Op::Wgmma(_) => "a wgmma of the whole warpgroup",
+        Op::WgmmaWait { .. } => "wgmma.wait_group",
+        Op::SetRegisters { .. } => "setmaxnreg of the whole warpgroup, for registers of the block's pool,",
         _ => "an instruction of the whole warp",
     }
 }

@@ -1,12 +1,14 @@
 //! Matrix products on a warp: `mma.sync`. Fragment layouts are those of the PTX ISA, "Matrix Fragments for mma".
 //!
-//! Numbers: products are exact, and each element's sum runs in f32 from the accumulator over rising k.
+//! Numbers: products are exact, and each element's sum runs from the accumulator over rising k: in f32 (sums in f16 are
+//! rounded once an instruction), or in 32-bit integers that wrap.
 
 use super::body::{Body, Operand};
 use super::decode::unknown;
 use super::parse::Parsed;
-use super::ptx::{LANES, Lanes, Src};
+use super::ptx::{LANES, Lanes, Op, Src};
 use half::{bf16, f16};
+use std::ops::{AddAssign, Mul};
 
 /// What the elements of A and B are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,75 +17,116 @@ pub enum Element {
     F16,
     Bf16,
     Tf32,
+    S8,
+    U8,
 }
 
-/// D = A B + C on tiles of 16 x k by k x 8, sums in f32.
+/// What the elements of C and D are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Sum {
+    F16,
+    F32,
+    S32,
+}
+
+/// D = A B + C on tiles of 16 x k by k x 8.
 #[derive(Clone, Debug)]
 pub struct Mma {
-    /// Of A and B.
-    pub element: Element,
-    /// 4, 8 or 16.
+    /// Of A and of B.
+    pub elements: [Element; 2],
+    /// Of C and D.
+    pub sum: Sum,
+    /// 4, 8, 16 or 32.
     pub k: usize,
-    /// Four f32 registers.
-    pub d: [u32; 4],
+    /// Four registers, or two of f16 pairs.
+    pub d: Vec<u32>,
     /// Fragments of A, row-major.
     pub a: Vec<Src>,
     /// Fragments of B, column-major.
     pub b: Vec<Src>,
-    /// Four f32 registers.
-    pub c: [Src; 4],
+    /// As many as `d` has.
+    pub c: Vec<Src>,
 }
 
 /// Rows of A and columns of B.
 const M: usize = 16;
 const N: usize = 8;
+/// The longest k.
+const K: usize = 32;
 
-/// `mma.sync.aligned.m16n8kK.row.col.f32.T.T.f32`
-pub fn decode<'a>(
-    body: &mut Body<'_, 'a>,
-    parts: &[&'a str],
-    operands: &[Operand<'a>],
-) -> Parsed<super::ptx::Op> {
-    let (element, k) = match parts[1..] {
-        ["sync", "aligned", shape, "row", "col", "f32", a, b, "f32"] if a == b => match (a, shape) {
-            ("f16", "m16n8k16") => (Element::F16, 16),
-            ("f16", "m16n8k8") => (Element::F16, 8),
-            ("bf16", "m16n8k16") => (Element::Bf16, 16),
-            ("bf16", "m16n8k8") => (Element::Bf16, 8),
-            ("tf32", "m16n8k8") => (Element::Tf32, 8),
-            ("tf32", "m16n8k4") => (Element::Tf32, 4),
-            _ => return unknown(body),
-        },
+/// `mma.sync.aligned.m16n8kK.row.col.D.A.B.C`
+pub fn decode<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
+    let ["sync", "aligned", shape, "row", "col", d, a, b, c] = parts[1..] else { return unknown(body) };
+    let elements = [a, b].map(Element::parse);
+    let ([Some(a), Some(b)], true) = (elements, c == d) else { return unknown(body) };
+    let (sum, k) = match (d, a, b, shape) {
+        ("f16", Element::F16, Element::F16, "m16n8k16") => (Sum::F16, 16),
+        ("f16", Element::F16, Element::F16, "m16n8k8") => (Sum::F16, 8),
+        ("f32", Element::F16 | Element::Bf16, _, "m16n8k16") if a == b => (Sum::F32, 16),
+        ("f32", Element::F16 | Element::Bf16, _, "m16n8k8") if a == b => (Sum::F32, 8),
+        ("f32", Element::Tf32, Element::Tf32, "m16n8k8") => (Sum::F32, 8),
+        ("f32", Element::Tf32, Element::Tf32, "m16n8k4") => (Sum::F32, 4),
+        ("s32", Element::S8 | Element::U8, Element::S8 | Element::U8, "m16n8k32") => (Sum::S32, 32),
+        ("s32", Element::S8 | Element::U8, Element::S8 | Element::U8, "m16n8k16") => (Sum::S32, 16),
         _ => return unknown(body),
     };
-    let [Operand::Vector(d), Operand::Vector(a), Operand::Vector(b), Operand::Vector(c)] = operands else {
+    let [Operand::Vector(d), Operand::Vector(la), Operand::Vector(lb), Operand::Vector(c)] = operands else {
         return body.parser.wrong("expected four lists of registers");
     };
-    let per_register = if element == Element::Tf32 { 1 } else { 2 };
-    let (na, nb) = (M * k / LANES / per_register, N * k / LANES / per_register);
-    if (d.len(), a.len(), b.len(), c.len()) != (4, na, nb, 4) {
-        return body.parser.wrong(format!("expected 4, {na}, {nb} and 4 registers"));
+    let pack = 4 / a.size();
+    let (na, nb, nd) = (M * k / LANES / pack, N * k / LANES / pack, if sum == Sum::F16 { 2 } else { 4 });
+    if (d.len(), la.len(), lb.len(), c.len()) != (nd, na, nb, nd) {
+        return body.parser.wrong(format!("expected {nd}, {na}, {nb} and {nd} registers"));
     }
-    let mut mma = Mma { element, k, d: [0; 4], a: Vec::new(), b: Vec::new(), c: [Src::Const(0); 4] };
-    for i in 0..4 {
-        mma.d[i] = body.target(&d[i])?;
-        mma.c[i] = body.source(&c[i])?;
-    }
-    mma.a = a.iter().map(|o| body.source(o)).collect::<Parsed<_>>()?;
-    mma.b = b.iter().map(|o| body.source(o)).collect::<Parsed<_>>()?;
-    Ok(super::ptx::Op::Mma(Box::new(mma)))
+    let d = d.iter().map(|o| body.target(o)).collect::<Parsed<_>>()?;
+    let [la, lb, c] = [la, lb, c].map(|l| l.iter().map(|o| body.source(o)).collect::<Parsed<Vec<Src>>>());
+    Ok(Op::Mma(Box::new(Mma { elements: [a, b], sum, k, d, a: la?, b: lb?, c: c? })))
 }
 
 impl Element {
+    fn parse(text: &str) -> Option<Element> {
+        Some(match text {
+            "f16" => Element::F16,
+            "bf16" => Element::Bf16,
+            "tf32" => Element::Tf32,
+            "s8" => Element::S8,
+            "u8" => Element::U8,
+            _ => return None,
+        })
+    }
+
+    /// Bytes in memory.
+    pub fn size(self) -> usize {
+        match self {
+            Element::S8 | Element::U8 => 1,
+            Element::F16 | Element::Bf16 => 2,
+            Element::Tf32 => 4,
+        }
+    }
+
+    /// Elements of 32 bytes: the k of a `wgmma`.
+    pub fn depth(self) -> usize {
+        32 / self.size()
+    }
+
     /// Element `i` of a register.
-    fn at(self, register: u64, i: usize) -> f32 {
+    pub fn at(self, register: u64, i: usize) -> f32 {
         match self {
             Element::F16 => f16::from_bits((register >> (16 * i)) as u16).to_f32(),
             Element::Bf16 => bf16::from_bits((register >> (16 * i)) as u16).to_f32(),
             // The hardware looks at 19 bits of each.
             Element::Tf32 => f32::from_bits(register as u32 & !0x1fff),
+            Element::S8 => ((register >> (8 * i)) as i8).into(),
+            Element::U8 => ((register >> (8 * i)) as u8).into(),
         }
     }
+}
+
+/// Row and column of element `i` of register `r` of D, for sums of four registers and of two.
+fn place(lane: usize, r: usize, i: usize, half: bool) -> (usize, usize) {
+    let (r, i) = if half { (r, i) } else { (r / 2, r % 2) };
+    (lane / 4 + r * 8, lane % 4 * 2 + i)
 }
 
 impl Mma {
@@ -92,42 +135,67 @@ impl Mma {
         (2 * M * N * self.k) as u64
     }
 
-    /// The four registers of D.
-    pub fn product(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes; 4]) -> [Lanes; 4] {
-        let (mut left, mut right, mut sums) = ([[0f32; 16]; M], [[0f32; N]; 16], [[0f32; N]; M]);
-        let pack = if self.element == Element::Tf32 { 1 } else { 2 };
+    /// The registers of D.
+    pub fn product(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> Vec<Lanes> {
+        match self.sum {
+            Sum::F32 => {
+                self.sums(a, b, c, |e| e, |v, _| f32::from_bits(v as u32), |x: f32| x.to_bits().into())
+            }
+            Sum::F16 => self.sums(
+                a,
+                b,
+                c,
+                |e| e,
+                |v, i| f16::from_bits((v >> (16 * i)) as u16).to_f32(),
+                |x| f16::from_f32(x).to_bits().into(),
+            ),
+            Sum::S32 => {
+                self.sums(a, b, c, |e| e as i64, |v, _| i64::from(v as i32), |x: i64| u64::from(x as u32))
+            }
+        }
+    }
+
+    fn sums<T: Copy + Default + AddAssign + Mul<Output = T>>(
+        &self,
+        a: &[&Lanes],
+        b: &[&Lanes],
+        c: &[&Lanes],
+        element: impl Fn(f32) -> T,
+        from: impl Fn(u64, usize) -> T,
+        to: impl Fn(T) -> u64,
+    ) -> Vec<Lanes> {
+        let zero = T::default();
+        let (mut left, mut right, mut sums) = ([[zero; K]; M], [[zero; N]; K], [[zero; N]; M]);
+        let (pack, half) = (4 / self.elements[0].size(), self.sum == Sum::F16);
+        let pair = if half { 2 } else { 1 };
         for lane in 0..LANES {
             let (group, inner) = (lane / 4, lane % 4);
             // A: registers alternate between rows g and g + 8, then step 4 columns' worth to the right.
-            for (r, register) in a.iter().enumerate() {
-                for i in 0..pack {
-                    let column = (inner * pack + i) + r / 2 * 4 * pack;
-                    left[group + r % 2 * 8][column] = self.element.at(register[lane], i);
-                }
+            for (r, i) in (0..a.len()).flat_map(|r| (0..pack).map(move |i| (r, i))) {
+                let column = (inner * pack + i) + r / 2 * 4 * pack;
+                left[group + r % 2 * 8][column] = element(self.elements[0].at(a[r][lane], i));
             }
-            for (r, register) in b.iter().enumerate() {
-                for i in 0..pack {
-                    right[(inner * pack + i) + r * 4 * pack][group] = self.element.at(register[lane], i);
-                }
+            for (r, i) in (0..b.len()).flat_map(|r| (0..pack).map(move |i| (r, i))) {
+                right[(inner * pack + i) + r * 4 * pack][group] = element(self.elements[1].at(b[r][lane], i));
             }
-            for (r, register) in c.iter().enumerate() {
-                sums[group + r / 2 * 8][inner * 2 + r % 2] = f32::from_bits(register[lane] as u32);
+            for (r, i) in (0..c.len()).flat_map(|r| (0..pair).map(move |i| (r, i))) {
+                let (row, column) = place(lane, r, i, half);
+                sums[row][column] = from(c[r][lane], i);
             }
         }
         for (row, sums) in left.iter().zip(&mut sums) {
             for (x, line) in row.iter().zip(&right).take(self.k) {
                 for (sum, y) in sums.iter_mut().zip(line) {
-                    *sum += x * y;
+                    *sum += *x * *y;
                 }
             }
         }
-        let mut d = [[0; LANES]; 4];
-        for (r, register) in d.iter_mut().enumerate() {
-            for (lane, value) in register.iter_mut().enumerate() {
-                let sum = sums[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
-                *value = u64::from(sum.to_bits());
-            }
-        }
-        d
+        let value = |r: usize, lane: usize| {
+            (0..pair).fold(0, |v, i| {
+                let (row, column) = place(lane, r, i, half);
+                v | to(sums[row][column]) << (16 * i)
+            })
+        };
+        (0..c.len()).map(|r| std::array::from_fn(|lane| value(r, lane))).collect()
     }
 }

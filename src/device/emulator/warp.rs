@@ -5,7 +5,9 @@
 //! that could be wrong. A group that jumps backwards again and again while others of its warp could run is put behind
 //! them once: the hardware promises every lane progress.
 
+use super::cluster::Beside;
 use super::memory::{Region, State};
+use super::products::Products;
 use super::ptx::{Function, LANES, Lanes, Pred, Src};
 use super::race::Clock;
 
@@ -97,11 +99,23 @@ pub struct Warp {
     pub open: Vec<Vec<Copy>>,
     /// Committed groups, by lane, oldest first.
     pub groups: Vec<Vec<Vec<Copy>>>,
+    /// Its asynchronous matrix products.
+    pub products: Products,
+    /// Its part in what goes on beside the warps.
+    pub beside: Beside,
     /// Backward jumps since others of the warp ran.
     pub impatience: u32,
 }
 
 impl Warp {
+    /// What these lanes may tell others: all that the warp knows if they are all that is left of it.
+    pub fn publishes(&self, lanes: u32) -> std::borrow::Cow<'_, Clock> {
+        match lanes == self.live {
+            true => std::borrow::Cow::Borrowed(&self.clock),
+            false => std::borrow::Cow::Owned(self.clock.part(self.index, lanes, self.floor)),
+        }
+    }
+
     /// The values of a source.
     #[inline]
     pub fn get(&self, frame: &Frame, s: Src, consts: &[Lanes]) -> Lanes {
@@ -152,6 +166,9 @@ impl Warp {
         match p {
             Pred::Const(true) => (!0, !0),
             Pred::Const(false) => (0, !0),
+            Pred::Env(e) => {
+                (lanes(!0).filter(|l| self.env[e as usize][*l] != 0).fold(0, |m, l| m | 1 << l), !0)
+            }
             Pred::Reg(slot, not) => {
                 let slot = (frame.predicates + slot) as usize;
                 let value = self.predicates[slot];

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# Tests and times what `benches/gpu/pack.sh` packed, on a machine with a GPU.
+#
+#   ./run.sh tests|sanitize|bench|pytorch|all [RESULTS]          [results, beside this script]
+#
+# tests     every device test, the GPU's absence being an error
+# sanitize  the case table under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
+# bench     every op of a layer of four models; encode and train steps
+# pytorch   the same ops in turn with PyTorch ($PYTHON, python3)
+#
+# A stage stays below nine minutes. Results are JSON for `bin/llm2vec bench report RESULTS`; `all` writes report.md as well.
+# Exit status: 0 all passed, 1 something failed, 3 something is missing here (said in one line; the rest was run).
+# DEVICE=cuda:1 picks a GPU; FILTER=rmsnorm bounds what is sanitized and timed.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+stage=${1:-}
+results=${2:-$here/results}
+device=${DEVICE:-cuda}
+export LLM2VEC_ROOT=$here REQUIRE_GPU=1
+export LLM2VEC_COMMIT=${LLM2VEC_COMMIT:-$(cat "$here/COMMIT" 2>/dev/null || echo unknown)}
+export LLM2VEC_FILTER=${FILTER:-}
+llm2vec=$here/bin/llm2vec
+python=${PYTHON:-python3}
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
+failed=0 missing=0
+checks=()
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d' >&2; exit 2; }
+quoted() { printf '%s' "$1" | tr '\n\t\r' '   ' | sed 's/\\/\\\\/g; s/"/\\"/g; s/[[:cntrl:]]//g'; }
+
+# check NAME STATUS SECONDS DETAIL
+check() {
+    echo "$2: $1 ($3 s)${4:+: $4}"
+    checks+=("{\"name\": \"$(quoted "$1")\", \"status\": \"$2\", \"seconds\": $3, \"detail\": \"$(quoted "$4")\"}")
+    case $2 in
+        failed) failed=1 ;;
+        skipped) missing=1 ;;
+    esac
+}
+
+# attempt NAME LIMIT COMMAND...: runs it, notes how it ended and the last line that it wrote
+attempt() {
+    local name=$1 limit=$2 log start status
+    shift 2
+    log=$results/$(printf '%s' "$name" | tr -c 'a-zA-Z0-9\n' '-').log
+    start=$SECONDS
+    timeout "$limit" "$@" >"$log" 2>&1
+    status=$?
+    local last
+    last=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1 | cut -c 1-200)
+    case $status in
+        0) check "$name" passed $((SECONDS - start)) "$last" ;;
+        124) check "$name" failed $((SECONDS - start)) "took longer than $limit s; see $log" ;;
+        *) check "$name" failed $((SECONDS - start)) "exit status $status: $last; see $log" ;;
+    esac
+    return $status
+}
+
+# publish NAME: the checks so far as a record
+publish() {
+    local IFS=,
+    printf '{"kind": "checks", "device": "%s", "machine": "%s", "commit": "%s", "command": "%s", "date": "%s", "checks": [%s]}\n' \
+        "$(quoted "$(gpu)")" "$(quoted "$(uname -srm)")" "$(quoted "$LLM2VEC_COMMIT")" "run.sh $1" \
+        "$(date -u '+%Y-%m-%d %H:%M:%S UTC')" "${checks[*]:-}" >"$results/$1.json"
+    checks=()
+}
+
+gpu() { "$llm2vec" doctor --json | sed -n 's/.*"name":"gpu","status":"[A-Z]*","what":"\(.*\)","hint.*/\1/p'; }
+
+# has STAGE [TOOL]...: whether all is here; says of each thing that is not
+has() {
+    local stage=$1 lacks="" tool why
+    shift
+    "$llm2vec" doctor --json | grep -q '"name":"gpu","status":"PASS"' || lacks="no GPU: $(gpu)"
+    for tool in "$@"; do
+        case $tool in
+            sanitizer)
+                if [ -n "$sanitizer" ]; then continue; fi
+                why="no compute-sanitizer in PATH or /usr/local/cuda*/bin (it comes with the CUDA toolkit)"
+                ;;
+            torch)
+                if why=$("$python" -c 'import torch' 2>&1); then continue; fi
+                why="no torch for $python: $(printf '%s' "$why" | tail -n 1)"
+                ;;
+        esac
+        lacks="${lacks:+$lacks; }$why"
+    done
+    if [ -n "$lacks" ]; then
+        check "$stage" skipped 0 "$lacks"
+        return 1
+    fi
+}
+
+tests() {
+    if has tests; then
+        local programs=() program
+        for program in "$here"/tests/*; do
+            if [ -f "$program" ] && [ -x "$program" ]; then programs+=("$program"); fi
+        done
+        if [ ${#programs[@]} = 0 ]; then check tests failed 0 "the pack holds no test program"; fi
+        for program in "${programs[@]}"; do
+            attempt "tests $(basename "$program")" $((530 / ${#programs[@]})) "$program" --nocapture
+        done
+    fi
+    publish tests
+}
+
+sanitize() {
+    if has sanitize sanitizer; then
+        for which in memcheck racecheck initcheck synccheck; do
+            attempt "sanitize $which" 130 "$sanitizer" --tool "$which" --error-exitcode 9 \
+                "$llm2vec" bench ops --device "$device" --cases table --rounds 0 --quiet
+        done
+    fi
+    publish sanitize
+}
+
+bench() {
+    if has bench; then
+        attempt "bench ops" 330 "$llm2vec" bench ops --device "$device" --cases large --output "$results/ops.json" --output "$results/ops.csv"
+        for shape in S-LLaMA-1.3B Mistral-7B; do
+            attempt "bench encode $shape" 50 "$llm2vec" bench encode --shape $shape --device "$device" --output "$results/encode-$shape.json"
+            attempt "bench train $shape" 50 "$llm2vec" bench train --shape $shape --device "$device" --recompute --output "$results/train-$shape.json"
+        done
+    fi
+    publish bench
+}
+
+pytorch() {
+    if has pytorch torch; then
+        attempt "bench ops against pytorch" 540 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
+            --against pytorch --python "$python" --output "$results/pytorch-ops.json" --output "$results/pytorch-ops.csv"
+    fi
+    publish pytorch
+}
+
+case $stage in
+    tests | sanitize | bench | pytorch | all) ;;
+    *) usage ;;
+esac
+if ! mkdir -p "$results" || [ ! -x "$llm2vec" ]; then
+    echo "error: $llm2vec or $results is not there; unpack all of llm2vec-gpu.tar.gz" >&2
+    exit 1
+fi
+if [ "$stage" = all ]; then
+    tests; sanitize; bench; pytorch
+    "$llm2vec" bench report "$results" >"$results/report.md" && echo "report: $results/report.md"
+else
+    $stage
+fi
+if [ $failed = 1 ]; then exit 1; fi
+if [ $missing = 1 ]; then exit 3; fi

@@ -1,0 +1,414 @@
+//! Every op of a layer at the sizes of real models, to be timed; too large to be tested against f64.
+
+use super::{Added, Case, DMEAN, DROPOUT, Ints, Level, Normal, Plan, Poison, attention, losses};
+use crate::ops::adamw::{AdamW, adamw_norm, adamw_step};
+use crate::ops::attention::{Heads, Mask};
+use crate::ops::contrastive::InfoNce;
+use crate::ops::dropout::Dropout;
+use crate::ops::embed::embed_fwd;
+use crate::ops::l2norm::{l2norm_bwd, l2norm_fwd};
+use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
+use crate::ops::masked_xent::masked_xent_bwd;
+use crate::ops::pool::{Pooling, pool_bwd, pool_fwd};
+use crate::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
+use crate::ops::rope::{rope_bwd, rope_fwd};
+use crate::ops::swiglu::{swiglu_bwd, swiglu_fwd};
+
+/// The dimensions of a decoder's layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// As `--shape` has it.
+    pub name: &'static str,
+    /// C.
+    pub width: usize,
+    /// L.
+    pub layers: usize,
+    /// H, G, D.
+    pub heads: Heads,
+    /// F.
+    pub feed_forward: usize,
+    /// V.
+    pub vocab: usize,
+}
+
+/// By their `config.json`.
+pub const SHAPES: [Shape; 4] = [
+    Shape {
+        name: "S-LLaMA-1.3B",
+        width: 2048,
+        layers: 24,
+        heads: Heads { query: 16, key: 16, width: 128 },
+        feed_forward: 5504,
+        vocab: 32000,
+    },
+    Shape {
+        name: "Llama-2-7B",
+        width: 4096,
+        layers: 32,
+        heads: Heads { query: 32, key: 32, width: 128 },
+        feed_forward: 11008,
+        vocab: 32000,
+    },
+    Shape {
+        name: "Mistral-7B",
+        width: 4096,
+        layers: 32,
+        heads: Heads { query: 32, key: 8, width: 128 },
+        feed_forward: 14336,
+        vocab: 32000,
+    },
+    Shape {
+        name: "Llama-3-8B",
+        width: 4096,
+        layers: 32,
+        heads: Heads { query: 32, key: 8, width: 128 },
+        feed_forward: 14336,
+        vocab: 128256,
+    },
+];
+
+/// Lengths of the sequences in a pack.
+const LENGTHS: [usize; 3] = [128, 512, 4096];
+/// Rank and dropout of the recipe's adapters.
+const RANK: usize = 16;
+const LORA_DROPOUT: Dropout = Dropout { rate: 0.05, ..DROPOUT };
+
+/// Every op of a layer of every shape, in packs of `tokens`; a case that several shapes share is there once and names them.
+pub fn large(tokens: usize) -> Vec<Case> {
+    let mut list: Vec<(Case, Vec<&str>)> = Vec::new();
+    for shape in SHAPES {
+        for case in layer(shape, tokens) {
+            match list.iter_mut().find(|(c, _)| (c.op, &c.label) == (case.op, &case.label)) {
+                // A short pack makes sizes of one shape equal, too.
+                Some((_, names)) if names.last() == Some(&shape.name) => {}
+                Some((_, names)) => names.push(shape.name),
+                None => list.push((case, vec![shape.name])),
+            }
+        }
+    }
+    let named = |(case, names): (Case, Vec<&str>)| Case {
+        label: format!("{} of {}", case.label, names.join(", ")),
+        ..case
+    };
+    list.into_iter().map(named).collect()
+}
+
+/// What the roof is measured by, both ops of the table: a copy of so many rows of 4096, and a plain product of so many.
+pub fn roofs(copied: usize, multiplied: usize) -> [Case; 2] {
+    let product = linear("plain", [multiplied, 4096, 4096], &[], false, false, true);
+    [embed(copied, 4096, copied, 1), product]
+}
+
+fn layer(shape: Shape, n: usize) -> Vec<Case> {
+    let Shape { width: c, heads, feed_forward: f, vocab, .. } = shape;
+    let (q, kv) = (heads.query * heads.width, heads.key * heads.width);
+    let mut list = vec![embed(n, c, vocab, 7919)];
+    for forward in [true, false] {
+        list.extend([rmsnorm(n, c, forward), rope(n, heads, forward), swiglu(n, f, forward)]);
+        for (name, k, rows, residual) in [
+            ("qkv", c, &[q, kv, kv][..], false),
+            ("o", q, &[c], true),
+            ("gate_up", c, &[f, f], false),
+            ("down", f, &[c], true),
+        ] {
+            let m = rows.iter().sum();
+            // Adapters are merged where a model encodes, and live where a backward follows.
+            list.extend(forward.then(|| linear(name, [n, k, m], &[], residual, false, forward)));
+            list.push(linear(name, [n, k, m], rows, residual, true, forward));
+        }
+        for length in LENGTHS.map(|t| t.min(n)) {
+            let pack = vec![length; (n / length).max(1)];
+            list.extend([false, true].map(|drop| attention_of(&pack, heads, drop, forward)));
+        }
+        list.push(pool(n, c, forward));
+        list.push(l2norm((n / 128).max(1), c, forward));
+        let queries = (n / 32).max(1);
+        list.push(contrastive(queries, c, forward));
+        list.push(masked_xent([n, c, vocab, (n / 5).max(1)], forward));
+    }
+    // All that one layer's adapters learn.
+    let linears = [(c, q + 2 * kv, 3), (q, c, 1), (c, 2 * f, 2), (f, c, 1)];
+    let learned = linears.iter().map(|(k, m, s)| RANK * (k * s + m)).sum::<usize>();
+    list.extend(adamw(learned));
+    list
+}
+
+/// The label of a pack of equal lengths names them once.
+fn attention_of(pack: &[usize], heads: Heads, drop: bool, forward: bool) -> Case {
+    let case = attention::attention(pack, heads, Mask::Full, drop, forward);
+    let (length, Heads { query, key, width }) = (pack[0], heads);
+    let name = if drop { " drop" } else { "" };
+    let label = format!("{}xT={length} H={query} G={key} D={width}{name} Full", pack.len());
+    Case { label, ..case }
+}
+
+fn embed(n: usize, c: usize, v: usize, step: usize) -> Case {
+    Case {
+        op: "embed_fwd",
+        label: format!("N={n} C={c} V={v}"),
+        outputs: vec![("x", Poison(vec![n, c]))],
+        inputs: vec![
+            ("table", Normal(vec![v, c])),
+            ("ids", Ints(vec![n], (0..n).map(|i| (i * step % v) as i32).collect())),
+        ],
+        flops: 0,
+        elements: 2 * n * c,
+        plan: Plan::default(),
+        run: Box::new(|d, o, i| embed_fwd(d, &mut o[0], &i[0], &i[1])),
+    }
+}
+
+fn rmsnorm(n: usize, c: usize, forward: bool) -> Case {
+    let label = format!("N={n} C={c}");
+    let (x, w) = (("x", Normal(vec![n, c])), ("w", Normal(vec![c])));
+    if forward {
+        return Case {
+            op: "rmsnorm_fwd",
+            label,
+            outputs: vec![("y", Poison(vec![n, c])), ("rstd", Poison(vec![n]))],
+            inputs: vec![x, w],
+            flops: 4 * n * c,
+            elements: 2 * n * c + c + n,
+            plan: Plan::default(),
+            run: Box::new(|d, o, i| {
+                let [y, rstd] = o else { unreachable!() };
+                rmsnorm_fwd(d, y, rstd, &i[0], &i[1], 1e-5)
+            }),
+        };
+    }
+    Case {
+        op: "rmsnorm_bwd",
+        label,
+        outputs: vec![("dx", Poison(vec![n, c]))],
+        inputs: vec![
+            ("dy", Normal(vec![n, c])),
+            ("skip", Normal(vec![n, c])),
+            x,
+            w,
+            ("rstd", Level(vec![n], 0.8)),
+        ],
+        flops: 8 * n * c,
+        elements: 4 * n * c + c + n,
+        plan: Plan::default(),
+        run: Box::new(|d, o, i| rmsnorm_bwd(d, &mut o[0], &i[0], Some(&i[1]), &i[2], &i[3], &i[4])),
+    }
+}
+
+fn rope(n: usize, heads: Heads, forward: bool) -> Case {
+    let turned = n * (heads.query + heads.key) * heads.width;
+    let (positions, half) = (LENGTHS[2].min(n), heads.width / 2);
+    Case {
+        op: if forward { "rope_fwd" } else { "rope_bwd" },
+        label: format!("N={n} H={} G={} D={}", heads.query, heads.key, heads.width),
+        outputs: vec![(if forward { "qkv" } else { "dqkv" }, Normal(vec![n, heads.columns()]))],
+        inputs: vec![
+            ("cos", Normal(vec![positions, half])),
+            ("sin", Normal(vec![positions, half])),
+            ("positions", Ints(vec![n], (0..n).map(|i| (i % positions) as i32).collect())),
+        ],
+        flops: 3 * turned,
+        elements: 2 * turned,
+        plan: Plan::default(),
+        run: match forward {
+            true => Box::new(move |d, o, i| rope_fwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
+            false => Box::new(move |d, o, i| rope_bwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
+        },
+    }
+}
+
+fn swiglu(n: usize, f: usize, forward: bool) -> Case {
+    let (label, gate_up) = (format!("N={n} F={f}"), ("gate_up", Normal(vec![n, 2 * f])));
+    if forward {
+        return Case {
+            op: "swiglu_fwd",
+            label,
+            outputs: vec![("a", Poison(vec![n, f]))],
+            inputs: vec![gate_up],
+            flops: 5 * n * f,
+            elements: 3 * n * f,
+            plan: Plan::default(),
+            run: Box::new(|d, o, i| swiglu_fwd(d, &mut o[0], &i[0])),
+        };
+    }
+    Case {
+        op: "swiglu_bwd",
+        label,
+        outputs: vec![("dgate_up", Poison(vec![n, 2 * f]))],
+        inputs: vec![("da", Normal(vec![n, f])), gate_up],
+        flops: 12 * n * f,
+        elements: 5 * n * f,
+        plan: Plan::default(),
+        run: Box::new(|d, o, i| swiglu_bwd(d, &mut o[0], &i[0], &i[1])),
+    }
+}
+
+/// The projection `name`, whose segments have `rows`; with adapters, dropped, where there are any.
+fn linear(
+    name: &str,
+    [n, k, m]: [usize; 3],
+    rows: &[usize],
+    residual: bool,
+    lora: bool,
+    forward: bool,
+) -> Case {
+    let (rows, s, r) = (rows.to_vec(), rows.len(), RANK);
+    let adapters = if lora { format!(" R={r} rows={rows:?} drop") } else { String::new() };
+    let added = if residual && forward { " residual" } else { "" };
+    let label = format!("{name} N={n} K={k} M={m}{adapters}{added}");
+    let (x, w) = (("x", Normal(vec![n, k])), ("w", Normal(vec![m, k])));
+    let (a, b) = (("a", Normal(vec![s * r, k])), ("b", Normal(vec![m, r])));
+    let skip = (residual && forward).then(|| ("residual", Normal(vec![n, m])));
+    let plain = n * k + k * m + n * m;
+    let low_rank = if lora { s * r * k + m * r } else { 0 };
+    if forward {
+        let xa = lora.then(|| ("xa", Poison(vec![n, s * r])));
+        return Case {
+            op: "lora_linear_fwd",
+            label,
+            outputs: [("y", Poison(vec![n, m]))].into_iter().chain(xa).collect(),
+            inputs: [x, w]
+                .into_iter()
+                .chain(lora.then_some([a, b]).into_iter().flatten())
+                .chain(skip)
+                .collect(),
+            flops: 2 * n * (k * m + low_rank),
+            elements: plain + low_rank + n * s * r + if residual { n * m } else { 0 },
+            plan: Plan::default(),
+            run: Box::new(move |d, o, i| {
+                let (y, xa) = o.split_at_mut(1);
+                let scales = vec![1.0; rows.len()];
+                let adapters = lora.then(|| Lora { a: &i[2], b: &i[3], rows: &rows, scales: &scales });
+                let skip = residual.then(|| &i[i.len() - 1]);
+                let dropout = lora.then_some(LORA_DROPOUT);
+                lora_linear_fwd(d, &mut y[0], xa.first_mut(), &i[0], &i[1], None, adapters, skip, dropout)
+            }),
+        };
+    }
+    Case {
+        op: "lora_linear_bwd",
+        label,
+        outputs: vec![
+            ("dx", Poison(vec![n, k])),
+            ("da", Added(vec![s * r, k])),
+            ("db", Added(vec![m, r])),
+            ("dxa", Poison(vec![n, s * r])),
+        ],
+        inputs: vec![("dy", Normal(vec![n, m])), x, ("xa", Normal(vec![n, s * r])), w, a, b],
+        flops: 2 * n * (k * m + 2 * low_rank),
+        elements: plain + n * k + 3 * low_rank + 2 * n * s * r,
+        plan: Plan::default(),
+        run: Box::new(move |d, o, i| {
+            let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
+            let scales = vec![1.0; rows.len()];
+            let adapters = Lora { a, b, rows: &rows, scales: &scales };
+            let grads = LoraGrads { a: da, b: db };
+            let dropout = Some(LORA_DROPOUT);
+            lora_linear_bwd(d, Some(dx), Some(grads), Some(dxa), dy, x, Some(xa), w, Some(adapters), dropout)
+        }),
+    }
+}
+
+/// With a hard negative for each query; the scale makes scores of normal vectors as large as 20 makes those of unit vectors.
+fn contrastive(p: usize, c: usize, forward: bool) -> Case {
+    let rule = InfoNce { scale: 20.0 / c as f64, margin: None };
+    let case = losses::contrastive([p, 2 * p, c], rule, false, forward);
+    Case { label: format!("P={p} M={} C={c}", 2 * p), ..case }
+}
+
+/// The head is frozen, as in the recipe.
+fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
+    let case = losses::masked_xent([n, c, v, p], 1.0, 20.0, forward);
+    if forward {
+        return case;
+    }
+    Case {
+        outputs: vec![("dx", Poison(vec![n, c]))],
+        flops: 4 * p * c * v,
+        elements: p * c + n * c + v * c,
+        plan: Plan::default(),
+        run: Box::new(|d, o, i| {
+            masked_xent_bwd(d, &mut o[0], None, &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
+        }),
+        ..case
+    }
+}
+
+fn pool(n: usize, c: usize, forward: bool) -> Case {
+    let length = LENGTHS[0].min(n);
+    let b = (n / length).max(1);
+    let spans = (0..b).flat_map(|i| [(i * length) as i32, ((i + 1) * length) as i32]).collect();
+    let (x, y) = (vec![n, c], vec![b, c]);
+    Case {
+        op: if forward { "pool_fwd" } else { "pool_bwd" },
+        label: format!("N={n} B={b} C={c} Mean"),
+        outputs: vec![if forward { ("y", Poison(y.clone())) } else { ("dx", Poison(x.clone())) }],
+        inputs: vec![
+            if forward { ("x", Normal(x)) } else { ("dy", Normal(y)) },
+            ("spans", Ints(vec![b, 2], spans)),
+        ],
+        flops: 2 * n * c,
+        elements: n * c + b * c,
+        plan: Plan::default(),
+        run: match forward {
+            true => Box::new(|d, o, i| pool_fwd(d, &mut o[0], &i[0], &i[1], Pooling::Mean)),
+            false => Box::new(|d, o, i| pool_bwd(d, &mut o[0], &i[0], &i[1], Pooling::Mean)),
+        },
+    }
+}
+
+fn l2norm(b: usize, c: usize, forward: bool) -> Case {
+    let label = format!("B={b} C={c}");
+    if forward {
+        return Case {
+            op: "l2norm_fwd",
+            label,
+            outputs: vec![("y", Poison(vec![b, c])), ("norm", Poison(vec![b]))],
+            inputs: vec![("x", Normal(vec![b, c]))],
+            flops: 3 * b * c,
+            elements: 2 * b * c + b,
+            plan: Plan::default(),
+            run: Box::new(|d, o, i| {
+                let [y, norm] = o else { unreachable!() };
+                l2norm_fwd(d, y, norm, &i[0], 1e-12)
+            }),
+        };
+    }
+    Case {
+        op: "l2norm_bwd",
+        label,
+        outputs: vec![("dx", Poison(vec![b, c]))],
+        inputs: vec![("dy", Normal(vec![b, c])), ("y", Normal(vec![b, c])), ("norm", Level(vec![b], 1.3))],
+        flops: 5 * b * c,
+        elements: 3 * b * c + b,
+        plan: Plan::default(),
+        run: Box::new(|d, o, i| l2norm_bwd(d, &mut o[0], &i[0], &i[1], &i[2], 1e-12)),
+    }
+}
+
+fn adamw(n: usize) -> [Case; 2] {
+    let by = AdamW { rate: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.01, step: 3 };
+    let step = Case {
+        op: "adamw_step",
+        label: format!("n={n}"),
+        outputs: vec![("p", Normal(vec![n])), ("m", Normal(vec![n])), ("v", Level(vec![n], 0.5))],
+        inputs: vec![("g", Normal(vec![n]))],
+        flops: 14 * n,
+        elements: 7 * n,
+        plan: Plan::default(),
+        run: Box::new(move |d, o, i| {
+            let [p, m, v] = o else { unreachable!() };
+            adamw_step(d, p, m, v, &i[0], None, by)
+        }),
+    };
+    let norm = Case {
+        op: "adamw_norm",
+        label: format!("n={n}"),
+        outputs: vec![("norm", Poison(vec![1]))],
+        inputs: vec![("g", Normal(vec![n]))],
+        flops: 2 * n,
+        elements: n,
+        plan: Plan::default(),
+        run: Box::new(|d, o, i| adamw_norm(d, &mut o[0], i)),
+    };
+    [step, norm]
+}

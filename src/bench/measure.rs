@@ -1,0 +1,357 @@
+//! How cases are timed: rounds across all of them, so that a machine that grows warm or busy is so for each alike.
+
+use super::cases::large::roofs;
+use super::cases::{Case, Fill, gpu_dtype};
+use super::record::{Counted, Roof, Row, Spread};
+use super::rival::Python;
+use crate::device::gpu::{Gpu, Memory};
+use crate::device::{DType, Device};
+use crate::error::{Error, Result};
+use crate::rng::normal;
+use crate::tensor::Tensor;
+use std::time::Instant;
+
+/// How often.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Times through all cases; 0 runs each once, untimed.
+    pub rounds: usize,
+    /// Times that a case is timed in a round.
+    pub samples: usize,
+}
+
+/// A prime, so that no row of a matrix is like another: to draw as many numbers as a large operand has takes minutes.
+const DRAWN: usize = 1_000_003;
+
+/// More than the level-2 cache of any GPU.
+const FLUSH: usize = 256 << 20;
+
+/// A sample on the CPU lasts at least this long, in seconds: short calls are repeated.
+const SHORTEST: f64 = 2e-3;
+
+/// Tensors for a case on a device, filled from a pool of normal numbers.
+pub struct Operands {
+    device: Device,
+    numbers: Vec<f64>,
+}
+
+impl Operands {
+    /// The same numbers in every run.
+    pub fn new(device: &Device) -> Operands {
+        Operands { device: device.clone(), numbers: normal(17, DRAWN) }
+    }
+
+    /// One list of a case's operands; each name begins somewhere else in the pool.
+    fn list(&self, case: &Case, list: &[(&'static str, Fill)]) -> Result<Vec<Tensor>> {
+        list.iter().map(|(name, fill)| self.one(case, name, fill)).collect()
+    }
+
+    fn one(&self, case: &Case, name: &str, fill: &Fill) -> Result<Tensor> {
+        let shape = fill.shape();
+        let first = name.bytes().fold(0, |h: usize, b| (h * 31 + usize::from(b)) % DRAWN);
+        let (level, by) = match fill {
+            Fill::Normal(_) => (None, 1.0),
+            Fill::Scaled(_, by) => (None, *by),
+            Fill::Level(_, x) => (Some(*x), 1.0),
+            Fill::Poison(_) => (Some(f64::NAN), 1.0),
+            Fill::Added(_) => (Some(7.0), 1.0),
+            Fill::Ints(..) => return on(&self.device, fill.tensor(DType::F64, name)),
+        };
+        match &self.device {
+            Device::Cpu(real) => {
+                let numel = shape.iter().product();
+                let values = self.numbers.iter().cycle().skip(first).take(numel);
+                Ok(Tensor::from_f64(*real, shape, values.map(|x| level.unwrap_or(x * by))))
+            }
+            Device::Gpu(gpu) => {
+                let numel = shape.iter().product::<usize>().min(DRAWN);
+                let values: Vec<f64> = match level {
+                    Some(x) => vec![x; numel],
+                    None => self.numbers.iter().cycle().skip(first).take(numel).map(|x| x * by).collect(),
+                };
+                Tensor::repeated_on(gpu, gpu_dtype(case.op, name, fill), shape, &values)
+            }
+        }
+    }
+
+    /// Bytes that a case's operands take.
+    fn size(&self, case: &Case) -> u64 {
+        let one = |(name, fill): &(&str, Fill)| {
+            let size = match &self.device {
+                Device::Cpu(real) => real.size(),
+                Device::Gpu(_) => gpu_dtype(case.op, name, fill).size(),
+            };
+            (fill.shape().iter().product::<usize>() * size) as u64
+        };
+        case.outputs.iter().chain(&case.inputs).map(one).sum()
+    }
+}
+
+fn on(device: &Device, ints: Tensor) -> Result<Tensor> {
+    match device {
+        Device::Cpu(_) => Ok(ints),
+        Device::Gpu(gpu) => ints.to_gpu(gpu, DType::I32),
+    }
+}
+
+/// A case with its operands.
+pub struct Subject<'a> {
+    case: &'a Case,
+    outputs: Vec<Tensor>,
+    inputs: Vec<Tensor>,
+    repeats: usize,
+    samples: Vec<f64>,
+}
+
+impl<'a> Subject<'a> {
+    /// Made, and run once.
+    pub fn new(operands: &Operands, case: &'a Case) -> Result<Subject<'a>> {
+        let (outputs, inputs) = (operands.list(case, &case.outputs)?, operands.list(case, &case.inputs)?);
+        let mut subject = Subject { case, outputs, inputs, repeats: 1, samples: Vec::new() };
+        let start = Instant::now();
+        subject.call(&operands.device)?;
+        match &operands.device {
+            Device::Cpu(_) => subject.repeats = (SHORTEST / start.elapsed().as_secs_f64()).ceil() as usize,
+            Device::Gpu(gpu) => gpu.synchronize()?,
+        }
+        Ok(subject)
+    }
+
+    /// The call that is timed.
+    pub fn call(&mut self, device: &Device) -> Result<()> {
+        (self.case.run)(device, &mut self.outputs, &self.inputs)
+    }
+
+    fn sample(&mut self, clock: &mut Clock, samples: usize) -> Result<()> {
+        for _ in 0..samples {
+            let device = clock.device.clone();
+            let time = clock.time(self.repeats, || self.call(&device))?;
+            self.samples.push(time);
+        }
+        Ok(())
+    }
+}
+
+/// Times calls: on a GPU by events, its level-2 cache emptied before each.
+pub struct Clock {
+    device: Device,
+    flush: Option<Memory>,
+}
+
+impl Clock {
+    /// For a device.
+    pub fn new(device: &Device) -> Result<Clock> {
+        let flush = match device {
+            Device::Cpu(_) => None,
+            Device::Gpu(gpu) => Some(gpu.memory(FLUSH)?),
+        };
+        Ok(Clock { device: device.clone(), flush })
+    }
+
+    /// Seconds of one call; on the CPU the mean of `repeats`.
+    pub fn time(&mut self, repeats: usize, mut body: impl FnMut() -> Result<()>) -> Result<f64> {
+        match &self.device {
+            Device::Cpu(_) => {
+                let start = Instant::now();
+                (0..repeats).try_for_each(|_| body())?;
+                Ok(start.elapsed().as_secs_f64() / repeats as f64)
+            }
+            Device::Gpu(gpu) => {
+                // Queued, it also hides what the host takes to queue the call.
+                if let Some(flush) = &mut self.flush {
+                    flush.fill(1)?;
+                }
+                Ok(f64::from(gpu.time(body)?) * 1e-3)
+            }
+        }
+    }
+}
+
+/// The cases that the roof is measured by, in sizes that a device needs to reach it.
+pub fn bounds(device: &Device) -> [Case; 2] {
+    match device {
+        Device::Cpu(_) => roofs(8192, 256),
+        Device::Gpu(_) => roofs(65536, 8192),
+    }
+}
+
+/// The roof as it is measured: a copy and a product, as far as the device has them.
+#[derive(Default)]
+pub struct Bounds<'a>([Option<Subject<'a>>; 2]);
+
+impl<'a> Bounds<'a> {
+    /// Of [`bounds`].
+    pub fn new(operands: &Operands, cases: &'a [Case; 2]) -> Bounds<'a> {
+        Bounds(cases.each_ref().map(|case| Subject::new(operands, case).ok()))
+    }
+
+    /// Times both.
+    pub fn sample(&mut self, clock: &mut Clock, samples: usize) -> Result<()> {
+        self.0.iter_mut().flatten().try_for_each(|bound| bound.sample(clock, samples))
+    }
+
+    /// By the medians so far.
+    pub fn roof(&self, device: &Device) -> Roof {
+        let rate = |bound: &Option<Subject>, amount: fn(&Device, &Case) -> f64| {
+            let bound = bound.as_ref()?;
+            Some(amount(device, bound.case) / Spread::of(&bound.samples)?.median)
+        };
+        Roof {
+            bytes_per_second: rate(&self.0[0], |device, case| case.bytes(device) as f64),
+            flops_per_second: rate(&self.0[1], |_, case| case.flops as f64),
+        }
+    }
+}
+
+/// Times every case; `rival` times its own way of each in between. The roof comes first in every round.
+pub fn ops(
+    device: &Device,
+    cases: &[Case],
+    settings: Settings,
+    mut rival: Option<&mut Python>,
+    say: &dyn Fn(String),
+) -> Result<(Vec<Row>, Roof)> {
+    let (operands, mut clock) = (Operands::new(device), Clock::new(device)?);
+    let mut rows: Vec<Row> = cases.iter().map(|case| blank(device, case)).collect();
+    let bounds = bounds(device);
+    let mut bounds = if settings.rounds > 0 { Bounds::new(&operands, &bounds) } else { Bounds::default() };
+    let sizes: Vec<u64> = cases.iter().map(|case| operands.size(case)).collect();
+    for group in groups(&sizes, device.available().map_or(u64::MAX, |free| free / 2)) {
+        let mut subjects: Vec<Option<Subject>> = Vec::new();
+        for i in group.clone() {
+            say(format!("preparing {} of {}: {} {}", i + 1, cases.len(), cases[i].op, cases[i].label));
+            subjects.push(prepared(&operands, &cases[i], &mut rows[i]));
+        }
+        for round in 1..=settings.rounds {
+            say(format!("round {round} of {}, cases to {} of {}", settings.rounds, group.end, cases.len()));
+            bounds.sample(&mut clock, settings.samples)?;
+            for (i, subject) in group.clone().zip(&mut subjects) {
+                if let Some(Err(e)) = subject.as_mut().map(|s| s.sample(&mut clock, settings.samples)) {
+                    fail(&mut rows[i], &e);
+                    *subject = None;
+                }
+                if let (Some(rival), Some(_)) = (rival.as_deref_mut(), &*subject) {
+                    rival.run(i, settings.samples)?;
+                }
+            }
+        }
+        for (i, subject) in group.zip(&subjects) {
+            rows[i].time = subject.as_ref().and_then(|s| Spread::of(&s.samples));
+            if let Some(rival) = rival.as_deref_mut() {
+                rows[i].rivals = rival.taken(i);
+            }
+        }
+    }
+    let roof = bounds.roof(device);
+    rows.iter_mut().for_each(|row| row.share = share(row, roof));
+    Ok((rows, roof))
+}
+
+/// What every case costs on an emulated GPU, counted in one call.
+pub fn costs(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<Vec<Row>> {
+    let device = Device::Gpu(gpu.clone());
+    let operands = Operands::new(&device);
+    let one = |(i, case): (usize, &Case)| {
+        say(format!("counting {} of {}: {} {}", i + 1, cases.len(), case.op, case.label));
+        let mut row = blank(&device, case);
+        row.bytes = case.plan.bytes.map_or(row.bytes, |b| b as u64);
+        row.flops = case.plan.tensor_flops.unwrap_or(case.flops) as u64;
+        match counted(gpu, &operands, case) {
+            Ok(counted) => row.counted = Some(counted),
+            Err(e) => fail(&mut row, &e),
+        }
+        Ok(row)
+    };
+    cases.iter().enumerate().map(one).collect()
+}
+
+fn counted(gpu: &Gpu, operands: &Operands, case: &Case) -> Result<Counted> {
+    let (mut outputs, inputs) = (operands.list(case, &case.outputs)?, operands.list(case, &case.inputs)?);
+    let launches = gpu.count(|| (case.run)(&operands.device, &mut outputs, &inputs))?;
+    let mut sum = Counted::default();
+    for (kernel, counters) in launches {
+        let total = counters.total;
+        sum.bytes += total.bytes;
+        sum.sectors += 32 * total.sectors;
+        sum.flops += total.flops;
+        sum.conflicts += total.conflicts;
+        sum.kernels.push(resources(gpu, kernel));
+    }
+    Ok(sum)
+}
+
+/// A kernel with what ptxas says that it takes on this GPU.
+fn resources(gpu: &Gpu, kernel: &str) -> String {
+    let (major, minor) = gpu.capability();
+    let target = format!("sm_{major}{minor}");
+    let all = crate::kernels::FILES.iter().flat_map(|f| f.resources);
+    let of = all.filter(|r| r.kernel == kernel).find(|r| r.target.trim_end_matches('a') == target);
+    of.map_or(kernel.into(), |r| {
+        format!("{kernel} ({} registers, occupancy {:.0} %)", r.registers, 100.0 * r.occupancy().1)
+    })
+}
+
+/// A row without measurements.
+pub fn blank(device: &Device, case: &Case) -> Row {
+    let (bytes, flops) = (case.bytes(device), case.flops as u64);
+    Row { op: case.op.into(), label: case.label.clone(), bytes, flops, ..Row::default() }
+}
+
+/// A case ready to be timed, or a note in its row.
+fn prepared<'a>(operands: &Operands, case: &'a Case, row: &mut Row) -> Option<Subject<'a>> {
+    match Subject::new(operands, case) {
+        Ok(subject) => Some(subject),
+        Err(e) => {
+            fail(row, &e);
+            None
+        }
+    }
+}
+
+/// Notes why a row has no numbers: a refusal of the op's is none of ours.
+pub fn fail(row: &mut Row, error: &Error) {
+    let what = error.to_string();
+    let refused = what.contains("a GPU takes") || what.contains("has no kernel yet");
+    (row.failed, row.note) = (!refused, Some(what));
+}
+
+/// Runs of neighbours that fit `most` bytes together; one that does not is tried alone.
+fn groups(sizes: &[u64], most: u64) -> Vec<std::ops::Range<usize>> {
+    let (mut list, mut first, mut sum) = (Vec::new(), 0, 0);
+    for (i, &size) in sizes.iter().enumerate() {
+        if i > first && sum + size > most {
+            list.push(first..i);
+            (first, sum) = (i, 0);
+        }
+        sum += size;
+    }
+    list.extend((first < sizes.len()).then_some(first..sizes.len()));
+    list
+}
+
+/// The least time that the roof leaves for the bytes and the operations of a row, over its median.
+fn share(row: &Row, roof: Roof) -> Option<f64> {
+    let least = |amount: u64, rate: Option<f64>| rate.map(|r| amount as f64 / r);
+    let (bytes, flops) = (least(row.bytes, roof.bytes_per_second)?, least(row.flops, roof.flops_per_second)?);
+    Some(bytes.max(flops) / row.time?.median)
+}
+
+/// An emulated or real GPU, if the device is one.
+pub fn gpu(device: &Device) -> Option<&Gpu> {
+    match device {
+        Device::Cpu(_) => None,
+        Device::Gpu(gpu) => Some(gpu),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::groups;
+
+    #[test]
+    fn groups_fit_and_leave_nothing_out() {
+        assert_eq!(groups(&[3, 4, 5, 1, 20, 2], 10), [0..2, 2..4, 4..5, 5..6]);
+        assert_eq!(groups(&[1, 1], 10), [0..2]);
+        assert!(groups(&[], 10).is_empty());
+    }
+}

@@ -1,0 +1,225 @@
+//! What a run of a bench measured, with all that is needed to repeat it: JSON between a run and its report.
+
+use crate::device::Device;
+use crate::device::gpu::Gpu;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// One run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// `ops`, `encode`, `train` or `checks`.
+    pub kind: String,
+    /// What computed.
+    pub device: String,
+    /// The host's processor and how many threads were used.
+    pub machine: String,
+    /// The GPU's driver.
+    pub driver: Option<String>,
+    /// Of the sources, where the build or the caller knew it.
+    pub commit: Option<String>,
+    /// The command line.
+    pub command: String,
+    /// UTC.
+    pub date: String,
+    /// The fastest copy and product of the run.
+    pub roof: Option<Roof>,
+    /// What it was compared with.
+    pub rival: Option<String>,
+    /// What was measured.
+    pub rows: Vec<Row>,
+    /// What was checked.
+    pub checks: Vec<Check>,
+}
+
+/// What the device reaches, measured in the same run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Roof {
+    /// Of a copy, reads and writes together.
+    pub bytes_per_second: Option<f64>,
+    /// Of a plain product in the float that the device computes in.
+    pub flops_per_second: Option<f64>,
+}
+
+/// One case.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Row {
+    /// The op.
+    pub op: String,
+    /// Its sizes.
+    pub label: String,
+    /// By the case's cost model.
+    pub bytes: u64,
+    /// Likewise.
+    pub flops: u64,
+    /// Tokens that one call takes, where a whole model is timed.
+    pub tokens: Option<u64>,
+    /// Seconds of one call.
+    pub time: Option<Spread>,
+    /// Of the roof: the least time that it leaves, over the median.
+    pub share: Option<f64>,
+    /// What the emulator counted.
+    pub counted: Option<Counted>,
+    /// Why there is nothing to show.
+    pub note: Option<String>,
+    /// Whether that is an error; else the device has no kernel for it.
+    pub failed: bool,
+    /// The rival's ways to do the same, in seconds, or why not.
+    pub rivals: BTreeMap<String, Rival>,
+}
+
+/// Statistics of the samples.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The middle one.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// How many there are.
+    pub samples: usize,
+}
+
+/// What the emulator counted in one call, all launches together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Launches of kernels, in order, each with its registers and occupancy.
+    pub kernels: Vec<String>,
+    /// That lanes asked global memory for.
+    pub bytes: u64,
+    /// 32-byte sectors of global memory, in bytes.
+    pub sectors: u64,
+    /// Tensor-core operations.
+    pub flops: u64,
+    /// Passes through shared memory beyond those that are needed.
+    pub conflicts: u64,
+}
+
+/// One way of the rival's.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Rival {
+    /// It ran.
+    Time(Spread),
+    /// It does not take this case.
+    Note(String),
+}
+
+/// A test or another check that a script ran.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Check {
+    /// Which.
+    pub name: String,
+    /// `passed`, `failed` or `skipped`.
+    pub status: String,
+    /// It took.
+    pub seconds: f64,
+    /// Why, or what it said last.
+    pub detail: String,
+}
+
+impl Spread {
+    /// Of samples in seconds; nothing of none.
+    pub fn of(samples: &[f64]) -> Option<Spread> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (&least, samples) = (sorted.first()?, sorted.len());
+        let median = (sorted[(samples - 1) / 2] + sorted[samples / 2]) / 2.0;
+        Some(Spread { median, least, samples })
+    }
+}
+
+impl Row {
+    /// The rival's fastest way, by its median; a `bound` does less than the op.
+    pub fn best_rival(&self) -> Option<(&str, Spread)> {
+        let timed = self.rivals.iter().filter_map(|(name, r)| match r {
+            Rival::Time(spread) if !name.starts_with("bound: ") => Some((name.as_str(), *spread)),
+            _ => None,
+        });
+        timed.min_by(|a, b| a.1.median.total_cmp(&b.1.median))
+    }
+}
+
+impl Record {
+    /// An empty record of a run that begins now on this device; `command` is the command line.
+    pub fn new(kind: &str, device: &Device, command: Vec<String>) -> Record {
+        let gpu = matches!(device, Device::Gpu(_));
+        let processor = field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+        let commit =
+            std::env::var("LLM2VEC_COMMIT").ok().or_else(|| option_env!("LLM2VEC_COMMIT").map(Into::into));
+        Record {
+            kind: kind.into(),
+            device: match device {
+                Device::Cpu(real) => format!("cpu, {real:?}").to_lowercase(),
+                Device::Gpu(gpu) => described(gpu),
+            },
+            machine: format!("{processor}, {} threads", rayon::current_num_threads()),
+            driver: gpu.then(driver).flatten(),
+            commit,
+            command: command.join(" "),
+            date: utc(SystemTime::now()),
+            ..Record::default()
+        }
+    }
+}
+
+fn described(gpu: &Gpu) -> String {
+    let ((major, minor), name) = (gpu.capability(), gpu.name());
+    format!("{name}, sm_{major}{minor}, {} multiprocessors", gpu.processors())
+}
+
+/// What NVIDIA's kernel module says of itself.
+pub fn driver() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("NVRM version:"))?;
+    Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn field(file: &str, key: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|l| l.starts_with(key))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}
+
+/// `2025-11-25 09:36:16 UTC`: days to dates by Hinnant's `civil_from_days`.
+fn utc(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, rest) = (seconds / 86400 + 719_468, seconds % 86400);
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    // From the first of March on.
+    let day = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (date, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = year + era * 400 + u64::from(month < 3);
+    format!("{year}-{month:02}-{date:02} {:02}:{:02}:{:02} UTC", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_time_is_a_date() {
+        for (seconds, date) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_709_251_199, "2024-02-29 23:59:59 UTC"),
+            (1_735_689_600, "2025-01-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), date);
+        }
+    }
+
+    #[test]
+    fn a_spread_is_the_middle_and_the_least() {
+        assert!(Spread::of(&[]).is_none());
+        assert_eq!(Spread::of(&[3.0, 1.0]), Some(Spread { median: 2.0, least: 1.0, samples: 2 }));
+        assert_eq!(Spread::of(&[3.0, 1.0, 7.0]), Some(Spread { median: 3.0, least: 1.0, samples: 3 }));
+    }
+}

@@ -1,0 +1,218 @@
+//! Records as tables: text, Markdown, CSV.
+
+use super::record::{Record, Row};
+use crate::error::{Error, Result};
+
+/// How a table is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Columns in line.
+    Text,
+    /// A table with its facts above.
+    Markdown,
+    /// One line a row, the facts left out.
+    Csv,
+    /// The record itself.
+    Json,
+}
+
+impl Form {
+    /// By a file's ending.
+    pub fn of(path: &std::path::Path) -> Result<Form> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("md") => Ok(Form::Markdown),
+            Some("csv") => Ok(Form::Csv),
+            Some("json") => Ok(Form::Json),
+            Some("txt") => Ok(Form::Text),
+            _ => Err(Error::Usage(format!(
+                "--output {}: expected a name that ends in .md, .json, .csv or .txt",
+                path.display()
+            ))),
+        }
+    }
+}
+
+impl Record {
+    /// The record in this form; always ends in a new line.
+    pub fn render(&self, form: Form) -> String {
+        let (head, body) = self.cells();
+        match form {
+            Form::Json => serde_json::to_string_pretty(self).unwrap_or_default() + "\n",
+            Form::Csv => lines(&head, &body, csv),
+            Form::Text => format!("{}\n{}", aligned(&head, &body), self.facts("")),
+            Form::Markdown => format!("{}\n{}", self.facts("* "), markdown(&head, &body)),
+        }
+    }
+
+    /// Header and rows.
+    fn cells(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
+        if self.kind == "checks" {
+            let row = |c: &super::record::Check| {
+                vec![c.name.clone(), c.status.clone(), format!("{:.1}", c.seconds), c.detail.clone()]
+            };
+            return (vec!["check", "result", "s", "detail"], self.checks.iter().map(row).collect());
+        }
+        let counted = self.rows.iter().any(|r| r.counted.is_some());
+        let tokens = self.rows.iter().any(|r| r.tokens.is_some());
+        let mut head = vec!["op", "case"];
+        match (tokens, counted) {
+            (true, _) => head.extend(["ms", "least", "tokens/s", "TFLOP/s", "of roof"]),
+            (_, true) => head.extend([
+                "bytes",
+                "of plan",
+                "sectors",
+                "tensor FLOPs",
+                "of plan",
+                "conflicts",
+                "kernels",
+            ]),
+            _ => head.extend(["us", "least", "GB/s", "TFLOP/s", "of roof"]),
+        }
+        if self.rival.is_some() {
+            head.extend(["rival us", "by", "ratio"]);
+        }
+        let body = self.rows.iter().map(|row| {
+            let mut cells = vec![row.op.clone(), row.label.clone()];
+            cells.extend(match (tokens, counted) {
+                (true, _) => whole(row),
+                (_, true) => cost(row),
+                _ => timed(row),
+            });
+            if self.rival.is_some() {
+                cells.extend(against(row));
+            }
+            cells
+        });
+        (head, body.collect())
+    }
+
+    /// What a reader needs to judge the numbers, a line each.
+    fn facts(&self, bullet: &str) -> String {
+        let roof = self.roof.unwrap_or_default();
+        let copy = roof.bytes_per_second.map(|b| format!("copy {:.0} GB/s", b / 1e9));
+        let product = roof.flops_per_second.map(|f| format!("plain product {:.2} TFLOP/s", f / 1e12));
+        let roof: Vec<String> = copy.into_iter().chain(product).collect();
+        let lines = [
+            ("device", Some(self.device.clone())),
+            ("machine", Some(self.machine.clone())),
+            ("driver", self.driver.clone()),
+            ("roof", (!roof.is_empty()).then(|| roof.join(", "))),
+            ("rival", self.rival.clone()),
+            ("commit", self.commit.clone()),
+            ("command", Some(self.command.clone())),
+            ("date", Some(self.date.clone())),
+        ];
+        let full = lines.into_iter().filter_map(|(key, value)| Some((key, value.filter(|v| !v.is_empty())?)));
+        full.map(|(key, value)| format!("{bullet}{key}: {value}\n")).collect()
+    }
+}
+
+const NONE: &str = "-";
+
+fn or_none(value: Option<String>) -> String {
+    value.unwrap_or_else(|| NONE.into())
+}
+
+/// Three digits that count.
+fn digits(x: f64) -> String {
+    let after = if x == 0.0 { 0 } else { (2 - x.abs().log10().floor() as i32).clamp(0, 6) as usize };
+    format!("{x:.after$}")
+}
+
+fn share(part: Option<f64>) -> String {
+    or_none(part.map(|s| format!("{:.0} %", 100.0 * s)))
+}
+
+/// Microseconds, their least, GB/s, TFLOP/s, share of the roof; or why not.
+fn timed(row: &Row) -> Vec<String> {
+    let Some(t) = row.time else { return noted(row, 5) };
+    let rate = |amount: u64, unit: f64| match amount {
+        0 => NONE.to_string(),
+        _ => digits(amount as f64 / t.median / unit),
+    };
+    let us = |s: f64| digits(1e6 * s);
+    vec![us(t.median), us(t.least), rate(row.bytes, 1e9), rate(row.flops, 1e12), share(row.share)]
+}
+
+fn whole(row: &Row) -> Vec<String> {
+    let (Some(t), Some(tokens)) = (row.time, row.tokens) else { return noted(row, 5) };
+    let rate = format!("{:.0}", tokens as f64 / t.median);
+    let ms = |s: f64| digits(1e3 * s);
+    vec![ms(t.median), ms(t.least), rate, digits(row.flops as f64 / t.median / 1e12), share(row.share)]
+}
+
+fn cost(row: &Row) -> Vec<String> {
+    let Some(c) = &row.counted else { return noted(row, 7) };
+    let of = |got: u64, plan: u64| match plan {
+        0 => NONE.to_string(),
+        _ => format!("{:.1} %", 100.0 * got as f64 / plan as f64),
+    };
+    let tensor = if c.flops == 0 { NONE.into() } else { of(c.flops, row.flops) };
+    vec![
+        c.bytes.to_string(),
+        of(c.bytes, row.bytes),
+        c.sectors.to_string(),
+        c.flops.to_string(),
+        tensor,
+        c.conflicts.to_string(),
+        c.kernels.join("; "),
+    ]
+}
+
+/// The note in the last cell, where there is room.
+fn noted(row: &Row, cells: usize) -> Vec<String> {
+    let mut list = vec![NONE.to_string(); cells - 1];
+    list.push(or_none(row.note.clone()));
+    list
+}
+
+fn against(row: &Row) -> Vec<String> {
+    let Some((name, best)) = row.best_rival() else {
+        return vec![NONE.into(), "none ran".into(), NONE.into()];
+    };
+    let ratio = row.time.map(|t| format!("{:.2}", best.median / t.median));
+    vec![digits(1e6 * best.median), name.into(), or_none(ratio)]
+}
+
+fn lines(head: &[&str], body: &[Vec<String>], line: impl Fn(&[String]) -> String) -> String {
+    let head: Vec<String> = head.iter().map(|h| h.to_string()).collect();
+    [&head].into_iter().chain(body).map(|row| line(row) + "\n").collect()
+}
+
+fn csv(row: &[String]) -> String {
+    let quoted = |c: &String| match c.contains([',', '"', '\n']) {
+        true => format!("\"{}\"", c.replace('"', "\"\"")),
+        false => c.clone(),
+    };
+    row.iter().map(quoted).collect::<Vec<_>>().join(",")
+}
+
+/// Words to the left, the rest to the right.
+fn is_word(column: &str) -> bool {
+    ["op", "case", "by", "kernels", "check", "result", "detail"].contains(&column)
+}
+
+fn aligned(head: &[&str], body: &[Vec<String>]) -> String {
+    let width =
+        |i: usize| body.iter().map(|r| r[i].chars().count()).chain([head[i].len()]).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let pad = |row: &[String]| {
+        let cells = row.iter().zip(&widths).zip(head).map(|((cell, &w), column)| match is_word(column) {
+            true => format!("{cell:<w$}"),
+            false => format!("{cell:>w$}"),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_string()
+    };
+    lines(head, body, pad)
+}
+
+fn markdown(head: &[&str], body: &[Vec<String>]) -> String {
+    let row = |cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|c| c.replace('|', "\\|")).collect();
+        format!("| {} |", cells.join(" | "))
+    };
+    let rule: String = head.iter().map(|c| if is_word(c) { "---|" } else { "--:|" }).collect();
+    let text = lines(head, body, row);
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    format!("{first}\n|{rule}\n{rest}")
+}

@@ -1,0 +1,328 @@
+//! A whole pass over a pack: encoding, or a step of training; a real model or a random one, random tokens.
+
+use super::cases::large::SHAPES;
+use super::measure::{Bounds, Clock, Operands, Settings, bounds};
+use super::record::{Roof, Row, Spread};
+use crate::device::{DType, Device};
+use crate::encode::files::ModelFiles;
+use crate::error::{Error, Result};
+use crate::format::hf;
+use crate::memory::Arena;
+use crate::model::config::Config;
+use crate::model::llama::{Decoder, Noise};
+use crate::model::lora::Delta;
+use crate::model::rope::RopeTables;
+use crate::model::state::{Keep, State};
+use crate::model::weights::{Source, Storage, Weights};
+use crate::ops::adamw::AdamW;
+use crate::ops::attention::Mask;
+use crate::ops::contrastive::InfoNce;
+use crate::ops::pool::{Pooling, pool_fwd};
+use crate::rng::normal;
+use crate::tensor::{Raw, Tensor};
+use crate::train::contrastive::{Batch, Contrastive, Rule, Sequence};
+use crate::train::learner::{self, Head, Learner};
+use half::bf16;
+use serde_json::json;
+use std::time::Instant;
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A pack to vectors on the host.
+    Encode,
+    /// SimCSE: forward, loss, backward, clip, AdamW; rank 16 on every projection, the recipe's dropout.
+    Train,
+}
+
+/// How much of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// In a pack.
+    pub tokens: usize,
+    /// In a text.
+    pub length: usize,
+    /// bf16 weights packed for the CPU's micro-kernels.
+    pub panels: bool,
+    /// Keep only the inputs of blocks.
+    pub recompute: bool,
+}
+
+/// A model and where its weights come from.
+pub struct Model {
+    /// As it was asked for.
+    pub name: String,
+    config: Config,
+    files: Option<ModelFiles>,
+}
+
+const RANK: usize = 16;
+/// Of normal numbers that random weights repeat; a prime, as in the cases.
+const DRAWN: usize = 1_000_003;
+
+impl Model {
+    /// Of a folder, or of the local Hugging Face cache.
+    pub fn open(name: &str) -> Result<Model> {
+        let dir = hf::model_dir(name)?;
+        let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
+        let (files, _) = ModelFiles::open(&dir, &config, &[])?;
+        Ok(Model { name: name.into(), config, files: Some(files) })
+    }
+
+    /// Random weights in a known shape.
+    pub fn random(name: &str) -> Result<Model> {
+        let Some(shape) = SHAPES.iter().find(|s| s.name.eq_ignore_ascii_case(name)) else {
+            let names = SHAPES.map(|s| s.name).join(", ");
+            return Err(Error::Usage(format!("--shape {name}: expected one of {names}")));
+        };
+        let config = Config::parse(&json!({
+            "model_type": "llama", "hidden_size": shape.width, "intermediate_size": shape.feed_forward,
+            "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads.query,
+            "num_key_value_heads": shape.heads.key, "head_dim": shape.heads.width, "vocab_size": shape.vocab,
+        }))?;
+        Ok(Model { name: format!("{}, random", shape.name), config, files: None })
+    }
+
+    /// Leaves out layers from behind.
+    pub fn cut(&mut self, layers: usize) -> Result<()> {
+        if !(1..=self.config.layers).contains(&layers) {
+            return Err(Error::Usage(format!("--layers {layers}: the model has {}", self.config.layers)));
+        }
+        self.name += &format!(", {layers} of {} layers", self.config.layers);
+        self.config.layers = layers;
+        Ok(())
+    }
+
+    /// Multiplications and additions of the matrix products and of attention, both ways where it learns; adapters left out.
+    fn flops(&self, task: Task, size: Size) -> u64 {
+        let (c, texts) = (&self.config, size.tokens / size.length);
+        let weights: usize = c.projections().iter().map(|p| p.rows * p.cols).sum();
+        let linear = 2 * weights * size.tokens;
+        let attention = 4 * c.heads.query * c.heads.width * size.length * size.length * texts;
+        let (linears, attentions) = match (task, size.recompute) {
+            (Task::Encode, _) => (1.0, 1.0),
+            // Frozen weights have no gradient of their own.
+            (Task::Train, false) => (2.0, 3.5),
+            (Task::Train, true) => (3.0, 4.5),
+        };
+        (c.layers as f64 * (linears * linear as f64 + attentions * attention as f64)) as u64
+    }
+}
+
+/// Times a task; the roof's product in between.
+pub fn measure(
+    device: &Device,
+    model: &Model,
+    task: Task,
+    size: Size,
+    settings: Settings,
+) -> Result<(Row, Roof)> {
+    if size.length == 0 || size.tokens < 2 * size.length || size.tokens > 1 << 20 {
+        let what = format!(
+            "--tokens {} --length {}: expected at least two texts, and at most 2^20 tokens",
+            size.tokens, size.length
+        );
+        return Err(Error::Usage(what));
+    }
+    let size = Size { tokens: size.tokens / (2 * size.length) * 2 * size.length, ..size };
+    let mut runner: Box<dyn FnMut() -> Result<()>> = match task {
+        Task::Encode => Box::new(encoder(device, model, size)?),
+        Task::Train => Box::new(trainer(device, model, size)?),
+    };
+    runner()?;
+    let (operands, mut clock, mut samples) = (Operands::new(device), Clock::new(device)?, Vec::new());
+    let cases = bounds(device);
+    let mut bounds = Bounds::new(&operands, &cases);
+    for _ in 0..settings.rounds {
+        bounds.sample(&mut clock, settings.samples)?;
+        for _ in 0..settings.samples {
+            let start = Instant::now();
+            runner()?;
+            samples.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let (time, roof, flops) = (Spread::of(&samples), bounds.roof(device), model.flops(task, size));
+    let share = roof.flops_per_second.zip(time).map(|(rate, t)| flops as f64 / rate / t.median);
+    let kept = if size.recompute && task == Task::Train { ", recomputed" } else { "" };
+    let packed = if size.panels { ", bf16 panels" } else { "" };
+    let row = Row {
+        op: if task == Task::Encode { "encode" } else { "train" }.into(),
+        label: format!(
+            "{}{packed}, {} texts of {} tokens{kept}",
+            model.name,
+            size.tokens / size.length,
+            size.length
+        ),
+        flops,
+        tokens: Some(size.tokens as u64),
+        time,
+        share,
+        ..Row::default()
+    };
+    Ok((row, roof))
+}
+
+fn storage(size: Size) -> Storage {
+    if size.panels { Storage::Panels } else { Storage::Real }
+}
+
+/// Random ids, and where each text starts.
+fn texts(model: &Model, size: Size) -> (Vec<i32>, Vec<i32>) {
+    let vocab = model.config.vocab as f64;
+    let id = |x: f64| ((x.abs() * 0.37).fract() * vocab) as i32;
+    let ids = normal(3, size.tokens).into_iter().map(id).collect();
+    (ids, (0..=size.tokens).step_by(size.length).map(|at| at as i32).collect())
+}
+
+fn load(model: &Model, weights: &mut Weights) -> Result<()> {
+    match &model.files {
+        Some(files) => weights.load(&model.config, files),
+        None => weights.load(&model.config, &Random::new(&model.config)),
+    }
+}
+
+fn encoder(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() -> Result<()>> {
+    let Size { tokens, length, .. } = size;
+    let buffers = |arena: &mut Arena| {
+        let weights = Weights::new(arena, &model.config, storage(size));
+        let rope = RopeTables::new(arena, &model.config, length);
+        let state = State::new(arena, &model.config, tokens, 0, Keep::Nothing);
+        arena.group("vectors");
+        let pooled = arena.statistic(&[tokens / length, model.config.width]);
+        (weights, rope, state, pooled)
+    };
+    fits(device, |arena| {
+        buffers(arena);
+    })?;
+    let mut arena = Arena::new(device);
+    let (mut weights, rope, mut state, mut pooled) = buffers(&mut arena);
+    load(model, &mut weights)?;
+    let (ids, starts) = texts(model, size);
+    let spans: Vec<i32> = starts.windows(2).flat_map(|w| [w[0], w[1]]).collect();
+    let spans = ints(device, &[tokens / length, 2], &spans)?;
+    let (device, config) = (device.clone(), model.config.clone());
+    Ok(move || {
+        state.set_batch(&ids, &starts)?;
+        let (device, config, weights, rope) = (&device, &config, &weights, &rope);
+        Decoder { device, config, weights, rope, mask: Mask::Full, noise: None }.forward(&mut state)?;
+        pool_fwd(device, &mut pooled, &state.hidden, &spans, Pooling::Mean)?;
+        // Waits for the device, as whoever wants vectors does.
+        pooled.to_host().map(|_| ())
+    })
+}
+
+fn ints(device: &Device, shape: &[usize], values: &[i32]) -> Result<Tensor> {
+    let mut t = Tensor::zeros(DType::I32, shape);
+    t.host_mut()?.copy_from_slice(values);
+    match device {
+        Device::Cpu(_) => Ok(t),
+        Device::Gpu(gpu) => t.to_gpu(gpu, DType::I32),
+    }
+}
+
+fn fits(device: &Device, build: impl FnOnce(&mut Arena)) -> Result<()> {
+    let mut arena = Arena::planning(device);
+    build(&mut arena);
+    arena.check("fewer --tokens or --layers, or --recompute")
+}
+
+fn trainer(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() -> Result<()>> {
+    let Size { tokens, length, .. } = size;
+    let (config, queries) = (&model.config, tokens / length / 2);
+    let deltas = adapters(config);
+    let size_of = learner::Size {
+        tokens,
+        positions: length,
+        rank: RANK,
+        keep: if size.recompute { Keep::Streams } else { Keep::All },
+        storage: storage(size),
+        head: Head::None,
+    };
+    let buffers = |arena: &mut Arena| {
+        let delta = |_, module: &str| deltas.iter().find(|(m, _)| *m == module).map(|(_, d)| d);
+        let learner = Learner::new(arena, config, Mask::Full, size_of, delta);
+        (learner, Contrastive::new(arena, config.width, queries, queries, 2 * queries))
+    };
+    fits(device, |arena| {
+        buffers(arena);
+    })?;
+    let mut arena = Arena::new(device);
+    let (mut learner, mut loss) = buffers(&mut arena);
+    load(model, &mut learner.weights)?;
+    let (ids, _) = texts(model, size);
+    let half = ids[..tokens / 2]
+        .chunks(length)
+        .map(|ids| Sequence { ids: ids.iter().map(|&id| id as u32).collect(), span: 0..length });
+    let half: Vec<Sequence> = half.collect();
+    let batch = Batch { sequences: [half.clone(), half].concat(), queries, same: None };
+    let rule = Rule { pooling: Pooling::Mean, loss: InfoNce { scale: 20.0, margin: None }, chunk: 0 };
+    let mut step = 0;
+    Ok(move || {
+        step += 1;
+        let noise = Noise { attention: 0.3, lora: 0.05, seed: 1, step, first: 0 };
+        loss.learn(&mut learner, &batch, rule, Some(&noise), 1.0)?;
+        let step = u64::from(step);
+        let by = AdamW { rate: 3e-5, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, step };
+        learner.update(by, 1.0).map(|_| ())
+    })
+}
+
+/// One random pair for each kind of projection; all layers begin with the same.
+fn adapters(config: &Config) -> Vec<(&'static str, Delta)> {
+    let some = |n: usize, scale: f64| -> Vec<f32> {
+        let drawn = normal(n as u64, n.min(DRAWN));
+        drawn.iter().cycle().take(n).map(|x| (x * scale) as f32).collect()
+    };
+    let pair = |p: &crate::model::config::Projection| {
+        let a = some(RANK * p.cols, (p.cols as f64).powf(-0.5));
+        (p.module, Delta { scale: 2.0, rank: RANK, a, b: some(p.rows * RANK, 0.01) })
+    };
+    config.projections().iter().map(pair).collect()
+}
+
+/// A checkpoint of random bf16 numbers: matrices share one array, vectors another.
+struct Random<'a> {
+    config: &'a Config,
+    matrix: Vec<u8>,
+    vector: Vec<u8>,
+}
+
+impl Random<'_> {
+    fn new(config: &Config) -> Random<'_> {
+        let matrices = config.projections().map(|p| p.rows * p.cols);
+        let most = matrices.into_iter().max().unwrap_or(0).max(config.vocab * config.width);
+        // How Llama's weights start.
+        let drawn: Vec<[u8; 2]> =
+            normal(1, DRAWN).iter().map(|x| bf16::from_f64(0.02 * x).to_le_bytes()).collect();
+        let matrix = drawn.iter().cycle().take(most).flatten().copied().collect();
+        let vector = bf16::ONE.to_le_bytes().repeat(config.heads.columns().max(config.width));
+        Random { config, matrix, vector }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let c = self.config.width;
+        if name.ends_with("norm.weight") {
+            return Some(vec![c]);
+        }
+        let projection = self.config.projections().into_iter().find(|p| name.contains(p.module));
+        match projection {
+            Some(p) if name.ends_with("bias") => Some(vec![p.rows]),
+            Some(p) => Some(vec![p.rows, p.cols]),
+            None => name.contains("embed_tokens").then(|| vec![self.config.vocab, c]),
+        }
+    }
+}
+
+impl Source for Random<'_> {
+    fn tensor(&self, name: &str) -> Result<Raw<'_>> {
+        let missing = || Error::Unsupported(format!("a random model has no {name}"));
+        let shape = self.shape(name).ok_or_else(missing)?;
+        let all = if shape.len() == 1 { &self.vector } else { &self.matrix };
+        let data = &all[..2 * shape.iter().product::<usize>()];
+        Ok(Raw { name: "random", dtype: DType::Bf16, shape, data })
+    }
+
+    fn deltas(&self, _: usize, _: &str) -> Vec<&Delta> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,311 @@
+//! `llm2vec bench`: how long things take here, and how long they could.
+
+use crate::bench::cases::{self, Case, large::large};
+use crate::bench::measure::{self, Settings};
+use crate::bench::record::Record;
+use crate::bench::rival::{self, Python};
+use crate::bench::table::Form;
+use crate::bench::whole::{self, Model, Size, Task};
+use crate::cli::{print, say};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::format::atomic;
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Time ops and whole models; against PyTorch where it is installed.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  llm2vec bench ops --filter attention
+  llm2vec bench ops --device cuda --against pytorch --output ops.md --output ops.json
+  llm2vec bench ops --device emulated --filter rmsnorm       what kernels cost, counted: no GPU needed
+  llm2vec bench encode --shape Mistral-7B --device cuda
+  llm2vec bench train -m DIR --tokens 2048 --length 64
+  llm2vec bench report results > table.md")]
+pub struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Ops(Box<Ops>),
+    Encode(Whole),
+    Train(Whole),
+    Report(Report),
+}
+
+/// Every op of the case table, or at the sizes of real models: time, GB/s, TFLOP/s, share of the measured roof.
+///
+/// The roof is a copy and a plain product, timed in the same run. On the emulator costs are counted, not timed.
+#[derive(Args)]
+struct Ops {
+    /// Only cases whose op and sizes hold all these words
+    #[arg(long, env = "LLM2VEC_FILTER", value_name = "WORDS", default_value = "")]
+    filter: String,
+    /// table: the tests' own; large: a layer of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B, Llama-3-8B [default: large on cuda]
+    #[arg(long, env = "LLM2VEC_CASES", value_name = "SET")]
+    cases: Option<Set>,
+    /// Tokens in a pack of the large cases
+    #[arg(long, env = "LLM2VEC_TOKENS", value_name = "N", default_value_t = 16384)]
+    tokens: usize,
+    /// Print the cases and run none
+    #[arg(long, value_name = "FORM")]
+    list: Option<ListForm>,
+    /// Time another library's ways as well, in turn with ours
+    #[arg(long, env = "LLM2VEC_AGAINST", value_name = "LIBRARY")]
+    against: Option<Library>,
+    /// A Python that has torch
+    #[arg(long, env = "LLM2VEC_PYTHON", value_name = "PROGRAM", default_value = "python3")]
+    python: String,
+    /// PyTorch: torch.compile as well (compiles every case once, which takes long)
+    #[arg(long)]
+    compile: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every bench takes.
+#[derive(Args)]
+struct Common {
+    /// auto, cpu, cuda[:N] or emulated[:80|:90]
+    #[arg(long, env = "LLM2VEC_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// Times through all cases; 0 runs each once and times none
+    #[arg(long, env = "LLM2VEC_ROUNDS", value_name = "N", default_value_t = 5)]
+    rounds: usize,
+    /// Times that a case is timed in a round
+    #[arg(long, env = "LLM2VEC_SAMPLES", value_name = "N", default_value_t = 5)]
+    samples: usize,
+    /// FILE.md, .json, .csv or .txt; repeat for several. The table goes to stdout in any case
+    #[arg(short, long, env = "LLM2VEC_OUTPUT", value_delimiter = ',', value_name = "FILE")]
+    output: Vec<PathBuf>,
+    /// No progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Set {
+    Table,
+    Large,
+    All,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ListForm {
+    Json,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Library {
+    Pytorch,
+}
+
+/// Tokens per second of a whole pass of a model, real or random: encoding packs, or a step of SimCSE with its optimiser.
+#[derive(Args)]
+struct Whole {
+    /// Random weights in the shape of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B or Llama-3-8B
+    #[arg(
+        long,
+        env = "LLM2VEC_SHAPE",
+        value_name = "NAME",
+        conflicts_with = "model",
+        required_unless_present = "model"
+    )]
+    shape: Option<String>,
+    /// Model folder, or a name in the local Hugging Face cache
+    #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
+    model: Option<String>,
+    /// Only the first N layers
+    #[arg(long, env = "LLM2VEC_LAYERS", value_name = "N")]
+    layers: Option<usize>,
+    /// Tokens in a pack, of random ids
+    #[arg(long, env = "LLM2VEC_TOKENS", value_name = "N", default_value_t = 16384)]
+    tokens: usize,
+    /// Tokens in a text
+    #[arg(long, env = "LLM2VEC_LENGTH", value_name = "N", default_value_t = 128)]
+    length: usize,
+    /// On the CPU: weights packed as bf16, as `encode --dtype bf16` has them
+    #[arg(long)]
+    bf16: bool,
+    /// train: keep only the input of every block
+    #[arg(long)]
+    recompute: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// The Markdown tables of a folder of results, as the README has them.
+#[derive(Args)]
+struct Report {
+    /// Where the .json files of `bench --output` and of the packed runner are
+    folder: PathBuf,
+}
+
+impl Bench {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        match self.what {
+            What::Ops(ops) => ops.run(),
+            What::Encode(whole) => whole.run(Task::Encode),
+            What::Train(whole) => whole.run(Task::Train),
+            What::Report(report) => report.run(),
+        }
+    }
+}
+
+impl Common {
+    fn settings(&self) -> Result<Settings> {
+        if !(1..=100_000).contains(&self.samples) || self.rounds > 100_000 {
+            let what = format!(
+                "--rounds {} --samples {}: expected at most 100000, and 1 sample",
+                self.rounds, self.samples
+            );
+            return Err(Error::Usage(what));
+        }
+        self.output.iter().try_for_each(|file| Form::of(file).map(|_| ()))?;
+        Ok(Settings { rounds: self.rounds, samples: self.samples })
+    }
+
+    fn progress(&self) -> impl Fn(String) {
+        let quiet = self.quiet;
+        move |line| {
+            if !quiet {
+                say(line);
+            }
+        }
+    }
+
+    /// To stdout and to every file; an error if a case failed.
+    fn publish(&self, record: &Record) -> Result<()> {
+        for file in &self.output {
+            atomic::write(file, record.render(Form::of(file)?).as_bytes())?;
+        }
+        print(&record.render(Form::Text))?;
+        let failed: Vec<_> = record.rows.iter().filter(|r| r.failed).collect();
+        match failed.first() {
+            None => Ok(()),
+            Some(row) => Err(Error::Device(format!(
+                "{} of {} cases failed; {} {}: {}",
+                failed.len(),
+                record.rows.len(),
+                row.op,
+                row.label,
+                row.note.as_deref().unwrap_or_default()
+            ))),
+        }
+    }
+}
+
+impl Ops {
+    fn run(self) -> Result<()> {
+        let cases = self.selected()?;
+        if self.list.is_some() {
+            return print(&format!("{:#}\n", rival::list(&cases)));
+        }
+        let settings = self.common.settings()?;
+        let device = Device::by_name(&self.common.device)?;
+        let say = self.common.progress();
+        let mut record = Record::new("ops", &device, std::env::args().collect());
+        if let (Some(gpu), true) = (measure::gpu(&device), self.common.device.starts_with("emulated")) {
+            if self.against.is_some() {
+                return Err(Error::Usage(
+                    "--against: the emulator counts and times nothing; use --device cpu or cuda".into(),
+                ));
+            }
+            record.rows = measure::costs(gpu, &cases, &say)?;
+            return self.common.publish(&record);
+        }
+        let mut python = match self.against {
+            Some(Library::Pytorch) => {
+                Some(Python::start(&self.python, &cases, self.ordinal(&device), self.compile)?)
+            }
+            None => None,
+        };
+        record.rival = python.as_ref().map(|p| p.name.clone());
+        let (rows, roof) = measure::ops(&device, &cases, settings, python.as_mut(), &say)?;
+        (record.rows, record.roof) = (rows, Some(roof));
+        self.common.publish(&record)
+    }
+
+    fn selected(&self) -> Result<Vec<Case>> {
+        if !(1..=1 << 20).contains(&self.tokens) {
+            return Err(Error::Usage(format!("--tokens {}: expected 1 to {}", self.tokens, 1 << 20)));
+        }
+        let default = if self.common.device.starts_with("cuda") { Set::Large } else { Set::Table };
+        let set = self.cases.unwrap_or(default);
+        let table = (set != Set::Large).then(cases::all).into_iter().flatten();
+        let large = (set != Set::Table).then(|| large(self.tokens)).into_iter().flatten();
+        let words: Vec<&str> = self.filter.split_whitespace().collect();
+        let wanted = |case: &Case| {
+            let name = format!("{} {}", case.op, case.label);
+            words.iter().all(|word| name.contains(word))
+        };
+        let cases: Vec<Case> = table.chain(large).filter(wanted).collect();
+        match cases.is_empty() {
+            true => Err(Error::Usage(format!("--filter \"{}\": no case has all these words", self.filter))),
+            false => Ok(cases),
+        }
+    }
+
+    /// The number of the GPU, which PyTorch is to take as well.
+    fn ordinal(&self, device: &Device) -> Option<usize> {
+        let number = self.common.device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+        measure::gpu(device).map(|_| number.unwrap_or(0))
+    }
+}
+
+impl Whole {
+    fn run(self, task: Task) -> Result<()> {
+        let settings = self.common.settings()?;
+        let device = self.device()?;
+        let mut model = match (&self.model, &self.shape) {
+            (Some(dir), _) => Model::open(dir)?,
+            (None, shape) => Model::random(shape.as_deref().unwrap_or_default())?,
+        };
+        if let Some(layers) = self.layers {
+            model.cut(layers)?;
+        }
+        let (kind, load) = match task {
+            Task::Encode => ("encode", "whole packs"),
+            Task::Train => ("train", "whole steps"),
+        };
+        let size =
+            Size { tokens: self.tokens, length: self.length, panels: self.bf16, recompute: self.recompute };
+        let mut record = Record::new(kind, &device, std::env::args().collect());
+        self.common.progress()(format!("{load} of {}: loading", model.name));
+        let (row, roof) = whole::measure(&device, &model, task, size, settings)?;
+        (record.rows, record.roof) = (vec![row], Some(roof));
+        self.common.publish(&record)
+    }
+
+    fn device(&self) -> Result<Device> {
+        match self.common.device.starts_with("emulated") {
+            true => Err(Error::Usage(
+                "--device emulated: the emulator counts ops and times nothing; see bench ops".into(),
+            )),
+            false => Device::by_name(&self.common.device),
+        }
+    }
+}
+
+impl Report {
+    fn run(self) -> Result<()> {
+        let entries = std::fs::read_dir(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
+        let mut files: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+        files.retain(|f| f.extension().is_some_and(|e| e == "json"));
+        files.sort();
+        if files.is_empty() {
+            return Err(Error::file(&self.folder, "holds no .json file of `llm2vec bench`"));
+        }
+        for file in files {
+            let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+            let record: Record = serde_json::from_str(&text)
+                .map_err(|e| Error::file(&file, format!("is no result of `llm2vec bench`: {e}")))?;
+            let name = file.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            print(&format!("### {name}\n\n{}\n", record.render(Form::Markdown)))?;
+        }
+        Ok(())
+    }
+}

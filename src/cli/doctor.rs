@@ -1,0 +1,145 @@
+//! `llm2vec doctor`: what this machine and this build have to compute with.
+
+use crate::bench::record::driver;
+use crate::cli::print;
+use crate::device::{Device, bf16, cuda, images};
+use crate::error::Result;
+use crate::kernels;
+use crate::memory::gib;
+use clap::Args;
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// Look at this machine and this build: threads, memory, GPUs, driver, kernels; a hint for all that is missing.
+#[derive(Args)]
+#[command(after_help = "Example:\n  llm2vec doctor --json | grep WARN")]
+pub struct Doctor {
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// One look; with a hint where something is missing that could be there.
+#[derive(Serialize)]
+struct Finding {
+    name: &'static str,
+    status: &'static str,
+    what: String,
+    hint: Option<&'static str>,
+}
+
+impl Doctor {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        let findings =
+            [threads(), vectors(), memory(), gpus(), driver_version(), built(), runnable(), emulator()];
+        let line = |f: &Finding| match (self.json, f.hint) {
+            (true, _) => serde_json::to_string(f).unwrap_or_default() + "\n",
+            (_, None) => format!("{}  {:<9} {}\n", f.status, f.name, f.what),
+            (_, Some(hint)) => format!("{}  {:<9} {}; {hint}\n", f.status, f.name, f.what),
+        };
+        print(&findings.iter().map(line).collect::<String>())
+    }
+}
+
+fn pass(name: &'static str, what: String) -> Finding {
+    Finding { name, status: "PASS", what, hint: None }
+}
+
+fn warn(name: &'static str, what: String, hint: &'static str) -> Finding {
+    Finding { name, status: "WARN", what, hint: Some(hint) }
+}
+
+fn threads() -> Finding {
+    let (used, cores) =
+        (rayon::current_num_threads(), std::thread::available_parallelism().map_or(1, usize::from));
+    let what = format!("{used} of {cores} cores");
+    match used < cores {
+        true => warn("threads", what, "a larger --threads uses all"),
+        false => pass("threads", what),
+    }
+}
+
+fn vectors() -> Finding {
+    match bf16::native() {
+        Some(name) => pass("cpu", format!("{name} for --dtype bf16")),
+        None => warn("cpu", "no bf16 instructions".into(), "--dtype bf16 saves memory here, not time"),
+    }
+}
+
+fn memory() -> Finding {
+    match Device::cpu().available() {
+        Some(bytes) => pass("memory", format!("{} GiB available", gib(bytes))),
+        None => warn(
+            "memory",
+            "this system does not say what is available".into(),
+            "plans are not checked against it",
+        ),
+    }
+}
+
+fn gpus() -> Finding {
+    let hint = "everything runs on the CPU; for a GPU install NVIDIA's driver";
+    match cuda::gpus() {
+        Ok(list) if list.is_empty() => warn("gpu", "the driver sees none".into(), hint),
+        Ok(list) => {
+            let one = |g: &cuda::Description| {
+                let (major, minor) = g.capability;
+                format!("{} (sm_{major}{minor}, {} GiB)", g.name, gib(g.memory as u64))
+            };
+            pass("gpu", list.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
+        Err(why) => warn("gpu", why, hint),
+    }
+}
+
+fn driver_version() -> Finding {
+    match driver() {
+        Some(version) => pass("driver", version),
+        None => warn("driver", "no NVIDIA kernel module".into(), "it comes with NVIDIA's driver"),
+    }
+}
+
+const BUILD: &str = "set NVCC or CUDA_HOME, or run kernels/install_nvcc.sh, and build again";
+
+fn built() -> Finding {
+    let Some(version) = option_env!("LLM2VEC_NVCC") else {
+        return warn("kernels", "none in this build: nvcc was not found".into(), BUILD);
+    };
+    let files = kernels::FILES;
+    let count: usize = files.iter().map(|f| f.kernels.len()).sum();
+    let targets: BTreeSet<&str> = files.iter().flat_map(|f| f.images).map(|i| i.target).collect();
+    let targets: Vec<&str> = targets.into_iter().collect();
+    pass("kernels", format!("{count} in {} files by nvcc {version}, for {}", files.len(), targets.join(", ")))
+}
+
+/// Whether every portable file has an image for every GPU that is there.
+fn runnable() -> Finding {
+    let gpus = cuda::gpus().unwrap_or_default();
+    let portable = || kernels::FILES.iter().filter(|f| !f.stem.contains("_sm") && !f.images.is_empty());
+    let lacks = |g: &&cuda::Description| portable().any(|f| images::choose(f.images, g.capability).is_none());
+    match gpus.iter().find(lacks) {
+        _ if gpus.is_empty() => warn("images", "no GPU to choose for".into(), "see gpu above"),
+        _ if portable().next().is_none() => warn("images", "none".into(), BUILD),
+        Some(g) => warn(
+            "images",
+            format!("{} runs none of those above", g.name),
+            "sm_80 is the oldest that is built for",
+        ),
+        None => {
+            let of = |g: &cuda::Description| {
+                portable().filter_map(|f| images::choose(f.images, g.capability)).map(|i| i.target).next()
+            };
+            let chosen: Vec<&str> = gpus.iter().filter_map(of).collect();
+            pass("images", format!("chosen: {}", chosen.join(", ")))
+        }
+    }
+}
+
+fn emulator() -> Finding {
+    let ptx = kernels::FILES.iter().flat_map(|f| f.images).filter(|i| i.target.starts_with("compute_"));
+    match ptx.count() {
+        0 => warn("emulator", "no PTX in this build".into(), BUILD),
+        n => pass("emulator", format!("{n} files of PTX: --device emulated runs them on the CPU, checked")),
+    }
+}

@@ -1,0 +1,489 @@
+//! Bulk copies: what they move, when it arrives, and who hears of it. Also `st.async`, `red.async`, and `cp.async`
+//! that an mbarrier awaits.
+//!
+//! A copy is checked when it is issued. It arrives then ("early") or, late, when somebody waits for it: a load when its
+//! mbarrier's phase would be over with it, a store's reads at `wait_group.read`, its writes at `wait_group` or at the
+//! end of the launch.
+
+use super::access::{Run, Where};
+use super::mbarrier::{Mbar, What};
+use super::memory::{Memory, State};
+use super::proxy::Behalf;
+use super::ptx::{Addr, LANES, Lanes, Rmw, Space, Src, Ty};
+use super::race::Agent;
+use super::report::{Fault, Kind};
+use super::rmw::modify;
+use super::step::Context;
+use super::warp::{Copy, Warp, lanes};
+
+/// One end of a bulk copy.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// Global memory.
+    Global(Addr),
+    /// Shared memory of the cluster.
+    Shared(Addr),
+    /// A box of a tensor: the map's address, and coordinates.
+    Box(Addr, Vec<Src>),
+    /// Registers of a type.
+    Registers(Vec<Src>, Ty),
+}
+
+/// A bulk copy as an instruction.
+#[derive(Clone, Debug)]
+pub struct Bulk {
+    /// From where.
+    pub from: End,
+    /// To where.
+    pub to: End,
+    /// Bytes, unless the other operands say it.
+    pub size: Option<Src>,
+    /// The mbarrier that is told; none: the thread's bulk group is.
+    pub mbarrier: Option<Addr>,
+    /// Ranks that get it, a bit for each.
+    pub mask: Option<Src>,
+    /// Added, or the like, to what is there. A tensor's elements have their own type.
+    pub reduce: Option<(Rmw, Option<Ty>)>,
+}
+
+/// Bytes of a copy that lie together at both ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Zeros if nowhere.
+    pub from: Option<usize>,
+    /// Offsets in the regions at both ends.
+    pub to: usize,
+    /// How many.
+    pub bytes: usize,
+}
+
+/// A copy under way.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    /// The instruction and thread (of the block) that issued it.
+    pub pc: u32,
+    /// The block's number.
+    pub block: u32,
+    /// The thread.
+    pub thread: u32,
+    /// Where the bytes are from.
+    pub from: Where,
+    /// Regions that get it, all at the same offsets.
+    pub to: Vec<Where>,
+    /// What lies together.
+    pub pieces: Vec<Piece>,
+    /// What the pieces hold, one behind the other, once that is read.
+    data: Option<Vec<u8>>,
+    /// How it joins what is there, if not in its place.
+    pub reduce: Option<(Rmw, Ty)>,
+    /// The mbarrier's offset in the regions.
+    pub mbarrier: Option<usize>,
+    /// Bytes that the mbarrier counts.
+    pub bytes: usize,
+    /// Arrivals that it counts.
+    pub arrivals: u32,
+}
+
+/// A lane's bulk groups.
+#[derive(Clone, Debug, Default)]
+pub struct Groups {
+    open: Vec<Flight>,
+    /// Committed, oldest first.
+    closed: Vec<Vec<Flight>>,
+    /// Groups that are wholly over.
+    over: u32,
+}
+
+impl Groups {
+    /// Those whose bytes have not all arrived.
+    pub fn flights(&self) -> impl Iterator<Item = &Flight> {
+        self.closed.iter().flatten().chain(&self.open)
+    }
+
+    /// `cp.async.bulk.commit_group`
+    pub fn commit(&mut self) {
+        self.closed.push(std::mem::take(&mut self.open));
+    }
+
+    fn number(&self) -> u32 {
+        self.over + self.closed.len() as u32 + 1
+    }
+}
+
+impl Flight {
+    /// Whether it still reads shared memory of a rank, or has yet to write there.
+    pub fn uses(&self, rank: usize) -> bool {
+        self.data.is_none() && self.from == Where::Shared(rank) || self.to.contains(&Where::Shared(rank))
+    }
+
+    /// Writes what has been read; only global memory is left to be written.
+    pub fn flush(&mut self, memory: &mut Memory) {
+        let (Some(data), Some(Where::Global(region))) = (self.data.take(), self.to.pop()) else { return };
+        let region = &mut memory.regions[region];
+        if !region.freed {
+            write(&mut region.data, &mut region.state, &self.pieces, &data, self.reduce);
+        }
+    }
+}
+
+fn write(to: &mut [u8], state: &mut [State], pieces: &[Piece], data: &[u8], reduce: Option<(Rmw, Ty)>) {
+    let mut at = 0;
+    for piece in pieces {
+        let (range, new) = (piece.to..piece.to + piece.bytes, &data[at..at + piece.bytes]);
+        at += piece.bytes;
+        state[range.clone()].fill(State::Written);
+        let to = &mut to[range];
+        let Some((f, ty)) = reduce else {
+            to.copy_from_slice(new);
+            continue;
+        };
+        let size = ty.size();
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
+        for (old, new) in to.chunks_exact_mut(size).zip(new.chunks_exact(size)) {
+            let value = modify(f, ty, word(old), word(new), 0);
+            old.copy_from_slice(&value.to_le_bytes()[..size]);
+        }
+    }
+}
+
+impl Context<'_> {
+    /// Runs a bulk copy for its lanes.
+    pub fn bulk(&mut self, warp: &mut Warp, run: &Run<'_>, op: &Bulk) -> Result<(), Box<Fault>> {
+        let size = op.size.map(|s| warp.get(run.frame, s, &self.module.consts));
+        let mask = op.mask.map(|s| warp.get(run.frame, s, &self.module.consts));
+        let address = |this: &Self, warp: &Warp, end: &End| match end {
+            End::Global(addr) | End::Shared(addr) | End::Box(addr, _) => this.addresses(warp, run, addr),
+            End::Registers(s, _) => this.known(warp, run, s).map(|()| [0; LANES]),
+        };
+        let (from, to) = (address(self, warp, &op.from)?, address(self, warp, &op.to)?);
+        let bar = op.mbarrier.map(|m| self.addresses(warp, run, &m)).transpose()?;
+        for lane in lanes(run.exec) {
+            let at = |l: &Option<Lanes>| l.as_ref().map(|l| l[lane]);
+            let ends = (from[lane], to[lane]);
+            let mut flight = self.flight(warp, run, lane, op, ends, at(&size).map(|s| s as u32 as usize))?;
+            if let Some(mask) = at(&mask) {
+                flight.to = self.ranks(warp, run, lane, mask as u16)?;
+            }
+            self.send(warp, run, lane, op, flight, at(&bar))?;
+        }
+        warp.clock.own[warp.index as usize] += 1;
+        Ok(())
+    }
+
+    /// A finding about a copy.
+    pub fn wrong(&self, warp: &Warp, run: &Run<'_>, lane: usize, what: String) -> Box<Fault> {
+        self.fault(Kind::Access, warp, lane, run.inst, what)
+    }
+
+    /// The ranks of a multicast.
+    fn ranks(&self, warp: &Warp, run: &Run<'_>, lane: usize, mask: u16) -> Result<Vec<Where>, Box<Fault>> {
+        let there = self.cluster.left.len();
+        let ranks: Vec<usize> = (0..16).filter(|r| mask >> r & 1 == 1).collect();
+        if ranks.is_empty() || ranks.iter().any(|r| *r >= there) {
+            let what = format!("multicast to ranks {ranks:?} of a cluster of {there} blocks");
+            return Err(self.wrong(warp, run, lane, what));
+        }
+        if let Some(rank) = ranks.iter().find(|r| self.cluster.left[**r]) {
+            let what = format!("multicast to rank {rank} of the cluster, whose block has left");
+            return Err(self.wrong(warp, run, lane, what));
+        }
+        Ok(ranks.into_iter().map(Where::Shared).collect())
+    }
+
+    /// What an instruction moves for a lane.
+    fn flight(
+        &mut self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        op: &Bulk,
+        (from, to): (u64, u64),
+        size: Option<usize>,
+    ) -> Result<Flight, Box<Fault>> {
+        let (pc, block, thread) = (run.pc, warp.clock.block, warp.index * LANES as u32 + lane as u32);
+        let none = Where::Local(0);
+        let reduce = op.reduce.map(|(f, ty)| (f, ty.unwrap_or(Ty::U32)));
+        let mut flight = Flight {
+            pc,
+            block,
+            thread,
+            from: none,
+            to: vec![none],
+            pieces: Vec::new(),
+            data: None,
+            reduce,
+            mbarrier: None,
+            bytes: size.unwrap_or(0),
+            arrivals: 0,
+        };
+        match (&op.from, &op.to) {
+            (End::Box(_, coords), _) => self.load_box(warp, run, lane, (from, to, coords), &mut flight)?,
+            (_, End::Box(_, coords)) => self.store_box(warp, run, lane, (to, from, coords), &mut flight)?,
+            (End::Registers(s, ty), _) => {
+                let value = |s: &Src| warp.look(run.frame, *s, &self.module.consts)[lane].to_le_bytes();
+                let data: Vec<u8> = s.iter().flat_map(|s| value(s)[..ty.size()].to_vec()).collect();
+                let bytes = data.len();
+                (flight.bytes, flight.data) = (bytes, Some(data));
+                let (place, at) = self.end(warp, run, lane, &op.to, to, bytes.next_power_of_two())?;
+                (flight.to, flight.pieces) = (vec![place], vec![Piece { from: None, to: at, bytes }]);
+            }
+            _ => {
+                let bytes = flight.bytes;
+                if bytes == 0 || !bytes.is_multiple_of(16) {
+                    let what =
+                        format!("misaligned: a bulk copy of {bytes} bytes, a multiple of 16 was expected");
+                    return Err(self.wrong(warp, run, lane, what));
+                }
+                let ((a, x), (b, y)) = (
+                    self.end(warp, run, lane, &op.from, from, 16)?,
+                    self.end(warp, run, lane, &op.to, to, 16)?,
+                );
+                (flight.from, flight.to) = (a, vec![b]);
+                flight.pieces = vec![Piece { from: Some(x), to: y, bytes }];
+                self.counts_global(run, &op.from, from, bytes);
+                self.counts_global(run, &op.to, to, bytes);
+            }
+        }
+        Ok(flight)
+    }
+
+    /// Counts a contiguous part in global memory.
+    pub fn counts_global(&mut self, run: &Run<'_>, end: &End, address: u64, bytes: usize) {
+        if bytes > 0 && matches!(end, End::Global(_)) {
+            let count = &mut self.counts[run.pc as usize];
+            count.requests += 1;
+            count.bytes += bytes as u64;
+            count.sectors += (address + bytes as u64 - 1 >> 5) - (address >> 5) + 1;
+        }
+    }
+
+    /// A place in global memory or in the cluster's shared memory, aligned.
+    pub fn end(
+        &mut self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        end: &End,
+        address: u64,
+        align: usize,
+    ) -> Result<(Where, usize), Box<Fault>> {
+        let space = if let End::Shared(_) = end { Space::Cluster } else { Space::Global };
+        let (place, at) = self.find(space, lane, address).map_err(|w| self.bad(warp, lane, run.inst, w))?;
+        if let Where::Local(_) = place {
+            return Err(self.wrong(warp, run, lane, "a bulk copy of local memory".into()));
+        }
+        let at =
+            self.region(&mut [], place).range(at, 1, false).map_err(|w| self.bad(warp, lane, run.inst, w))?;
+        if !at.is_multiple_of(align) {
+            let name = &self.region(&mut [], place).name;
+            let what = format!("misaligned: a bulk copy at {name}+{at}, a multiple of {align} was expected");
+            return Err(self.wrong(warp, run, lane, what));
+        }
+        Ok((place, at))
+    }
+
+    /// Checks a copy, and sends it on its way.
+    fn send(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        lane: usize,
+        op: &Bulk,
+        mut flight: Flight,
+        bar: Option<u64>,
+    ) -> Result<(), Box<Fault>> {
+        let ranks: Vec<usize> =
+            flight.to.iter().filter_map(|w| if let Where::Shared(r) = w { Some(*r) } else { None }).collect();
+        let proxied = !matches!(op.from, End::Registers(..));
+        if let (Some(address), Some(addr)) = (bar, op.mbarrier) {
+            let mbar = Mbar { what: What::Expect { tx: Src::Const(0) }, space: Space::Cluster, addr };
+            let how = (&ranks[..], op.mask.is_some(), proxied);
+            flight.mbarrier = Some(self.signals(warp, run, lane, (&mbar, address), how)?);
+        }
+        let (reads, writes) = match flight.mbarrier.and_then(|at| self.cluster.current(ranks[0], at)) {
+            Some(agent) => (agent, None),
+            None => {
+                let (block, number) = (flight.block, warp.beside.bulk[lane].number());
+                let of = |agent: Agent, this: &mut Self| (this.agents.number(agent), number);
+                let reads = of(Agent::BulkReads(block, flight.thread), self);
+                (reads, Some(of(Agent::BulkWrites(block, flight.thread), self)))
+            }
+        };
+        let behalf = |(agent, time): (u32, u32)| Behalf { warp, lane, agent, time };
+        for (from, bytes) in runs(flight.pieces.iter().filter_map(|p| Some((p.from?, p.bytes)))) {
+            self.proxy_reads(run, &behalf(reads), (flight.from, from as i64), bytes)?;
+        }
+        for place in &flight.to {
+            let agent = match (place, flight.mbarrier, writes) {
+                (Where::Shared(rank), Some(at), _) => self.cluster.current(*rank, at).unwrap_or(reads),
+                (_, _, Some(writes)) => writes,
+                _ => reads,
+            };
+            let strong = flight.reduce.is_some() || !proxied;
+            for (to, bytes) in runs(flight.pieces.iter().map(|p| (p.to, p.bytes))) {
+                let at =
+                    self.proxy_writes(run, &behalf(agent), (*place, to as i64), bytes, (strong, proxied))?;
+                let region = self.region(&mut [], *place);
+                if flight.reduce.is_some() {
+                    region.readable(at, bytes).map_err(|what| self.bad(warp, lane, run.inst, what))?;
+                } else if let Where::Shared(_) = place {
+                    region.mark(at, bytes, State::Bulk);
+                }
+            }
+        }
+        self.cluster.progress += 1;
+        let early = if self.mixed { self.dice.roll(2) == 0 } else { self.early };
+        match flight.mbarrier {
+            Some(_) if early => self.arrive_bulk(flight),
+            Some(at) => {
+                self.cluster.flights.push(flight);
+                ranks.iter().for_each(|rank| self.cluster.changed(*rank, at));
+            }
+            None => {
+                if early {
+                    self.read_bulk(&mut flight);
+                    flight.clone().flush(self.memory);
+                    flight.pieces.clear();
+                }
+                warp.beside.bulk[lane].open.push(flight);
+            }
+        }
+        Ok(())
+    }
+
+    /// The source is read.
+    fn read_bulk(&mut self, flight: &mut Flight) {
+        if flight.data.is_some() {
+            return;
+        }
+        let mut data = Vec::new();
+        for piece in &flight.pieces {
+            match piece.from {
+                Some(at) => data.extend(&self.region(&mut [], flight.from).data[at..at + piece.bytes]),
+                None => data.resize(data.len() + piece.bytes, 0),
+            }
+        }
+        flight.data = Some(data);
+    }
+
+    /// A copy that an mbarrier awaits arrives.
+    fn arrive_bulk(&mut self, mut flight: Flight) {
+        self.read_bulk(&mut flight);
+        let (data, strong) = (flight.data.unwrap_or_default(), flight.reduce.is_some());
+        for place in &flight.to {
+            let (Where::Shared(rank), Some(bar)) = (*place, flight.mbarrier) else { continue };
+            let region = &mut self.cluster.shared[rank];
+            write(&mut region.data, &mut region.state, &flight.pieces, &data, flight.reduce);
+            if let Some(agent) = self.cluster.current(rank, bar) {
+                let races = &mut self.cluster.shared[rank].races;
+                flight.pieces.iter().for_each(|p| races.stamp(p.to, p.bytes, agent, (flight.pc, strong)));
+            }
+            self.cluster.arrives(rank, bar, flight.bytes, flight.arrivals);
+        }
+    }
+
+    /// The first `n` copies under way to an mbarrier arrive.
+    pub fn land(&mut self, rank: usize, at: usize, n: usize) {
+        let which: Vec<usize> = self.cluster.under_way(rank, at).map(|u| u.0).take(n).collect();
+        for (gone, i) in which.into_iter().enumerate() {
+            let flight = self.cluster.flights.remove(i - gone);
+            self.arrive_bulk(flight);
+        }
+    }
+
+    /// `cp.async.mbarrier.arrive`: the lane's copies arrive, and then it does; `counted`: as one of those awaited.
+    pub fn track_copies(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        lane: usize,
+        (rank, at): (usize, usize),
+        counted: bool,
+    ) -> Result<(), Box<Fault>> {
+        let clock = warp.publishes(run.exec);
+        if !self.cluster.joins(rank, at, &clock, !counted) {
+            let what = format!("mbarrier: {}+{at} lacks no arrival in this phase", self.own().name);
+            return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
+        }
+        let thread = warp.index * LANES as u32 + lane as u32;
+        let copies: Vec<Copy> =
+            warp.groups[lane].iter_mut().chain([&mut warp.open[lane]]).flat_map(std::mem::take).collect();
+        let flight = |pc: u32, from: Where, pieces: Vec<Piece>, arrivals: u32| Flight {
+            pc,
+            block: warp.clock.block,
+            thread,
+            from,
+            to: vec![Where::Shared(rank)],
+            pieces,
+            data: None,
+            reduce: None,
+            mbarrier: Some(at),
+            bytes: 0,
+            arrivals,
+        };
+        let mut flights = Vec::new();
+        for copy in copies {
+            let (size, reads) = copy.bytes;
+            let found = self.memory.find(copy.from).map_or((0, 0), |(r, at)| (r, at as usize));
+            let read = Piece { from: Some(found.1), to: copy.to, bytes: reads };
+            let rest = Piece { from: None, to: copy.to + reads, bytes: size - reads };
+            let pieces = [read, rest].into_iter().filter(|p| p.bytes > 0).collect();
+            flights.push(flight(copy.pc, Where::Global(found.0), pieces, 0));
+        }
+        flights.push(flight(run.pc, Where::Local(0), Vec::new(), 1));
+        match self.early {
+            true => flights.into_iter().for_each(|f| self.arrive_bulk(f)),
+            false => {
+                self.cluster.flights.extend(flights);
+                self.cluster.changed(rank, at);
+            }
+        }
+        Ok(())
+    }
+
+    /// A lane waits for its `cp.async` by itself: those that an mbarrier awaits have arrived too.
+    pub fn land_copies(&mut self, warp: &mut Warp, lane: usize) {
+        let (block, thread) = (warp.clock.block, warp.index * LANES as u32 + lane as u32);
+        let ours = |f: &Flight| f.bytes == 0 && f.block == block && f.thread == thread;
+        while let Some(i) = self.cluster.flights.iter().position(ours) {
+            let flight = self.cluster.flights.remove(i);
+            let agent = flight.mbarrier.and_then(|at| self.cluster.current(self.rank, at));
+            if let Some((agent, time)) = agent {
+                warp.clock.heard(agent, time);
+            }
+            self.arrive_bulk(flight);
+        }
+    }
+
+    /// `cp.async.bulk.wait_group`: all but the last `pending` groups of each lane are over, or have read their sources.
+    pub fn bulk_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize, read: bool) {
+        for lane in lanes(run.exec) {
+            let mut groups = std::mem::take(&mut warp.beside.bulk[lane]);
+            let done = groups.closed.len().saturating_sub(pending);
+            groups.closed[..done].iter_mut().flatten().for_each(|f| self.read_bulk(f));
+            let (block, thread) = (warp.clock.block, warp.index * LANES as u32 + lane as u32);
+            let number = groups.over + done as u32;
+            let reads = self.agents.number(Agent::BulkReads(block, thread));
+            warp.clock.heard(reads, number);
+            if !read {
+                groups.closed.drain(..done).flatten().for_each(|mut f| f.flush(self.memory));
+                groups.over = number;
+                let writes = self.agents.number(Agent::BulkWrites(block, thread));
+                warp.clock.heard(writes, number);
+            }
+            warp.beside.bulk[lane] = groups;
+        }
+    }
+}
+
+/// Places as runs, as long as they are.
+fn runs(places: impl Iterator<Item = (usize, usize)>) -> Vec<(usize, usize)> {
+    let mut list: Vec<(usize, usize)> = places.collect();
+    list.sort_unstable();
+    list.dedup_by(|next, run| {
+        let joins = run.0 + run.1 == next.0;
+        run.1 += if joins { next.1 } else { 0 };
+        joins
+    });
+    list
+}

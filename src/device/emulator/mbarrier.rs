@@ -1,0 +1,439 @@
+//! mbarriers: phases, arrivals, bytes on their way, and who waits.
+//!
+//! A failed wait first says so; the next one sleeps until something has happened that could complete the phase, or
+//! until nobody else can run (it may have a time limit). Copies that are late arrive when a wait asks for them a second
+//! time, and only if that completes the phase.
+
+use super::access::{Done, Run, Where};
+use super::cluster::{Cluster, mapped};
+use super::memory::State;
+use super::ptx::{Addr, LANES, Lanes, NONE, Space, Src};
+use super::race::{Agent, Clock, Proxy, Who};
+use super::report::{Fault, Kind};
+use super::step::{Context, Next};
+use super::warp::{Warp, lanes};
+
+/// Arrivals or bytes that a phase can count: what the ISA gives.
+const MOST: i64 = (1 << 20) - 1;
+
+/// An mbarrier.
+#[derive(Clone, Debug)]
+pub struct Mbarrier {
+    /// Arrivals of a phase.
+    count: u32,
+    /// Of them those that the current phase still lacks.
+    pending: u32,
+    /// Bytes expected less bytes arrived.
+    tx: i64,
+    /// Phases that are over: counted on from an earlier mbarrier at this place, which had `base`.
+    phases: u32,
+    base: u32,
+    /// Its number among the agents.
+    agent: u32,
+    /// What those know who have arrived, and what they knew when the last phase ended.
+    arrived: Clock,
+    done: Clock,
+}
+
+/// What is done to one.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub enum What {
+    Init {
+        count: Src,
+    },
+    Inval,
+    /// Perhaps with bytes to expect; `last`: may complete the phase; `drop`: later phases count one less.
+    Arrive {
+        d: u32,
+        count: Option<Src>,
+        tx: Option<Src>,
+        drop: bool,
+        last: bool,
+        relaxed: bool,
+    },
+    Expect {
+        tx: Src,
+    },
+    Complete {
+        tx: Src,
+    },
+    /// For the phase of a state, or of a parity.
+    Wait {
+        p: u32,
+        phase: Src,
+        parity: bool,
+        relaxed: bool,
+    },
+    /// `cp.async.mbarrier.arrive`; `counted`: the arrival is one of those that the phase waits for (`.noinc`).
+    Copies {
+        counted: bool,
+    },
+}
+
+/// An instruction on mbarriers.
+#[derive(Clone, Copy, Debug)]
+pub struct Mbar {
+    /// What.
+    pub what: What,
+    /// In which space the address is.
+    pub space: Space,
+    /// Where.
+    pub addr: Addr,
+}
+
+impl Cluster {
+    /// Arrivals and bytes that copies under way will bring to an mbarrier, oldest first, with their numbers.
+    pub fn under_way(&self, rank: usize, at: usize) -> impl Iterator<Item = (usize, u32, i64)> {
+        let flights = self.flights.iter().enumerate();
+        let ours =
+            flights.filter(move |(_, f)| f.mbarrier == Some(at) && f.to.contains(&Where::Shared(rank)));
+        ours.map(|(i, f)| (i, f.arrivals, f.bytes as i64))
+    }
+
+    /// How many of the copies under way, oldest first, complete the current phase.
+    fn completes(&self, rank: usize, at: usize) -> Option<usize> {
+        let bar = self.mbarriers[rank].get(&at)?;
+        let (mut pending, mut tx) = (i64::from(bar.pending), bar.tx);
+        for (n, (_, arrivals, bytes)) in self.under_way(rank, at).enumerate() {
+            (pending, tx) = (pending - i64::from(arrivals), tx - bytes);
+            if pending == 0 && tx == 0 {
+                return Some(n + 1);
+            }
+        }
+        None
+    }
+
+    /// Something has changed at an mbarrier: a phase may be over, or could be.
+    pub fn changed(&mut self, rank: usize, at: usize) {
+        self.progress += 1;
+        self.wake |= self.completes(rank, at).is_some();
+        let Some(bar) = self.mbarriers[rank].get_mut(&at) else { return };
+        if bar.pending == 0 && bar.tx == 0 {
+            bar.phases += 1;
+            bar.pending = bar.count;
+            bar.arrived.heard(bar.agent, bar.phases);
+            bar.done = bar.arrived.clone();
+            self.wake = true;
+        }
+    }
+
+    /// Bytes and arrivals that a copy brings; the phase in which they count.
+    pub fn arrives(&mut self, rank: usize, at: usize, bytes: usize, arrivals: u32) {
+        if let Some(bar) = self.mbarriers[rank].get_mut(&at) {
+            bar.tx -= bytes as i64;
+            bar.pending = bar.pending.saturating_sub(arrivals);
+        }
+        self.changed(rank, at);
+    }
+
+    /// A thread's arrival is on its way; `more`: one that the phase did not count on. Whether the phase has room for it.
+    pub fn joins(&mut self, rank: usize, at: usize, clock: &Clock, more: bool) -> bool {
+        let coming = self.under_way(rank, at).map(|u| u.1).sum::<u32>();
+        let Some(bar) = self.mbarriers[rank].get_mut(&at) else { return false };
+        bar.pending += u32::from(more);
+        bar.arrived.join(clock);
+        bar.pending > coming
+    }
+
+    /// The agent of an mbarrier and the time at which its current phase will be over.
+    pub fn current(&self, rank: usize, at: usize) -> Option<(u32, u32)> {
+        self.mbarriers[rank].get(&at).map(|bar| (bar.agent, bar.phases + 1))
+    }
+
+    /// What an mbarrier lacks, for who waits for ever.
+    pub fn lacks(&self, rank: usize, at: usize) -> String {
+        let name = &self.shared[rank].name;
+        let Some(bar) = self.mbarriers[rank].get(&at) else { return format!("the mbarrier at {name}+{at}") };
+        let sums = self.under_way(rank, at).fold((0, 0), |s, (_, a, b)| (s.0 + i64::from(a), s.1 + b));
+        let (pending, tx) = (i64::from(bar.pending) - sums.0, bar.tx - sums.1);
+        let (phase, parity) = (bar.phases - bar.base, (bar.phases - bar.base) & 1);
+        let mut text = format!("the mbarrier at {name}+{at}, which is in phase {phase} (parity {parity})");
+        if pending > 0 {
+            text += &format!(", {pending} of {} arrivals missing", bar.count);
+        }
+        match tx {
+            1.. => text += &format!(", {tx} bytes missing that were expected"),
+            ..0 => text += &format!(", {} bytes more sent than expected", -tx),
+            0 => {}
+        }
+        text
+    }
+}
+
+impl Context<'_> {
+    /// Runs one instruction on mbarriers for its lanes.
+    pub fn mbarrier(&mut self, warp: &mut Warp, run: &Run<'_>, op: &Mbar) -> Result<Next, Box<Fault>> {
+        let addresses = self.addresses(warp, run, &op.addr)?;
+        let value = |warp: &Warp, s: Src| warp.get(run.frame, s, &self.module.consts);
+        match op.what {
+            What::Init { count } => {
+                let count = value(warp, count);
+                for lane in lanes(run.exec) {
+                    self.mbarrier_init(warp, run, lane, op, addresses[lane], count[lane] as u32)?;
+                }
+            }
+            What::Inval => {
+                for lane in lanes(run.exec) {
+                    self.mbarrier_end(warp, run, lane, op, addresses[lane])?;
+                }
+            }
+            What::Wait { p, phase, parity, relaxed } => {
+                let phase = value(warp, phase);
+                return self.mbarrier_wait(warp, run, op, &addresses, (p, &phase, parity, relaxed));
+            }
+            What::Copies { counted } => {
+                for lane in lanes(run.exec) {
+                    let (rank, at) = self.mbarrier_at(warp, run, lane, op, addresses[lane])?;
+                    self.track_copies(warp, run, lane, (rank, at), counted)?;
+                }
+                warp.clock.own[warp.index as usize] += 1;
+            }
+            What::Arrive { .. } | What::Expect { .. } | What::Complete { .. } => {
+                self.mbarrier_counts(warp, run, op, &addresses)?;
+            }
+        }
+        Ok(Next::On)
+    }
+
+    /// The initialised mbarrier at an address: rank and offset.
+    pub fn mbarrier_at(
+        &mut self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        op: &Mbar,
+        address: u64,
+    ) -> Result<(usize, usize), Box<Fault>> {
+        let wrong = |this: &Self, what: String| this.fault(Kind::Barrier, warp, lane, run.inst, what);
+        let (rank, at) = self.mbarrier_place(warp, run, lane, op.space, address)?;
+        if !self.cluster.mbarriers[rank].contains_key(&at) {
+            let name = &self.cluster.shared[rank].name;
+            let what =
+                format!("mbarrier: {name}+{at} holds none: it was not initialised, or was invalidated");
+            return Err(wrong(self, what));
+        }
+        if rank != self.rank && matches!(op.what, What::Wait { .. } | What::Copies { .. } | What::Inval) {
+            return Err(wrong(
+                self,
+                "mbarrier: only the own block's can be waited for or invalidated".into(),
+            ));
+        }
+        let thread = warp.index * LANES as u32 + lane as u32;
+        let (clock, floor, pc) = (&warp.clock, warp.floor, run.pc);
+        let who = Who { clock, floor, thread, pc, strong: true, agent: None };
+        match self.cluster.shared[rank].races.read(at, 8, &who) {
+            Some(other) => Err(self.race(warp, lane, run, (Where::Shared(rank), at), false, other)),
+            None => Ok((rank, at)),
+        }
+    }
+
+    fn mbarrier_place(
+        &self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        space: Space,
+        address: u64,
+    ) -> Result<(usize, usize), Box<Fault>> {
+        let found = self.find(space, lane, address).and_then(|(place, at)| match place {
+            Where::Shared(rank) if at >= 0 && at % 8 == 0 => {
+                self.cluster.shared[rank].range(at, 8, false).map(|at| (rank, at))
+            }
+            Where::Shared(rank) => Err(format!(
+                "misaligned: an mbarrier at {}+{at}, not at 8 bytes",
+                self.cluster.shared[rank].name
+            )),
+            _ => Err(format!("{address:#x} is not in shared memory, where mbarriers are")),
+        });
+        found.map_err(|what| self.fault(Kind::Access, warp, lane, run.inst, what))
+    }
+
+    fn mbarrier_init(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        lane: usize,
+        op: &Mbar,
+        address: u64,
+        count: u32,
+    ) -> Done {
+        let (rank, at) = self.mbarrier_place(warp, run, lane, op.space, address)?;
+        let wrong = |this: &Self, what: String| Err(this.fault(Kind::Barrier, warp, lane, run.inst, what));
+        let name = &self.cluster.shared[rank].name;
+        if self.cluster.mbarriers[rank].contains_key(&at) {
+            return wrong(self, format!("mbarrier: {name}+{at} is one in use; mbarrier.inval ends it"));
+        }
+        if rank != self.rank || !(1..=MOST).contains(&i64::from(count)) {
+            return wrong(
+                self,
+                format!("mbarrier: {name}+{at} for {count} arrivals, of 1 to {MOST} in one's own"),
+            );
+        }
+        self.write(warp, run, Space::Shared, lane, at as u64, &[0; 8], false)?;
+        let block = self.cluster.blocks[rank];
+        let agent = self.agents.number(Agent::Mbarrier(block, at as u32));
+        let base = self.cluster.phases.get(&(rank, at)).copied().unwrap_or(0);
+        let clock = Clock::blank(block);
+        let (arrived, done) = (clock.clone(), clock);
+        let bar = Mbarrier { count, pending: count, tx: 0, phases: base, base, agent, arrived, done };
+        self.cluster.mbarriers[rank].insert(at, bar);
+        self.cluster.shared[rank].mark(at, 8, State::Barrier);
+        Ok(())
+    }
+
+    fn mbarrier_end(&mut self, warp: &mut Warp, run: &Run<'_>, lane: usize, op: &Mbar, address: u64) -> Done {
+        let (rank, at) = self.mbarrier_at(warp, run, lane, op, address)?;
+        if self.cluster.under_way(rank, at).next().is_some() {
+            let what = format!(
+                "mbarrier: {}+{at} ends while copies that count on it are under way",
+                self.own().name
+            );
+            return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
+        }
+        if let Some(bar) = self.cluster.mbarriers[rank].remove(&at) {
+            self.cluster.phases.insert((rank, at), bar.phases);
+        }
+        self.cluster.shared[rank].mark(at, 8, State::Unwritten);
+        self.write(warp, run, Space::Shared, lane, at as u64, &[0; 8], false)?;
+        Ok(())
+    }
+
+    /// Arrivals, and bytes expected and completed by hand.
+    fn mbarrier_counts(&mut self, warp: &mut Warp, run: &Run<'_>, op: &Mbar, addresses: &Lanes) -> Done {
+        let value = |s: Src| warp.get(run.frame, s, &self.module.consts);
+        let (d, count, tx, drop, last, relaxed) = match op.what {
+            What::Arrive { d, count, tx, drop, last, relaxed } => (d, count, tx, drop, last, relaxed),
+            What::Expect { tx } | What::Complete { tx } => (NONE, None, Some(tx), false, true, true),
+            _ => return Ok(()),
+        };
+        let arrives = matches!(op.what, What::Arrive { .. });
+        let sign = if matches!(op.what, What::Complete { .. }) { -1 } else { 1 };
+        let (count, tx) = (count.map(value), tx.map(value));
+        let (mut states, mut told) = ([0; LANES], None);
+        for lane in lanes(run.exec) {
+            let place @ (rank, at) = self.mbarrier_at(warp, run, lane, op, addresses[lane])?;
+            let count = if arrives { count.as_ref().map_or(1, |c| i64::from(c[lane] as u32)) } else { 0 };
+            let tx = tx.as_ref().map_or(0, |t| i64::from(t[lane] as u32));
+            let name = self.cluster.shared[rank].name.clone();
+            let Some(bar) = self.cluster.mbarriers[rank].get_mut(&at) else { continue };
+            states[lane] = u64::from(bar.phases) << 32 | u64::from(bar.pending);
+            let pending = i64::from(bar.pending) - count;
+            let wrong = if arrives && count == 0 || pending < 0 {
+                let (phase, left) = (bar.phases - bar.base, bar.pending);
+                Some(format!("{count} arrivals at {name}+{at}, whose phase {phase} lacks {left}"))
+            } else if !last && pending == 0 {
+                Some(format!("arrive.noComplete completes the phase of {name}+{at}"))
+            } else if tx > MOST || (bar.tx + sign * tx).abs() > MOST {
+                Some(format!("{} bytes at {name}+{at}, at most {MOST} can be counted", bar.tx + sign * tx))
+            } else {
+                None
+            };
+            if let Some(what) = wrong {
+                return Err(self.fault(Kind::Barrier, warp, lane, run.inst, format!("mbarrier: {what}")));
+            }
+            (bar.tx, bar.pending) = (bar.tx + sign * tx, pending as u32);
+            bar.count -= u32::from(drop);
+            if !relaxed && told != Some(place) {
+                bar.arrived.join(&warp.publishes(run.exec));
+                told = Some(place);
+            }
+            self.cluster.changed(rank, at);
+        }
+        if !relaxed {
+            warp.clock.own[warp.index as usize] += 1;
+        }
+        warp.put(run.frame, d, run.exec, &states, !0);
+        Ok(())
+    }
+
+    fn mbarrier_wait(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        op: &Mbar,
+        addresses: &Lanes,
+        (p, phase, parity, relaxed): (u32, &Lanes, bool, bool),
+    ) -> Result<Next, Box<Fault>> {
+        let (mut over, mut again, mut told) = (0, 0, None);
+        for lane in lanes(run.exec) {
+            let (_, at) = self.mbarrier_at(warp, run, lane, op, addresses[lane])?;
+            let mut yes = self.phase_over(warp, run, lane, at, phase[lane], parity)?;
+            if !yes && warp.beside.failed >> lane & 1 == 1 {
+                let n = self.cluster.completes(self.rank, at).unwrap_or(0);
+                self.land(self.rank, at, n);
+                yes = self.phase_over(warp, run, lane, at, phase[lane], parity)?;
+                again |= u32::from(!yes) << lane;
+            }
+            warp.beside.awaits[lane] = at as u32;
+            over |= u32::from(yes) << lane;
+            if yes && !relaxed && told != Some(at) {
+                told = Some(at);
+                let Some(bar) = self.cluster.mbarriers[self.rank].get(&at) else { continue };
+                warp.clock.join(&bar.done);
+                // What its lanes did before they arrived is over, as behind a barrier of the warp.
+                warp.floor = warp.floor.max(bar.done.own[warp.index as usize] + 1);
+            }
+        }
+        if again == run.exec {
+            return Ok(self.sleep(warp, run, run.exec));
+        }
+        warp.beside.failed = warp.beside.failed & !run.exec | run.exec & !over;
+        warp.put_predicate(run.frame, p, run.exec, over, !0);
+        Ok(Next::On)
+    }
+
+    fn phase_over(
+        &self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        at: usize,
+        phase: u64,
+        parity: bool,
+    ) -> Result<bool, Box<Fault>> {
+        let Some(bar) = self.cluster.mbarriers[self.rank].get(&at) else { return Ok(false) };
+        if parity {
+            return Ok(u64::from(bar.phases - bar.base) & 1 != phase & 1);
+        }
+        let state = (phase >> 32) as u32;
+        if bar.phases.wrapping_sub(state) > 1 {
+            let what = format!(
+                "mbarrier: waits by a state of {} phases ago, 1 at most",
+                bar.phases.wrapping_sub(state)
+            );
+            return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
+        }
+        Ok(bar.phases != state)
+    }
+
+    /// The mbarrier that a bulk copy will signal: there, in the ranks of the destination, and known to the proxy.
+    pub fn signals(
+        &mut self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        (op, address): (&Mbar, u64),
+        (ranks, multicast, proxied): (&[usize], bool, bool),
+    ) -> Result<usize, Box<Fault>> {
+        let (rank, at) = self.mbarrier_at(warp, run, lane, op, address)?;
+        if !multicast && ranks != [rank] {
+            let what = format!("mbarrier: it is rank {rank}'s, the bytes go to rank {}", ranks[0]);
+            return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
+        }
+        for rank in ranks {
+            self.mbarrier_at(warp, run, lane, op, mapped(at as u64, *rank as u32))?;
+            let init = self.cluster.shared[*rank].races.unfenced(at, 8, &warp.clock, Proxy::Mbarriers);
+            if let Some(init) = init.filter(|_| proxied) {
+                let what = format!(
+                    "fence: the mbarrier at {}+{at} is invisible to the asynchronous proxy; \
+                     fence.mbarrier_init.release.cluster is missing behind mbarrier.init",
+                    self.cluster.shared[*rank].name
+                );
+                let fault = self.fault(Kind::Fence, warp, lane, run.inst, what);
+                return Err(fault.and(format!("the mbarrier.init: {}", self.spelled(init))));
+            }
+        }
+        Ok(at)
+    }
+}

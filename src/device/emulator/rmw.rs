@@ -1,0 +1,61 @@
+//! Reads that modify and write: what comes out.
+
+use super::float;
+use super::ptx::{Rmw, Ty};
+use half::{bf16, f16};
+
+/// A read-modify-write's new value.
+pub fn modify(f: Rmw, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
+    let bits = 8 * ty.size() as u32;
+    let signed = |v: u64| ((v << (64 - bits)) as i64) >> (64 - bits);
+    let unsigned = |v: u64| v << (64 - bits) >> (64 - bits);
+    let (old, b, c) = (unsigned(old), unsigned(b), unsigned(c));
+    let half = |x: u64, y: u64, shift: u32| {
+        let (x, y) = (f16::from_bits((x >> shift) as u16), f16::from_bits((y >> shift) as u16));
+        u64::from(float::to_f16(x.to_f64() + y.to_f64(), float::Round::Nearest).to_bits()) << shift
+    };
+    let brain = |x: u64, y: u64, shift: u32| {
+        let (x, y) = (bf16::from_bits((x >> shift) as u16), bf16::from_bits((y >> shift) as u16));
+        u64::from(float::to_bf16(float::sum_to_odd(x.to_f64(), y.to_f64()), float::Round::Nearest).to_bits())
+            << shift
+    };
+    let new = match (f, ty) {
+        (Rmw::Add, Ty::F32) => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
+        (Rmw::Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
+        (Rmw::Add, Ty::F16) => half(old, b, 0),
+        (Rmw::Add, Ty::F16x2) => half(old, b, 0) | half(old, b, 16),
+        (Rmw::Add, Ty::Bf16) => brain(old, b, 0),
+        (Rmw::Add, Ty::Bf16x2) => brain(old, b, 0) | brain(old, b, 16),
+        (Rmw::Add, _) => old.wrapping_add(b),
+        (Rmw::Min, ty) if ty.signed() => signed(old).min(signed(b)) as u64,
+        (Rmw::Max, ty) if ty.signed() => signed(old).max(signed(b)) as u64,
+        (Rmw::Min, _) => old.min(b),
+        (Rmw::Max, _) => old.max(b),
+        (Rmw::And, _) => old & b,
+        (Rmw::Or, _) => old | b,
+        (Rmw::Xor, _) => old ^ b,
+        (Rmw::Exch, _) => b,
+        (Rmw::Cas, _) => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
+        (Rmw::Inc, _) => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (Rmw::Dec, _) => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
+    };
+    unsigned(new)
+}

@@ -1,0 +1,276 @@
+//! How lora_linear is spread over a GPU, and what each launch costs there: from sizes alone, so that bits and memory do not
+//! depend on which GPU it is.
+
+use super::Lora;
+use crate::device::DType;
+use crate::kernels::{lora_linear_bwd as bwd, lora_linear_fwd as fwd};
+use crate::tensor::workspace_bytes;
+
+/// Sizes of a call: the letters of the op, and its segments; none without low-rank deltas.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// Tokens.
+    pub n: usize,
+    /// Columns of x.
+    pub k: usize,
+    /// Columns of y.
+    pub m: usize,
+    /// R.
+    pub rank: usize,
+    /// Columns of y in each segment, and whether it has an adapter.
+    pub segments: Vec<(usize, bool)>,
+}
+
+/// What one launch does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// C name.
+    pub kernel: &'static str,
+    /// Operations of tensor cores, those on filled-up tiles among them.
+    pub flops: usize,
+    /// Bytes that threads ask global memory for.
+    pub bytes: usize,
+}
+
+/// Ranks of a k-step.
+const RANKS: usize = 16;
+/// Depth of a stage of the product.
+const DEPTH: usize = 32;
+/// Blocks that fill the largest GPU of today, two a multiprocessor; more would queue.
+const BLOCKS: usize = 256;
+
+/// The most parts that `length` is split into, so that `blocks` times as many fill the GPU and none is shorter than 256.
+fn parts(length: usize, fill: usize, blocks: usize) -> usize {
+    (fill / blocks.max(1)).clamp(1, length.div_ceil(256).max(1))
+}
+
+/// Parts of `length` and the length of one, a multiple of `unit`.
+fn split(length: usize, unit: usize, parts: usize) -> [usize; 2] {
+    let part = length.div_ceil(unit).div_ceil(parts).max(1) * unit;
+    [length.div_ceil(part), part]
+}
+
+/// Tiles of 128 by 128 from which on they are the quicker ones: below, multiprocessors stand idle that four times as many
+/// small tiles would keep busy, at half the rate.
+const LARGE: usize = 96;
+
+/// The choice of the product's kernel: the side of its tiles.
+pub fn tile(rows: usize, columns: usize) -> usize {
+    let large = rows.min(columns) > 64 && rows.div_ceil(128) * columns.div_ceil(128) >= LARGE;
+    if large { 128 } else { 64 }
+}
+
+impl Sizes {
+    /// Of a call with these operands' sizes.
+    pub fn new([n, k, m, rank]: [usize; 4], lora: Option<&Lora>) -> Sizes {
+        let segment = |(&rows, &scale): (&usize, &f64)| (rows, scale != 0.0);
+        let segments = lora.map_or(Vec::new(), |l| l.rows.iter().zip(l.scales).map(segment).collect());
+        Sizes { n, k, m, rank, segments }
+    }
+
+    /// S R.
+    fn stacked(&self) -> usize {
+        self.segments.len() * self.rank
+    }
+
+    /// Segments with an adapter.
+    fn adapted(&self) -> impl Iterator<Item = usize> {
+        self.segments.iter().filter(|s| s.1).map(|s| s.0)
+    }
+
+    /// R in 16s.
+    pub fn slices(&self) -> usize {
+        self.rank.div_ceil(RANKS)
+    }
+
+    /// Blocks that share the ranks of a skinny product.
+    pub fn groups(&self) -> usize {
+        (self.segments.len() * self.slices()).div_ceil(fwd::SLICES as usize)
+    }
+
+    /// Of `lora_linear_xa`: parts of K and the columns of each.
+    pub fn xa_splits(&self) -> [usize; 2] {
+        let blocks = self.groups() * self.n.div_ceil(fwd::XA_TOKENS as usize);
+        split(self.k, fwd::XA_DEPTH as usize, parts(self.k, BLOCKS, blocks))
+    }
+
+    /// Of `lora_linear_dxa`: the tiles of each segment's columns.
+    pub fn tiles(&self) -> Vec<usize> {
+        let of = |&(rows, adapted): &(usize, bool)| {
+            if adapted { rows.div_ceil(bwd::DXA_COLUMNS as usize) } else { 0 }
+        };
+        self.segments.iter().map(of).collect()
+    }
+
+    /// Of `lora_linear_dxa`: the most parts of N.
+    fn dxa_parts(&self) -> usize {
+        parts(self.n, BLOCKS, self.tiles().iter().sum::<usize>() * self.slices())
+    }
+
+    /// Of `lora_linear_dxa`: parts of N and the tokens of each.
+    pub fn dxa_splits(&self) -> [usize; 2] {
+        split(self.n, bwd::TOKENS as usize, self.dxa_parts())
+    }
+
+    /// Of `lora_linear_da`, of which three blocks fit: the most parts of N.
+    fn da_parts(&self) -> usize {
+        parts(self.n, BLOCKS * 3 / 2, self.k.div_ceil(bwd::DA_COLUMNS as usize) * self.groups())
+    }
+
+    /// Of `lora_linear_da`: parts of N and the tokens of each.
+    pub fn da_splits(&self) -> [usize; 2] {
+        split(self.n, bwd::TOKENS as usize, self.da_parts())
+    }
+
+    /// Shape of the parts of xa; without elements where nothing is split.
+    pub fn fwd_parts(&self) -> [usize; 3] {
+        let splits = if self.segments.is_empty() { 0 } else { self.xa_splits()[0] };
+        [if splits > 1 { splits } else { 0 }, self.n, self.stacked()]
+    }
+
+    /// Shapes of the parts of dxa, of db and of da.
+    pub fn bwd_parts(&self) -> [[usize; 3]; 3] {
+        let splits =
+            if self.segments.is_empty() { [0; 2] } else { [self.dxa_splits()[0], self.da_splits()[0]] };
+        self.bwd_parts_of(splits)
+    }
+
+    fn bwd_parts_of(&self, [db, da]: [usize; 2]) -> [[usize; 3]; 3] {
+        let tiles = self.tiles().iter().sum();
+        [[tiles, self.n, self.rank], [db, self.m, self.rank], [da, self.stacked(), self.k]]
+    }
+
+    /// Flops and bytes of the tiles of a product of [rows, depth] and [depth, columns], without what is written.
+    fn product(&self, rows: usize, columns: usize, depth: usize) -> [usize; 2] {
+        let side = tile(rows, columns);
+        let [down, across] = [rows, columns].map(|n| n.div_ceil(side));
+        let flops = 2 * down * across * side * side * depth.next_multiple_of(DEPTH);
+        [flops, 2 * depth * (rows * across + columns * down)]
+    }
+
+    /// What the forward's launches cost, in their order. Operands that every warp reads for itself count as often.
+    pub fn fwd_cost(&self, bias: bool, residual: bool) -> Vec<Cost> {
+        let Sizes { n, k, m, rank, .. } = *self;
+        let (stacked, ranks, side) = (self.stacked(), self.slices() * RANKS, tile(n, m));
+        let mut all = Vec::new();
+        if stacked > 0 {
+            let ([splits, _], tokens) = (self.xa_splits(), fwd::XA_TOKENS as usize);
+            let blocks = n.div_ceil(tokens);
+            let flops = 2
+                * blocks
+                * tokens
+                * self.segments.len()
+                * ranks
+                * k.next_multiple_of(fwd::XA_DEPTH as usize);
+            let out = n * stacked;
+            let bytes = 2 * n * k * self.groups() + 4 * stacked * k * blocks;
+            let wrote = if splits > 1 { 4 * splits * out } else { 2 * out };
+            all.push(Cost { kernel: "lora_linear_xa", flops, bytes: bytes + wrote });
+            if splits > 1 {
+                all.push(Cost { kernel: "lora_linear_round", flops: 0, bytes: 4 * splits * out + 2 * out });
+            }
+        }
+        let [mut flops, mut bytes] = self.product(n, m, k);
+        let (down, mut first) = (n.div_ceil(side), 0);
+        for &(rows, adapted) in &self.segments {
+            if adapted {
+                let across = (first + rows).div_ceil(side) - first / side;
+                flops += 2 * down * across * side * side * ranks;
+                // Two warps side by side want the same xa, two above each other the same b.
+                bytes += 2 * (2 * n * rank * across + 4 * rows * rank * down);
+            }
+            first += rows;
+        }
+        // Sixteen lanes of a tile ask for each pair of the bias.
+        bytes += 2 * n * m * (1 + usize::from(residual)) + if bias { 16 * 2 * m * down } else { 0 };
+        let kernel = if side == 128 { "lora_linear_fwd_128" } else { "lora_linear_fwd_64" };
+        all.push(Cost { kernel, flops, bytes });
+        all
+    }
+
+    /// What the backward's launches cost, in their order.
+    pub fn bwd_cost(&self, dx: bool, grads: bool) -> Vec<Cost> {
+        let Sizes { n, k, m, rank, .. } = *self;
+        let (stacked, slices, side) = (self.stacked(), self.slices(), tile(n, k));
+        let (adapted, columns) = (self.adapted().count(), self.adapted().sum::<usize>());
+        let (mut all, tokens) = (Vec::new(), n.next_multiple_of(bwd::TOKENS as usize));
+        if stacked > 0 {
+            let (tiles, [splits, _]) = (self.tiles().iter().sum::<usize>(), self.dxa_splits());
+            if tiles > 0 {
+                let spans: usize = self.adapted().map(|rows| rows.div_ceil(256)).sum();
+                let products = 1 + usize::from(grads);
+                let mut bytes =
+                    2 * n * columns * slices + 2 * 4 * columns * rank * splits + 4 * tiles * n * rank;
+                if grads {
+                    bytes += 2 * tiles * n * rank + 4 * splits * columns * rank;
+                }
+                let flops = products * 2 * tokens * spans * 256 * slices * RANKS;
+                all.push(Cost { kernel: "lora_linear_dxa", flops, bytes });
+            }
+            all.push(Cost {
+                kernel: "lora_linear_round",
+                flops: 0,
+                bytes: 4 * tiles * n * rank + 2 * n * stacked,
+            });
+        }
+        let add = |count: usize, splits: usize| Cost {
+            kernel: "lora_linear_add",
+            flops: 0,
+            bytes: 4 * count * (2 + splits),
+        };
+        if grads && columns > 0 {
+            all.push(add(columns * rank, self.dxa_splits()[0]));
+        }
+        if dx {
+            let [mut flops, mut bytes] = self.product(n, k, m);
+            let [down, across] = [n, k].map(|n| n.div_ceil(side));
+            flops += adapted * 2 * down * across * side * side * slices * RANKS;
+            bytes += adapted * rank * (2 * 2 * n * across + 4 * k * down) + 2 * n * k;
+            let kernel = if side == 128 { "lora_linear_dx_128" } else { "lora_linear_dx_64" };
+            all.push(Cost { kernel, flops, bytes });
+        }
+        if grads && columns > 0 {
+            let (strips, [splits, _]) = (k.div_ceil(bwd::DA_COLUMNS as usize), self.da_splits());
+            let flops = 2 * tokens * strips * bwd::DA_COLUMNS as usize * adapted * slices * RANKS;
+            let bytes =
+                2 * n * k * self.groups() + 2 * strips * n * stacked + 4 * splits * adapted * rank * k;
+            all.push(Cost { kernel: "lora_linear_da", flops, bytes });
+            all.push(add(adapted * rank * k, splits));
+        }
+        all
+    }
+}
+
+/// Bytes of workspace that the op takes at most, forward or backward, for up to so many tokens.
+pub fn lora_linear_workspace(sizes: &Sizes) -> usize {
+    if sizes.segments.is_empty() {
+        return 0;
+    }
+    // Fewer tokens may be split more often: so often that they fill the GPU, and no oftener than K can be.
+    let rows = (sizes.n * sizes.k.div_ceil(256)).min(BLOCKS * fwd::XA_TOKENS as usize / sizes.groups());
+    let fwd = workspace_bytes(&[(DType::F32, &[rows, sizes.stacked()])]);
+    let shapes = sizes.bwd_parts_of([sizes.dxa_parts(), sizes.da_parts()]);
+    fwd.max(workspace_bytes(&shapes.each_ref().map(|shape| (DType::F32, &shape[..]))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pack_takes_more_workspace_than_was_reserved() {
+        let wide = vec![(4096, true), (1024, false), (1024, true)];
+        for (k, m, rank, segments) in [(4096, 6144, 16, wide), (688, 256, 5, vec![(256, true)])] {
+            let sizes = |n| Sizes { n, k, m, rank, segments: segments.clone() };
+            let reserved = lora_linear_workspace(&sizes(20_000));
+            for n in (1..=20_000).step_by(7) {
+                let bytes = |shapes: &[[usize; 3]]| {
+                    let parts: Vec<_> = shapes.iter().map(|shape| (DType::F32, &shape[..])).collect();
+                    workspace_bytes(&parts)
+                };
+                let taken = bytes(&[sizes(n).fwd_parts()]).max(bytes(&sizes(n).bwd_parts()));
+                assert!(taken <= reserved, "n = {n}: {taken} of {reserved}");
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! `llm2vec bench` and `doctor`, and the runner that is packed for a GPU machine: what they print, compare and miss.
+
+#[path = "common/command.rs"]
+mod command;
+mod common;
+
+use command::*;
+use common::here;
+use llm2vec::bench::cases::{self, large::large};
+use llm2vec::bench::record::{Check, Record, Rival, Roof, Row, Spread};
+use llm2vec::bench::table::Form;
+use llm2vec::device::cuda;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn large_cases_are_a_layer_at_any_number_of_tokens() {
+    let ops = |list: &[cases::Case]| list.iter().map(|c| c.op).collect::<BTreeSet<_>>();
+    for tokens in [1, 5, 64, 16384] {
+        let list = large(tokens);
+        let mut names: Vec<_> = list.iter().map(|c| (c.op, &c.label)).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), list.len(), "a case is there twice");
+        let unknown: Vec<_> = ops(&list).difference(&ops(&cases::all())).copied().collect();
+        assert!(unknown.is_empty(), "no test has {unknown:?}");
+        for noun in [
+            "rmsnorm",
+            "rope",
+            "attention",
+            "lora_linear",
+            "swiglu",
+            "pool",
+            "l2norm",
+            "masked_xent",
+            "contrastive",
+        ] {
+            for op in [format!("{noun}_fwd"), format!("{noun}_bwd")] {
+                assert!(ops(&list).contains(op.as_str()), "{op}");
+            }
+        }
+    }
+}
+
+/// The cost model: what is written once, read once, or both, at each operand's own size.
+#[test]
+fn bytes_are_counted_by_operand() {
+    let cpu = llm2vec::device::Device::cpu();
+    let all = cases::all();
+    let of = |op: &str, label: &str| all.iter().find(|c| c.op == op && c.label.starts_with(label)).unwrap();
+    assert_eq!(of("swiglu_fwd", "N=256 F=768").bytes(&cpu), 4 * 3 * 256 * 768);
+    assert_eq!(of("adamw_step", "[300, 160]").bytes(&cpu), 4 * 7 * 300 * 160);
+    assert_eq!(of("embed_fwd", "N=256 C=768").bytes(&cpu), 4 * 2 * 256 * 768);
+}
+
+#[test]
+fn the_list_is_json_with_every_size() {
+    let list: Value = serde_json::from_str(&good(llm2vec(&[
+        "bench",
+        "ops",
+        "--list",
+        "json",
+        "--filter",
+        "attention_bwd drop",
+    ])))
+    .unwrap();
+    let cases = list.as_array().unwrap();
+    assert!(cases.len() > 10);
+    let starts = &cases[0]["inputs"]["starts"];
+    assert_eq!((starts["dtype"].as_str(), &starts["ints"]), (Some("i32"), &serde_json::json!([0, 1])));
+    assert_eq!(cases[0]["inputs"]["lse"]["dtype"], "f32");
+    assert_eq!(cases[0]["outputs"]["dqkv"]["dtype"], "bf16");
+}
+
+#[test]
+fn a_run_is_a_table_in_every_form_and_a_report() {
+    let dir = folder();
+    let path = |name: &str| dir.path().join(name);
+    let (json, md, csv) = (path("a.json"), path("a.md"), path("a.csv"));
+    let mut args = vec!["bench", "ops", "-q", "--filter", "swiglu N=65", "--rounds", "2", "--samples", "1"];
+    args.extend(["--device", "cpu", "-o", str(&json), "-o", str(&md), "-o", str(&csv)]);
+    let text = good(llm2vec(&args));
+    assert!(text.contains("swiglu_bwd  N=65 F=40") && text.contains("roof: copy "), "{text}");
+    let record: Record = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!((record.kind.as_str(), record.rows.len()), ("ops", 2));
+    let time = record.rows[0].time.unwrap();
+    assert!(
+        time.samples == 2 && time.least > 0.0 && time.least <= time.median && record.rows[0].share.is_some()
+    );
+    assert!(
+        record.command.contains("--rounds 2")
+            && record.date.ends_with("UTC")
+            && record.machine.contains("threads")
+    );
+    assert_eq!(fs::read_to_string(&csv).unwrap().lines().count(), 3);
+    let report = good(llm2vec(&["bench", "report", str(dir.path())]));
+    assert_eq!(report, format!("### a\n\n{}\n", fs::read_to_string(&md).unwrap()));
+}
+
+#[test]
+fn a_record_says_what_was_not_run() {
+    let spread = |us: f64| Spread { median: us * 1e-6, least: us * 1e-6, samples: 1 };
+    let rivals = [
+        ("bound: half".to_string(), Rival::Time(spread(1.0))),
+        ("eager".to_string(), Rival::Time(spread(30.0))),
+        ("fast".to_string(), Rival::Note("not here".into())),
+    ];
+    let timed = Row {
+        op: "a_fwd".into(),
+        label: "N=1 | odd".into(),
+        bytes: 1_000_000,
+        time: Some(spread(20.0)),
+        rivals: BTreeMap::from(rivals),
+        ..Row::default()
+    };
+    let note = Some("a_fwd: C = 3, a GPU takes multiples of 8".to_string());
+    let refused = Row { op: "a_fwd".into(), label: "C=3".into(), note, ..Row::default() };
+    let record = Record {
+        rival: Some("another".into()),
+        roof: Some(Roof { bytes_per_second: Some(1e11), flops_per_second: None }),
+        rows: vec![timed, refused],
+        ..Record::default()
+    };
+    let text = record.render(Form::Markdown);
+    assert!(
+        text.contains("| a_fwd | N=1 \\| odd | 20.0 | 20.0 | 50.0 | - | - | 30.0 | eager | 1.50 |"),
+        "{text}"
+    );
+    assert!(
+        text.contains(
+            "| a_fwd | C=3 | - | - | - | - | a_fwd: C = 3, a GPU takes multiples of 8 | - | none ran | - |"
+        ),
+        "{text}"
+    );
+    let again: Record = serde_json::from_str(&record.render(Form::Json)).unwrap();
+    assert_eq!(again.render(Form::Markdown), text);
+    let check = Check { name: "b".into(), status: "failed".into(), seconds: 1.0, detail: "why".into() };
+    let checks = Record { kind: "checks".into(), checks: vec![check], ..Record::default() };
+    assert!(checks.render(Form::Markdown).contains("| b | failed | 1.0 | why |"));
+}
+
+/// A rival that answers as `benches/pytorch/ops.py` does; the protocol without PyTorch.
+#[cfg(unix)]
+#[test]
+fn a_rival_takes_turns_and_its_failures_are_one_line() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = folder();
+    let rival = |name: &str, script: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    let run = |python: &Path, more: &[&str]| {
+        let args = [
+            "bench",
+            "ops",
+            "-q",
+            "--device",
+            "cpu",
+            "--filter",
+            "rope N=65",
+            "--rounds",
+            "2",
+            "--samples",
+            "1",
+        ];
+        llm2vec(&[&args[..], &["--against", "pytorch", "--python", str(python)], more].concat())
+    };
+    let answers = r#"read settings
+echo '{"name": "Rival 1"}'
+while read order; do echo "$order" >> "$0.log"; echo '{"slow": [0.5], "none": "not here"}'; done"#;
+    let (whole, json) = (rival("whole", answers), dir.path().join("a.json"));
+    let text = good(run(&whole, &["-o", str(&json)]));
+    assert!(text.contains("rival: Rival 1") && text.contains("500000  slow"), "{text}");
+    let orders = fs::read_to_string(dir.path().join("whole.log")).unwrap();
+    let orders: Vec<Value> = orders.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let order: Vec<_> = orders.iter().map(|o| o["run"].as_u64().unwrap()).collect();
+    assert_eq!(order, [0, 1, 0, 1], "rounds go across all cases");
+    let record: Record = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!(record.rows[0].best_rival().map(|(name, s)| (name, s.samples)), Some(("slow", 2)));
+    for (name, script, words) in [
+        ("mute", "exit 3", "went away"),
+        (
+            "lacks",
+            r#"read s; echo '{"error": "No module named torch"}'"#,
+            "No module named torch; install torch",
+        ),
+        ("babbles", r#"read s; echo '{"name": "b"}'; read o; echo hello"#, "the child said hello"),
+    ] {
+        failed(run(&rival(name, script), &[]).output().unwrap(), 1, &["--against pytorch", words]);
+    }
+    failed(
+        run(&dir.path().join("nobody"), &[]).output().unwrap(),
+        1,
+        &["cannot be started", "--python NAME"],
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let refused = |args: &[&str], words: &[&str]| failed(llm2vec(args).output().unwrap(), 2, words);
+    refused(&["bench", "ops", "--filter", "nonesuch"], &["no case has all these words"]);
+    refused(&["bench", "ops", "--samples", "0"], &["1 sample"]);
+    refused(&["bench", "ops", "--tokens", "0", "--cases", "large"], &["--tokens 0"]);
+    refused(&["bench", "ops", "--output", "a.png"], &[".md, .json, .csv or .txt"]);
+    refused(&["bench", "encode", "--shape", "GPT-5"], &["expected one of S-LLaMA-1.3B"]);
+    refused(&["bench", "encode", "--shape", "Mistral-7B", "--layers", "99"], &["the model has 32"]);
+    refused(&["bench", "encode", "--device", "emulated", "--shape", "Mistral-7B"], &["times nothing"]);
+    let novel5m = common::novel5m();
+    let short = ["bench", "train", "-m", str(&novel5m), "--tokens", "9", "--length", "5", "--device", "cpu"];
+    refused(&short, &["at least two texts"]);
+    let dir = folder();
+    failed(llm2vec(&["bench", "report", str(dir.path())]).output().unwrap(), 1, &["no .json file"]);
+    fs::write(dir.path().join("a.json"), "[1]").unwrap();
+    failed(llm2vec(&["bench", "report", str(dir.path())]).output().unwrap(), 1, &["no result of"]);
+}
+
+#[test]
+fn a_whole_model_is_timed_both_ways() {
+    let novel5m = common::novel5m();
+    for (task, flags) in [("encode", &["--bf16"][..]), ("train", &["--recompute"]), ("train", &[])] {
+        let args = ["bench", task, "-m", str(&novel5m), "--tokens", "70", "--length", "16", "--layers", "2"];
+        let more = ["-q", "--rounds", "1", "--samples", "1", "--device", "cpu"];
+        let text = good(llm2vec(&[&args[..], &more, flags].concat()));
+        assert!(text.contains("4 texts of 16 tokens") && text.contains("tokens/s"), "{text}");
+    }
+}
+
+#[test]
+fn doctor_gives_a_hint_for_all_that_is_missing() {
+    let lines = good(llm2vec(&["doctor", "--json"]));
+    let findings: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(findings.iter().any(|f| f["name"] == "gpu"));
+    for f in &findings {
+        assert_eq!(f["status"] == "WARN", f["hint"].is_string(), "{f}");
+    }
+    assert_eq!(good(llm2vec(&["doctor"])).lines().count(), findings.len());
+}
+
+/// The runner of the pack, without its test programs: on a machine without a GPU each stage says so.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_packed_runner_says_what_is_missing() {
+    if cuda::gpus().is_ok_and(|list| !list.is_empty()) {
+        println!("skipped: this machine has a GPU");
+        return;
+    }
+    let dir = folder();
+    fs::create_dir(dir.path().join("bin")).unwrap();
+    fs::copy(binary(), dir.path().join("bin/llm2vec")).unwrap();
+    fs::write(dir.path().join("COMMIT"), "abc1234\n").unwrap();
+    let runner = dir.path().join("run.sh");
+    fs::copy(here("benches/gpu/run.sh"), &runner).unwrap();
+    let run = |stage: &str| {
+        let mut command = Command::new("bash");
+        command
+            .arg(&runner)
+            .arg(stage)
+            .env("PYTHON", "no-such-python")
+            .env_remove("DEVICE")
+            .env_remove("FILTER");
+        command.output().unwrap()
+    };
+    let all = run("all");
+    let said = String::from_utf8(all.stdout).unwrap();
+    assert_eq!(all.status.code(), Some(3), "{said}{}", String::from_utf8_lossy(&all.stderr));
+    for stage in ["tests", "sanitize", "bench", "pytorch"] {
+        assert!(said.contains(&format!("skipped: {stage} (0 s): no GPU: ")), "{said}");
+        let text = fs::read_to_string(dir.path().join(format!("results/{stage}.json"))).unwrap();
+        let record: Record = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (record.commit.as_deref(), record.checks[0].status.as_str()),
+            (Some("abc1234"), "skipped")
+        );
+    }
+    assert!(said.contains("no torch for no-such-python: "), "{said}");
+    let report = fs::read_to_string(dir.path().join("results/report.md")).unwrap();
+    assert!(report.contains("| pytorch | skipped | 0.0 | no GPU: "), "{report}");
+    let nonsense = run("everything");
+    assert_eq!(nonsense.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&nonsense.stderr).contains("run.sh tests|sanitize|bench|pytorch|all"));
+    fs::remove_file(dir.path().join("bin/llm2vec")).unwrap();
+    assert_eq!(run("tests").status.code(), Some(1));
+}

@@ -1,0 +1,194 @@
+//! One forward and backward of a whole model: by the graph on any device, and as a chain of unfused ops on the CPU that
+//! rounds to bf16 after each, which is what kernels are measured by.
+
+use crate::tiny::{RANK, Tiny};
+use half::bf16;
+use llm2vec::device::Device;
+use llm2vec::memory::Arena;
+use llm2vec::model::grads::{Grads, LayerGrads, LoraGrads, Scratch};
+use llm2vec::model::llama::Decoder;
+use llm2vec::model::lora::Stack;
+use llm2vec::model::plan;
+use llm2vec::model::rope::RopeTables;
+use llm2vec::model::state::{Keep, Saved, State};
+use llm2vec::model::weights::{Linear, Storage, Weights};
+use llm2vec::ops::attention::{attention_bwd, attention_fwd};
+use llm2vec::ops::embed::embed_fwd;
+use llm2vec::ops::lora_linear::{self, lora_linear_bwd, lora_linear_fwd};
+use llm2vec::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
+use llm2vec::ops::rope::{rope_bwd, rope_fwd};
+use llm2vec::ops::swiglu::{swiglu_bwd, swiglu_fwd};
+use llm2vec::tensor::Tensor;
+
+/// A model with all that a pass needs.
+pub struct Pass<'a> {
+    tiny: &'a Tiny,
+    device: Device,
+    pub weights: Weights,
+    rope: RopeTables,
+    pub state: State,
+    scratch: Scratch,
+    grads: Grads,
+}
+
+/// Hidden states, and each LoRA gradient.
+pub type Numbers = (Vec<f64>, Vec<Vec<f64>>);
+
+impl<'a> Pass<'a> {
+    pub fn new(tiny: &'a Tiny, device: &Device, keep: Keep, tokens: usize) -> Pass<'a> {
+        let (mut arena, config) = (Arena::new(device), &tiny.config);
+        let mut weights = Weights::new(&mut arena, config, Storage::Real);
+        weights.attach(&mut arena, RANK, |layer, module| tiny.delta(layer, module));
+        plan::workspace(&mut arena, config, &weights, tokens);
+        let rope = RopeTables::new(&mut arena, config, 64);
+        let state = State::new(&mut arena, config, tokens, RANK, keep);
+        let scratch = Scratch::new(&mut arena, config, tokens, RANK);
+        let grads = Grads::new(&mut arena, &weights);
+        arena.finish().unwrap();
+        weights.load(config, tiny).unwrap();
+        Pass { tiny, device: device.clone(), weights, rope, state, scratch, grads }
+    }
+
+    fn batch(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) {
+        self.grads.clear().unwrap();
+        self.state.set_batch(ids, starts).unwrap();
+        self.scratch.set_rows(ids.len()).unwrap();
+        self.scratch.h.put_rows(0, dh).unwrap();
+    }
+
+    fn numbers(&self) -> Numbers {
+        (self.state.hidden.to_f64(), self.grads.all().map(Tensor::to_f64).collect())
+    }
+
+    /// The graph, with `dh` as the gradient of the hidden states.
+    pub fn graph(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> Numbers {
+        self.batch(ids, starts, dh);
+        let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, scratch, grads } = self;
+        let decoder = Decoder { device, config, weights, rope, mask: *mask, noise: None };
+        decoder.forward(state).unwrap();
+        decoder.backward(grads, scratch, state).unwrap();
+        self.numbers()
+    }
+
+    /// [`Pass::graph`] under `--check-finite`: what it says.
+    pub fn checked(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> String {
+        self.state.watch(&mut Arena::new(&self.device));
+        self.batch(ids, starts, dh);
+        let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, scratch, grads } = self;
+        let decoder = Decoder { device, config, weights, rope, mask: *mask, noise: None };
+        let done = decoder.forward(state).and_then(|()| decoder.backward(grads, scratch, state));
+        done.map_or_else(|e| e.to_string(), |()| "nothing".into())
+    }
+
+    /// The chain. Every layer's state is kept, on a CPU that computes in f32.
+    pub fn chain(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> Numbers {
+        self.weights.trained_mut().for_each(round);
+        self.batch(ids, starts, dh);
+        embed_fwd(&self.device, &mut self.state.streams[0], &self.weights.embed, &self.state.ids).unwrap();
+        let layers = self.tiny.config.layers;
+        (0..layers).for_each(|i| self.block_fwd(i));
+        let State { streams, hidden, rstd, .. } = &mut self.state;
+        let (eps, w) = (self.tiny.config.norm_eps, &self.weights.norm);
+        rmsnorm_fwd(&self.device, hidden, rstd, &streams[layers], w, eps).unwrap();
+        round(hidden);
+        let Scratch { stream: [outer, _], h, .. } = &mut self.scratch;
+        rmsnorm_bwd(&self.device, outer, h, None, &streams[layers], w, rstd).unwrap();
+        round(outer);
+        (0..layers).rev().for_each(|i| self.block_bwd(i));
+        self.numbers()
+    }
+
+    fn block_fwd(&mut self, i: usize) {
+        let Pass { tiny, device: d, weights, rope, state, .. } = self;
+        let (heads, eps, w) = (tiny.config.heads, tiny.config.norm_eps, &weights.layers[i]);
+        let State { streams, saved, positions, starts, .. } = state;
+        let (before, after) = streams.split_at_mut(i + 1);
+        let (before, after) = (&before[i], &mut after[0]);
+        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = &mut saved[i];
+        let [xa_qkv, xa_o, xa_gate_up, xa_down] = xa;
+        rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps).unwrap();
+        round(h);
+        linear(d, qkv, xa_qkv, h, &w.qkv);
+        rope_fwd(d, qkv, &rope.cos, &rope.sin, positions, heads).unwrap();
+        round(qkv);
+        attention_fwd(d, attention, Some(lse), qkv, starts, heads, tiny.mask, None).unwrap();
+        round(attention);
+        linear(d, middle, xa_o, attention, &w.o);
+        add(middle, before);
+        rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps).unwrap();
+        round(h2);
+        linear(d, gate_up, xa_gate_up, h2, &w.gate_up);
+        swiglu_fwd(d, act, gate_up).unwrap();
+        round(act);
+        linear(d, after, xa_down, act, &w.down);
+        add(after, middle);
+    }
+
+    fn block_bwd(&mut self, i: usize) {
+        let Pass { tiny, device: d, weights, rope, state, scratch, grads } = self;
+        let (heads, w) = (tiny.config.heads, &weights.layers[i]);
+        let State { streams, saved, positions, starts, .. } = state;
+        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = &saved[i];
+        let Scratch {
+            stream,
+            h: dh,
+            qkv: dqkv,
+            attention: dattention,
+            gate_up: dgate_up,
+            act: dact,
+            xa: dxa,
+        } = scratch;
+        let [outer, inner] = stream;
+        let LayerGrads { qkv: g_qkv, o: g_o, gate_up: g_gate_up, down: g_down } = &mut grads.layers[i];
+        linear_bwd(d, dact, g_down, &mut dxa[3], outer, act, &xa[3], &w.down);
+        swiglu_bwd(d, dgate_up, dact, gate_up).unwrap();
+        round(dgate_up);
+        linear_bwd(d, dh, g_gate_up, &mut dxa[2], dgate_up, h2, &xa[2], &w.gate_up);
+        rmsnorm_bwd(d, inner, dh, None, middle, &w.mlp_norm, rstd2).unwrap();
+        round(inner);
+        add(inner, outer);
+        linear_bwd(d, dattention, g_o, &mut dxa[1], inner, attention, &xa[1], &w.o);
+        attention_bwd(d, dqkv, dattention, attention, lse, qkv, starts, heads, tiny.mask, None).unwrap();
+        round(dqkv);
+        rope_bwd(d, dqkv, &rope.cos, &rope.sin, positions, heads).unwrap();
+        round(dqkv);
+        linear_bwd(d, dh, g_qkv, &mut dxa[0], dqkv, h, &xa[0], &w.qkv);
+        rmsnorm_bwd(d, outer, dh, None, &streams[i], &w.attention_norm, rstd).unwrap();
+        round(outer);
+        add(outer, inner);
+    }
+}
+
+fn round(t: &mut Tensor) {
+    t.host_mut::<f32>().unwrap().iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+}
+
+fn add(y: &mut Tensor, x: &Tensor) {
+    let x = x.host::<f32>().unwrap();
+    y.host_mut::<f32>().unwrap().iter_mut().zip(x).for_each(|(y, x)| *y += x);
+    round(y);
+}
+
+fn linear(d: &Device, y: &mut Tensor, xa: &mut Tensor, x: &Tensor, w: &Linear) {
+    let lora = w.lora.as_ref().map(Stack::view);
+    lora_linear_fwd(d, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, None, None).unwrap();
+    round(y);
+    round(xa);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn linear_bwd(
+    d: &Device,
+    dx: &mut Tensor,
+    grads: &mut Option<LoraGrads>,
+    dxa: &mut Tensor,
+    dy: &Tensor,
+    x: &Tensor,
+    xa: &Tensor,
+    w: &Linear,
+) {
+    let grads = grads.as_mut().map(|g| lora_linear::LoraGrads { a: &mut g.a, b: &mut g.b });
+    let lora = w.lora.as_ref().map(Stack::view);
+    lora_linear_bwd(d, Some(&mut *dx), grads, Some(dxa), dy, x, Some(xa), &w.w, lora, None).unwrap();
+    round(dx);
+}

@@ -1,0 +1,210 @@
+//! Boxes of tensors: every dimension, swizzle and edge against loops over coordinates, and maps that make no sense.
+
+use super::*;
+
+const PTX: &str = include_str!("ptx/async_sm90.ptx");
+const BUGS: &str = include_str!("ptx/async_bugs_sm90.ptx");
+
+/// Where a 16-byte chunk of a row goes: the guide's pictures, whose rows are as wide as the swizzle.
+fn chunk(swizzle: Swizzle, row: usize, chunk: usize) -> usize {
+    match swizzle {
+        Swizzle::None => chunk,
+        Swizzle::B32 => chunk ^ row / 4 % 2,
+        Swizzle::B64 => chunk ^ row / 2 % 4,
+        Swizzle::B128 => chunk ^ row % 8,
+    }
+}
+
+/// Array index and place in shared memory of every element of a box; no index where there is no array.
+fn cells(map: &TensorMap, at: &[i32]) -> Vec<(Option<usize>, usize)> {
+    let size = map.element.size();
+    let counts: Vec<usize> =
+        (0..at.len()).map(|d| map.tile[d].div_ceil(if d == 0 { 1 } else { map.steps[d] }) as usize).collect();
+    let mut list = Vec::new();
+    for number in 0..counts.iter().product::<usize>() {
+        let (mut rest, mut byte, mut inside) = (number, 0, true);
+        for d in 0..at.len() {
+            let step = if d == 0 { 1 } else { map.steps[d] as i64 };
+            let x = i64::from(at[d]) + (rest % counts[d]) as i64 * step;
+            rest /= counts[d];
+            inside &= x >= 0 && x < map.sizes[d] as i64;
+            byte += x * if d == 0 { size as i64 } else { map.strides[d - 1] as i64 };
+        }
+        let width = counts[0] * size;
+        let (row, column) = (number * size / width, number * size % width);
+        let place = match map.swizzle {
+            Swizzle::None => number * size,
+            swizzle => row * width + chunk(swizzle, row, column / 16) * 16 + column % 16,
+        };
+        list.push((inside.then_some(byte as usize), place));
+    }
+    list
+}
+
+fn map(element: Element, sizes: &[u64], tile: &[u32], swizzle: Swizzle) -> TensorMap {
+    let mut strides = vec![(sizes[0] * element.size() as u64).next_multiple_of(16)];
+    sizes[1..].iter().for_each(|n| strides.push(strides.last().unwrap() * n));
+    strides.pop();
+    let steps = vec![1; sizes.len()];
+    TensorMap { element, address: 0, sizes: sizes.to_vec(), strides, tile: tile.to_vec(), steps, swizzle }
+}
+
+fn bytes(map: &TensorMap) -> usize {
+    let row = map.sizes[0] as usize * map.element.size();
+    map.strides.last().map_or(row, |s| *s as usize * *map.sizes.last().unwrap() as usize)
+}
+
+fn ints(at: &[i32]) -> Vec<Arg<'static>> {
+    (0..5).map(|d| Arg::Int(at.get(d).copied().unwrap_or(0))).collect()
+}
+
+/// Loads a box, stores one, and adds one; seeds 0 to 3 are late, early, and either.
+fn check(map: &TensorMap, at: &[i32]) {
+    let (n, size, cells) = (at.len(), map.element.size(), cells(map, at));
+    let total = cells.len() * size;
+    let array: Vec<u8> = (0..bytes(map)).map(|i| (i * 37 % 251 + 1) as u8).collect();
+    let raw: Vec<u8> = (0..total).map(|i| (i * 29 % 241 + 3) as u8).collect();
+    let (mut loaded, mut stored, mut added) = (vec![0u8; total], array.clone(), array.clone());
+    for (index, place) in &cells {
+        let Some(i) = *index else { continue };
+        loaded[*place..place + size].copy_from_slice(&array[i..i + size]);
+        stored[i..i + size].copy_from_slice(&raw[*place..place + size]);
+        let number = |b: &[u8]| b.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+        let sum = number(&array[i..i + size]).wrapping_add(number(&raw[*place..place + size]));
+        added[i..i + size].copy_from_slice(&sum.to_le_bytes()[..size]);
+    }
+    for seed in 0..4 {
+        let launch = Launch { shared: total, seed, ..line(1, 32) };
+        let mut args = vec![Arg::Scratch(total), Arg::Map(&array, map.clone()), Arg::Int(total as i32)];
+        args.extend(ints(at));
+        let (out, counters) = run(PTX, &format!("box_in_{n}"), &launch, &args).unwrap();
+        assert!(out[0] == loaded, "load of {map:?} at {at:?}, seed {seed}");
+        let inside = cells.iter().filter(|c| c.0.is_some()).count() * size;
+        assert_eq!(counters.total.bytes, (total + inside) as u64);
+        let puts = [("put", &stored), ("add", &added)];
+        for (name, want) in
+            puts.iter().filter(|p| p.0 == "put" || matches!(map.element, Element::U32 | Element::U64))
+        {
+            let mut args = vec![Arg::Map(&array, map.clone()), Arg::In(&raw), Arg::Int(total as i32)];
+            args.extend(ints(at));
+            let (out, _) = run(PTX, &format!("box_{name}_{n}"), &launch, &args).unwrap();
+            assert!(out[0] == **want, "{name} of {map:?} at {at:?}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn swizzles_and_edges() {
+    let swizzles = [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128];
+    for (swizzle, width) in swizzles.into_iter().zip([96, 32, 64, 128]) {
+        for (element, size) in [(Element::Bf16, 2), (Element::U32, 4), (Element::U8, 1), (Element::F64, 8)] {
+            let columns = width / size;
+            let map = map(element, &[columns as u64 + 13, 21], &[columns as u32, 18], swizzle);
+            let c = columns as i32;
+            for at in [
+                [0, 0],
+                [5, 3],
+                [13, 7],
+                [-3, -2],
+                [c + 12, 20],
+                [c + 40, 0],
+                [0, -18],
+                [1 << 30, -(1 << 30)],
+            ] {
+                check(&map, &at);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_to_five_dimensions() {
+    check(&map(Element::U32, &[50], &[12], Swizzle::None), &[44]);
+    check(&map(Element::U32, &[9, 7, 5], &[8, 3, 2], Swizzle::B32), &[4, -1, 4]);
+    check(&map(Element::U64, &[4, 3, 3, 4], &[2, 2, 2, 3], Swizzle::None), &[1, 2, 1, 2]);
+    check(&map(Element::Bf16, &[16, 3, 2, 3, 2], &[16, 2, 2, 2, 2], Swizzle::B32), &[0, 2, 0, -1, 1]);
+    let stepped =
+        TensorMap { steps: vec![1, 2, 3], ..map(Element::U32, &[8, 12, 12], &[8, 5, 7], Swizzle::None) };
+    check(&stepped, &[0, 3, 2]);
+}
+
+/// A row narrower than the swizzle: bits of the address are what is exchanged.
+#[test]
+fn a_swizzle_is_of_addresses() {
+    let map = map(Element::U8, &[32, 64], &[32, 64], Swizzle::B128);
+    let array: Vec<u8> = (0..2048).map(|i| (i * 7 % 256) as u8).collect();
+    let args = [Arg::Scratch(2048), Arg::Map(&array, map), Arg::Int(2048)].into_iter().chain(ints(&[0, 0]));
+    let launch = Launch { shared: 2048, ..line(1, 32) };
+    let (out, _) = run(PTX, "box_in_2", &launch, &args.collect::<Vec<_>>()).unwrap();
+    for (i, byte) in array.iter().enumerate() {
+        let [line, chunk] = [i / 128 % 8, i / 16 % 8];
+        assert_eq!(out[0][i - chunk * 16 + (chunk ^ line) * 16], *byte);
+    }
+}
+
+#[test]
+fn maps_that_make_no_sense() {
+    let mut emulator = Emulator::new(Module::parse("test.ptx", PTX).unwrap()).unwrap();
+    let address = emulator.allocate("x", 4096);
+    let good = TensorMap { address, ..map(Element::Bf16, &[64, 32], &[64, 32], Swizzle::B128) };
+    let refused = |map: TensorMap, words: &str| {
+        let what = emulator.tensor_map(&map).unwrap_err().to_string();
+        assert!(what.contains(words) && !what.contains('\n'), "{what}");
+    };
+    assert!(emulator.tensor_map(&good).is_ok());
+    refused(TensorMap { address: address + 8, ..good.clone() }, "no multiple of 16");
+    refused(TensorMap { strides: vec![136], ..good.clone() }, "stride 136 is no multiple of 16");
+    refused(TensorMap { strides: vec![1 << 40], ..good.clone() }, "stride 1099511627776");
+    refused(TensorMap { tile: vec![64, 257], ..good.clone() }, "box side 257");
+    refused(TensorMap { tile: vec![0, 1], ..good.clone() }, "box side 0");
+    refused(TensorMap { tile: vec![128, 1], ..good.clone() }, "256 bytes, the swizzle takes at most 128");
+    refused(TensorMap { tile: vec![12, 1], ..good.clone() }, "24 bytes, a multiple of 16");
+    refused(TensorMap { steps: vec![1, 9], ..good.clone() }, "element stride 9");
+    refused(TensorMap { sizes: vec![64, 0], ..good.clone() }, "size 0");
+    refused(TensorMap { sizes: vec![64, 33], ..good.clone() }, "4224 bytes at");
+    refused(
+        TensorMap { sizes: vec![1 << 32, 1 << 32], strides: vec![1 << 39], ..good.clone() },
+        "has no end",
+    );
+    refused(TensorMap { sizes: vec![], ..good.clone() }, "0 dimensions");
+    refused(TensorMap { steps: vec![1], ..good.clone() }, "one stride less");
+}
+
+#[test]
+fn a_map_where_it_may_not_be() {
+    let x = bytes_of(&noise(64, 1)).to_vec();
+    let map = || Arg::Map(&x, asynchronous::plane(8, 8, [8, 8], Swizzle::None));
+    let args = || [Arg::Scratch(256), map()];
+    bugs::caught(
+        BUGS,
+        "map_on_the_stack",
+        &line(1, 64),
+        &args(),
+        "map_on_the_stack",
+        &["const __grid_constant__"],
+    );
+    assert_eq!(run_all(BUGS, "map_on_the_stack_right", &line(1, 64), &args()).0[0], x);
+    // In global memory: a copy is as good; one bit less is not.
+    let mut emulator = Emulator::new(Module::parse("test.ptx", BUGS).unwrap()).unwrap();
+    let array = emulator.allocate("array", 256);
+    emulator.write(array, &x).unwrap();
+    let plane = TensorMap { address: array, ..asynchronous::plane(8, 8, [8, 8], Swizzle::None) };
+    let good = emulator.tensor_map(&plane).unwrap();
+    for damaged in [None, Some(0), Some(20), Some(97), Some(127)] {
+        let mut bytes = good;
+        damaged.into_iter().for_each(|at: usize| bytes[at] ^= 4);
+        let mut launch = |shift: usize, words: &str| {
+            let (out, at) = (emulator.allocate("out", 256), emulator.allocate("map", 256));
+            emulator.write(at, &[0; 256]).unwrap();
+            emulator.write(at + shift as u64, &bytes).unwrap();
+            let values = [out, at + shift as u64, array].map(u64::to_le_bytes);
+            let args: Vec<&[u8]> = values.iter().map(|v| &v[..]).collect();
+            match emulator.launch("map_in_memory", &line(1, 64), &args) {
+                Ok(_) => assert!(words.is_empty() && emulator.read(out, 256).unwrap() == x),
+                Err(e) => assert!(!words.is_empty() && e.to_string().contains(words), "{e}"),
+            }
+        };
+        launch(64, if damaged.is_some() { "is no tensor map, or a damaged one" } else { "" });
+        launch(16, "misaligned: a tensor map");
+    }
+}

@@ -1,0 +1,155 @@
+//! A matrix product by TMA, mbarriers, a cluster and wgmma: right, as planned, and with nothing in it to spare.
+
+use super::*;
+use half::bf16;
+use llm2vec::device::emulator::{Element, Swizzle, TensorMap};
+
+const PTX: &str = include_str!("ptx/gemm_sm90.ptx");
+const SIZES: (usize, usize, usize) = (256, 128, 320);
+
+/// D = A B; `n_major`: B is K x N.
+fn product(
+    ptx: &str,
+    kernel: &str,
+    seed: u64,
+    (m, n, k): (usize, usize, usize),
+) -> Result<(Vec<u8>, Counters)> {
+    let n_major = kernel == "gemm_n_major";
+    let (a, b) = operands((m, n, k));
+    let b = if n_major { (0..k * n).map(|i| b[i % n * k + i / n]).collect() } else { b };
+    let mut emulator = Emulator::new(Module::parse("test.ptx", ptx)?)?;
+    let mut array = |name: &str, bytes: Option<&[u8]>, rows: usize, columns: usize| -> Result<_> {
+        let address = emulator.allocate(name, 2 * rows * columns);
+        if let Some(bytes) = bytes {
+            emulator.write(address, bytes)?;
+        }
+        let map = TensorMap {
+            element: Element::Bf16,
+            address,
+            sizes: vec![columns as u64, rows as u64],
+            strides: vec![2 * columns as u64],
+            tile: vec![64, 64],
+            steps: vec![1, 1],
+            swizzle: Swizzle::B128,
+        };
+        Ok((address, emulator.tensor_map(&map)?))
+    };
+    let (_, a) = array("a", Some(bytes_of(&a)), m, k)?;
+    let (rows, columns) = if n_major { (k, n) } else { (n, k) };
+    let (_, b) = array("b", Some(bytes_of(&b)), rows, columns)?;
+    let (out, d) = array("d", None, m, n)?;
+    let launch = Launch {
+        grid: [m as u32 / 128, n as u32 / 128, 1],
+        block: [384, 1, 1],
+        cluster: [2, 1, 1],
+        shared: 3 * 32768,
+        seed,
+        budget: 1 << 20,
+        ..Launch::default()
+    };
+    let counters = emulator.launch(kernel, &launch, &[&a, &b, &d, &(k as i32).to_le_bytes()])?;
+    Ok((emulator.read(out, 2 * m * n)?, counters))
+}
+
+fn operands((m, n, k): (usize, usize, usize)) -> (Vec<bf16>, Vec<bf16>) {
+    let round = |v: Vec<f32>| v.into_iter().map(bf16::from_f32).collect();
+    (round(noise(m * k, 1)), round(noise(n * k, 2)))
+}
+
+#[test]
+fn the_product_is_right_and_as_planned() {
+    let (m, n, k) = (512, 256, 320);
+    let (a, b) = operands((m, n, k));
+    let rows = |v: &[bf16]| v.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+    let (a, b) = (rows(&a), rows(&b));
+    let mut first: Option<Vec<u8>> = None;
+    for kernel in ["gemm_k_major", "gemm_n_major"] {
+        let (out, counters) = product(PTX, kernel, 0, (m, n, k)).unwrap();
+        for (i, d) in out.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f64()).enumerate() {
+            let terms = a[i / n * k..][..k].iter().zip(&b[i % n * k..][..k]).map(|(x, y)| x * y);
+            let (sum, size) = terms.fold((0.0, 0.0), |(s, t), x| (s + x, t + x.abs()));
+            let error = sum.abs() * 2f64.powi(-8) + size * k as f64 * 2f64.powi(-24);
+            assert!((d - sum).abs() <= error, "{kernel} {i}: {d} {sum}");
+        }
+        // Both forms add the same numbers in the same order.
+        let first = first.get_or_insert_with(|| out.clone());
+        assert!(*first == out, "{kernel}");
+        let total = counters.total;
+        assert_eq!((total.flops, total.conflicts), (2 * (m * n * k) as u64, 0));
+        // A once for each 128 columns, B once for each 256 rows, D once.
+        assert_eq!(total.bytes, 2 * (m * k * (n / 128) + n * k * (m / 256) + m * n) as u64);
+    }
+}
+
+#[test]
+fn every_schedule_gives_the_same() {
+    for kernel in ["gemm_k_major", "gemm_n_major"] {
+        let first = product(PTX, kernel, 0, SIZES).unwrap().0;
+        for seed in SEEDS {
+            assert!(product(PTX, kernel, seed, SIZES).unwrap().0 == first, "{kernel}: seed {seed}");
+        }
+    }
+}
+
+/// Lines that order something, by their number in the file, and what stands there instead when they are out.
+fn ordering(kernel: &str) -> Vec<(usize, String, &'static str)> {
+    const WORDS: [&str; 9] = [
+        "bar.sync",
+        "bar.warp.sync",
+        "fence",
+        "barrier.cluster",
+        "commit_group",
+        "wait_group",
+        "mbarrier.",
+        "setmaxnreg",
+        "mapa",
+    ];
+    let entry = |l: &str| l.contains(".entry ");
+    let from = PTX.lines().position(|l| entry(l) && l.contains(&format!("{kernel}("))).unwrap();
+    let lines = PTX.lines().enumerate().skip(from + 1).take_while(|(_, l)| !entry(l));
+    let orders = |l: &str| !l.contains("cp.async.bulk.tensor") && WORDS.iter().any(|w| l.contains(w));
+    lines
+        .filter(|(_, l)| orders(l))
+        .map(|(i, l)| {
+            (i, l.trim().to_string(), if l.contains("try_wait") { "setp.eq.u32 over, 0, 0;" } else { "" })
+        })
+        .collect()
+}
+
+/// What may be left out and why, by its opcode.
+const SPARE: [(&str, &str); 2] = [
+    (
+        "bar.warp.sync",
+        "lets lanes come together before an aligned barrier; here such a barrier takes them as they come",
+    ),
+    ("setmaxnreg.inc", "the compiler's matter: the size of a register file is counted, not modelled"),
+];
+
+/// Whatever else is taken out is noticed: a report, or other numbers.
+#[test]
+fn nothing_can_be_left_out() {
+    for kernel in ["gemm_k_major", "gemm_n_major"] {
+        let right = product(PTX, kernel, 0, SIZES).unwrap().0;
+        let lines = ordering(kernel);
+        let unnoticed = |(removed, line, instead): &&(usize, String, &str)| {
+            let lines = PTX.lines().enumerate().map(|(i, l)| if i == *removed { instead } else { l });
+            let text = lines.collect::<Vec<_>>().join("\n");
+            let same = |seed| product(&text, kernel, seed, SIZES).is_ok_and(|(out, _)| out == right);
+            !SPARE.iter().any(|(opcode, _)| line.starts_with(opcode)) && (0..6).all(same)
+        };
+        let survivors: Vec<_> = lines.iter().filter(unnoticed).collect();
+        assert!(survivors.is_empty() && lines.len() == 26, "{kernel}: {} {survivors:?}", lines.len());
+    }
+}
+
+/// A report says what is waited for, not only who stands beside it.
+#[test]
+fn a_copy_that_is_not_announced() {
+    let text = PTX.replacen("mbarrier.arrive.expect_tx", "mbarrier.expect_tx.relaxed.cta", 1);
+    let text = text.replacen(".shared::cta.b64 _, [%r190]", ".shared::cta.b64 [%r190]", 1);
+    let what = product(&text, "gemm_k_major", 0, SIZES).unwrap_err().to_string();
+    assert!(
+        what.contains("deadlock: ") && what.contains("mbarrier") && what.contains("hopper.cuh"),
+        "{what}"
+    );
+}
