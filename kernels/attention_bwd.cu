@@ -16,6 +16,7 @@
 //           Each computes scores and dout vᵀ anew, 7 products a pair in place of 5: the price of a fixed order without an
 //           array of f32 dq that blocks add to in turn, which at the lengths of sentences costs more than the products.
 //           Blocks of 128 threads; shared memory 2 (2 OWNED + 4 STREAMED) (D + 8) bytes, and 512: 68 KiB at D = 128.
+//           Registers leave room for two blocks a multiprocessor, for three at D <= 32 (queries: 64).
 // Cost      tensor flops: 32 16 D 3 (queries), 32 16 D 4 (keys) for each warp and 16 columns of which one of its 16 rows sees
 //           one: 14 D a pair where all are seen. Bytes: attention_bwd_cost in src/ops/attention/gpu.rs.
 // Numerics  As in the forward; p, drop(p) and ds are rounded to bf16 for the products that they enter, scales are applied in
@@ -201,8 +202,8 @@ __device__ __forceinline__ void queries(bf16* dqkv, float* rows_out, const bf16*
         }
     }
     if (rows.first >= N) return;
+    // Nobody has looked at this warp's rows of q since the loop's first barrier.
     const float scale = 1.0f / sqrtf(float(D));
-    __syncwarp();
     put<D>(tiles.owned(0), own, dq, scale, scale);
     __syncwarp();
     store_rows<16>(dqkv + size_t(h) * D, stride, rows.first, N, tiles.owned(0), own);
@@ -308,7 +309,7 @@ __device__ __forceinline__ void keys(bf16* dqkv, const bf16* dout, const float* 
     }
     if (rows.first >= N) return;
     const float scale = 1.0f / sqrtf(float(D));
-    __syncwarp();
+    if (!HELD) __syncwarp();
     put<D>(tiles.owned(0), own, dk, scale, scale);
     put<D>(tiles.owned(1), own, dv, dropout.scale, dropout.scale);
     __syncwarp();

@@ -12,7 +12,8 @@
 //           rows' ranges only where some row does not see all of a stage. Scores stay in registers, where they become
 //           the A operand of the second product. One lane draws one row's bits of the dropout mask; shuffles hand them round.
 //           Blocks of one tile are neighbours in the grid, so heads that share keys find them in L2. Grid ceil(N / ROWS) H,
-//           blocks of THREADS = 128; shared memory 2 (ROWS + 4 KEYS) (D + 8) bytes: 68 KiB at D = 128, 36 at 64.
+//           blocks of THREADS = 128; shared memory 2 (ROWS + 4 KEYS) (D + 8) + 12 ROWS bytes: 70 KiB at D = 128, 38 at 64.
+//           Registers leave room for two blocks a multiprocessor, for three at D <= 32.
 // Cost      tensor flops: 2048 D for each warp and 16 keys of which one of its 32 rows sees one, 4 D a pair where all are seen;
 //           bytes a block: 2 D (2 rows + 2 keys) + 4 rows, and what finds sequences (attention_fwd_cost in src/ops/attention/gpu.rs).
 // Numerics  Scores, maxima and sums in f32, exponentials base 2 by ex2.approx; probabilities are rounded to bf16 for the

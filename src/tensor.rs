@@ -478,11 +478,6 @@ pub fn whole_vectors(op: &'static str, letter: &str, size: usize, of: usize) -> 
     }
 }
 
-/// The refusal of an op that the GPU path does not have.
-pub fn no_kernel<T>(op: &'static str) -> Result<T> {
-    refuse(op, "has no kernel yet; use --device cpu".into())
-}
-
 /// An op's own refusal, in the words of [`Error::Shape`].
 pub fn refuse<T>(op: &'static str, what: String) -> Result<T> {
     Err(Error::Shape { op, what })

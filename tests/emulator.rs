@@ -30,7 +30,7 @@ mod warpgroup;
 #[path = "emulator/wgmma.rs"]
 mod wgmma;
 
-use llm2vec::device::emulator::{Count, Counters, Element, Emulator, Launch, Module, Swizzle, TensorMap};
+use llm2vec::device::emulator::{Counters, Element, Emulator, Launch, Module, Swizzle, TensorMap};
 use llm2vec::error::Result;
 
 const BASICS: &str = include_str!("emulator/ptx/basics.ptx");

@@ -23,7 +23,7 @@ const SEEDS: u64 = 4;
 /// Cases of its kernel that it is tried with, small ones first: so many between the smallest and the largest of at most
 /// so many operations. A loop that is passed once has nothing to wait for.
 const CASES: usize = 8;
-const FLOPS: usize = 1 << 25;
+const FLOPS: usize = 1 << 28;
 
 /// Removals that nobody notices, and why that is right: kernel, words of the source line, reason.
 const REASONS: &[(&str, &str, &str)] = &[];

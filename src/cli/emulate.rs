@@ -1,7 +1,7 @@
 //! `llm2vec emulate`: any kernel of a PTX file on the checking emulator, from `.npy` to `.npy`.
 
 use crate::cli::print;
-use crate::device::emulator::{Emulator, Launch, Module};
+use crate::device::emulator::{self, Emulator, Launch, Module, Swizzle, TensorMap};
 use crate::error::{Error, Result};
 use crate::format::{atomic, npy};
 use clap::{Args, ValueEnum};
@@ -15,6 +15,8 @@ Arguments, in the kernel's order:
   --arg f32:x.npy               an array that the kernel reads (f32, f16, bf16, i8, i32, i64)
   --arg out:f32:16,128:y.npy    an array that it writes, and its shape
   --arg inout:f32:x.npy:y.npy   both
+  --arg map:64,32:128:f32:x.npy the tensor map of an array (any of the above), by tiles of 64 rows and 32
+                                columns, swizzled within 128 bytes (or 64, 32; 0: not)
   --arg scratch:4096            bytes that nothing has written
   --arg i32=5                   a number (i32, u32, i64, u64, f32, f64)
 bf16 arrays are f32 in files.
@@ -125,23 +127,55 @@ fn extents(flag: &str, text: &str) -> Result<[u32; 3]> {
     Ok(extents)
 }
 
+/// An array in the emulator's memory.
+struct Array {
+    element: Element,
+    shape: Vec<usize>,
+    address: u64,
+}
+
 /// Reads one `--arg`, and makes its memory; gives the parameter's bytes.
 fn argument(emulator: &mut Emulator, name: &str, arg: &str, outputs: &mut Vec<Output>) -> Result<Vec<u8>> {
     let wrong = |what: &str| Error::Usage(format!("--arg {arg}: {what}; see llm2vec emulate --help"));
     if let Some((ty, value)) = arg.split_once('=') {
         return number(ty, value).ok_or_else(|| wrong("no number of a known type"));
     }
-    let parts: Vec<&str> = arg.splitn(4, ':').collect();
+    if let Some(bytes) = arg.strip_prefix("scratch:") {
+        let bytes = bytes.parse().ok().filter(|n| *n <= 1usize << 33);
+        let address = emulator.allocate(name, bytes.ok_or_else(|| wrong("no number of bytes"))?);
+        return Ok(address.to_le_bytes().to_vec());
+    }
+    let Some(map) = arg.strip_prefix("map:") else {
+        let array = array(emulator, name, arg, outputs, &wrong)?;
+        return Ok(array.address.to_le_bytes().to_vec());
+    };
+    let [tile, swizzle, of] = map.splitn(3, ':').collect::<Vec<_>>()[..] else {
+        return Err(wrong("expected map:TILE:SWIZZLE:ARRAY"));
+    };
+    let tile: Option<Vec<u32>> = tile.split(',').map(|n| n.trim().parse().ok()).collect();
+    let swizzle = match swizzle {
+        "0" => Swizzle::None,
+        "32" => Swizzle::B32,
+        "64" => Swizzle::B64,
+        "128" => Swizzle::B128,
+        _ => return Err(wrong("a swizzle is 0, 32, 64 or 128 bytes")),
+    };
+    let tile = tile.ok_or_else(|| wrong("no tile such as 64,32"))?;
+    let array = array(emulator, name, of, outputs, &wrong)?;
+    Ok(emulator.tensor_map(&array.map(&tile, swizzle))?.to_vec())
+}
+
+/// Makes the memory of an array.
+fn array(
+    emulator: &mut Emulator,
+    name: &str,
+    text: &str,
+    outputs: &mut Vec<Output>,
+    wrong: &dyn Fn(&str) -> Error,
+) -> Result<Array> {
+    let parts: Vec<&str> = text.splitn(4, ':').collect();
     let element = |text: &str| Element::parse(text).ok_or_else(|| wrong("no known element type"));
-    let address = match parts[..] {
-        ["scratch", bytes] => {
-            let bytes = bytes
-                .parse()
-                .ok()
-                .filter(|n| *n <= 1usize << 33)
-                .ok_or_else(|| wrong("no number of bytes"))?;
-            emulator.allocate(name, bytes)
-        }
+    match parts[..] {
         ["out", ty, shape, path] => {
             let shape: Option<Vec<usize>> = shape.split(',').map(|n| n.trim().parse().ok()).collect();
             let shape = shape.ok_or_else(|| wrong("no shape such as 16,128"))?;
@@ -149,29 +183,61 @@ fn argument(emulator: &mut Emulator, name: &str, arg: &str, outputs: &mut Vec<Ou
             let bytes =
                 shape.iter().try_fold(element.size(), |n, d| n.checked_mul(*d)).filter(|n| *n <= 1 << 33);
             let address = emulator.allocate(name, bytes.ok_or_else(|| wrong("more than 8 GiB"))?);
-            outputs.push(Output { element, shape, address, path: path.into() });
-            address
+            outputs.push(Output { element, shape: shape.clone(), address, path: path.into() });
+            Ok(Array { element, shape, address })
         }
         ["inout", ty, from, to] => {
-            let (element, (shape, bytes)) = (element(ty)?, element(ty)?.load(Path::new(from))?);
-            let address = emulator.allocate(name, bytes.len());
-            emulator.write(address, &bytes)?;
+            let array = Array::load(emulator, name, element(ty)?, Path::new(from))?;
+            let (element, shape, address) = (array.element, array.shape.clone(), array.address);
             outputs.push(Output { element, shape, address, path: to.into() });
-            address
+            Ok(array)
         }
         [ty, ..] if Element::parse(ty).is_some() && parts.len() > 1 => {
-            let (_, bytes) = element(ty)?.load(Path::new(&arg[ty.len() + 1..]))?;
-            let address = emulator.allocate(name, bytes.len());
-            emulator.write(address, &bytes)?;
-            address
+            Array::load(emulator, name, element(ty)?, Path::new(&text[ty.len() + 1..]))
         }
-        _ => {
-            return Err(wrong(
-                "expected TYPE:FILE, out:TYPE:SHAPE:FILE, inout:TYPE:FILE:FILE, scratch:BYTES or TYPE=NUMBER",
-            ));
+        _ => Err(wrong(
+            "expected TYPE:FILE, out:TYPE:SHAPE:FILE, inout:TYPE:FILE:FILE, map:TILE:SWIZZLE:ARRAY, scratch:BYTES or \
+             TYPE=NUMBER",
+        )),
+    }
+}
+
+impl Array {
+    fn load(emulator: &mut Emulator, name: &str, element: Element, path: &Path) -> Result<Array> {
+        let (shape, bytes) = element.load(path)?;
+        let address = emulator.allocate(name, bytes.len());
+        emulator.write(address, &bytes)?;
+        Ok(Array { element, shape, address })
+    }
+
+    /// Its tensor map: rows lie one behind the other, and `tile` has its sides in the order of the shape.
+    fn map(&self, tile: &[u32], swizzle: Swizzle) -> TensorMap {
+        let sizes: Vec<u64> = self.shape.iter().rev().map(|n| *n as u64).collect();
+        let row = |bytes: &mut u64, n: &u64| {
+            *bytes = bytes.saturating_mul(*n);
+            Some(*bytes)
+        };
+        let strides = sizes.iter().scan(self.element.size() as u64, row);
+        let strides = strides.take(sizes.len().saturating_sub(1)).collect();
+        let element = match self.element {
+            Element::F32 => emulator::Element::F32,
+            Element::F16 => emulator::Element::F16,
+            Element::Bf16 => emulator::Element::Bf16,
+            Element::I8 => emulator::Element::U8,
+            Element::I32 => emulator::Element::I32,
+            Element::I64 => emulator::Element::I64,
+        };
+        let tile: Vec<u32> = tile.iter().rev().copied().collect();
+        TensorMap {
+            element,
+            address: self.address,
+            sizes,
+            strides,
+            steps: vec![1; tile.len()],
+            tile,
+            swizzle,
         }
-    };
-    Ok(address.to_le_bytes().to_vec())
+    }
 }
 
 fn number(ty: &str, value: &str) -> Option<Vec<u8>> {

@@ -9,9 +9,9 @@ const BUGS: &str = include_str!("ptx/async_bugs_sm90.ptx");
 fn chunk(swizzle: Swizzle, row: usize, chunk: usize) -> usize {
     match swizzle {
         Swizzle::None => chunk,
-        Swizzle::B32 => chunk ^ row / 4 % 2,
-        Swizzle::B64 => chunk ^ row / 2 % 4,
-        Swizzle::B128 => chunk ^ row % 8,
+        Swizzle::B32 => chunk ^ (row / 4 % 2),
+        Swizzle::B64 => chunk ^ (row / 2 % 4),
+        Swizzle::B128 => chunk ^ (row % 8),
     }
 }
 
@@ -100,7 +100,7 @@ fn swizzles_and_edges() {
         for (element, size) in [(Element::Bf16, 2), (Element::U32, 4), (Element::U8, 1), (Element::F64, 8)] {
             let columns = width / size;
             let map = map(element, &[columns as u64 + 13, 21], &[columns as u32, 18], swizzle);
-            let c = columns as i32;
+            let c: i32 = columns;
             for at in [
                 [0, 0],
                 [5, 3],

@@ -41,6 +41,34 @@ fn arrays_go_in_and_come_out() {
 }
 
 #[test]
+fn tensor_maps_and_clusters() {
+    let dir = tempfile::tempdir().unwrap();
+    let x = super::noise(64 * 96, 3);
+    let mut file = npy::header("<f4", &[64, 96]);
+    x.iter().for_each(|v| file.extend(v.to_le_bytes()));
+    std::fs::write(dir.path().join("x.npy"), file).unwrap();
+    let args = "--kernel tma_transpose --grid 2 --block 160 --arg map:32,32:128:f32:x.npy \
+                --arg map:32,32:0:out:f32:96,64:y.npy --arg i32=3 --arg i32=2";
+    let output = emulate(dir.path(), "async_sm90.ptx", args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let turned = (0..96 * 64).map(|i| x[i % 64 * 96 + i / 64]).collect();
+    let y = npy::read(&dir.path().join("y.npy")).unwrap();
+    assert_eq!(y, npy::Npy { shape: vec![96, 64], data: npy::Data::F32(turned) });
+    let fails = |args: &str, words: &str| {
+        let output = emulate(dir.path(), "async_sm90.ptx", args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains(words) && text.lines().count() == 1, "{text}");
+    };
+    let kernel = "--kernel tma_transpose --block 160";
+    fails(&format!("{kernel} --arg map:32,64:128:f32:x.npy"), "the swizzle takes at most 128");
+    fails(&format!("{kernel} --arg map:32,32:16:f32:x.npy"), "a swizzle is 0, 32, 64 or 128 bytes");
+    fails(&format!("{kernel} --arg map:32:0:f32:x.npy"), "one stride less");
+    fails(&format!("{kernel} --arg map:32,32:f32:x.npy"), "map:TILE:SWIZZLE:ARRAY");
+    fails("--kernel ring --block 64 --grid 3 --cluster 2", "no whole number of clusters");
+    fails("--kernel cluster_sum --block 32 --grid 8 --cluster 8", "the kernel was compiled for");
+}
+
+#[test]
 fn what_goes_wrong_is_one_line() {
     let dir = tempfile::tempdir().unwrap();
     save(&dir.path().join("a.npy"), &[1.0; 64]);

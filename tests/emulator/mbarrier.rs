@@ -139,6 +139,7 @@ fn opcodes() {
         "cp.async.bulk.wait_group 3;",
         "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.L2::cache_hint [s], [%d0], %r1, [%r2], %d1;",
         "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%d0], [s], 16, %d1;",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.min.f16 [%d0], [s], 16;",
         "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.bf16 [%d0], [s], 16;",
         "cp.reduce.async.bulk.global.shared::cta.bulk_group.L2::cache_hint.max.s32 [%d0], [s], 16, %d1;",
         "cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.add.u64 [%r0], [s], 16, [%r1];",
@@ -165,6 +166,7 @@ fn opcodes() {
         ),
         ("cp.async.bulk.global.shared::cta.bulk_group.cp_mask [%d0], [s], 16, %h0;", "`.cp_mask`"),
         ("mbarrier.arrive.shared::cluster.b64 %d0, [%r0];", "gives no state"),
+        ("cp.reduce.async.bulk.global.shared::cta.bulk_group.max.f32 [%d0], [s], 16;", "max.f32"),
         ("mbarrier.frob.b64 [%r0];", "mbarrier.frob"),
         ("mbarrier;", "mbarrier"),
         ("barrier.cluster;", "barrier.cluster"),
@@ -192,4 +194,56 @@ fn clusters_that_make_no_sense() {
     fails(ptx, "ring", of(64, [0, 1, 1]), &args[..2], "a cluster of 0 blocks");
     fails(ptx, "ring", of(64, [u32::MAX; 3]), &args[..2], "a cluster of");
     fails(BASICS, "vector_add", of(4, [2, 1, 1]), &args[..1], "sm_80 has none");
+}
+
+/// `cp.reduce.async.bulk` on 16 bytes of every type.
+#[test]
+fn reductions_by_type() {
+    use half::{bf16, f16};
+    let reduce = |kind: &str, old: &[u8], new: &[u8]| {
+        let ptx = format!(
+            ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 out, .param .u64 in)\n{{\n\
+             .reg .b64 %d<6>; .reg .b32 %r<2>; .reg .pred %p<1>; .shared .align 16 .b8 s[16];\n\
+             ld.param.u64 %d0, [out];\nld.param.u64 %d1, [in];\nmov.u32 %r0, %tid.x;\nsetp.ne.u32 %p0, %r0, 0;\n\
+             @%p0 ret;\nld.global.v2.u64 {{%d2, %d3}}, [%d1];\nst.shared.v2.u64 [s], {{%d2, %d3}};\nfence.proxy.async;\n\
+             cp.reduce.async.bulk.global.shared::cta.bulk_group.{kind} [%d0], [s], 16;\n\
+             cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;\nret;\n}}\n"
+        );
+        let runs = (0..4).map(|seed| {
+            let launch = Launch { seed, ..line(1, 32) };
+            run(&ptx, "k", &launch, &[Arg::In(old), Arg::In(new)]).unwrap().0.remove(0)
+        });
+        runs.reduce(|a, b| if a == b { a } else { panic!("{kind}: {a:?} {b:?}") }).unwrap()
+    };
+    let (a, b) = ([7i32, -9, i32::MAX, 0], [-2i32, 4, 1, 0x7fff_fff0]);
+    let check = |kind: &str, f: fn(i32, i32) -> i32| {
+        let want: Vec<i32> = a.iter().zip(&b).map(|(a, b)| f(*a, *b)).collect();
+        assert_eq!(i32s(&reduce(kind, bytes_of(&a), bytes_of(&b))), want, "{kind}");
+    };
+    check("add.s32", i32::wrapping_add);
+    check("min.s32", i32::min);
+    check("max.u32", |a, b| (a as u32).max(b as u32) as i32);
+    check("and.b32", |a, b| a & b);
+    check("or.b32", |a, b| a | b);
+    check("xor.b32", |a, b| a ^ b);
+    check("inc.u32", |a, b| if a as u32 >= b as u32 { 0 } else { a + 1 });
+    check("dec.u32", |a, b| if a == 0 || a as u32 > b as u32 { b } else { a - 1 });
+    let wide = reduce("add.u64", bytes_of(&[u64::MAX, 5]), bytes_of(&[3u64, 6]));
+    assert_eq!(wide, bytes_of(&[2u64, 11]));
+    let floats =
+        reduce("add.f32", bytes_of(&[0.1f32, 1e30, -2.0, 3.0]), bytes_of(&[0.2f32, -1e30, 0.5, 4.0]));
+    assert_eq!(f32s(&floats), [0.1f32 + 0.2, 0.0, -1.5, 7.0]);
+    let (x, y) = (
+        [1.5f32, -3.0, 0.0, f32::NAN, 8.0, -0.25, 100.0, 2.0],
+        [1.0f32, -2.5, 4.0, 6.0, 9.0, -1.0, 0.5, 2.0],
+    );
+    let least = [1.0f32, -3.0, 0.0, 6.0, 8.0, -1.0, 0.5, 2.0];
+    let half = |v: [f32; 8]| v.map(f16::from_f32);
+    assert_eq!(reduce("min.f16", bytes_of(&half(x)), bytes_of(&half(y))), bytes_of(&half(least)));
+    let brain = |v: [f32; 8]| v.map(bf16::from_f32);
+    let most = [1.5f32, -2.5, 4.0, 6.0, 9.0, -0.25, 100.0, 2.0];
+    assert_eq!(reduce("max.bf16", bytes_of(&brain(x)), bytes_of(&brain(y))), bytes_of(&brain(most)));
+    let z = y.map(|v| v * 2.0);
+    let sums: [f32; 8] = std::array::from_fn(|i| y[i] + z[i]);
+    assert_eq!(reduce("add.noftz.bf16", bytes_of(&brain(y)), bytes_of(&brain(z))), bytes_of(&brain(sums)));
 }

@@ -317,7 +317,7 @@ fn contrastive(p: usize, c: usize, forward: bool) -> Case {
 
 /// The head is frozen, as in the recipe.
 fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
-    let case = losses::masked_xent([n, c, v, p], 1.0, 20.0, forward);
+    let case = losses::masked_xent([n, c, v, p], 0.1, 6.0, forward);
     if forward {
         return case;
     }

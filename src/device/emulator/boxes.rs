@@ -3,7 +3,7 @@
 use super::access::{Run, Where};
 use super::bulk::{End, Flight, Piece};
 use super::memory::{LOCAL_WINDOW, PARAM_WINDOW};
-use super::ptx::{Addr, Space, Src};
+use super::ptx::{Addr, Rmw, Space, Src, Ty};
 use super::report::Fault;
 use super::step::Context;
 use super::tensor_map::TensorMap;
@@ -37,7 +37,7 @@ impl Context<'_> {
                 }
             },
         };
-        if address % 64 != 0 {
+        if !address.is_multiple_of(64) {
             return wrong(format!("misaligned: a tensor map at {address:#x}, a multiple of 64 was expected"));
         }
         let Some(map) = found else {
@@ -108,6 +108,19 @@ impl Context<'_> {
         let (place, base) = self.end(warp, run, lane, &End::Shared(zero), from, 128)?;
         (flight.from, flight.bytes) = (place, map.bytes());
         flight.reduce = flight.reduce.map(|(f, _)| (f, map.element.ty()));
+        let known = match flight.reduce {
+            Some((f, Ty::F32 | Ty::F64)) => f == Rmw::Add,
+            Some((f, Ty::F16 | Ty::Bf16)) => matches!(f, Rmw::Add | Rmw::Min | Rmw::Max),
+            _ => true,
+        };
+        if !known {
+            return Err(self.wrong(
+                warp,
+                run,
+                lane,
+                format!("a reduction that {:?} does not have", map.element),
+            ));
+        }
         for (row, begin, address, bytes) in map.rows(&coords).into_iter().filter(|r| r.3 > 0) {
             self.counts_global(run, &End::Global(zero), address, bytes);
             let (region, global) = self.global(warp, run, lane, address)?;

@@ -253,7 +253,7 @@ impl Context<'_> {
             let count = &mut self.counts[run.pc as usize];
             count.requests += 1;
             count.bytes += bytes as u64;
-            count.sectors += (address + bytes as u64 - 1 >> 5) - (address >> 5) + 1;
+            count.sectors += ((address + bytes as u64 - 1) >> 5) - (address >> 5) + 1;
         }
     }
 

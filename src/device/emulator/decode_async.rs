@@ -262,7 +262,8 @@ fn bulk<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
         }
     }
     let (Some(told), &[to, from]) = (told, &spaces[..]) else { return unknown(body) };
-    let floats = matches!(ty, Some(Ty::F16 | Ty::Bf16 | Ty::F32 | Ty::F64));
+    let halves = matches!(ty, Some(Ty::F16 | Ty::Bf16)) && matches!(f, Some(Rmw::Add | Rmw::Min | Rmw::Max));
+    let floats = !halves && matches!(ty, Some(Ty::F16 | Ty::Bf16 | Ty::F32 | Ty::F64));
     let reduces = parts[1] == "reduce";
     let whole = reduces == f.is_some() && reduces == (ty.is_some() || tensor && f.is_some());
     if !whole || floats && f != Some(Rmw::Add) || told != (to != "global") {

@@ -6,6 +6,7 @@ use super::race::Clock;
 use super::report::{Fault, Kind};
 use super::rmw::modify;
 use super::step::{Context, GATES, Next};
+use super::tensor::Mma;
 use super::warp::{Warp, lanes};
 
 impl Context<'_> {
@@ -109,19 +110,7 @@ impl Context<'_> {
                 warp.put(frame, *d, exec, &[u64::from(lane); LANES], !0);
                 warp.put_predicate(frame, *p, exec, 1 << lane, !0);
             }
-            Op::Mma(mma) => {
-                let sources = mma.a.iter().chain(&mma.b).chain(&mma.c);
-                let known = sources.fold(!0, |k, s| k & warp.known(frame, *s));
-                let look = |s: &Src| warp.look(frame, *s, consts);
-                let (a, b): (Vec<_>, Vec<_>) =
-                    (mma.a.iter().map(look).collect(), mma.b.iter().map(look).collect());
-                let c: Vec<_> = mma.c.iter().map(look).collect();
-                let d = mma.product(&a, &b, &c);
-                // One undefined element spoils rows and columns: all or nothing is close enough.
-                let known = if known == !0 { !0 } else { 0 };
-                self.counts[run.pc as usize].flops += mma.flops();
-                mma.d.iter().zip(&d).for_each(|(d, v)| warp.put(frame, *d, exec, v, known));
-            }
+            Op::Mma(mma) => self.multiply(warp, run, mma),
             Op::Shfl { mode, d, p, s, .. } => {
                 let known = warp.known(frame, s[0]);
                 let [a, b, c] = s.map(|s| warp.get(frame, s, consts));
@@ -169,6 +158,21 @@ impl Context<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// `mma`
+    fn multiply(&mut self, warp: &mut Warp, run: &Run<'_>, mma: &Mma) {
+        let (frame, consts) = (run.frame, &self.module.consts);
+        let sources = mma.a.iter().chain(&mma.b).chain(&mma.c);
+        let known = sources.fold(!0, |k, s| k & warp.known(frame, *s));
+        let look = |s: &Src| warp.look(frame, *s, consts);
+        let (a, b): (Vec<_>, Vec<_>) = (mma.a.iter().map(look).collect(), mma.b.iter().map(look).collect());
+        let c: Vec<_> = mma.c.iter().map(look).collect();
+        let d = mma.product(&a, &b, &c);
+        // One undefined element spoils rows and columns: all or nothing is close enough.
+        let known = if known == !0 { !0 } else { 0 };
+        self.counts[run.pc as usize].flops += mma.flops();
+        mma.d.iter().zip(&d).for_each(|(d, v)| warp.put(frame, *d, run.exec, v, known));
     }
 
     /// Lanes may come to it from different places.

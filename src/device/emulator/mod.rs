@@ -24,15 +24,21 @@
 //! From the command line: `llm2vec emulate --help`.
 //!
 //! # What is modelled
-//! - PTX as nvcc 13.0 writes it for sm_80 and sm_90a: integers, floats (rounding as the modifier says; `.approx` functions are
-//!   rounded from f64, so they are better than the hardware's), f16 and bf16 and their pairs, all state spaces, calls,
-//!   local arrays, atomics, shuffles, votes, `match`, `redux`, named barriers, `cp.async`, `ldmatrix`,
+//! - PTX as nvcc 13.0 writes it for sm_80 and sm_90a: integers, floats (rounding as the modifier says; `.approx`
+//!   functions are rounded from f64, so they are better than the hardware's), f16 and bf16 and their pairs, all state
+//!   spaces, calls, local arrays, atomics, shuffles, votes, `match`, `redux`, named barriers, `cp.async`, `ldmatrix`,
 //!   `stmatrix`, `elect.sync`, and `mma.sync` m16n8 with f16, bf16 and tf32 elements and f32 or f16 sums, and with 8-bit
 //!   integers (exact products, summed over rising k; see `tensor`). Cache hints and policies are read and ignored.
 //! - `wgmma` on f16, bf16 and tf32 with A from registers or shared memory, both majors, every swizzle (see `descriptor`).
 //!   A product takes its registers and operands from the instruction to the wait that covers it, and is done at once
 //!   under an odd seed, at that wait under an even one. `setmaxnreg` moves registers through the block's pool, which
 //!   starts with all that the kernel's bounds allow.
+//! - Clusters, whose blocks run together: their special registers, barrier, and each other's shared memory (`mapa`).
+//! - mbarriers with all that is done to them; bulk copies, tensor copies in 1 to 5 dimensions (tiled; see [`TensorMap`]),
+//!   multicast, their reductions, `st.async`, `red.async`. A copy is checked when it is issued. It arrives then (seeds
+//!   1, 5, 9 …), when a wait that needs it asks a second time (0, 4, 8 …), or now so, now so. A wait at an mbarrier says
+//!   no at first, then sleeps. The asynchronous proxy sees ordinary writes only behind a proxy fence, by whichever
+//!   thread on the way from the write to the operation.
 //! - Divergence: each lane has its own program counter (see `warp`). Warps and up to 8 blocks at a time are
 //!   interleaved by the launch's seed; the same seed gives the same run. A launch runs on one core.
 //! - `cp.async`: its bytes may not be looked at before the wait that covers them. Under an even seed they arrive at that
@@ -46,13 +52,19 @@
 //! Of a warpgroup: registers touched under a product that no wait has covered; a missing `wgmma.fence`, proxy fence or
 //! commit; bad descriptors, and operands that are out of bounds, not written, or written too late or too early; warps
 //! that do not come to `wgmma` and `setmaxnreg` together or disagree; registers that the pool never has.
+//! Of what runs beside the warps: ordinary writes that no proxy fence has made visible, `mbarrier.init` included; bytes
+//! touched while a copy is under way to or from them; mbarriers that are not there, begun twice, come to too often, and
+//! phases that lack arrivals or bytes; a block that leaves with copies under way or while others of its cluster may
+//! touch its memory; tensor maps that are damaged or on the stack.
 //! A write that leaves a byte as it was is no race with another write.
 //!
 //! # What is not
-//! `wgmma` on 8-bit and sparse operands; vector atomics; textures, surfaces, calls by address, `printf`; f64 with
-//! directed rounding; `.cc` on `mad`. Each is refused by name when the file is read. Fences and warp barriers order for
-//! their whole warp, so a race that needs one lane's fence to be missing can be overlooked. Times are not modelled:
-//! clocks stand still.
+//! `wgmma` on 8-bit and sparse operands; tensor copies by `im2col`, interleaved, or with maps changed on the device;
+//! vector atomics; textures, surfaces, calls by address, `printf`; f64 with directed rounding; `.cc` on `mad`. Each is
+//! refused by name when the file is read. Fences, warp barriers and waits at mbarriers order for their whole warp, so a
+//! race that needs one lane's to be missing can be overlooked (an arrival at an mbarrier speaks for its own lanes only).
+//! Lanes may come to an aligned barrier or a `wgmma` one after the other. Registers are counted, not limited. Scopes are
+//! taken at their widest. `griddepcontrol` does nothing. Times are not modelled: clocks stand still.
 
 mod access;
 mod alu;

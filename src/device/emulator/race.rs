@@ -389,7 +389,7 @@ impl Races {
 
     /// Notes a write by an agent that was checked before: agent and time, instruction and strength.
     pub fn stamp(&mut self, at: usize, bytes: usize, (agent, time): (u32, u32), (pc, strong): (u32, bool)) {
-        let touch = Touch { who: agent + 1, time, pc: pc * 2 + u32::from(strong) | AGENT };
+        let touch = Touch { who: agent + 1, time, pc: (pc * 2 + u32::from(strong)) | AGENT };
         for (from, n) in parts(at, bytes) {
             self.cells(from, n).iter_mut().for_each(|c| c.write = touch);
         }

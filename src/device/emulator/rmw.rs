@@ -20,6 +20,16 @@ pub fn modify(f: Rmw, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
             << shift
     };
     let new = match (f, ty) {
+        (Rmw::Min | Rmw::Max, Ty::F16 | Ty::Bf16) => {
+            let value = |x: u64| match ty {
+                Ty::F16 => f16::from_bits(x as u16).to_f32(),
+                _ => bf16::from_bits(x as u16).to_f32(),
+            };
+            // A NaN gives way to a number.
+            let (x, y) = (value(old), value(b));
+            let keeps = if f == Rmw::Min { x <= y } else { x >= y };
+            if keeps || y.is_nan() { old } else { b }
+        }
         (Rmw::Add, Ty::F32) => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
         (Rmw::Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
         (Rmw::Add, Ty::F16) => half(old, b, 0),

@@ -216,8 +216,8 @@ impl TensorMap {
         let to = (self.sizes[0] as i64 - at[0]).clamp(from, inner as i64);
         let row = |number: usize| {
             let (mut rest, mut inside, mut address) = (number, true, self.address as i64);
-            for d in 1..self.sizes.len() {
-                let x = at[d] + (rest % self.count(d)) as i64 * i64::from(self.steps[d]);
+            for (d, from) in at.iter().enumerate().skip(1) {
+                let x = from + (rest % self.count(d)) as i64 * i64::from(self.steps[d]);
                 rest /= self.count(d);
                 inside &= x >= 0 && x < self.sizes[d] as i64;
                 address = address.wrapping_add(x.wrapping_mul(self.strides[d - 1] as i64));

@@ -545,3 +545,17 @@ extern "C" __global__ void map_in_memory(float* out, const Map* map, const float
     bar_wait(&bar, 0);
     out[t] = x[t];
 }
+
+BODY multicast_to_the_gone_body(float* out, const float* in) {
+    __shared__ alignas(128) float x[64];
+    __shared__ uint64_t bar;
+    int t = threadIdx.x, rank = cluster_rank();
+    if (t == 0) { bar_init(&bar, 1); init_fence(); bar_expect(&bar, 256); }
+    cluster_arrive();
+    cluster_wait();
+    if (t == 0 && rank == 0) bulk_load_to(x, in, 256, &bar, 3);  // BUG(multicast_to_the_gone): rank 1 does not wait
+    if (!BUG || rank == 0) bar_wait(&bar, 0);
+    out[blockIdx.x * 64 + t] = 1;
+    if (!BUG) { cluster_arrive(); cluster_wait(); }
+}
+BOTH(multicast_to_the_gone, (float* out, const float* in), out, in)
