@@ -49,24 +49,25 @@ impl Operands {
     fn one(&self, case: &Case, name: &str, fill: &Fill) -> Result<Tensor> {
         let shape = fill.shape();
         let first = name.bytes().fold(0, |h: usize, b| (h * 31 + usize::from(b)) % DRAWN);
-        let level = match fill {
-            Fill::Normal(_) => None,
-            Fill::Level(_, x) => Some(*x),
-            Fill::Poison(_) => Some(f64::NAN),
-            Fill::Added(_) => Some(7.0),
+        let (level, by) = match fill {
+            Fill::Normal(_) => (None, 1.0),
+            Fill::Scaled(_, by) => (None, *by),
+            Fill::Level(_, x) => (Some(*x), 1.0),
+            Fill::Poison(_) => (Some(f64::NAN), 1.0),
+            Fill::Added(_) => (Some(7.0), 1.0),
             Fill::Ints(..) => return on(&self.device, fill.tensor(DType::F64, name)),
         };
         match &self.device {
             Device::Cpu(real) => {
                 let numel = shape.iter().product();
                 let values = self.numbers.iter().cycle().skip(first).take(numel);
-                Ok(Tensor::from_f64(*real, shape, values.map(|x| level.unwrap_or(*x))))
+                Ok(Tensor::from_f64(*real, shape, values.map(|x| level.unwrap_or(x * by))))
             }
             Device::Gpu(gpu) => {
                 let numel = shape.iter().product::<usize>().min(DRAWN);
                 let values: Vec<f64> = match level {
                     Some(x) => vec![x; numel],
-                    None => self.numbers.iter().cycle().skip(first).take(numel).copied().collect(),
+                    None => self.numbers.iter().cycle().skip(first).take(numel).map(|x| x * by).collect(),
                 };
                 Tensor::repeated_on(gpu, gpu_dtype(case.op, name, fill), shape, &values)
             }
@@ -310,7 +311,7 @@ fn prepared<'a>(operands: &Operands, case: &'a Case, row: &mut Row) -> Option<Su
 /// Notes why a row has no numbers: a refusal of the op's is none of ours.
 pub fn fail(row: &mut Row, error: &Error) {
     let what = error.to_string();
-    let refused = what.contains("a GPU takes");
+    let refused = what.contains("a GPU takes") || what.contains("has no kernel yet");
     (row.failed, row.note) = (!refused, Some(what));
 }
 
