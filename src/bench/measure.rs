@@ -49,24 +49,26 @@ impl Operands {
     fn one(&self, case: &Case, name: &str, fill: &Fill) -> Result<Tensor> {
         let shape = fill.shape();
         let first = name.bytes().fold(0, |h: usize, b| (h * 31 + usize::from(b)) % DRAWN);
-        let level = match fill {
-            Fill::Normal(_) => None,
-            Fill::Level(_, x) => Some(*x),
-            Fill::Poison(_) => Some(f64::NAN),
-            Fill::Added(_) => Some(7.0),
+        // Numbers are drawn and multiplied, or all are one.
+        let (scale, level) = match fill {
+            Fill::Normal(_) => (1.0, None),
+            Fill::Scaled(_, by) => (*by, None),
+            Fill::Level(_, x) => (1.0, Some(*x)),
+            Fill::Poison(_) => (1.0, Some(f64::NAN)),
+            Fill::Added(_) => (1.0, Some(7.0)),
             Fill::Ints(..) => return on(&self.device, fill.tensor(DType::F64, name)),
         };
         match &self.device {
             Device::Cpu(real) => {
                 let numel = shape.iter().product();
                 let values = self.numbers.iter().cycle().skip(first).take(numel);
-                Ok(Tensor::from_f64(*real, shape, values.map(|x| level.unwrap_or(*x))))
+                Ok(Tensor::from_f64(*real, shape, values.map(|x| level.unwrap_or(x * scale))))
             }
             Device::Gpu(gpu) => {
                 let numel = shape.iter().product::<usize>().min(DRAWN);
                 let values: Vec<f64> = match level {
                     Some(x) => vec![x; numel],
-                    None => self.numbers.iter().cycle().skip(first).take(numel).copied().collect(),
+                    None => self.numbers.iter().cycle().skip(first).take(numel).map(|x| x * scale).collect(),
                 };
                 Tensor::repeated_on(gpu, gpu_dtype(case.op, name, fill), shape, &values)
             }
@@ -350,7 +352,7 @@ mod tests {
     #[test]
     fn groups_fit_and_leave_nothing_out() {
         assert_eq!(groups(&[3, 4, 5, 1, 20, 2], 10), [0..2, 2..4, 4..5, 5..6]);
-        assert_eq!(groups(&[1, 1], 10), [0..2]);
+        assert_eq!(groups(&[1, 1, 9], 10), [0..2, 2..3]);
         assert!(groups(&[], 10).is_empty());
     }
 }

@@ -196,6 +196,7 @@ fn encoder(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() ->
     })?;
     let mut arena = Arena::new(device);
     let (mut weights, rope, mut state, mut pooled) = buffers(&mut arena);
+    arena.finish()?;
     load(model, &mut weights)?;
     let (ids, starts) = texts(model, size);
     let spans: Vec<i32> = starts.windows(2).flat_map(|w| [w[0], w[1]]).collect();
@@ -248,6 +249,7 @@ fn trainer(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() ->
     })?;
     let mut arena = Arena::new(device);
     let (mut learner, mut loss) = buffers(&mut arena);
+    arena.finish()?;
     load(model, &mut learner.weights)?;
     let (ids, _) = texts(model, size);
     let half = ids[..tokens / 2]

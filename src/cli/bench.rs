@@ -43,7 +43,7 @@ struct Ops {
     /// Only cases whose op and sizes hold all these words
     #[arg(long, env = "LLM2VEC_FILTER", value_name = "WORDS", default_value = "")]
     filter: String,
-    /// table: the tests' own; large: a layer of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B, Llama-3-8B [default: large on cuda]
+    /// table: the tests' own; large: a layer of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B, Llama-3-8B [default: large on a GPU]
     #[arg(long, env = "LLM2VEC_CASES", value_name = "SET")]
     cases: Option<Set>,
     /// Tokens in a pack of the large cases
@@ -200,12 +200,12 @@ impl Common {
 
 impl Ops {
     fn run(self) -> Result<()> {
-        let cases = self.selected()?;
         if self.list.is_some() {
-            return print(&format!("{:#}\n", rival::list(&cases)));
+            return print(&format!("{:#}\n", rival::list(&self.selected(false)?)));
         }
         let settings = self.common.settings()?;
         let device = Device::by_name(&self.common.device)?;
+        let cases = self.selected(measure::gpu(&device).is_some())?;
         let say = self.common.progress();
         let mut record = Record::new("ops", &device, std::env::args().collect());
         if let (Some(gpu), true) = (measure::gpu(&device), self.common.device.starts_with("emulated")) {
@@ -229,11 +229,13 @@ impl Ops {
         self.common.publish(&record)
     }
 
-    fn selected(&self) -> Result<Vec<Case>> {
+    /// The cases that are asked for; the large ones are for GPUs, but not for the emulator.
+    fn selected(&self, gpu: bool) -> Result<Vec<Case>> {
         if !(1..=1 << 20).contains(&self.tokens) {
             return Err(Error::Usage(format!("--tokens {}: expected 1 to {}", self.tokens, 1 << 20)));
         }
-        let default = if self.common.device.starts_with("cuda") { Set::Large } else { Set::Table };
+        let emulated = self.common.device.starts_with("emulated");
+        let default = if gpu && !emulated { Set::Large } else { Set::Table };
         let set = self.cases.unwrap_or(default);
         let table = (set != Set::Large).then(cases::all).into_iter().flatten();
         let large = (set != Set::Table).then(|| large(self.tokens)).into_iter().flatten();
