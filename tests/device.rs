@@ -13,7 +13,7 @@ use llm2vec::device::{DType, Device};
 use llm2vec::kernels;
 use llm2vec::tensor::Tensor;
 use rayon::prelude::*;
-use run::{Operands, bits, dtype, has_kernels, more, run};
+use run::{Operands, bits, dtype, run};
 
 /// Bytes behind each array of a real GPU that nothing may change. The emulator knows itself where an array ends.
 const GUARD: usize = 4096;
@@ -91,7 +91,7 @@ fn compare(gpu: &Gpu, case: &Case, got: &[Tensor]) -> Vec<String> {
     findings
 }
 
-/// Whether a case was refused: its op takes no such sizes on a GPU, or has no kernel.
+/// Whether a case was refused: its op takes no such sizes on a GPU.
 fn refused(why: &str) -> bool {
     why.contains("a GPU takes")
 }
@@ -102,8 +102,7 @@ fn all_on(
     seeds: impl Fn(&Case) -> u64 + Sync,
     guard: usize,
 ) -> Vec<&'static str> {
-    let cases: Vec<Case> =
-        cases::all().into_iter().chain(cases::large_tiles()).chain(more()).filter(has_kernels).collect();
+    let cases = run::all();
     let ran = cases.par_iter().map(|case| {
         let (gpu, what) = (open(), format!("{} {}", case.op, case.label));
         let (counted, findings) = one(&gpu, case, seeds(case), guard)?;
