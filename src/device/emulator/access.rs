@@ -256,7 +256,10 @@ impl Context<'_> {
         let thread = warp.index * LANES as u32 + lane as u32;
         let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong, agent: None };
         let region = self.region(&mut warp.local, place);
-        let at = region.place(offset, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at));
+        let at = match region.plain(offset, bytes, false) {
+            Some(at) => Ok(at),
+            None => region.place(offset, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at)),
+        };
         let race = match (&at, place) {
             (Ok(at), Where::Global(_) | Where::Shared(_)) if !region.constant => {
                 region.races.read(*at, bytes, &who)
@@ -287,20 +290,20 @@ impl Context<'_> {
         let thread = warp.index * LANES as u32 + lane as u32;
         let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong, agent: None };
         let region = self.region(&mut warp.local, place);
-        let at = match region.place(offset, new.len(), true) {
+        let bytes = new.len();
+        let at = match region.plain(offset, bytes, true) {
+            Some(at) => Ok(at),
+            None => region.place(offset, bytes, true).and_then(|at| region.writable(at, bytes).map(|()| at)),
+        };
+        let at = match at {
             Ok(at) => at,
             Err(what) => return Err(self.bad(warp, lane, run.inst, what)),
         };
-        let range = at..at + new.len();
-        if let Err(what) = region.writable(at, new.len()) {
-            return Err(self.bad(warp, lane, run.inst, what));
-        }
         if matches!(place, Where::Local(_)) {
             return Ok((place, at));
         }
-        let same =
-            region.data[range.clone()] == *new && region.state[range].iter().all(|s| *s == State::Written);
-        match region.races.write(at, new.len(), &who, same) {
+        let same = region.data[at..at + bytes] == *new && region.all(at, bytes, State::Written);
+        match region.races.write(at, bytes, &who, same) {
             Some(other) => Err(self.race(warp, lane, run, (place, at), true, other)),
             None => Ok((place, at)),
         }

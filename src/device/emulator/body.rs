@@ -1,5 +1,6 @@
 //! A function's body: declarations, labels, and instructions up to their operands.
 
+use super::allocate::allocate;
 use super::decode;
 use super::environment::SPECIAL;
 use super::lex::{Token, number};
@@ -101,7 +102,10 @@ impl<'p, 'a> Body<'p, 'a> {
         self.push(None, Op::Ret, self.parser.line());
         self.function.end = self.parser.module.insts.len() as u32;
         self.resolve()?;
-        super::products::mark_shared(&mut self.parser.module.insts[self.function.start as usize..]);
+        let (start, module) = (self.function.start, &mut self.parser.module);
+        let insts = &mut module.insts[start as usize..];
+        super::products::mark_shared(insts);
+        self.function.registers = allocate(insts, start, &module.tables, self.function.registers);
         Ok(self.function)
     }
 

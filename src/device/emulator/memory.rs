@@ -1,6 +1,7 @@
 //! Bytes with a shadow: what is allocated, what is written, who touched it last.
 
-use super::race::{Clock, Races};
+use super::race::Clock;
+use super::shadow::Races;
 use std::collections::HashMap;
 
 /// Bytes between shared variables, and between local ones, that nobody may touch.
@@ -68,6 +69,34 @@ impl Region {
         self.state[from..from + bytes].fill(state);
     }
 
+    /// Whether so many bytes are all alike.
+    #[inline]
+    pub fn all(&self, at: usize, bytes: usize, state: State) -> bool {
+        fn each<const N: usize>(list: &[State], state: State) -> bool {
+            list.first_chunk::<N>().is_some_and(|list| list.iter().fold(true, |all, s| all & (*s == state)))
+        }
+        let list = &self.state[at..at + bytes];
+        match bytes {
+            2 => each::<2>(list, state),
+            4 => each::<4>(list, state),
+            8 => each::<8>(list, state),
+            16 => each::<16>(list, state),
+            _ => list.iter().all(|s| *s == state),
+        }
+    }
+
+    /// The place of an aligned read of bytes that have values, or a write to such or to those that have none: nothing is
+    /// wrong with it. None: look closer. `bytes` is a power of two.
+    #[inline]
+    pub fn plain(&self, offset: i64, bytes: usize, write: bool) -> Option<usize> {
+        let at = usize::try_from(offset).ok()?;
+        let inside = at & (bytes - 1) == 0 && at + bytes <= self.data.len() && !self.freed;
+        let sound = inside && !(write && self.constant);
+        let valid =
+            sound && (self.all(at, bytes, State::Written) || write && self.all(at, bytes, State::Unwritten));
+        valid.then_some(at)
+    }
+
     /// The place of an access, or what is wrong with it.
     pub fn place(&self, offset: i64, bytes: usize, write: bool) -> Result<usize, String> {
         let kind = if write { "write" } else { "read" };
@@ -75,7 +104,7 @@ impl Region {
         if self.freed {
             return Err(format!("{kind} of {bytes} bytes in {}, which was freed", self.name));
         }
-        if !(offset as usize).is_multiple_of(bytes) && offset >= 0 && offset + bytes as i64 <= size {
+        if offset as usize & (bytes - 1) != 0 && offset >= 0 && offset + bytes as i64 <= size {
             return Err(format!("misaligned: {kind} of {bytes} bytes at offset {offset} of {}", self.name));
         }
         self.range(offset, bytes, write)

@@ -67,6 +67,7 @@
 //! taken at their widest. `griddepcontrol` does nothing. Times are not modelled: clocks stand still.
 
 mod access;
+mod allocate;
 mod alu;
 mod body;
 mod boxes;
@@ -97,6 +98,7 @@ mod race;
 mod report;
 mod resident;
 mod rmw;
+mod shadow;
 mod step;
 mod tensor;
 mod tensor_map;

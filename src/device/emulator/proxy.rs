@@ -4,8 +4,9 @@
 
 use super::access::{Done, Run, Where};
 use super::ptx::LANES;
-use super::race::{Proxy, Touch, Who, parts};
+use super::race::{Proxy, Touch, Who};
 use super::report::{Fault, Kind};
+use super::shadow::parts;
 use super::step::Context;
 use super::warp::Warp;
 

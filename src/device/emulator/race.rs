@@ -1,4 +1,4 @@
-//! Happens-before: vector clocks of warps, and the last accesses to every byte.
+//! Happens-before: vector clocks of warps and what is known of an access. The last accesses to every byte: `shadow`.
 //!
 //! Barriers of a block and of a warp order what is before them with what is behind. Across blocks, and through
 //! shared memory without a barrier, a fence, an atomic (or volatile) write, a read of it, and a fence do; a fence
@@ -16,7 +16,6 @@ use std::collections::HashMap;
 
 /// Warps of a block, at most.
 pub const WARPS: usize = 32;
-const PAGE: usize = 256;
 
 /// What a warp knows of the others: up to which time of theirs everything is done.
 #[derive(Clone, Debug, Default)]
@@ -112,7 +111,7 @@ impl Clock {
     }
 
     /// Up to which time everything of a thread is done.
-    fn thread(&self, block: u32, thread: u32) -> u32 {
+    pub fn thread(&self, block: u32, thread: u32) -> u32 {
         let known = self.lanes.iter().filter(|l| names(l, block, thread)).map(|l| l.2);
         known.fold(self.of(block, thread as usize / 32), u32::max)
     }
@@ -141,7 +140,7 @@ impl Clock {
     }
 
     /// Whether they are.
-    fn knows(&self, agent: u32, time: u32) -> bool {
+    pub fn knows(&self, agent: u32, time: u32) -> bool {
         self.agents.binary_search_by_key(&agent, |a| a.0).is_ok_and(|i| time <= self.agents[i].1)
     }
 
@@ -201,6 +200,11 @@ impl Agents {
         number
     }
 
+    /// Whether nothing has run beside the warps.
+    pub fn none(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// What an agent is called in a report.
     pub fn name(&self, number: u32) -> String {
         match self.list.get(number as usize) {
@@ -248,7 +252,8 @@ pub struct Touch {
 const AGENT: u32 = 1 << 31;
 
 impl Touch {
-    fn of(who: &Who<'_>) -> Touch {
+    /// Of an access that is made now.
+    pub fn of(who: &Who<'_>) -> Touch {
         let pc = who.pc * 2 + u32::from(who.strong);
         match who.agent {
             Some((agent, time)) => Touch { who: agent + 1, time, pc: pc | AGENT },
@@ -257,6 +262,26 @@ impl Touch {
                 Touch { who: who.clock.block * 1024 + who.thread + 1, time, pc }
             }
         }
+    }
+
+    /// Of an agent's that was checked before: agent and time, instruction and strength.
+    pub fn agent((agent, time): (u32, u32), (pc, strong): (u32, bool)) -> Touch {
+        Touch { who: agent + 1, time, pc: (pc * 2 + u32::from(strong)) | AGENT }
+    }
+
+    /// Whether there is one.
+    pub fn is_some(self) -> bool {
+        self.who != 0
+    }
+
+    /// Whether both are a lane's, or both an agent's, of the same number.
+    pub fn same_lane(self, other: Touch) -> bool {
+        self.who == other.who
+    }
+
+    /// The warp's time, or the agent's.
+    pub fn time(self) -> u32 {
+        self.time
     }
 
     /// Block and thread, or the agent.
@@ -273,7 +298,7 @@ impl Touch {
     }
 
     /// Warps of the grid, and agents, by one number each.
-    fn warp(self) -> u64 {
+    pub fn warp(self) -> u64 {
         match self.pc & AGENT {
             0 => u64::from(self.who.wrapping_sub(1) / 32),
             _ => 1 << 32 | u64::from(self.who),
@@ -281,7 +306,7 @@ impl Touch {
     }
 
     /// Whether it may happen at the same time as what `who` does now.
-    fn races(self, who: &Who<'_>, many: bool) -> bool {
+    pub fn races(self, who: &Who<'_>, many: bool) -> bool {
         if self.who == 0 || self.pc & 1 == 1 && who.strong {
             return false;
         }
@@ -302,148 +327,9 @@ impl Touch {
     }
 
     /// Whether it is a warp's access that no proxy fence has come behind, as far as `clock` knows.
-    fn unfenced(self, clock: &Clock, proxy: Proxy) -> bool {
+    pub fn unfenced(self, clock: &Clock, proxy: Proxy) -> bool {
         let (true, Ok((block, thread))) = (self.who != 0, self.by()) else { return false };
         let fenced = clock.fenced[proxy as usize].as_ref();
         fenced.is_none_or(|f| self.time > f.thread(block, thread))
     }
-}
-
-/// The last write, and the last reads of two warps. `many`: several lanes of that warp have read.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Cell {
-    write: Touch,
-    reads: [Touch; 2],
-    many: [bool; 2],
-}
-
-/// The last accesses to the bytes of a region, kept where there were any.
-#[derive(Clone, Debug, Default)]
-pub struct Races {
-    pages: Vec<Option<Box<[Cell; PAGE]>>>,
-}
-
-impl Races {
-    /// Forgets everything: nothing of before races with what comes.
-    pub fn clear(&mut self) {
-        self.pages.clear();
-    }
-
-    /// Bytes that were read, and that were written, however often.
-    pub fn touched(&self) -> [u64; 2] {
-        let cells = || self.pages.iter().flatten().flat_map(|page| page.iter());
-        let read = cells().filter(|c| c.reads[0].who != 0).count();
-        [read, cells().filter(|c| c.write.who != 0).count()].map(|n| n as u64)
-    }
-
-    fn cells(&mut self, at: usize, bytes: usize) -> &mut [Cell] {
-        let page = at / PAGE;
-        if self.pages.len() <= page {
-            self.pages.resize(page + 1, None);
-        }
-        let cells = self.pages[page].get_or_insert_with(|| Box::new([Cell::default(); PAGE]));
-        &mut cells[at % PAGE..at % PAGE + bytes]
-    }
-
-    /// Notes a read; gives the write that it races with. `bytes` is a power of two and `at` aligned to it.
-    pub fn read(&mut self, at: usize, bytes: usize, who: &Who<'_>) -> Option<Touch> {
-        let (touch, mut harmless) = (Touch::of(who), Touch::default());
-        for cell in self.cells(at, bytes) {
-            // Neighbouring bytes mostly have the same history.
-            if cell.write != harmless && cell.write.races(who, false) {
-                return Some(cell.write);
-            }
-            harmless = cell.write;
-            if cell.reads[0].who != 0 && cell.reads[0].warp() == touch.warp() {
-                let again = cell.reads[0].time == touch.time;
-                cell.many[0] = again && (cell.many[0] || cell.reads[0].who != touch.who);
-            } else {
-                (cell.reads[1], cell.many[1]) = (cell.reads[0], cell.many[0]);
-                cell.many[0] = false;
-            }
-            cell.reads[0] = touch;
-        }
-        None
-    }
-
-    /// Notes a write; gives the access that it races with. `same`: the bytes keep their values, so another write of
-    /// them is no conflict.
-    pub fn write(&mut self, at: usize, bytes: usize, who: &Who<'_>, same: bool) -> Option<Touch> {
-        let (touch, mut harmless) = (Touch::of(who), Cell::default());
-        for cell in self.cells(at, bytes) {
-            if *cell != harmless {
-                harmless = *cell;
-                if !same && cell.write.races(who, false) {
-                    return Some(cell.write);
-                }
-                for (read, many) in cell.reads.iter().zip(cell.many) {
-                    if read.races(who, many) {
-                        return Some(*read);
-                    }
-                }
-            }
-            cell.write = touch;
-        }
-        None
-    }
-
-    /// Notes a write by an agent that was checked before: agent and time, instruction and strength.
-    pub fn stamp(&mut self, at: usize, bytes: usize, (agent, time): (u32, u32), (pc, strong): (u32, bool)) {
-        let touch = Touch { who: agent + 1, time, pc: (pc * 2 + u32::from(strong)) | AGENT };
-        for (from, n) in parts(at, bytes) {
-            self.cells(from, n).iter_mut().for_each(|c| c.write = touch);
-        }
-    }
-
-    /// Notes a read of the asynchronous proxy; gives the write that it races with, or (true) cannot see yet.
-    pub fn read_beside(
-        &mut self,
-        at: usize,
-        bytes: usize,
-        who: &Who<'_>,
-        proxy: Proxy,
-    ) -> Option<(Touch, bool)> {
-        let mut harmless = Touch::default();
-        for cell in self.cells(at, bytes) {
-            if cell.write != harmless {
-                if cell.write.unfenced(who.clock, proxy) {
-                    return Some((cell.write, true));
-                }
-                harmless = cell.write;
-            }
-        }
-        self.read(at, bytes, who).map(|other| (other, false))
-    }
-
-    /// Notes nothing; gives a write of these bytes that the asynchronous proxy cannot see yet.
-    pub fn unfenced(&mut self, at: usize, bytes: usize, clock: &Clock, proxy: Proxy) -> Option<Touch> {
-        self.cells(at, bytes).iter().map(|c| c.write).find(|w| w.unfenced(clock, proxy))
-    }
-
-    /// Notes nothing; gives an access of another block or of an agent that is not over as far as `clock` knows, and
-    /// its place.
-    pub fn foreign(&self, clock: &Clock) -> Option<(usize, Touch)> {
-        let pages = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?)));
-        let cells = pages.flat_map(|(i, p)| p.iter().enumerate().map(move |(j, c)| (i * PAGE + j, c)));
-        let mut touches = cells.flat_map(|(at, c)| [c.write, c.reads[0], c.reads[1]].map(|t| (at, t)));
-        touches.find(|(_, touch)| match touch.by() {
-            Ok((block, thread)) if touch.who != 0 && block != clock.block => {
-                touch.time > clock.thread(block, thread)
-            }
-            Err(agent) => !clock.knows(agent, touch.time),
-            _ => false,
-        })
-    }
-}
-
-/// Splits bytes so that each part lies in one page.
-pub fn parts(at: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> {
-    let end = at + bytes;
-    let mut from = at;
-    std::iter::from_fn(move || {
-        let to = (from / PAGE * PAGE + PAGE).min(end);
-        let part = (from, to - from);
-        from = to;
-        (part.1 > 0).then_some(part)
-    })
 }

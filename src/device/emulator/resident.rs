@@ -155,7 +155,10 @@ impl Running<'_> {
         }
         let mut clock = Clock::blank(of.blocks[b].index);
         of.blocks[b].warps.iter().for_each(|w| clock.join(&w.clock));
-        let Some((at, touch)) = of.cluster.shared[b].races.foreign(&clock) else {
+        // A block by itself, with nothing beside its warps, has been alone with its memory.
+        let alone = of.blocks.len() == 1 && self.agents.none();
+        let foreign = if alone { None } else { of.cluster.shared[b].races.foreign(&clock) };
+        let Some((at, touch)) = foreign else {
             self.flights.extend(of.blocks[b].flights().cloned());
             return Ok(());
         };
