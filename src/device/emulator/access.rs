@@ -160,13 +160,15 @@ impl Context<'_> {
             matches!(space, Space::Global | Space::Generic) && !shared && window != LOCAL_WINDOW >> 56;
         let count = &mut self.counts[run.pc as usize];
         if global {
-            let mut sectors: [u64; 2 * LANES] = [u64::MAX; 2 * LANES];
+            let mut sectors = [0; LANES];
             let mut n = 0;
             for lane in lanes(run.exec) {
                 sectors[n] = addresses[lane] >> 5;
                 n += 1;
             }
-            sectors[..n].sort_unstable();
+            if !sectors[..n].is_sorted() {
+                sectors[..n].sort_unstable();
+            }
             let distinct = 1 + sectors[..n].windows(2).filter(|w| w[0] != w[1]).count() as u64;
             count.requests += 1;
             count.sectors += distinct;
@@ -428,26 +430,27 @@ pub fn wavefronts(addresses: &Lanes, exec: u32, bytes: usize) -> (u64, u64) {
     let (mut passes, mut least) = (0, 0);
     for part in 0..LANES / share {
         let members = exec & (((1u64 << share) - 1) << (part * share)) as u32;
-        if members == 0 {
-            continue;
+        if members != 0 {
+            passes += passes_of(addresses, members, bytes.div_ceil(4) as u32);
+            least += 1;
         }
-        let mut words = [0u32; 4 * LANES];
-        let mut n = 0;
-        for lane in lanes(members) {
-            for word in 0..bytes.div_ceil(4) as u32 {
-                words[n] = (addresses[lane] as u32 >> 2).wrapping_add(word);
-                n += 1;
-            }
-        }
-        words[..n].sort_unstable();
-        let mut banks = [0u64; 32];
-        for i in 0..n {
-            if i == 0 || words[i] != words[i - 1] {
-                banks[words[i] as usize % 32] += 1;
-            }
-        }
-        passes += banks.into_iter().max().unwrap_or(0);
-        least += 1;
     }
     (passes, least)
+}
+
+/// Passes for lanes that ask for so many words each: different words of a bank take one each.
+fn passes_of(addresses: &Lanes, members: u32, each: u32) -> u64 {
+    let words =
+        || lanes(members).flat_map(|l| (0..each).map(move |i| (addresses[l] as u32 >> 2).wrapping_add(i)));
+    // Mostly no bank is asked for a second word.
+    let mut first = [None; 32];
+    if words().all(|w| *first[w as usize % 32].get_or_insert(w) == w) {
+        return 1;
+    }
+    let mut words: Vec<u32> = words().collect();
+    words.sort_unstable();
+    words.dedup();
+    let mut banks = [0; 32];
+    words.iter().for_each(|w| banks[*w as usize % 32] += 1);
+    banks.into_iter().max().unwrap_or(0)
 }

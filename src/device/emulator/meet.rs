@@ -67,6 +67,13 @@ impl Context<'_> {
         mask: u32,
         members: &Lanes,
     ) -> Result<Next, Box<Fault>> {
+        // All that are left of the warp come together and say so, as they mostly do.
+        let member = members[run.exec.trailing_zeros() as usize] as u32;
+        let whole = run.exec == mask && run.exec == warp.live && member & warp.live == warp.live;
+        if whole && lanes(run.exec).all(|l| members[l] as u32 == member) {
+            self.exchange(warp, run)?;
+            return Ok(Next::On);
+        }
         warp.go(run.exec, run.pc);
         let here = self.here(warp, run);
         let (mut rest, mut done) = (here, 0);
@@ -165,10 +172,11 @@ impl Context<'_> {
         let (frame, consts) = (run.frame, &self.module.consts);
         let sources = mma.a.iter().chain(&mma.b).chain(&mma.c);
         let known = sources.fold(!0, |k, s| k & warp.known(frame, *s));
-        let look = |s: &Src| warp.look(frame, *s, consts);
-        let (a, b): (Vec<_>, Vec<_>) = (mma.a.iter().map(look).collect(), mma.b.iter().map(look).collect());
-        let c: Vec<_> = mma.c.iter().map(look).collect();
-        let d = mma.product(&a, &b, &c);
+        let look = |list: &[Src]| -> [&Lanes; 4] {
+            std::array::from_fn(|i| warp.look(frame, list[i.min(list.len() - 1)], consts))
+        };
+        let (a, b, c) = (look(&mma.a), look(&mma.b), look(&mma.c));
+        let d = mma.product(&a[..mma.a.len()], &b[..mma.b.len()], &c[..mma.c.len()]);
         // One undefined element spoils rows and columns: all or nothing is close enough.
         let known = if known == !0 { !0 } else { 0 };
         self.counts[run.pc as usize].flops += mma.flops();
