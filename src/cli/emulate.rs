@@ -101,6 +101,7 @@ impl Emulate {
             shared: self.smem,
             seed: self.seed,
             budget: self.budget,
+            ..Launch::default()
         };
         let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
         let counters = emulator.launch(&self.kernel, &launch, &values)?;

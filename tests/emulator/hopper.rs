@@ -45,6 +45,7 @@ fn product(
         shared: 3 * 32768,
         seed,
         budget: 1 << 20,
+        ..Launch::default()
     };
     let counters = emulator.launch(kernel, &launch, &[&a, &b, &d, &(k as i32).to_le_bytes()])?;
     Ok((emulator.read(out, 2 * m * n)?, counters))

@@ -3,7 +3,7 @@
 use super::memory::{LOCAL_WINDOW, PARAM_WINDOW, Region, SHARED_WINDOW, State};
 use super::ptx::{Addr, Inst, LANES, Lanes, Order, Rmw, Space, Src, Ty};
 use super::race::{Touch, Who};
-use super::report::{Fault, Kind};
+use super::report::{Fault, Kind, spelled};
 use super::rmw::modify;
 use super::step::Context;
 use super::warp::{Frame, Warp, lanes};
@@ -106,14 +106,7 @@ impl Context<'_> {
 
     /// Where an access was, and whose.
     pub fn spelled(&self, touch: Touch) -> String {
-        let there = self.module.place(&self.module.insts[touch.pc() as usize]);
-        match touch.by() {
-            Ok((block, thread)) => {
-                let ([bx, by, bz], [tx, ty, tz]) = (self.block_at(block), self.thread_at(thread));
-                format!("{there}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})")
-            }
-            Err(agent) => format!("{there}, {}", self.agents.name(agent)),
-        }
+        spelled(self.module, self.extents, self.agents, touch)
     }
 
     /// The lanes' addresses, which must have values.

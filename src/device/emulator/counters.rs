@@ -25,7 +25,8 @@ pub struct Count {
 }
 
 impl Count {
-    fn add(&mut self, other: &Count) {
+    /// Adds up.
+    pub(super) fn add(&mut self, other: &Count) {
         self.issued += other.issued;
         self.lanes += other.lanes;
         self.requests += other.requests;

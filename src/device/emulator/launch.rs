@@ -1,6 +1,7 @@
 //! A launch: blocks made, warps scheduled, barriers opened, and whoever waits for ever named.
 
 use super::bulk::Flight;
+use super::chunks::Plan;
 use super::cluster::{Dice, MOST_BLOCKS};
 use super::counters::{Count, Counters};
 use super::memory::Memory;
@@ -10,9 +11,9 @@ use super::report::{At, Fault, Kind};
 use super::resident::{Block, Resident};
 use super::step::waits_at;
 use super::warp::{Warp, lanes};
-use super::warpgroup;
 use super::{Args, Launch};
 use crate::error::{Error, Result};
+use std::ops::Range;
 
 /// Blocks that are on the machine at a time.
 pub const RESIDENT: usize = 8;
@@ -34,7 +35,7 @@ pub struct Running<'a> {
     /// How.
     pub launch: Launch,
     /// The arguments.
-    pub param: Vec<u8>,
+    pub param: &'a [u8],
     /// Addresses of the module's variables.
     pub symbols: &'a [u64],
     /// By instruction.
@@ -75,24 +76,11 @@ pub fn run(
         r.races.clear();
         r.released.clear();
     });
-    let mut running = Running {
-        module,
-        memory,
-        kernel: function,
-        index: index as u32,
-        launch,
-        param,
-        symbols,
-        counts: vec![Count::default(); module.insts.len()],
-        registers: warpgroup::registers(function),
-        dice: Dice(launch.seed),
-        agents: Agents::default(),
-        flights: Vec::new(),
-    };
-    match running.grid() {
-        Ok(()) => {
-            let mut counters = Counters::new(module, &running.counts);
-            for [read, written] in running.memory.regions.iter().map(|r| r.races.touched()) {
+    let plan = Plan { module, kernel: function, index: index as u32, launch, param, symbols };
+    match plan.run(memory) {
+        Ok(counts) => {
+            let mut counters = Counters::new(module, &counts);
+            for [read, written] in memory.regions.iter().map(|r| r.races.touched()) {
                 counters.read += read;
                 counters.written += written;
             }
@@ -160,14 +148,14 @@ fn parameters(kernel: &Function, args: &Args<'_>) -> std::result::Result<Vec<u8>
 }
 
 impl Running<'_> {
-    fn grid(&mut self) -> std::result::Result<(), Box<Fault>> {
+    /// Runs some of the grid's clusters to their end.
+    pub fn clusters(&mut self, clusters: Range<u32>) -> std::result::Result<(), Box<Fault>> {
         let size: u32 = self.launch.cluster.iter().product();
-        let clusters = self.launch.grid.iter().product::<u32>() / size;
         let most = (RESIDENT / size as usize).max(1);
-        let (mut next, mut resident, mut spent) = (0, Vec::<Resident>::new(), 0u64);
+        let (mut next, mut resident, mut spent) = (clusters.start, Vec::<Resident>::new(), 0u64);
         let (mut idle, mut progress) = (0, 0);
         loop {
-            while resident.len() < most && next < clusters {
+            while resident.len() < most && next < clusters.end {
                 resident.push(self.resident(next));
                 next += 1;
             }
@@ -205,7 +193,7 @@ impl Running<'_> {
             }
             if self.settle(&mut resident[r], b)? {
                 resident.remove(r);
-                if resident.is_empty() && next == clusters {
+                if resident.is_empty() && next == clusters.end {
                     self.flights.iter_mut().for_each(|f| f.flush(self.memory));
                     return Ok(());
                 }
@@ -266,8 +254,7 @@ impl Running<'_> {
 
     /// A thread of a block, by their numbers.
     pub fn at(&self, block: u32, thread: u32) -> At {
-        let spread = |i: u32, [x, y, _]: [u32; 3]| [i % x, i / x % y, i / x / y];
-        At { block: spread(block, self.launch.grid), thread: spread(thread, self.launch.block) }
+        At::of((self.launch.grid, self.launch.block), block, thread)
     }
 
     fn over_budget(&self, block: &Block, w: usize) -> Box<Fault> {

@@ -3,6 +3,8 @@
 use super::race::Clock;
 use super::shadow::Races;
 use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 /// Bytes between shared variables, and between local ones, that nobody may touch.
 pub const GUARD: usize = 64;
@@ -33,15 +35,70 @@ pub enum State {
     Barrier,
 }
 
+/// A list that several may read; who writes to it gets his own.
+#[derive(Clone, Debug)]
+pub enum Shared<T> {
+    /// One's own.
+    Own(Vec<T>),
+    /// Of several.
+    Lent(Arc<Vec<T>>),
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Shared<T> {
+        Shared::Own(Vec::new())
+    }
+}
+
+impl<T> From<Vec<T>> for Shared<T> {
+    fn from(list: Vec<T>) -> Shared<T> {
+        Shared::Own(list)
+    }
+}
+
+impl<T> Shared<T> {
+    /// From now on clones share it.
+    fn lend(&mut self) {
+        if let Shared::Own(list) = self {
+            *self = Shared::Lent(Arc::new(std::mem::take(list)));
+        }
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = Vec<T>;
+
+    #[inline]
+    fn deref(&self) -> &Vec<T> {
+        match self {
+            Shared::Own(list) => list,
+            Shared::Lent(list) => list,
+        }
+    }
+}
+
+impl<T: Clone> DerefMut for Shared<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Vec<T> {
+        if let Shared::Lent(list) = self {
+            *self = Shared::Own(Arc::try_unwrap(std::mem::take(list)).unwrap_or_else(|list| (*list).clone()));
+        }
+        match self {
+            Shared::Own(list) => list,
+            Shared::Lent(_) => unreachable!("it is one's own by now"),
+        }
+    }
+}
+
 /// Some memory with its shadow.
 #[derive(Clone, Debug, Default)]
 pub struct Region {
     /// For messages.
     pub name: String,
     /// The bytes.
-    pub data: Vec<u8>,
+    pub data: Shared<u8>,
     /// What each is.
-    pub state: Vec<State>,
+    pub state: Shared<State>,
     /// Last accesses.
     pub races: Races,
     /// What strong writes have released, by offset.
@@ -56,12 +113,12 @@ impl Region {
     /// Bytes that nothing has written.
     pub fn new(name: &str, bytes: usize) -> Region {
         let (data, state) = (vec![0xa5; bytes], vec![State::Unwritten; bytes]);
-        Region { name: name.to_string(), data, state, ..Region::default() }
+        Region { name: name.to_string(), data: data.into(), state: state.into(), ..Region::default() }
     }
 
     /// Bytes of which parts are allocated later.
     pub fn guarded(name: &str, bytes: usize) -> Region {
-        Region { state: vec![State::Guard; bytes], ..Region::new(name, bytes) }
+        Region { state: vec![State::Guard; bytes].into(), ..Region::new(name, bytes) }
     }
 
     /// Sets the state of some bytes.
@@ -205,6 +262,15 @@ impl Memory {
     pub fn add(&mut self, region: Region) -> u64 {
         self.regions.push(region);
         ((self.regions.len() as u64) << SPREAD) + (1 << (SPREAD - 1))
+    }
+
+    /// A copy that shares with this what neither writes.
+    pub fn share(&mut self) -> Memory {
+        for region in &mut self.regions {
+            region.data.lend();
+            region.state.lend();
+        }
+        self.clone()
     }
 
     /// The allocation whose neighbourhood holds the address, and the place relative to its start.

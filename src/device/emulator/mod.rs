@@ -40,7 +40,7 @@
 //!   no at first, then sleeps. The asynchronous proxy sees ordinary writes only behind a proxy fence, by whichever
 //!   thread on the way from the write to the operation.
 //! - Divergence: each lane has its own program counter (see `warp`). Warps and up to 8 blocks at a time are
-//!   interleaved by the launch's seed; the same seed gives the same run. A launch runs on one core.
+//!   interleaved by the launch's seed; the same seed gives the same run, on any number of cores (see `chunks`).
 //! - `cp.async`: its bytes may not be looked at before the wait that covers them. Under an even seed they arrive at that
 //!   wait, under an odd one at once.
 //!
@@ -72,6 +72,7 @@ mod alu;
 mod body;
 mod boxes;
 mod bulk;
+mod chunks;
 mod cluster;
 mod convert;
 mod copy;
@@ -129,13 +130,23 @@ pub struct Launch {
     pub shared: usize,
     /// Picks the schedule.
     pub seed: u64,
-    /// Warp instructions after which the launch is given up.
+    /// Warp instructions after which the launch is given up, by any of the chunks that it is run in.
     pub budget: u64,
+    /// Threads that run it, at most; 0: as many as there are cores. They change no bit, count or report.
+    pub workers: usize,
 }
 
 impl Default for Launch {
     fn default() -> Launch {
-        Launch { grid: [1; 3], block: [1; 3], cluster: [1; 3], shared: 0, seed: 0, budget: 1 << 32 }
+        Launch {
+            grid: [1; 3],
+            block: [1; 3],
+            cluster: [1; 3],
+            shared: 0,
+            seed: 0,
+            budget: 1 << 32,
+            workers: 0,
+        }
     }
 }
 

@@ -200,6 +200,20 @@ impl Agents {
         number
     }
 
+    /// The numbers that the agents of another list have in this one.
+    pub fn adopt(&mut self, others: &Agents) -> Vec<u32> {
+        others.list.iter().map(|agent| self.number(*agent)).collect()
+    }
+
+    /// Block and thread of which an agent is one.
+    pub fn owner(&self, number: u32) -> (u32, u32) {
+        match self.list[number as usize] {
+            Agent::Mbarrier(block, _) => (block, 0),
+            Agent::BulkReads(block, thread) | Agent::BulkWrites(block, thread) => (block, thread),
+            Agent::Wgmma(block, warp) => (block, warp * 32),
+        }
+    }
+
     /// Whether nothing has run beside the warps.
     pub fn none(&self) -> bool {
         self.list.is_empty()
@@ -267,6 +281,14 @@ impl Touch {
     /// Of an agent's that was checked before: agent and time, instruction and strength.
     pub fn agent((agent, time): (u32, u32), (pc, strong): (u32, bool)) -> Touch {
         Touch { who: agent + 1, time, pc: (pc * 2 + u32::from(strong)) | AGENT }
+    }
+
+    /// The same by an agent's new number.
+    pub fn renumbered(self, numbers: &[u32]) -> Touch {
+        match self.by() {
+            Err(agent) => Touch { who: numbers[agent as usize] + 1, ..self },
+            Ok(_) => self,
+        }
     }
 
     /// Whether there is one.

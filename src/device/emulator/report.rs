@@ -1,6 +1,7 @@
 //! What the emulator reports: one block of text with everything that one needs to find the bug.
 
 use super::ptx::{Inst, Module};
+use super::race::{Agents, Touch};
 
 /// The kinds of finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,26 @@ pub struct At {
     pub block: [u32; 3],
     /// Thread in the block.
     pub thread: [u32; 3],
+}
+
+impl At {
+    /// A thread of a block by their numbers, in a grid of blocks of these extents.
+    pub fn of((grid, block): ([u32; 3], [u32; 3]), b: u32, thread: u32) -> At {
+        let spread = |i: u32, [x, y, _]: [u32; 3]| [i % x, i / x % y, i / x / y];
+        At { block: spread(b, grid), thread: spread(thread, block) }
+    }
+}
+
+/// Where an access was, and whose.
+pub fn spelled(module: &Module, extents: ([u32; 3], [u32; 3]), agents: &Agents, touch: Touch) -> String {
+    let there = module.place(&module.insts[touch.pc() as usize]);
+    match touch.by() {
+        Ok((block, thread)) => {
+            let At { block: [bx, by, bz], thread: [tx, ty, tz] } = At::of(extents, block, thread);
+            format!("{there}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})")
+        }
+        Err(agent) => format!("{there}, {}", agents.name(agent)),
+    }
 }
 
 /// A finding.

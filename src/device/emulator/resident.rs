@@ -246,7 +246,7 @@ impl Running<'_> {
         };
         warp.enter(all, None, self.index, self.kernel, 0);
         let bytes = self.param.len();
-        lanes(all).for_each(|l| warp.param[l][..bytes].copy_from_slice(&self.param));
+        lanes(all).for_each(|l| warp.param[l][..bytes].copy_from_slice(self.param));
         warp
     }
 }

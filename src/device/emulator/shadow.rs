@@ -5,6 +5,7 @@
 //! byte has seen is the same at every size.
 
 use super::race::{Clock, Proxy, Touch, Who};
+use std::ops::Range;
 
 /// Bytes of a page, and of what [`parts`] gives.
 const PAGE: usize = 1024;
@@ -75,7 +76,7 @@ impl Races {
         if grain < page.grain {
             page.refine(grain);
         }
-        let first = at % PAGE >> page.grain;
+        let first = (at % PAGE) >> page.grain;
         &mut page.cells[first..first + (bytes >> page.grain)]
     }
 
@@ -117,6 +118,43 @@ impl Races {
                 }
             }
             cell.write = touch;
+        }
+        None
+    }
+
+    /// Puts what is noted here onto `all`, which has no order to it; agents have new `numbers` there. Calls `put` with the
+    /// bytes that were written here, and whether they were in `all` as well: if so, whether they hold the same. Gives the
+    /// first conflict: the place, whether it is a write, that access and the other.
+    pub fn onto(
+        self,
+        all: &mut Races,
+        numbers: &[u32],
+        mut put: impl FnMut(Range<usize>, bool) -> bool,
+    ) -> Option<(usize, bool, Touch, Touch)> {
+        if all.pages.len() < self.pages.len() {
+            all.pages.resize(self.pages.len(), None);
+        }
+        for (i, (ours, all)) in self.pages.into_iter().zip(&mut all.pages).enumerate() {
+            let Some(mut ours) = ours else { continue };
+            let all = all.get_or_insert_with(Page::new);
+            let grain = ours.grain.min(all.grain);
+            ours.refine(grain);
+            all.refine(grain);
+            for (j, (cell, other)) in ours.cells.iter().zip(&mut all.cells).enumerate() {
+                let at = i * PAGE + (j << grain);
+                let [read, write] = [cell.reads[0], cell.write].map(|t| t.renumbered(numbers));
+                if read.is_some() && other.write.is_some() {
+                    return Some((at, false, read, other.write));
+                }
+                if write.is_some() && other.reads[0].is_some() {
+                    return Some((at, true, write, other.reads[0]));
+                }
+                if write.is_some() && !put(at..at + (1 << grain), other.write.is_some()) {
+                    return Some((at, true, write, other.write));
+                }
+                other.write = if write.is_some() { write } else { other.write };
+                other.reads[0] = if read.is_some() { read } else { other.reads[0] };
+            }
         }
         None
     }

@@ -71,29 +71,15 @@ pub enum Next {
     Again,
 }
 
-fn coordinates(index: u32, [x, y, _]: [u32; 3]) -> [u32; 3] {
-    [index % x, index / x % y, index / x / y]
-}
-
 impl Context<'_> {
     /// The block's shared memory.
     pub fn own(&mut self) -> &mut Region {
         &mut self.cluster.shared[self.rank]
     }
 
-    /// Coordinates of a block by its number.
-    pub fn block_at(&self, index: u32) -> [u32; 3] {
-        coordinates(index, self.extents.0)
-    }
-
-    /// Coordinates of a thread by its number.
-    pub fn thread_at(&self, index: u32) -> [u32; 3] {
-        coordinates(index, self.extents.1)
-    }
-
     /// A thread of this block.
     pub fn at(&self, thread: u32) -> At {
-        At { block: self.block, thread: self.thread_at(thread) }
+        At { block: self.block, ..At::of(self.extents, 0, thread) }
     }
 
     /// Runs a warp for about `turn` instructions, or until it can do no more; gives the number.
