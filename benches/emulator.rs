@@ -1,0 +1,160 @@
+//! `cargo bench --bench emulator`: lane-instructions a second of the emulator with every check on, on one core and on all.
+//!
+//! Arithmetic without memory, a sum of vectors, a matrix product (`cp.async`, `ldmatrix`, `mma.sync`), and ops of our own.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use llm2vec::bench::cases;
+use llm2vec::bench::measure::{Operands, Subject};
+use llm2vec::device::Device;
+use llm2vec::device::emulator::{Emulator, Launch, Module};
+use llm2vec::device::gpu::Gpu;
+use llm2vec::kernels;
+use std::sync::Arc;
+use std::time::Duration;
+
+const ARITHMETIC: &str = "
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry arithmetic(.param .u64 out, .param .u32 n)
+{
+    .reg .pred %p; .reg .b32 %r<6>; .reg .f32 %f<4>; .reg .b64 %d<4>;
+    ld.param.u64 %d0, [out]; ld.param.u32 %r0, [n];
+    mov.u32 %r1, %tid.x; mov.u32 %r2, 0; mov.u32 %r3, 7; mov.f32 %f0, 0f3F800000; mov.f32 %f1, 0f3F000000;
+again:
+    mad.lo.u32 %r3, %r3, %r1, %r2;
+    xor.b32 %r4, %r3, %r2;
+    shl.b32 %r5, %r4, 3;
+    add.u32 %r3, %r5, %r3;
+    fma.rn.f32 %f2, %f0, %f1, %f1;
+    mul.f32 %f3, %f2, %f1;
+    add.f32 %f0, %f3, %f1;
+    add.u32 %r2, %r2, 1;
+    setp.lt.u32 %p, %r2, %r0;
+    @%p bra again;
+    cvta.to.global.u64 %d1, %d0;
+    mov.u32 %r4, %ctaid.x;
+    mad.lo.u32 %r1, %r4, 128, %r1;
+    mul.wide.u32 %d2, %r1, 4;
+    add.u64 %d3, %d1, %d2;
+    cvt.rn.f32.u32 %f1, %r3;
+    add.f32 %f0, %f0, %f1;
+    st.global.f32 [%d3], %f0;
+    ret;
+}
+";
+
+/// An argument: an array of so many bytes, with values or without, or a number as the parameter's bytes.
+enum Arg {
+    In(usize),
+    Out(usize),
+    Number(Vec<u8>),
+}
+
+fn int(n: i32) -> Arg {
+    Arg::Number(n.to_le_bytes().into())
+}
+
+/// A kernel with its arguments, ready to be launched again and again.
+struct Foreign {
+    emulator: Emulator,
+    kernel: &'static str,
+    launch: Launch,
+    values: Vec<Vec<u8>>,
+}
+
+impl Foreign {
+    fn new(ptx: &str, kernel: &'static str, grid: u32, block: u32, shared: usize, args: Vec<Arg>) -> Foreign {
+        let mut emulator = Emulator::default();
+        emulator.load(Arc::new(Module::parse(kernel, ptx).unwrap())).unwrap();
+        let mut array = |bytes: usize, holds: bool| {
+            let address = emulator.allocate("array", bytes);
+            if holds {
+                // 0.5, 1.0 and 2.0 as bf16, and as f32 numbers near to them.
+                let values: Vec<u8> =
+                    (0..bytes / 2).flat_map(|i| [0x3f00u16, 0x3f80, 0x4000][i % 3].to_le_bytes()).collect();
+                emulator.write(address, &values).unwrap();
+            }
+            address.to_le_bytes().to_vec()
+        };
+        let values = args.into_iter().map(|arg| match arg {
+            Arg::In(bytes) => array(bytes, true),
+            Arg::Out(bytes) => array(bytes, false),
+            Arg::Number(bytes) => bytes,
+        });
+        let values = values.collect();
+        let launch = Launch { grid: [grid, 1, 1], block: [block, 1, 1], shared, ..Launch::default() };
+        Foreign { emulator, kernel, launch, values }
+    }
+
+    /// Launches it; gives its lane-instructions.
+    fn run(&mut self, workers: usize) -> u64 {
+        let values: Vec<&[u8]> = self.values.iter().map(Vec::as_slice).collect();
+        let launch = Launch { workers, ..self.launch };
+        self.emulator.launch(self.kernel, &launch, &values).unwrap().total.lanes
+    }
+}
+
+fn settings(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>, lanes: u64) {
+    group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
+    group.sample_size(20).throughput(Throughput::Elements(lanes));
+}
+
+/// PTX that is not ours.
+fn foreign(c: &mut Criterion) {
+    const BASICS: &str = include_str!("../tests/emulator/ptx/basics.ptx");
+    const GEMM: &str = include_str!("../tests/emulator/ptx/gemm.ptx");
+    let (n, m, k) = (1 << 18, 256usize, 512usize);
+    let mut subjects = [
+        Foreign::new(ARITHMETIC, "arithmetic", 64, 128, 0, vec![Arg::Out(64 * 512), int(1000)]),
+        Foreign::new(
+            BASICS,
+            "vector_add4",
+            (n / 128) as u32,
+            128,
+            0,
+            vec![Arg::Out(16 * n), Arg::In(16 * n), Arg::In(16 * n), int(n as i32)],
+        ),
+        Foreign::new(
+            GEMM,
+            "gemm",
+            16,
+            128,
+            0,
+            vec![Arg::Out(4 * m * m), Arg::In(2 * m * k), Arg::In(2 * m * k), int(m as i32), int(k as i32)],
+        ),
+    ];
+    subjects[2].launch.grid = [4, 4, 1];
+    for subject in &mut subjects {
+        let lanes = subject.run(1);
+        let mut group = c.benchmark_group(subject.kernel);
+        settings(&mut group, lanes);
+        for (name, workers) in [("one core", 1), ("all cores", 0)] {
+            group.bench_function(name, |b| b.iter(|| subject.run(workers)));
+        }
+    }
+}
+
+/// The largest case of some of our ops, on all cores, with the making of its launches.
+fn ours(c: &mut Criterion) {
+    if kernels::FILES.iter().all(|f| f.images.is_empty()) {
+        return;
+    }
+    let gpu = Gpu::emulated((8, 0)).unwrap();
+    let device = Device::Gpu(gpu.clone());
+    let (operands, mut cases) = (Operands::new(&device), cases::all());
+    cases.sort_by_key(|case| std::cmp::Reverse(case.flops));
+    for op in ["rmsnorm_fwd", "attention_fwd", "attention_bwd", "lora_linear_fwd", "lora_linear_bwd"] {
+        let taken = cases.iter().filter(|case| case.op == op);
+        let Some(mut subject) = taken.filter_map(|case| Subject::new(&operands, case).ok()).next() else {
+            continue;
+        };
+        let counted = gpu.count(|| subject.call(&device)).unwrap();
+        let mut group = c.benchmark_group(op);
+        settings(&mut group, counted.iter().map(|(_, counters)| counters.total.lanes).sum());
+        group.bench_function("all cores", |b| b.iter(|| subject.call(&device).unwrap()));
+    }
+}
+
+criterion_group!(benches, foreign, ours);
+criterion_main!(benches);
