@@ -72,11 +72,12 @@ impl<'a> Pass<'a> {
 
     /// [`Pass::graph`] under `--check-finite`: what it says.
     pub fn checked(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> String {
-        self.state.watch(&mut Arena::new(&self.device));
+        self.state.watch(&mut Arena::new(&self.device), &self.tiny.config);
         self.batch(ids, starts, dh);
         let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, scratch, grads } = self;
         let decoder = Decoder { device, config, weights, rope, mask: *mask, noise: None };
         let done = decoder.forward(state).and_then(|()| decoder.backward(grads, scratch, state));
+        let done = done.and_then(|()| state.verdict());
         done.map_or_else(|e| e.to_string(), |()| "nothing".into())
     }
 
