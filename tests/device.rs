@@ -13,7 +13,7 @@ use llm2vec::device::{DType, Device};
 use llm2vec::kernels;
 use llm2vec::tensor::Tensor;
 use rayon::prelude::*;
-use run::{Operands, bits, dtype, has_kernels, more, run};
+use run::{Operands, bits, dtype, run};
 
 /// Bytes behind each array of a real GPU that nothing may change. The emulator knows itself where an array ends.
 const GUARD: usize = 4096;
@@ -22,21 +22,6 @@ const SEEDS: [u64; 2] = [5, 1];
 /// The most elements and operations of a small one.
 const FEW: usize = 1 << 16;
 const SHORT: usize = 1 << 23;
-
-/// Bank conflicts that are meant: start and end of the kernel's name, the most of its passes through shared memory, why.
-const CONFLICTS: &[(&str, &str, f64, &str)] = &[
-    // Their main loops have none.
-    (
-        "attention_",
-        "_d16",
-        0.37,
-        "tiles are filled by rows of 32 bytes, padded by 16: a pass of eight lanes meets four",
-    ),
-    ("attention_", "_d32", 0.29, "likewise, rows of 64 bytes"),
-    ("attention_", "_d80", 0.20, "likewise, rows of 160 bytes"),
-    ("attention_", "_d96", 0.13, "likewise, rows of 192 bytes"),
-    ("lora_linear_fwd_", "", 0.09, "the residual's way through shared memory, once a tile"),
-];
 
 /// Whether an error is larger; a NaN is larger than anything.
 fn beyond(error: f64, most: f64) -> bool {
@@ -91,7 +76,7 @@ fn compare(gpu: &Gpu, case: &Case, got: &[Tensor]) -> Vec<String> {
     findings
 }
 
-/// Whether a case was refused: its op takes no such sizes on a GPU, or has no kernel.
+/// Whether a case was refused: its op takes no such sizes on a GPU.
 fn refused(why: &str) -> bool {
     why.contains("a GPU takes")
 }
@@ -102,8 +87,7 @@ fn all_on(
     seeds: impl Fn(&Case) -> u64 + Sync,
     guard: usize,
 ) -> Vec<&'static str> {
-    let cases: Vec<Case> =
-        cases::all().into_iter().chain(cases::large_tiles()).chain(more()).filter(has_kernels).collect();
+    let cases = run::all();
     let ran = cases.par_iter().map(|case| {
         let (gpu, what) = (open(), format!("{} {}", case.op, case.label));
         let (counted, findings) = one(&gpu, case, seeds(case), guard)?;
@@ -150,19 +134,13 @@ fn one(gpu: &Gpu, case: &Case, seeds: u64, guard: usize) -> Option<(Counted, Vec
     Some((counted, findings))
 }
 
-/// What the launches of a case have cost beside its plan: bytes to 2 %, tensor cores exactly, no bank conflicts but those
-/// of [`CONFLICTS`].
+/// What the launches of a case have cost beside its plan: bytes to 2 %, tensor cores exactly, no bank conflicts.
 fn as_planned(case: &Case, counted: &[(&str, Counters)]) -> Vec<String> {
     let mut findings = Vec::new();
-    for (kernel, counters) in counted {
-        let Count { conflicts, wavefronts, .. } = counters.total;
-        let part = conflicts as f64 / wavefronts.max(1) as f64;
-        let of = |c: &&(&str, &str, f64, &str)| kernel.starts_with(c.0) && kernel.ends_with(c.1);
-        if part > CONFLICTS.iter().find(of).map_or(0.0, |c| c.2) {
-            let lines = counters.lines.iter().filter(|(_, c)| c.conflicts > 0);
-            let lines: Vec<_> = lines.map(|(at, c)| format!("{} at {at}", c.conflicts)).collect();
-            findings.push(format!("{part:.2} of {kernel}'s passes are bank conflicts: {}", lines.join(", ")));
-        }
+    for (kernel, counters) in counted.iter().filter(|(_, c)| c.total.conflicts > 0) {
+        let lines = counters.lines.iter().filter(|(_, c)| c.conflicts > 0);
+        let lines: Vec<_> = lines.map(|(at, c)| format!("{} at {at}", c.conflicts)).collect();
+        findings.push(format!("bank conflicts in {kernel}: {}", lines.join(", ")));
     }
     let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
     let mut near = |found: usize, planned: Option<usize>, of: &str| match planned {

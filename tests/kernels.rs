@@ -261,7 +261,7 @@ fn kernel_files_are_as_the_house_wants_them() {
             }
         }
         let unit = parse(&stem, &text).unwrap();
-        let noun = stem.trim_end_matches("_sm90");
+        let noun = stem.trim_end_matches("_sm90").trim_end_matches("_fwd").trim_end_matches("_bwd");
         for kernel in &unit.kernels {
             if !kernel.name.starts_with(noun) {
                 findings.push(format!("{stem}.cu: KERNEL {} is not named like its file", kernel.name));

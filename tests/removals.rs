@@ -8,9 +8,9 @@ mod device;
 #[path = "common/removal.rs"]
 mod lines;
 
-use device::{bits, has_kernels, more, run};
+use device::{all, bits, run};
 use lines::{synchronising, without};
-use llm2vec::bench::cases::{self, Case};
+use llm2vec::bench::cases::Case;
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::images::{File, choose_ptx};
 use llm2vec::kernels;
@@ -36,8 +36,7 @@ struct Ran {
 }
 
 fn all_cases(capability: (u32, u32)) -> Vec<Ran> {
-    let all: Vec<Case> = cases::all().into_iter().chain(more()).filter(has_kernels).collect();
-    let ran = all.into_par_iter().filter_map(|case| {
+    let ran = all().into_par_iter().filter_map(|case| {
         let gpu = Gpu::emulated(capability).unwrap();
         let mut outputs = None;
         let counted = gpu.count(|| {

@@ -158,7 +158,7 @@ fn argument(emulator: &mut Emulator, name: &str, arg: &str, outputs: &mut Vec<Ou
         "32" => Swizzle::B32,
         "64" => Swizzle::B64,
         "128" => Swizzle::B128,
-        _ => return Err(wrong("a swizzle is 0, 32, 64 or 128 bytes")),
+        _ => return Err(wrong("map:TILE:SWIZZLE:ARRAY takes a swizzle of 0, 32, 64 or 128 bytes")),
     };
     let tile = tile.ok_or_else(|| wrong("no tile such as 64,32"))?;
     let array = array(emulator, name, of, outputs, &wrong)?;

@@ -2,10 +2,9 @@
 //! those of the table.
 
 pub use llm2vec::bench::cases::gpu_dtype as dtype;
-use llm2vec::bench::cases::{Case, Fill, Plan};
+use llm2vec::bench::cases::{self, Case, Fill, Plan};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::{DType, Device};
-use llm2vec::kernels;
 use llm2vec::ops::adamw::{AdamW, adamw_step};
 use llm2vec::ops::rmsnorm::rmsnorm_bwd;
 use llm2vec::tensor::Tensor;
@@ -77,7 +76,7 @@ pub fn bits(tensors: &[Tensor]) -> Vec<u64> {
 }
 
 /// Optional operands the other way round than in the table: a skip for the norm's backward, no clip for the optimiser.
-pub fn more() -> [Case; 2] {
+fn more() -> [Case; 2] {
     let (rows, normal) = (vec![65, 40], |shape: &[usize]| Fill::Normal(shape.to_vec()));
     let by = AdamW { rate: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.1, step: 3 };
     let case = |op, label: &str, outputs, inputs, run| Case {
@@ -117,8 +116,7 @@ pub fn more() -> [Case; 2] {
     ]
 }
 
-/// Whether any kernel is there for the case's op. One that has none cannot say what sizes it would take.
-pub fn has_kernels(case: &Case) -> bool {
-    let noun = case.op.rsplit_once('_').map_or(case.op, |(noun, _)| noun);
-    kernels::FILES.iter().any(|f| f.stem.starts_with(noun))
+/// Every case that a device runs.
+pub fn all() -> Vec<Case> {
+    cases::all().into_iter().chain(cases::large_tiles()).chain(more()).collect()
 }

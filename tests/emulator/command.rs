@@ -61,7 +61,7 @@ fn tensor_maps_and_clusters() {
     };
     let kernel = "--kernel tma_transpose --block 160";
     fails(&format!("{kernel} --arg map:32,64:128:f32:x.npy"), "the swizzle takes at most 128");
-    fails(&format!("{kernel} --arg map:32,32:16:f32:x.npy"), "a swizzle is 0, 32, 64 or 128 bytes");
+    fails(&format!("{kernel} --arg map:32,32:16:f32:x.npy"), "a swizzle of 0, 32, 64 or 128 bytes");
     fails(&format!("{kernel} --arg map:32:0:f32:x.npy"), "one stride less");
     fails(&format!("{kernel} --arg map:32,32:f32:x.npy"), "map:TILE:SWIZZLE:ARRAY");
     fails("--kernel ring --block 64 --grid 3 --cluster 2", "no whole number of clusters");
