@@ -71,6 +71,9 @@ struct Trainer {
 pub fn run(mut options: Options) -> Result<()> {
     let stop = options.stop.clone();
     let (mut trainer, plot) = (Trainer::open(&mut options)?, options.plot);
+    if !options.graph {
+        trainer.learner.graphs = Graphs::default();
+    }
     if trainer.step == 0 {
         trainer.evaluate()?;
     }
@@ -142,9 +145,6 @@ impl Trainer {
             (None, None) => adapter::fresh(&setup.config, config, &setup.dir),
         };
         let (mut learner, loss) = build(&mut Arena::new(&setup.device), config, &setup, start)?;
-        if !options.graph {
-            learner.graphs = Graphs::default();
-        }
         learner.load(&setup.files)?;
         let (mut step, mut losses) = (0, Losses::default());
         if let Some(saved) = saved {

@@ -32,7 +32,7 @@ impl Batch {
         for s in 0..QUERIES + candidates {
             let like = if s < 2 * QUERIES { s % QUERIES } else { s };
             let n = 3 + draw(like, 1000) % 3;
-            let own = |t: usize| if t % 2 == 0 { like } else { s };
+            let own = |t: usize| if t.is_multiple_of(2) { like } else { s };
             batch.ids.extend((0..n).map(|t| (draw(own(t), t) % 128) as i32));
             batch.starts.push(batch.ids.len() as i32);
         }
