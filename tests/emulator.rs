@@ -9,6 +9,8 @@ mod boxes;
 mod bugs;
 #[path = "emulator/command.rs"]
 mod command;
+#[path = "emulator/cooperative.rs"]
+mod cooperative;
 #[path = "emulator/correct.rs"]
 mod correct;
 #[path = "emulator/counted.rs"]
