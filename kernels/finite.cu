@@ -1,9 +1,9 @@
 // finite: how many numbers of a matrix are NaN or infinite, and the first row that has one.
 //
-//   found[0] += number of (n, c) with x[n,c] not finite
-//   found[1]  = min(found[1], least n with such a c)
+//   found[at,0] += number of (n, c) with x[n,c] not finite
+//   found[at,1]  = min(found[at,1], least n with such a c)
 //
-// Shapes    found [2] i32, from the host as 0 and the largest integer; x [N, C] bf16.
+// Shapes    found [S, 2] i32, from the host as 0 and the largest integer; x [N, C] bf16.
 // Plan      A warp looks through a row, 16 bytes a lane; grid ceil(N / ROWS_PER_BLOCK). Only a warp that has found something
 //           writes.
 // Cost      0 flops; bytes 2 N C + 8.
@@ -20,7 +20,7 @@ __device__ inline int strange(unsigned pair) {
 }
 
 KERNEL void __launch_bounds__(32 * ROWS_PER_BLOCK)
-finite_fwd(int* __restrict__ found, const bf16* __restrict__ x, int N, int C) {
+finite_fwd(int* __restrict__ found, const bf16* __restrict__ x, int at, int N, int C) {
     const int n = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (n >= N) return;
     const bf16* row = x + size_t(n) * C;
@@ -32,7 +32,7 @@ finite_fwd(int* __restrict__ found, const bf16* __restrict__ x, int N, int C) {
     }
     count = warp_sum(count);
     if (lane == 0 && count > 0) {
-        atomicAdd(found, count);
-        atomicMin(found + 1, n);
+        atomicAdd(found + 2 * at, count);
+        atomicMin(found + 2 * at + 1, n);
     }
 }

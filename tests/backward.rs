@@ -38,7 +38,8 @@ impl Run {
     }
 
     fn scalar(&mut self) -> f64 {
-        self.learner.forward(&self.ids, &self.starts, Some(&NOISE)).unwrap();
+        self.learner.take(&self.ids, &self.starts).unwrap();
+        self.learner.forward(Some(&NOISE)).unwrap();
         self.learner.state.hidden.to_f64().iter().zip(&self.weights).map(|(h, w)| h * w).sum()
     }
 
@@ -157,7 +158,8 @@ fn dropout_takes_part() {
     let dir = golden().remove(0);
     let with = |noise: Option<Noise>| {
         let mut run = Run::new(&dir, Device::cpu_f64(), &MODULES, Mask::Full, Keep::All, &[5, 9]);
-        run.learner.forward(&run.ids, &run.starts, noise.as_ref()).unwrap();
+        run.learner.take(&run.ids, &run.starts).unwrap();
+        run.learner.forward(noise.as_ref()).unwrap();
         run.learner.state.hidden.to_f64()
     };
     let seen = [

@@ -222,10 +222,13 @@ fn what_makes_no_sense_is_refused() {
 #[test]
 fn a_whole_model_is_timed_both_ways() {
     let novel5m = common::novel5m();
-    for (task, flags) in [("encode", &["--bf16"][..]), ("train", &["--recompute"]), ("train", &[])] {
+    for (task, flags) in
+        [("encode", &["--bf16"][..]), ("train", &["--recompute", "--no-graph"]), ("train", &[])]
+    {
         let args = ["bench", task, "-m", str(&novel5m), "--tokens", "70", "--length", "16", "--layers", "2"];
         let more = ["-q", "--rounds", "1", "--samples", "1", "--device", "cpu"];
         let text = good(llm2vec(&[&args[..], &more, flags].concat()));
+        assert_eq!(text.contains(", recomputed, kernel by kernel"), flags.contains(&"--no-graph"), "{text}");
         assert!(text.contains("4 texts of 16 tokens") && text.contains("tokens/s"), "{text}");
     }
 }

@@ -8,6 +8,8 @@ mod commands;
 mod common;
 #[path = "device_model/pass.rs"]
 mod pass;
+#[path = "device_model/scales.rs"]
+mod scales;
 #[path = "device_model/stages.rs"]
 mod stages;
 #[path = "device_model/tiny.rs"]
@@ -16,6 +18,7 @@ mod tiny;
 use llm2vec::device::Device;
 use llm2vec::model::state::Keep;
 use llm2vec::rng::{normal, philox};
+use llm2vec::tensor::Tensor;
 use pass::{Numbers, Pass};
 use tiny::{devices, models};
 
@@ -45,9 +48,10 @@ fn a_pass_is_as_exact_as_bf16_allows() {
     for device in devices() {
         for tiny in &models() {
             let run = |device: &Device| Pass::new(tiny, device, Keep::All, ids.len() + 3);
-            let exact = run(&Device::cpu_f64()).graph(&ids, &starts, &dh);
-            let chain = run(&Device::cpu()).chain(&ids, &starts, &dh);
-            let got = run(&device).graph(&ids, &starts, &dh);
+            let put = |_: &Tensor, h: &mut Tensor| h.put_rows(0, &dh).unwrap();
+            let exact = run(&Device::cpu_f64()).graph(&ids, &starts, put);
+            let chain = run(&Device::cpu()).chain(&ids, &starts, put);
+            let got = run(&device).graph(&ids, &starts, put);
             let flat = |n: &Numbers| std::iter::once(n.0.clone()).chain(n.1.clone()).collect::<Vec<_>>();
             let (exact, chain, got) = (flat(&exact), flat(&chain), flat(&got));
             let mut worst = [0.0f64; 3];
@@ -76,7 +80,8 @@ fn recomputing_and_repeating_change_no_bit() {
     let (ids, starts, dh) = pack(&LENGTHS);
     for device in devices() {
         for tiny in &models()[..2] {
-            let run = |keep| Pass::new(tiny, &device, keep, ids.len()).graph(&ids, &starts, &dh);
+            let put = |_: &Tensor, h: &mut Tensor| h.put_rows(0, &dh).unwrap();
+            let run = |keep| Pass::new(tiny, &device, keep, ids.len()).graph(&ids, &starts, put);
             let plain = run(Keep::All);
             assert!(plain == run(Keep::All), "two runs differ");
             assert!(plain == run(Keep::Streams), "recomputing differs");

@@ -104,6 +104,10 @@ fn a_recorded_graph_runs_when_it_is_replayed() {
         (vec![3.0; 16], [[3.0; 8].as_slice(), &[0.0]].concat())
     );
     graph.replay().unwrap();
+    // A report has the names of its own launch, not those of the last one recorded.
+    let mut other = level(&gpu, &[2, 8], 0.0);
+    let two = gpu.capture(|| copy(&gpu, &mut y, &other, 3).and_then(|()| copy(&gpu, &mut other, &x, 2)));
+    says(two.unwrap().replay(), &["0 bytes past the end of x (32 bytes)"]);
     says(gpu.capture(|| gpu.memory(8).map(drop)), &["an allocation while launches are captured"]);
     says(
         gpu.capture(|| copy(&gpu, &mut y, &x, 2).and_then(|()| y.to_host().map(drop))),

@@ -11,6 +11,8 @@ mod bugs;
 mod chunks;
 #[path = "emulator/command.rs"]
 mod command;
+#[path = "emulator/cooperative.rs"]
+mod cooperative;
 #[path = "emulator/correct.rs"]
 mod correct;
 #[path = "emulator/counted.rs"]

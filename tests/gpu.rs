@@ -2,10 +2,13 @@
 //! launched (`tests/gpu/libcuda.c`). Each test runs itself again in a process that finds that one.
 #![cfg(target_os = "linux")]
 
+#[path = "common/command.rs"]
+mod command;
 mod common;
 
+use command::{PROSE, Tiny, folder, good, llm2vec, str};
 use common::here;
-use llm2vec::device::gpu::{Gpu, Launch, Swizzle, Tiles};
+use llm2vec::device::gpu::{Gpu, Graphs, Launch, Swizzle, Tiles};
 use llm2vec::device::{DType, Device};
 use llm2vec::error::Error;
 use llm2vec::kernels;
@@ -57,6 +60,14 @@ fn built() -> bool {
         println!("skipped: this build holds no kernels (nvcc was not found)");
     }
     built
+}
+
+/// Each of `wanted` begins a line of `log` after the one before.
+fn in_order(log: &str, wanted: &[&str]) {
+    let mut rest = log.lines();
+    for wanted in wanted {
+        assert!(rest.any(|l| l.starts_with(wanted.trim_end())), "`{wanted}` is not in its place:\n{log}");
+    }
 }
 
 fn on(gpu: &Gpu, shape: &[usize], value: f64) -> Tensor {
@@ -261,14 +272,107 @@ fn the_rest_of_the_driver() {
             "event",
             "capture 1",
             launched,
-            "captured",
-            "replay",
+            "captured 1",
+            "instantiate 1",
+            "replay 1",
         ];
-        let mut rest = log.lines();
-        for wanted in expected {
-            assert!(rest.any(|l| l.starts_with(wanted.trim_end())), "`{wanted}` is not in its place:\n{log}");
-        }
+        in_order(&log, &expected);
         assert_eq!(log.matches("captured").count(), 2, "{log}");
         assert_eq!(log.matches("attribute").count(), 1, "leave is asked for once:\n{log}");
     }
+}
+
+/// A stretch is recorded every time; its graph is changed in place, and made anew where it has other nodes. A kernel whose code
+/// comes late is loaded during the recording.
+#[test]
+fn a_stretch_is_recorded_and_its_graph_updated() {
+    if !built() {
+        return;
+    }
+    let stretches = || {
+        let gpu = Gpu::cuda(0).unwrap();
+        let device = Device::Gpu(gpu.clone());
+        let (mut y, mut norm, x) = (on(&gpu, &[3, 8], 1.0), on(&gpu, &[3], 2.0), on(&gpu, &[3, 8], 3.0));
+        let (mut w, graphs) = (on(&gpu, &[5], 0.0), Graphs::of(&gpu));
+        let mut run = |name, eps: &[f64]| {
+            graphs.run(name, || eps.iter().try_for_each(|&e| l2norm_fwd(&device, &mut y, &mut norm, &x, e)))
+        };
+        run("one", &[0.25]).unwrap();
+        run("one", &[0.5]).unwrap();
+        run("other", &[0.25]).unwrap();
+        run("one", &[0.75, 0.25]).unwrap();
+        run("one", &[0.25, 0.75]).unwrap();
+        let refused = |out: Result<(), Error>, what: &str| {
+            let error = out.unwrap_err().to_string();
+            assert_eq!(error, format!("{what} while launches are captured"));
+        };
+        if std::env::var_os("LLM2VEC_SYNC").is_none() {
+            refused(graphs.run("bad", || w.write(&[1.0f32; 5])), "a copy to the device");
+            refused(graphs.run("bad", || w.read().map(drop)), "a copy to the host");
+            refused(graphs.run("bad", || gpu.memory(8).map(drop)), "an allocation");
+            refused(graphs.run("bad", || graphs.run("inner", || Ok(()))), "a capture");
+        }
+    };
+    let name = "a_stretch_is_recorded_and_its_graph_updated";
+    if let Some(log) = with_driver(name, &[], stretches) {
+        let made = ["capture 1", "load", "l2norm_fwd 3", "captured 1", "instantiate 1", "replay 1"];
+        let updated = ["capture 1", "l2norm_fwd 3", "captured 1", "update 1 to 1", "replay 1"];
+        let other = ["capture 1", "l2norm_fwd 3", "captured 1", "instantiate 1", "replay 1"];
+        let changed = ["captured 2", "update 1 to 2", "dropped", "instantiate 2", "replay 2"];
+        let again = ["captured 2", "update 2 to 2", "replay 2", "captured 0", "captured 0"];
+        in_order(&log, &[&made[..], &updated, &other, &changed, &again].concat());
+        assert_eq!(log.matches("instantiate").count(), 3, "{log}");
+        let log = with_driver(name, &[("LLM2VEC_SYNC", "1")], stretches).unwrap();
+        assert!(!log.contains("capture") && log.contains("l2norm_fwd"), "each is waited for:\n{log}");
+    }
+}
+
+/// Small copies to the device are taken over at once; only when their room is full is the device waited for.
+#[test]
+fn small_copies_wait_for_nothing() {
+    let log = with_driver("small_copies_wait_for_nothing", &[], || {
+        let gpu = Gpu::cuda(0).unwrap();
+        let mut memory = gpu.memory(1 << 20).unwrap();
+        for i in 0..7u8 {
+            memory.write(i as usize, &vec![i; 300_000]).unwrap();
+        }
+        let mut back = vec![9; 8];
+        memory.read(0, &mut back).unwrap();
+        assert_eq!(back, [0, 1, 2, 3, 4, 5, 6, 6]);
+    });
+    // Three of them fill the room, so the fourth and the seventh wait; then the copy back, and the end.
+    log.into_iter().for_each(|log| assert_eq!(log.matches("wait").count(), 4, "{log}"));
+}
+
+/// A training on the false driver, whose kernels compute nothing: a step is five graphs, made at the first and updated from
+/// then on, and the host waits for the loss and for the gradient's norm alone. Without graphs the launches are the same.
+#[test]
+fn the_steps_of_a_run_are_graphs() {
+    let Some(dir) = driver().filter(|_| built()) else { return };
+    let (tiny, out) = (Tiny::wide(64), folder());
+    let [graphs, plain] = [&[][..], &["--no-graph"]].map(|more| {
+        let (log, output) = (dir.path().join("log"), out.path().join(format!("run{}", more.len())));
+        let common = ["train", "simcse", "-m", tiny.path(), "--data", PROSE, "-o", str(&output), "--quiet"];
+        let sizes = ["--batch", "4", "--max-length", "12", "--rank", "8", "--steps", "3", "--device", "cuda"];
+        let mut command = llm2vec(&[&common[..], &sizes, more].concat());
+        command.env("LD_LIBRARY_PATH", dir.path()).env("FAKE_LOG", &log);
+        good(command);
+        std::fs::read_to_string(&log).unwrap()
+    });
+    let driver = ["wait", "capture", "captured", "instantiate", "update", "replay", "dropped"];
+    let ours = |line: &&str| driver.contains(&line.split(' ').next().unwrap());
+    let launches = |log: &str| log.lines().filter(|l| !ours(l)).map(String::from).collect::<Vec<_>>();
+    assert_eq!(launches(&graphs), launches(&plain));
+    assert!(!plain.contains("capture"), "{plain}");
+
+    let calls =
+        graphs.lines().filter(ours).skip_while(|l| *l == "wait").map(|l| l.split(' ').next().unwrap());
+    let step = |made: &'static str| {
+        let graph =
+            |wait: bool| ["capture", "captured", made, "replay"].into_iter().chain(wait.then_some("wait"));
+        // embed, score, backward | norm | update
+        [false, false, true, true, false].into_iter().flat_map(graph)
+    };
+    let expected: Vec<&str> = step("instantiate").chain(step("update")).chain(step("update")).collect();
+    assert_eq!(calls.take(expected.len()).collect::<Vec<_>>(), expected, "{graphs}");
 }

@@ -3,6 +3,7 @@
 use super::cases::large::SHAPES;
 use super::measure::{Bounds, Clock, Operands, Settings, bounds};
 use super::record::{Roof, Row, Spread};
+use crate::device::gpu::Graphs;
 use crate::device::{DType, Device};
 use crate::encode::files::ModelFiles;
 use crate::error::{Error, Result};
@@ -46,6 +47,8 @@ pub struct Size {
     pub panels: bool,
     /// Keep only the inputs of blocks.
     pub recompute: bool,
+    /// On a GPU: queue stretches of a step as graphs.
+    pub graph: bool,
 }
 
 /// A model and where its weights come from.
@@ -143,12 +146,13 @@ pub fn measure(
     }
     let (time, roof, flops) = (Spread::of(&samples), bounds.roof(device), model.flops(task, size));
     let share = roof.flops_per_second.zip(time).map(|(rate, t)| flops as f64 / rate / t.median);
-    let kept = if size.recompute && task == Task::Train { ", recomputed" } else { "" };
+    let trains = |flag: bool, words: &'static str| if flag && task == Task::Train { words } else { "" };
+    let (kept, queued) = (trains(size.recompute, ", recomputed"), trains(!size.graph, ", kernel by kernel"));
     let packed = if size.panels { ", bf16 panels" } else { "" };
     let row = Row {
         op: if task == Task::Encode { "encode" } else { "train" }.into(),
         label: format!(
-            "{}{packed}, {} texts of {} tokens{kept}",
+            "{}{packed}, {} texts of {} tokens{kept}{queued}",
             model.name,
             size.tokens / size.length,
             size.length
@@ -251,6 +255,9 @@ fn trainer(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() ->
     let (mut learner, mut loss) = buffers(&mut arena);
     arena.finish()?;
     load(model, &mut learner.weights)?;
+    if !size.graph {
+        learner.graphs = Graphs::default();
+    }
     let (ids, _) = texts(model, size);
     let half = ids[..tokens / 2]
         .chunks(length)

@@ -132,6 +132,9 @@ struct Whole {
     /// train: keep only the input of every block
     #[arg(long)]
     recompute: bool,
+    /// train, on a GPU: queue kernel by kernel, as `train --no-graph` does
+    #[arg(long)]
+    no_graph: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -273,8 +276,13 @@ impl Whole {
             Task::Encode => ("encode", "whole packs"),
             Task::Train => ("train", "whole steps"),
         };
-        let size =
-            Size { tokens: self.tokens, length: self.length, panels: self.bf16, recompute: self.recompute };
+        let size = Size {
+            tokens: self.tokens,
+            length: self.length,
+            panels: self.bf16,
+            recompute: self.recompute,
+            graph: !self.no_graph,
+        };
         let mut record = Record::new(kind, &device, std::env::args().collect());
         self.common.progress()(format!("{load} of {}: loading", model.name));
         let (row, roof) = whole::measure(&device, &model, task, size, settings)?;

@@ -171,6 +171,9 @@ struct Flags {
     /// Stop at the first NaN or infinity in an activation or its gradient, and say in which layer and tensor
     #[arg(long, env = "LLM2VEC_CHECK_FINITE", value_parser = BoolishValueParser::new(), help_heading = "Machine")]
     check_finite: bool,
+    /// On a GPU: queue kernel by kernel, not each forward, backward and update as one CUDA graph; the same bits
+    #[arg(long, env = "LLM2VEC_NO_GRAPH", value_parser = BoolishValueParser::new(), help_heading = "Machine")]
+    no_graph: bool,
     /// On the CPU: compute in f32, or keep frozen weights as bf16 and multiply in bf16; a GPU does the latter always
     #[arg(
         long,
@@ -284,6 +287,7 @@ impl Flags {
             device: Device::by_name(&self.device)?,
             bf16: matches!(self.dtype, ComputeDtype::Bf16),
             check_finite: self.check_finite,
+            graph: !self.no_graph,
             existing,
             log: log::Options {
                 quiet: self.quiet,

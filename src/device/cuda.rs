@@ -11,7 +11,7 @@ use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard};
 
-use handles::Event;
+use handles::{Event, Recorded, Relaxed, Staging};
 pub use handles::{Graph, Pinned};
 
 /// One GPU as the driver describes it.
@@ -100,6 +100,7 @@ pub struct Cuda {
     context: sys::CUcontext,
     stream: sys::CUstream,
     loaded: Mutex<Loaded>,
+    staging: Mutex<Staging>,
     /// Waits for each kernel, so that an error is its own.
     wait: bool,
 }
@@ -153,6 +154,7 @@ impl Cuda {
             context,
             stream: null_mut(),
             loaded: Mutex::default(),
+            staging: Mutex::default(),
             wait: std::env::var("LLM2VEC_SYNC").is_ok_and(|v| !["", "0"].contains(&v.as_str())),
         };
         cuda.enter()?;
@@ -202,12 +204,16 @@ impl Cuda {
         }
     }
 
-    /// Copies to the device. Returns when `from` may change again.
+    /// Copies to the device. Returns when `from` may change again; for little, the device need not have come so far.
     pub fn write(&self, to: u64, from: &[u8]) -> Result<()> {
         self.enter()?;
-        // SAFETY: the owner has checked the range; the wait below outlasts the copy.
-        failed("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, from, self.stream) })?;
-        self.synchronize()
+        let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
+        let staged = staging.take(from, || self.synchronize())?;
+        // SAFETY: the owner has checked the range. What is staged stays until the device has been waited for; anything else
+        // is outlasted by the wait below.
+        let queued = unsafe { result::memcpy_htod_async(to, staged.unwrap_or(from), self.stream) };
+        failed("cuMemcpyHtoDAsync", queued)?;
+        if staged.is_some() { Ok(()) } else { self.synchronize() }
     }
 
     /// Copies to the host.
@@ -246,10 +252,17 @@ impl Cuda {
         })
     }
 
+    /// Whether each kernel is waited for.
+    pub fn waits(&self) -> bool {
+        self.wait
+    }
+
     /// The kernel's function, from an image that this GPU runs.
     fn function(&self, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> {
         let mut loaded = self.loaded();
         let file = kernel.file;
+        let known = loaded.functions.get(kernel.name).copied();
+        let _relaxed = known.is_none_or(|f| shared > f.shared).then(Relaxed::new).transpose()?;
         let module = match loaded.modules.get(file.stem) {
             Some(module) => *module,
             None => {
@@ -258,8 +271,8 @@ impl Cuda {
                 module
             }
         };
-        let known = match loaded.functions.get(kernel.name) {
-            Some(function) => *function,
+        let known = match known {
+            Some(function) => function,
             None => {
                 let name = CString::new(kernel.name).unwrap_or_default();
                 // SAFETY: the module stays loaded until `drop`.
@@ -392,25 +405,18 @@ impl Cuda {
         }
     }
 
-    /// Records what `body` queues.
-    pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
+    /// Records what `body` queues, and makes `old` do it.
+    pub fn capture(&self, old: Option<Graph>, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
         self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live. The capture is ended whatever `body` says, else the stream would stay unusable.
-        let (said, graph) = unsafe {
+        let (said, recorded) = unsafe {
             failed("cuStreamBeginCapture", result::stream::begin_capture(self.stream, mode))?;
             let said = body();
-            (said, failed("cuStreamEndCapture", result::stream::end_capture(self.stream)))
+            (said, failed("cuStreamEndCapture", result::stream::end_capture(self.stream)).map(Recorded))
         };
-        let made = graph.and_then(|graph| {
-            // SAFETY: from the capture; the executable graph does not need it any more.
-            unsafe {
-                let ready = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-                let _ = result::graph::destroy(graph);
-                failed("cuGraphInstantiate", ready).map(Graph)
-            }
-        });
-        said.and(made)
+        said?;
+        Graph::new(old, &recorded?)
     }
 
     /// Queues a recorded graph.
@@ -423,13 +429,7 @@ impl Cuda {
     /// Page-locked host memory, zeroed, read and written by both sides at full speed.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
         self.enter()?;
-        // SAFETY: freed in `drop`; not write-combined, for it is read back too.
-        let start = failed(&format!("cuMemHostAlloc of {bytes} bytes"), unsafe {
-            result::malloc_host(bytes.max(1), 0)
-        })?;
-        // SAFETY: as many bytes as were taken.
-        unsafe { start.cast::<u8>().write_bytes(0, bytes) };
-        Ok(Pinned { start: start.cast(), bytes })
+        Pinned::new(bytes)
     }
 }
 
@@ -457,12 +457,14 @@ impl Drop for Cuda {
             return;
         }
         let loaded = std::mem::take(&mut *self.loaded());
+        let staging = std::mem::take(self.staging.get_mut().unwrap_or_else(|e| e.into_inner()));
         // SAFETY: the last use of each handle; memory on the device holds a clone of its owner, so none is left.
         unsafe {
             if !self.stream.is_null() {
                 let _ = result::stream::synchronize(self.stream);
                 let _ = result::stream::destroy(self.stream);
             }
+            drop(staging);
             for module in loaded.modules.into_values() {
                 let _ = result::module::unload(module);
             }

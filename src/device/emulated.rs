@@ -32,6 +32,7 @@ enum Action {
     Fill { address: u64, byte: u8, bytes: usize },
     Copy { to: u64, from: u64, bytes: usize },
     Divide { address: u64, parts: Vec<(usize, usize)> },
+    Rename { address: u64, name: String },
 }
 
 /// Recorded actions.
@@ -62,15 +63,6 @@ impl Emulated {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The state, unless launches are being recorded: what `does` does at once, a graph cannot replay.
-    fn idle(&self, does: &str) -> Result<MutexGuard<'_, State>> {
-        let state = self.state();
-        match state.recorded {
-            Some(_) => Err(Error::Device(format!("{does} while launches are captured"))),
-            None => Ok(state),
-        }
-    }
-
     /// Picks the schedule of later launches.
     pub fn seed(&self, seed: u64) {
         self.state().seed = seed;
@@ -78,7 +70,7 @@ impl Emulated {
 
     /// Memory that nothing has written, named for reports.
     pub fn allocate(&self, name: &str, bytes: usize) -> Result<u64> {
-        Ok(self.idle("an allocation")?.emulator.allocate(name, bytes))
+        Ok(self.state().emulator.allocate(name, bytes))
     }
 
     /// Gives it back.
@@ -89,17 +81,17 @@ impl Emulated {
 
     /// Names memory for reports.
     pub fn rename(&self, address: u64, name: &str) {
-        let _ = self.state().emulator.rename(address, name);
+        let _ = self.state().queue(Action::Rename { address, name: name.into() });
     }
 
     /// Copies to the device.
     pub fn write(&self, to: u64, from: &[u8]) -> Result<()> {
-        self.idle("a copy to the device")?.emulator.write(to, from)
+        self.state().emulator.write(to, from)
     }
 
     /// Copies to the host; all of it must have been written.
     pub fn read(&self, to: &mut [u8], from: u64) -> Result<()> {
-        to.copy_from_slice(&self.idle("a copy to the host")?.emulator.read(from, to.len())?);
+        to.copy_from_slice(&self.state().emulator.read(from, to.len())?);
         Ok(())
     }
 
@@ -188,7 +180,7 @@ impl Emulated {
 
     /// Records what `body` queues.
     pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        self.idle("a capture")?.recorded = Some(Vec::new());
+        self.state().recorded = Some(Vec::new());
         let done = body();
         let recorded = self.state().recorded.take();
         done.map(|()| Graph(recorded.unwrap_or_default()))
@@ -229,6 +221,7 @@ impl State {
                 self.emulator.write(to, &copied)
             }
             Action::Divide { address, parts } => self.emulator.divide(address, &parts),
+            Action::Rename { address, name } => self.emulator.rename(address, &name),
         }
     }
 }

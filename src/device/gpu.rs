@@ -1,11 +1,15 @@
 //! A GPU as ops see it: memory and launches, whichever driver is behind.
 
+mod graphs;
+
 use super::cuda::{self, Cuda};
-use super::emulated::{self, Emulated};
+use super::emulated::Emulated;
 use super::emulator::Counters;
 use super::images::{File, Kernel};
 use crate::error::{Error, Result};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+pub use graphs::{Graph, Graphs};
 
 /// How a kernel is spread over a GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -163,8 +167,17 @@ impl Gpu {
         }
     }
 
+    /// Refuses, while launches are recorded, what a graph could not do again.
+    fn idle(&self, does: &str) -> Result<()> {
+        match self.held().capturing {
+            true => Err(Error::Device(format!("{does} while launches are captured"))),
+            false => Ok(()),
+        }
+    }
+
     /// Memory of this many bytes, all zero.
     pub fn memory(&self, bytes: usize) -> Result<Memory> {
+        self.idle("an allocation")?;
         let block = Arc::new(Block::new(&self.driver, "device memory", bytes)?);
         let mut memory = Memory { gpu: self.clone(), address: block.address, bytes, block };
         memory.fill(0)?;
@@ -277,19 +290,6 @@ impl Gpu {
         }
     }
 
-    /// Records what `body` queues, which must allocate and copy nothing, to be replayed at once.
-    ///
-    /// The memory that it uses must outlive the graph's last replay.
-    pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        self.held().capturing = true;
-        let recording = match &*self.driver {
-            Driver::Cuda(cuda) => cuda.capture(body).map(Recording::Cuda),
-            Driver::Emulated(emulated) => emulated.capture(body).map(Recording::Emulated),
-        };
-        self.held().capturing = false;
-        Ok(Graph { gpu: self.clone(), recording: recording? })
-    }
-
     /// Host memory, zeroed, that the device copies from and to without the driver's help.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
         match &*self.driver {
@@ -314,28 +314,6 @@ impl Workspace {
                 self.block = Some(block.clone());
                 Ok(block)
             }
-        }
-    }
-}
-
-/// A recorded sequence of launches.
-pub struct Graph {
-    gpu: Gpu,
-    recording: Recording,
-}
-
-enum Recording {
-    Cuda(cuda::Graph),
-    Emulated(emulated::Graph),
-}
-
-impl Graph {
-    /// Queues all of it.
-    pub fn replay(&self) -> Result<()> {
-        match (&*self.gpu.driver, &self.recording) {
-            (Driver::Cuda(cuda), Recording::Cuda(graph)) => cuda.replay(graph),
-            (Driver::Emulated(emulated), Recording::Emulated(graph)) => emulated.replay(graph),
-            _ => unreachable!("a graph is of its own driver"),
         }
     }
 }
@@ -441,6 +419,7 @@ impl Memory {
     /// Copies from the host, to byte `at` on.
     pub fn write(&mut self, at: usize, from: &[u8]) -> Result<()> {
         let to = self.within(at, from.len())?;
+        self.gpu.idle("a copy to the device")?;
         match &*self.gpu.driver {
             Driver::Cuda(cuda) => cuda.write(to, from),
             Driver::Emulated(emulated) => emulated.write(to, from),
@@ -450,6 +429,7 @@ impl Memory {
     /// Copies to the host, from byte `at` on, after all that was queued.
     pub fn read(&self, at: usize, to: &mut [u8]) -> Result<()> {
         let from = self.within(at, to.len())?;
+        self.gpu.idle("a copy to the host")?;
         match &*self.gpu.driver {
             Driver::Cuda(cuda) => cuda.read(to, from),
             Driver::Emulated(emulated) => emulated.read(to, from),

@@ -80,7 +80,7 @@ impl Encoder {
         let (config, positions) = (&setup.config, setup.limits.max_length);
         let mut buffers = Buffers::new(&mut arena, config, setup.storage, setup.tokens, positions);
         if setup.check_finite {
-            buffers.state.watch(&mut arena);
+            buffers.state.watch(&mut arena, config);
         }
         arena.finish()?;
         buffers.weights.load(config, &setup.files)?;
@@ -140,6 +140,7 @@ impl Encoder {
         pooled.set_rows(batch.len())?;
         let (config, mask) = (&setup.config, setup.mask);
         Decoder { device, config, weights, rope, mask, noise: None }.forward(state)?;
+        state.verdict()?;
         pool_fwd(device, pooled, &state.hidden, spans, setup.pooling.op())?;
         if !setup.normalize {
             return Ok(pooled);

@@ -3,25 +3,56 @@
 use crate::device::{DType, Device};
 use crate::error::{Error, Result};
 use crate::memory::Arena;
+use crate::model::config::Config;
 use crate::model::grads::Scratch;
 use crate::model::state::{Saved, State};
 use crate::ops::finite::finite_fwd;
 use crate::tensor::Tensor;
 
+/// What is looked at in a pass, in this order, and what was found there.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// [S, 2] of each tensor: numbers that are NaN or infinite, and the first row that has one
+    found: Tensor,
+    /// Where in the graph, which tensor, its numbers
+    seen: Vec<(String, &'static str, usize)>,
+}
+
+impl Watch {
+    /// Nothing is found yet.
+    pub fn clear(&mut self) -> Result<()> {
+        self.seen.clear();
+        self.found.write(&[0, i32::MAX].repeat(self.found.shape()[0]))
+    }
+}
+
 impl State {
     /// From now on every activation and every gradient of one is looked at as soon as its block is through.
-    pub fn watch(&mut self, arena: &mut Arena) {
+    pub fn watch(&mut self, arena: &mut Arena, config: &Config) {
         arena.group("activations");
-        self.found = Some(arena.tensor(DType::I32, &[2]));
+        // The lists below: 8 of a block forward, 7 back; embedding, final norm and the loss.
+        let found = arena.tensor(DType::I32, &[15 * config.layers + 3, 2]);
+        self.watch = Some(Watch { found, seen: Vec::new() });
+    }
+
+    /// The first tensor of the pass that has held NaN or infinity, as an error. Where one watches, this waits for the pass.
+    pub fn verdict(&self) -> Result<()> {
+        let Some(Watch { found, seen }) = &self.watch else { return Ok(()) };
+        let found = found.read()?;
+        let first = seen.iter().zip(found.as_chunks().0).find(|(_, [count, _])| *count != 0.0);
+        let Some(((place, name, of), [count, row])) = first else { return Ok(()) };
+        let what =
+            format!("{place}: {name} has {count} of {of} numbers NaN or infinite, the first in row {row}");
+        Err(Error::NotFinite(what))
     }
 }
 
 /// After block `i` of the forward.
 pub fn check_block(device: &Device, state: &mut State, i: usize) -> Result<()> {
-    let State { streams, saved, found, .. } = state;
+    let State { streams, saved, watch, .. } = state;
     let count = streams.len();
     if i == 0 {
-        check(device, found, "embedding", [("stream", &streams[0])])?;
+        check(device, watch, "embedding", [("stream", &streams[0])])?;
     }
     let Saved { h, qkv, attention, middle, h2, gate_up, act, .. } = &saved[i % saved.len()];
     let list = [
@@ -34,18 +65,18 @@ pub fn check_block(device: &Device, state: &mut State, i: usize) -> Result<()> {
         ("act", act),
         ("stream", &streams[(i + 1) % count]),
     ];
-    check(device, found, &format!("layer {i}"), list)
+    check(device, watch, &format!("layer {i}"), list)
 }
 
 /// After the final norm.
 pub fn check_hidden(device: &Device, state: &mut State) -> Result<()> {
-    let State { hidden, found, .. } = state;
-    check(device, found, "final norm", [("hidden", &*hidden)])
+    let State { hidden, watch, .. } = state;
+    check(device, watch, "final norm", [("hidden", &*hidden)])
 }
 
 /// Before the backward: what the loss says of the hidden states.
 pub fn check_loss(device: &Device, scratch: &Scratch, state: &mut State) -> Result<()> {
-    check(device, &mut state.found, "gradient of the loss", [("hidden", &scratch.h)])
+    check(device, &mut state.watch, "gradient of the loss", [("hidden", &scratch.h)])
 }
 
 /// After block `i` of the backward, in its order; of tensors that it has used twice, the last use.
@@ -56,26 +87,19 @@ pub fn check_block_bwd(device: &Device, scratch: &Scratch, state: &mut State, i:
         [("act", act), ("gate_up", gate_up), ("middle", &stream[1]), ("attention", attention), ("qkv", qkv)];
     // Nothing flows out of the first block.
     let last = last.into_iter().filter(|_| i > 0);
-    check(device, &mut state.found, &format!("gradient of layer {i}"), list.into_iter().chain(last))
+    check(device, &mut state.watch, &format!("gradient of layer {i}"), list.into_iter().chain(last))
 }
 
 fn check<'a>(
     device: &Device,
-    found: &mut Option<Tensor>,
+    watch: &mut Option<Watch>,
     place: &str,
-    list: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    list: impl IntoIterator<Item = (&'static str, &'a Tensor)>,
 ) -> Result<()> {
-    let Some(found) = found else { return Ok(()) };
+    let Some(Watch { found, seen }) = watch else { return Ok(()) };
     for (name, tensor) in list {
-        finite_fwd(device, found, tensor)?;
-        let [count, row] = found.read()?[..] else { continue };
-        if count != 0.0 {
-            let of = tensor.numel();
-            let what = format!(
-                "{place}: {name} has {count} of {of} numbers NaN or infinite, the first in row {row}"
-            );
-            return Err(Error::NotFinite(what));
-        }
+        finite_fwd(device, found, tensor, seen.len())?;
+        seen.push((place.into(), name, tensor.numel()));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
+use crate::model::finite::Watch;
 use crate::tensor::Tensor;
 
 /// What one block computes on its way: kept per layer where a backward follows, else shared by all.
@@ -61,8 +62,8 @@ pub struct State {
     pub positions: Tensor,
     /// [B + 1]
     pub starts: Tensor,
-    /// [2] where activations are checked for NaN: see [`State::watch`]
-    pub found: Option<Tensor>,
+    /// Where activations are checked for NaN: see [`State::watch`]
+    pub watch: Option<Watch>,
 }
 
 impl Saved {
@@ -105,7 +106,7 @@ impl State {
             ids: arena.tensor(DType::I32, &[n]),
             positions: arena.tensor(DType::I32, &[n]),
             starts: arena.tensor(DType::I32, &[n + 1]),
-            found: None,
+            watch: None,
         }
     }
 
@@ -117,7 +118,7 @@ impl State {
             let what = format!("starts must rise strictly from 0 to the {n} tokens of the batch");
             return Err(Error::Shape { op: "set_batch", what });
         }
-        let State { streams, saved, hidden, rstd, ids: i, positions, starts: s, .. } = self;
+        let State { streams, saved, hidden, rstd, ids: i, positions, starts: s, watch } = self;
         let per_token = streams.iter_mut().chain(saved.iter_mut().flat_map(Saved::all));
         for t in per_token.chain([hidden, rstd, &mut *i, &mut *positions]) {
             t.set_rows(n)?;
@@ -126,6 +127,7 @@ impl State {
         i.write(ids)?;
         s.write(starts)?;
         let places: Vec<i32> = starts.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
-        positions.write(&places)
+        positions.write(&places)?;
+        watch.as_mut().map_or(Ok(()), Watch::clear)
     }
 }

@@ -5,27 +5,35 @@ use crate::device::cpu::Real;
 use crate::device::gpu::Launch;
 use crate::error::Result;
 use crate::kernels::finite as kernels;
-use crate::tensor::{Element, Tensor, dims, int, whole_vectors, with_real};
+use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
-/// `found[0]`: how many elements of `x` are NaN or infinite; `found[1]`: the first row that has one, else the largest i32.
+/// `found[at,0] += ` how many elements of `x` are NaN or infinite; `found[at,1]`: the least of it and the first row that has one.
 ///
-/// | operand | shape  | dtype      | role        |
-/// |---------|--------|------------|-------------|
-/// | `found` | [2]    | i32        | overwritten |
-/// | `x`     | [N, C] | activation | read        |
+/// | operand | shape  | dtype      | role                                                      |
+/// |---------|--------|------------|-----------------------------------------------------------|
+/// | `found` | [S, 2] | i32        | row `at` updated; 0 and the largest i32 where none is yet |
+/// | `x`     | [N, C] | activation | read                                                      |
 ///
-/// Errors if a shape does not fit.
-pub fn finite_fwd(device: &Device, found: &mut Tensor, x: &Tensor) -> Result<()> {
-    let [n, c] = dims("finite_fwd", ["N", "C"], &[("x", x, "N C"), ("found", &*found, "2")])?;
+/// Errors if a shape does not fit or there is no row `at`.
+pub fn finite_fwd(device: &Device, found: &mut Tensor, x: &Tensor, at: usize) -> Result<()> {
+    let operands = [("x", x, "N C"), ("found", &*found, "S 2")];
+    let [n, c, s] = dims("finite_fwd", ["N", "C", "S"], &operands)?;
+    if at >= s {
+        return refuse("finite_fwd", format!("row {at} of found, which has {s}"));
+    }
     match device {
-        Device::Cpu(real) => with_real!(*real, R => found.write(&cpu_fwd::<R>(x.host()?, c)))?,
+        Device::Cpu(real) => {
+            let [count, row] = with_real!(*real, R => cpu_fwd::<R>(x.host()?, c));
+            let found = &mut found.host_mut::<i32>()?[2 * at..][..2];
+            (found[0], found[1]) = (found[0].wrapping_add(count), found[1].min(row));
+        }
         Device::Gpu(gpu) => {
             whole_vectors("finite_fwd", "C", c, 8)?;
-            found.write(&[0, i32::MAX])?;
             let rows = kernels::ROWS_PER_BLOCK as usize;
             let launch = Launch::line(n.div_ceil(rows), 32 * rows);
-            kernels::finite_fwd(gpu, launch, found, x, int("finite_fwd", n)?, int("finite_fwd", c)?)?;
+            let int = |n| int("finite_fwd", n);
+            kernels::finite_fwd(gpu, launch, found, x, int(at)?, int(n)?, int(c)?)?;
         }
     }
     Ok(())

@@ -122,31 +122,39 @@ impl Contrastive {
         for (v, rows) in self.vectors.iter_mut().chain(&mut self.d_vectors).zip([0, 1, 0, 1]) {
             v.set_rows(if rows == 0 { batch.queries } else { all.len() - batch.queries })?;
         }
+        let graphs = learner.graphs.clone();
         for chunk in &chunks {
             let noise = noise.map(|n| Noise { first: n.first + tokens as u64, ..*n });
-            tokens += self.embed(learner, &all[chunk.clone()], rule.pooling, noise.as_ref())?;
-            for (vectors, to, at, rows) in split(&mut self.vectors, chunk, batch.queries) {
-                vectors.copy_rows(to, &self.unit, at, rows)?;
-            }
+            tokens += self.take(learner, &all[chunk.clone()])?;
+            graphs.run("embed", || {
+                self.embed(learner, rule.pooling, noise.as_ref())?;
+                let mut parts = split(&mut self.vectors, chunk, batch.queries);
+                parts.try_for_each(|(vectors, to, at, rows)| vectors.copy_rows(to, &self.unit, at, rows))
+            })?;
+            learner.state.verdict()?;
             noises.push(noise);
         }
-        let outcome = self.score(learner, batch, rule, tokens, weight)?;
+        self.score(learner, batch, rule, weight)?;
         // The last chunk's states are still there.
         for (i, chunk) in chunks.iter().enumerate().rev() {
             let noise = noises[i].as_ref();
             if i + 1 < chunks.len() {
-                self.embed(learner, &all[chunk.clone()], rule.pooling, noise)?;
+                self.take(learner, &all[chunk.clone()])?;
+                graphs.run("again", || self.embed(learner, rule.pooling, noise))?;
             }
-            self.d_unit.set_rows(chunk.len())?;
-            for (vectors, to, at, rows) in split(&mut self.d_vectors, chunk, batch.queries) {
-                self.d_unit.copy_rows(at, vectors, to, rows)?;
-            }
-            self.d_pooled.set_rows(chunk.len())?;
-            l2norm_bwd(&learner.device, &mut self.d_pooled, &self.d_unit, &self.unit, &self.norm, EPS)?;
-            pool_bwd(&learner.device, &mut learner.scratch.h, &self.d_pooled, &self.spans, rule.pooling)?;
-            learner.backward(noise)?;
+            let Contrastive { d_vectors, d_unit, d_pooled, unit, norm, spans, .. } = self;
+            [&mut *d_unit, d_pooled].into_iter().try_for_each(|t| t.set_rows(chunk.len()))?;
+            graphs.run("backward", || {
+                let mut parts = split(d_vectors, chunk, batch.queries);
+                parts.try_for_each(|(vectors, to, at, rows)| d_unit.copy_rows(at, vectors, to, rows))?;
+                l2norm_bwd(&learner.device, d_pooled, d_unit, unit, norm, EPS)?;
+                pool_bwd(&learner.device, &mut learner.scratch.h, d_pooled, spans, rule.pooling)?;
+                learner.backward(noise)
+            })?;
+            learner.state.verdict()?;
         }
-        Ok(outcome)
+        let total = self.total.read()?;
+        Ok(Outcome { loss: total[0], hits: total[1] as usize, rows: batch.queries, tokens })
     }
 
     /// The unit vectors of the queries and of the candidates of the last batch.
@@ -154,33 +162,26 @@ impl Contrastive {
         &self.vectors
     }
 
-    /// Leaves the sequences' vectors in `unit`; gives their tokens.
-    fn embed(
-        &mut self,
-        learner: &mut Learner,
-        sequences: &[Sequence],
-        pooling: Pooling,
-        noise: Option<&Noise>,
-    ) -> Result<usize> {
+    /// Takes sequences to the device; gives their tokens.
+    fn take(&mut self, learner: &mut Learner, sequences: &[Sequence]) -> Result<usize> {
         let pack = Pack::new(sequences.iter().map(|s| (s.ids.as_slice(), s.span.clone())));
-        learner.forward(&pack.ids, &pack.starts, noise)?;
+        learner.take(&pack.ids, &pack.starts)?;
         let Contrastive { spans, pooled, unit, norm, .. } = self;
         [&mut *spans, pooled, unit, norm].into_iter().try_for_each(|t| t.set_rows(sequences.len()))?;
         spans.write(&pack.spans)?;
-        pool_fwd(&learner.device, pooled, &learner.state.hidden, spans, pooling)?;
-        l2norm_fwd(&learner.device, unit, norm, pooled, EPS)?;
         Ok(pack.ids.len())
     }
 
+    /// Leaves the sequences' vectors in `unit`.
+    fn embed(&mut self, learner: &mut Learner, pooling: Pooling, noise: Option<&Noise>) -> Result<()> {
+        learner.forward(noise)?;
+        let Contrastive { spans, pooled, unit, norm, .. } = self;
+        pool_fwd(&learner.device, pooled, &learner.state.hidden, spans, pooling)?;
+        l2norm_fwd(&learner.device, unit, norm, pooled, EPS)
+    }
+
     /// The loss over all vectors, and its gradient in `d_vectors`.
-    fn score(
-        &mut self,
-        learner: &Learner,
-        batch: &Batch,
-        rule: Rule,
-        tokens: usize,
-        weight: f64,
-    ) -> Result<Outcome> {
+    fn score(&mut self, learner: &Learner, batch: &Batch, rule: Rule, weight: f64) -> Result<()> {
         let Contrastive { vectors: [q, c], d_vectors: [dq, dc], same, loss, lse, total, .. } = self;
         [&mut *loss, lse].into_iter().try_for_each(|t| t.set_rows(batch.queries))?;
         let same = match &batch.same {
@@ -192,10 +193,10 @@ impl Contrastive {
             None => None,
         };
         let device = &learner.device;
-        contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
-        contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight)?;
-        let total = total.read()?;
-        Ok(Outcome { loss: total[0], hits: total[1] as usize, rows: batch.queries, tokens })
+        learner.graphs.run("score", || {
+            contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
+            contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight)
+        })
     }
 }
 

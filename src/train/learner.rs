@@ -1,6 +1,7 @@
 //! A model that learns: frozen weights, a live adapter, its gradients, and what AdamW remembers.
 
 use crate::device::Device;
+use crate::device::gpu::Graphs;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
@@ -57,6 +58,8 @@ pub struct Learner {
     pub state: State,
     /// Gradients of activations; a loss puts that of `state.hidden` into `scratch.h`.
     pub scratch: Scratch,
+    /// How what is queued between two copies from or to the host gets to the device.
+    pub graphs: Graphs,
     rope: RopeTables,
     grads: Grads,
     /// [V, C] where the head is trained
@@ -93,7 +96,21 @@ impl Learner {
         let norm = arena.statistic(&[1]);
         arena.workspace(|| adamw_workspace(trained.iter().map(|g| g.numel())));
         let (device, config) = (arena.device.clone(), config.clone());
-        Learner { device, config, mask, weights, state, scratch, rope, grads, head_grad, moments, norm }
+        let graphs = if let Device::Gpu(gpu) = &device { Graphs::of(gpu) } else { Graphs::default() };
+        Learner {
+            device,
+            config,
+            mask,
+            weights,
+            state,
+            scratch,
+            graphs,
+            rope,
+            grads,
+            head_grad,
+            moments,
+            norm,
+        }
     }
 
     /// Reads the frozen weights.
@@ -101,8 +118,8 @@ impl Learner {
         self.weights.load(&self.config, source)
     }
 
-    /// Runs a pack; the result is `state.hidden`.
-    pub fn forward(&mut self, ids: &[i32], starts: &[i32], noise: Option<&Noise>) -> Result<()> {
+    /// Takes a pack to the device.
+    pub fn take(&mut self, ids: &[i32], starts: &[i32]) -> Result<()> {
         // A GPU sees it too late to say so: the row becomes NaN.
         let vocab = self.config.vocab as i32;
         if let Some(id) = ids.iter().find(|&&id| !(0..vocab).contains(&id)) {
@@ -112,7 +129,11 @@ impl Learner {
             return Err(Error::Unsupported(what));
         }
         self.state.set_batch(ids, starts)?;
-        self.scratch.set_rows(ids.len())?;
+        self.scratch.set_rows(ids.len())
+    }
+
+    /// Runs the pack; the result is `state.hidden`.
+    pub fn forward(&mut self, noise: Option<&Noise>) -> Result<()> {
         let Learner { device, config, weights, rope, mask, state, .. } = self;
         Decoder { device, config, weights, rope, mask: *mask, noise }.forward(state)
     }
@@ -132,8 +153,9 @@ impl Learner {
     ///
     /// A norm that is not finite changes nothing and is an error that names the tensor.
     pub fn update(&mut self, by: AdamW, most: f64) -> Result<f64> {
-        let Learner { device, weights, grads, head_grad, moments, norm, .. } = self;
-        adamw_norm(device, norm, grads.all().chain(&*head_grad))?;
+        let graphs = self.graphs.clone();
+        let Learner { device, grads, head_grad, norm, .. } = self;
+        graphs.run("norm", || adamw_norm(device, norm, grads.all().chain(&*head_grad)))?;
         let length = norm.read()?[0];
         if !length.is_finite() {
             let bad = |g: &Tensor| g.to_f64().iter().any(|x| !x.is_finite());
@@ -142,15 +164,20 @@ impl Learner {
             let name = which.and_then(|i| names.get(i)).map_or("all together", String::as_str);
             return Err(Error::Diverged { step: by.step, what: format!("the gradient of {name}") });
         }
+        graphs.run("update", || self.step(by, most))?;
+        Ok(length)
+    }
+
+    fn step(&mut self, by: AdamW, most: f64) -> Result<()> {
+        let Learner { device, weights, grads, head_grad, moments, norm, .. } = self;
         let clip = (most > 0.0).then_some(Clip { norm, most });
         let masters = weights.trained_mut();
         for ((p, g), [m, v]) in masters.zip(grads.all().chain(&*head_grad)).zip(moments) {
             adamw_step(device, p, m, v, g, clip, by)?;
         }
-        self.weights.round_head(&self.device)?;
-        self.grads.clear()?;
-        self.head_grad.as_mut().map_or(Ok(()), Tensor::clear)?;
-        Ok(length)
+        weights.round_head(device)?;
+        grads.clear()?;
+        head_grad.as_mut().map_or(Ok(()), Tensor::clear)
     }
 
     /// The names of what is trained: by layer; qkv, o, gate_up, down; A before B; the head last.

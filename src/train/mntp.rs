@@ -50,7 +50,8 @@ impl Mntp {
 
     /// The loss of a pack, without learning.
     pub fn evaluate(&mut self, learner: &mut Learner, pack: &Masked) -> Result<Outcome> {
-        self.forward(learner, pack, None)
+        self.forward(learner, pack, "evaluation", None)?;
+        self.outcome(learner, pack)
     }
 
     /// The loss of a pack; adds `weight` times its gradient. A pack without a label teaches nothing.
@@ -61,30 +62,51 @@ impl Mntp {
         noise: &Noise,
         weight: f64,
     ) -> Result<Outcome> {
-        let outcome = self.forward(learner, pack, Some(noise))?;
-        if outcome.rows > 0 {
-            let device = learner.device.clone();
-            let (w, dw, x, dx) = learner.head();
-            masked_xent_bwd(&device, dx, dw, x, w, &self.rows, &self.labels, &self.lse, weight)?;
-            learner.backward(Some(noise))?;
+        self.forward(learner, pack, "forward", Some(noise))?;
+        if !pack.rows.is_empty() {
+            let Mntp { rows, labels, lse, .. } = self;
+            learner.graphs.clone().run("backward", || {
+                let device = learner.device.clone();
+                let (w, dw, x, dx) = learner.head();
+                masked_xent_bwd(&device, dx, dw, x, w, rows, labels, lse, weight)?;
+                learner.backward(Some(noise))
+            })?;
         }
-        Ok(outcome)
+        self.outcome(learner, pack)
     }
 
-    fn forward(&mut self, learner: &mut Learner, pack: &Masked, noise: Option<&Noise>) -> Result<Outcome> {
+    /// Queues the pass and its loss, unless no token has a label. `stretch` names the graph.
+    fn forward(
+        &mut self,
+        learner: &mut Learner,
+        pack: &Masked,
+        stretch: &'static str,
+        noise: Option<&Noise>,
+    ) -> Result<()> {
+        if pack.rows.is_empty() {
+            return Ok(());
+        }
+        let Mntp { rows, labels, loss, lse, total } = self;
+        [&mut *rows, labels, loss, lse].into_iter().try_for_each(|t| t.set_rows(pack.rows.len()))?;
+        learner.take(&pack.ids, &pack.starts)?;
+        rows.write(&pack.rows)?;
+        labels.write(&pack.labels)?;
+        learner.graphs.clone().run(stretch, || {
+            learner.forward(noise)?;
+            let device = learner.device.clone();
+            let (w, _, x, _) = learner.head();
+            masked_xent_fwd(&device, total, loss, lse, x, w, rows, labels)
+        })
+    }
+
+    /// What the last pass gave, once it is through.
+    fn outcome(&self, learner: &Learner, pack: &Masked) -> Result<Outcome> {
         let (rows, tokens) = (pack.rows.len(), pack.ids.len());
         if rows == 0 {
             return Ok(Outcome { tokens, ..Outcome::default() });
         }
-        learner.forward(&pack.ids, &pack.starts, noise)?;
-        let Mntp { rows: r, labels, loss, lse, total } = self;
-        [&mut *r, labels, loss, lse].into_iter().try_for_each(|t| t.set_rows(rows))?;
-        r.write(&pack.rows)?;
-        labels.write(&pack.labels)?;
-        let device = learner.device.clone();
-        let (w, _, x, _) = learner.head();
-        masked_xent_fwd(&device, total, loss, lse, x, w, r, labels)?;
-        let total = total.read()?;
+        learner.state.verdict()?;
+        let total = self.total.read()?;
         Ok(Outcome { loss: total[0], hits: total[1] as usize, rows, tokens })
     }
 }

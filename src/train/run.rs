@@ -1,6 +1,7 @@
 //! A run from its configuration to its adapter: prepare, plan, step, save, stop and go on.
 
 use crate::device::Device;
+use crate::device::gpu::Graphs;
 use crate::encode::files::fitting;
 use crate::encode::setup::{self, Setup};
 use crate::error::{Error, Result};
@@ -37,6 +38,8 @@ pub struct Options {
     pub bf16: bool,
     /// Stop at the first NaN or infinity in an activation or its gradient, and say where.
     pub check_finite: bool,
+    /// On a GPU: queue what lies between two copies as one graph.
+    pub graph: bool,
     /// What to do about a run that is there already.
     pub existing: Existing,
     /// Where the log goes; its steps are filled in here.
@@ -68,6 +71,9 @@ struct Trainer {
 pub fn run(mut options: Options) -> Result<()> {
     let stop = options.stop.clone();
     let (mut trainer, plot) = (Trainer::open(&mut options)?, options.plot);
+    if !options.graph {
+        trainer.learner.graphs = Graphs::default();
+    }
     if trainer.step == 0 {
         trainer.evaluate()?;
     }
@@ -302,7 +308,7 @@ fn build(arena: &mut Arena, config: &TrainConfig, setup: &Setup, start: Adapter)
     let delta = |layer: usize, module: &str| deltas.get(&(layer, module.to_string()));
     let mut learner = Learner::new(arena, &setup.config, setup.mask, size(config, setup), delta);
     if setup.check_finite {
-        learner.state.watch(arena);
+        learner.state.watch(arena, &setup.config);
     }
     let loss = Loss::new(arena, config, &setup.config);
     arena.finish()?;

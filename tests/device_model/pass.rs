@@ -13,6 +13,7 @@ use llm2vec::model::rope::RopeTables;
 use llm2vec::model::state::{Keep, Saved, State};
 use llm2vec::model::weights::{Linear, Storage, Weights};
 use llm2vec::ops::attention::{attention_bwd, attention_fwd};
+use llm2vec::ops::contrastive::contrastive_workspace;
 use llm2vec::ops::embed::embed_fwd;
 use llm2vec::ops::lora_linear::{self, lora_linear_bwd, lora_linear_fwd};
 use llm2vec::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
@@ -44,46 +45,50 @@ impl<'a> Pass<'a> {
         let state = State::new(&mut arena, config, tokens, RANK, keep);
         let scratch = Scratch::new(&mut arena, config, tokens, RANK);
         let grads = Grads::new(&mut arena, &weights);
+        // Of a loss that the caller may have.
+        arena.workspace(|| contrastive_workspace(16, 32));
         arena.finish().unwrap();
         weights.load(config, tiny).unwrap();
         Pass { tiny, device: device.clone(), weights, rope, state, scratch, grads }
     }
 
-    fn batch(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) {
+    fn batch(&mut self, ids: &[i32], starts: &[i32]) {
         self.grads.clear().unwrap();
         self.state.set_batch(ids, starts).unwrap();
         self.scratch.set_rows(ids.len()).unwrap();
-        self.scratch.h.put_rows(0, dh).unwrap();
     }
 
     fn numbers(&self) -> Numbers {
         (self.state.hidden.to_f64(), self.grads.all().map(Tensor::to_f64).collect())
     }
 
-    /// The graph, with `dh` as the gradient of the hidden states.
-    pub fn graph(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> Numbers {
-        self.batch(ids, starts, dh);
+    /// The graph. `loss` makes of the hidden states their gradient.
+    pub fn graph(&mut self, ids: &[i32], starts: &[i32], loss: impl FnOnce(&Tensor, &mut Tensor)) -> Numbers {
+        self.batch(ids, starts);
         let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, scratch, grads } = self;
         let decoder = Decoder { device, config, weights, rope, mask: *mask, noise: None };
         decoder.forward(state).unwrap();
+        loss(&state.hidden, &mut scratch.h);
         decoder.backward(grads, scratch, state).unwrap();
         self.numbers()
     }
 
     /// [`Pass::graph`] under `--check-finite`: what it says.
     pub fn checked(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> String {
-        self.state.watch(&mut Arena::new(&self.device));
-        self.batch(ids, starts, dh);
+        self.state.watch(&mut Arena::new(&self.device), &self.tiny.config);
+        self.batch(ids, starts);
+        self.scratch.h.put_rows(0, dh).unwrap();
         let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, scratch, grads } = self;
         let decoder = Decoder { device, config, weights, rope, mask: *mask, noise: None };
         let done = decoder.forward(state).and_then(|()| decoder.backward(grads, scratch, state));
+        let done = done.and_then(|()| state.verdict());
         done.map_or_else(|e| e.to_string(), |()| "nothing".into())
     }
 
-    /// The chain. Every layer's state is kept, on a CPU that computes in f32.
-    pub fn chain(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> Numbers {
+    /// The chain, under the same loss. Every layer's state is kept, on a CPU that computes in f32.
+    pub fn chain(&mut self, ids: &[i32], starts: &[i32], loss: impl FnOnce(&Tensor, &mut Tensor)) -> Numbers {
         self.weights.trained_mut().for_each(round);
-        self.batch(ids, starts, dh);
+        self.batch(ids, starts);
         embed_fwd(&self.device, &mut self.state.streams[0], &self.weights.embed, &self.state.ids).unwrap();
         let layers = self.tiny.config.layers;
         (0..layers).for_each(|i| self.block_fwd(i));
@@ -92,6 +97,8 @@ impl<'a> Pass<'a> {
         rmsnorm_fwd(&self.device, hidden, rstd, &streams[layers], w, eps).unwrap();
         round(hidden);
         let Scratch { stream: [outer, _], h, .. } = &mut self.scratch;
+        loss(hidden, h);
+        round(h);
         rmsnorm_bwd(&self.device, outer, h, None, &streams[layers], w, rstd).unwrap();
         round(outer);
         (0..layers).rev().for_each(|i| self.block_bwd(i));

@@ -3,6 +3,7 @@
 use crate::off;
 use crate::tiny::{RANK, Tiny, devices, models};
 use llm2vec::device::Device;
+use llm2vec::device::gpu::Graphs;
 use llm2vec::memory::Arena;
 use llm2vec::model::llama::Noise;
 use llm2vec::model::state::Keep;
@@ -107,8 +108,8 @@ impl Run {
         let attention = if self.stage == Stage::Simcse { 0.3 } else { 0.0 };
         let noise = Noise { attention, lora: 0.05, seed: 4, step: self.step as u32 + 1, first: self.tokens };
         let batch = self.step % BATCHES;
-        // A larger scale would multiply the error of cosines that bf16 states have, and hide any other; and over a margin the
-        // loss jumps, wherever a cosine is near it.
+        // A larger scale would multiply the error of cosines that bf16 states have, and hide any other (scales.rs has those);
+        // and over a margin the loss jumps, wherever a cosine is near it.
         let loss = InfoNce { scale: 1.0, margin: None };
         let rule = Rule { pooling: Pooling::Mean, loss, chunk: self.chunk };
         let learner = &mut self.learner;
@@ -196,25 +197,33 @@ fn the_losses_of_twenty_steps_stay_together() {
     }
 }
 
-/// A second run and one that recomputes have the same bits after two steps; in chunks, the numbers but for rounding.
+/// A second run that queues kernel by kernel in place of graphs, and one that recomputes, have the same bits after two steps; in
+/// chunks, the numbers but for rounding, and again the same bits either way.
 #[test]
 fn runs_are_equal_and_chunks_nearly() {
     for device in devices() {
         let tiny = &models()[1];
         for stage in STAGES {
-            let run = |keep, chunk| {
+            let new = |graphs: bool, keep, chunk| {
                 let mut run = Run::new(tiny, &device, stage, keep, chunk);
+                if !graphs {
+                    run.learner.graphs = Graphs::default();
+                }
+                run
+            };
+            let steps = |mut run: Run| {
                 let numbers: Vec<_> = (0..2).map(|_| run.step()).collect();
                 (numbers, run.trained())
             };
-            let plain = run(Keep::All, 0);
-            assert!(plain == run(Keep::All, 0), "{stage:?}: two runs differ");
-            assert!(plain == run(Keep::Streams, 0), "{stage:?}: recomputing differs");
+            let first = steps(new(true, Keep::All, 0));
+            assert!(first == steps(new(false, Keep::All, 0)), "{stage:?}: kernel by kernel differs");
+            assert!(first == steps(new(true, Keep::Streams, 0)), "{stage:?}: recomputing differs");
             if matches!(stage, Stage::Simcse | Stage::Supervised) {
-                let [whole, chunks] = [0, 3].map(|chunk| {
-                    let mut run = Run::new(tiny, &device, stage, Keep::Streams, chunk);
+                let [whole, chunks, plain] = [(true, 0), (true, 3), (false, 3)].map(|(graphs, chunk)| {
+                    let mut run = new(graphs, Keep::Streams, chunk);
                     (run.learn(), run.grads())
                 });
+                assert!(chunks == plain, "{stage:?} in chunks: kernel by kernel differs");
                 let (loss, apart) = ((chunks.0 - whole.0).abs() / whole.0, worst(&chunks.1, &whole.1));
                 println!("{stage:?} in chunks: loss off {loss:.1e}, gradients off {apart:.1e}");
                 assert!(loss <= 1e-3 && apart <= 2e-2, "{stage:?} in chunks: {loss:.1e} {apart:.1e}");

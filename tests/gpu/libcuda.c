@@ -48,21 +48,36 @@ int cuCtxSetCurrent(void *c) { return 0; }
 int cuStreamCreate(void **s, unsigned flags) { return *s = "stream", 0; }
 int cuStreamDestroy_v2(void *s) { return 0; }
 static int launched;
-int cuStreamSynchronize(void *s) { return launched ? set("FAKE_AFTER", 0) : 0; }
+// A capture counts what it records, and nothing else may go on meanwhile: 900 is CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED.
+static int capturing, nodes, mode;
+#define IDLE() if (capturing) return 900
+int cuStreamSynchronize(void *s) {
+    IDLE();
+    return LOG("wait\n"), launched ? set("FAKE_AFTER", 0) : 0;
+}
 int cuDeviceGetDefaultMemPool(void **pool, int d) { return *pool = "pool", 0; }
 int cuMemPoolSetAttribute(void *pool, int what, void *value) { return *(uint64_t *)value == ~0ull ? 0 : 1; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = 1 << 29, *total = 1 << 30, 0; }
 int cuMemAllocAsync(uint64_t *p, size_t bytes, void *s) {
+    IDLE();
     if (bytes > 1 << 20) return 2;
     return *p = (uint64_t)malloc(bytes), 0;
 }
 int cuMemFreeAsync(uint64_t p, void *s) { return free((void *)p), 0; }
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *s) { return memcpy((void *)to, from, n), 0; }
-int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *s) { return memcpy(to, (void *)from, n), 0; }
-int cuMemsetD8Async(uint64_t to, unsigned char x, size_t n, void *s) { return memset((void *)to, x, n), 0; }
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *s) {
+    IDLE();
+    return memcpy((void *)to, from, n), 0;
+}
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *s) {
+    IDLE();
+    return memcpy(to, (void *)from, n), 0;
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, void *s) { return nodes++, memcpy((void *)to, (void *)from, n), 0; }
+int cuMemsetD8Async(uint64_t to, unsigned char x, size_t n, void *s) { return nodes++, memset((void *)to, x, n), 0; }
 int cuMemHostAlloc(void **p, size_t bytes, unsigned flags) { return *p = malloc(bytes), flags != 0; }
 int cuMemFreeHost(void *p) { return free(p), 0; }
 int cuModuleLoadData(void **m, const char *image) {
+    if (capturing && mode != 2) return 900;
     LOG("load %s\n", memcmp(image, "\177ELF", 4) ? "ptx" : "cubin");
     return *m = "module", set("FAKE_LOAD", 0);
 }
@@ -83,7 +98,7 @@ int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **ex
     }
     if (!strcmp(name, "l2norm_fwd")) ***(float ***)values = 42;
     LOG("\n");
-    launched = 1;
+    launched = 1, nodes++;
     return set("FAKE_LAUNCH", 0);
 }
 int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *at, const uint64_t *sizes, const uint64_t *strides,
@@ -99,9 +114,25 @@ int cuEventRecord(void *e, void *s) { return LOG("event\n"), 0; }
 int cuEventSynchronize(void *e) { return 0; }
 int cuEventElapsedTime(float *ms, void *a, void *b) { return *ms = 1.5, 0; }
 int cuEventElapsedTime_v2(float *ms, void *a, void *b) { return *ms = 1.5, 0; }
-int cuStreamBeginCapture_v2(void *s, int mode) { return LOG("capture %d\n", mode), 0; }
-int cuStreamEndCapture(void *s, void **graph) { return LOG("captured\n"), *graph = "graph", 0; }
-int cuGraphInstantiateWithFlags(void **e, void *graph, unsigned long long flags) { return *e = "exec", flags != 0; }
-int cuGraphDestroy(void *graph) { return 0; }
-int cuGraphLaunch(void *e, void *s) { return LOG("replay\n"), 0; }
-int cuGraphExecDestroy(void *e) { return 0; }
+int cuThreadExchangeStreamCaptureMode(int *own) {
+    const int old = mode;
+    return mode = *own, *own = old, 0;
+}
+int cuStreamBeginCapture_v2(void *s, int mode) { return LOG("capture %d\n", mode), capturing = 1, nodes = 0; }
+int cuStreamEndCapture(void *s, int **graph) {
+    LOG("captured %d\n", nodes);
+    *graph = malloc(sizeof(int)), **graph = nodes;
+    return capturing = 0;
+}
+int cuGraphInstantiateWithFlags(int **exec, const int *graph, unsigned long long flags) {
+    LOG("instantiate %d\n", *graph);
+    *exec = malloc(sizeof(int)), **exec = *graph;
+    return flags != 0;
+}
+int cuGraphExecUpdate_v2(const int *exec, const int *graph, void *info) {
+    LOG("update %d to %d\n", *exec, *graph);
+    return *exec == *graph ? 0 : 910;
+}
+int cuGraphDestroy(void *graph) { return free(graph), 0; }
+int cuGraphLaunch(const int *exec, void *s) { return LOG("replay %d\n", *exec), 0; }
+int cuGraphExecDestroy(void *exec) { return LOG("dropped\n"), free(exec), 0; }

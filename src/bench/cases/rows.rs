@@ -207,12 +207,12 @@ pub fn finites() -> Vec<Case> {
     let case = |[n, c]: [usize; 2], x: Fill, what: &str| Case {
         op: "finite_fwd",
         label: format!("N={n} C={c} {what}"),
-        outputs: vec![("found", Ints(vec![2], vec![-7, -7]))],
+        outputs: vec![("found", Ints(vec![3, 2], vec![0, i32::MAX, 1, 5, 0, i32::MAX]))],
         inputs: vec![("x", x)],
         flops: 0,
         elements: n * c,
         plan: Plan::default(),
-        run: Box::new(|d, o, i| finite_fwd(d, &mut o[0], &i[0])),
+        run: Box::new(|d, o, i| finite_fwd(d, &mut o[0], &i[0], 1)),
     };
     let both = |&[n, c]: &[usize; 2]| {
         let level = Level(vec![n, c], f64::INFINITY);
