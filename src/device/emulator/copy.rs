@@ -62,15 +62,13 @@ impl Context<'_> {
     /// The bytes of a copy arrive.
     fn arrive(&mut self, copy: &Copy, state: State) {
         let (size, reads) = copy.bytes;
-        let bytes: Vec<u8> = match self.memory.find(copy.from) {
-            Some((region, at)) if reads > 0 => {
-                self.memory.regions[region].data[at as usize..at as usize + reads].to_vec()
-            }
-            _ => Vec::new(),
-        };
+        let mut bytes = [0; 16];
+        if let Some((region, at)) = self.memory.find(copy.from).filter(|_| reads > 0) {
+            let from = at as usize;
+            bytes[..reads].copy_from_slice(&self.memory.regions[region].data[from..from + reads]);
+        }
         let shared = self.own();
-        shared.data[copy.to..copy.to + size].fill(0);
-        shared.data[copy.to..copy.to + bytes.len()].copy_from_slice(&bytes);
+        shared.data[copy.to..copy.to + size].copy_from_slice(&bytes[..size]);
         shared.mark(copy.to, size, state);
     }
 

@@ -94,7 +94,7 @@ impl<T: Clone> DerefMut for Shared<T> {
 #[derive(Clone, Debug, Default)]
 pub struct Region {
     /// For messages.
-    pub name: String,
+    pub name: Arc<str>,
     /// The bytes.
     pub data: Shared<u8>,
     /// What each is.
@@ -113,7 +113,7 @@ impl Region {
     /// Bytes that nothing has written.
     pub fn new(name: &str, bytes: usize) -> Region {
         let (data, state) = (vec![0xa5; bytes], vec![State::Unwritten; bytes]);
-        Region { name: name.to_string(), data: data.into(), state: state.into(), ..Region::default() }
+        Region { name: name.into(), data: data.into(), state: state.into(), ..Region::default() }
     }
 
     /// Bytes of which parts are allocated later.

@@ -225,8 +225,8 @@ impl Emulator {
     pub fn rename(&mut self, address: u64, name: &str) -> Result<()> {
         let region = self.region(address, 0)?.0;
         let region = &mut self.memory.regions[region];
-        if region.name != name {
-            region.name = name.to_string();
+        if *region.name != *name {
+            region.name = name.into();
         }
         Ok(())
     }
