@@ -13,8 +13,9 @@ most=60 # MB
 # Cargo names each program that it built in a line of JSON.
 built() { sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'; }
 tests=()
-for file in $(grep -l REQUIRE_GPU tests/*.rs); do
-    tests+=(--test "$(basename "$file" .rs)")
+# tests/NAME.rs and what it has in tests/NAME/.
+for name in $(grep -rl --include=*.rs REQUIRE_GPU tests | sed 's|^tests/\([^/.]*\).*|\1|' | sort -u); do
+    tests+=(--test "$name")
 done
 
 rm -rf "$pack"
