@@ -1,6 +1,7 @@
 //! `cargo bench --bench emulator`: lane-instructions a second of the emulator with every check on, on one core and on all.
 //!
-//! Arithmetic without memory, a sum of vectors, a matrix product (`cp.async`, `ldmatrix`, `mma.sync`), and ops of our own.
+//! Arithmetic without memory, a sum of vectors, a matrix product (`cp.async`, `ldmatrix`, `mma.sync`), ops of our own, and the
+//! whole case table. `taskset -c 0` makes all cores one.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llm2vec::bench::cases;
@@ -156,5 +157,24 @@ fn ours(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, foreign, ours);
+/// Every case of the table that has kernels, one after the other.
+fn table(c: &mut Criterion) {
+    let gpu = Gpu::emulated((8, 0)).unwrap();
+    let device = Device::Gpu(gpu.clone());
+    let (operands, cases) = (Operands::new(&device), cases::all());
+    let (mut subjects, mut lanes) = (Vec::new(), 0);
+    for mut subject in cases.iter().filter_map(|case| Subject::new(&operands, case).ok()) {
+        if let Ok(counted) = gpu.count(|| subject.call(&device)) {
+            lanes += counted.iter().map(|(_, counters)| counters.total.lanes).sum::<u64>();
+            subjects.push(subject);
+        }
+    }
+    let mut group = c.benchmark_group("case table");
+    settings(&mut group, lanes);
+    group.sample_size(10);
+    let each = |subjects: &mut Vec<Subject>| subjects.iter_mut().for_each(|s| s.call(&device).unwrap());
+    group.bench_function("all cores", |b| b.iter(|| each(&mut subjects)));
+}
+
+criterion_group!(benches, foreign, ours, table);
 criterion_main!(benches);
