@@ -169,7 +169,7 @@ fn a_step_of_each_stage_agrees_with_the_cpu() {
                     (g - e).abs() / e
                 );
                 assert!(loss <= 1e-3, "{what}: loss {} against {}", losses[1], losses[0]);
-                assert!((g - e).abs() <= 2e-2 * e, "{what}: norm {g} against {e}");
+                assert!((g - e).abs() <= 1e-2 * e, "{what}: norm {g} against {e}");
                 // Twice what the chain of bf16 ops is off in a pass of these models.
                 assert!(apart <= 5e-2, "{what}: a gradient is off by {apart:.1e}");
             }
