@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::grads::Scratch;
-use crate::model::state::{Saved, State};
+use crate::model::state::{Saved, Shared, State};
 use crate::ops::finite::finite_fwd;
 use crate::tensor::Tensor;
 
@@ -49,12 +49,13 @@ impl State {
 
 /// After block `i` of the forward.
 pub fn check_block(device: &Device, state: &mut State, i: usize) -> Result<()> {
-    let State { streams, saved, watch, .. } = state;
+    let State { streams, saved, shared, watch, .. } = state;
+    let Shared { h, h2, act } = &*shared;
     let count = streams.len();
     if i == 0 {
         check(device, watch, "embedding", [("stream", &streams[0])])?;
     }
-    let Saved { h, qkv, attention, middle, h2, gate_up, act, .. } = &saved[i % saved.len()];
+    let Saved { qkv, attention, middle, gate_up, .. } = &saved[i % saved.len()];
     let list = [
         ("h", h),
         ("qkv", qkv),

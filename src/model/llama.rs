@@ -7,7 +7,7 @@ use crate::model::finite::{check_block, check_block_bwd, check_hidden, check_los
 use crate::model::grads::{Grads, LayerGrads, LoraGrads, Scratch};
 use crate::model::lora::Stack;
 use crate::model::rope::RopeTables;
-use crate::model::state::{Saved, State};
+use crate::model::state::{Saved, Shared, State};
 use crate::model::weights::{Linear, Weights};
 use crate::ops::attention::{Mask, attention_bwd, attention_fwd};
 use crate::ops::dropout::Dropout;
@@ -75,7 +75,7 @@ impl Decoder<'_> {
     pub fn forward(&self, state: &mut State) -> Result<()> {
         embed_fwd(self.device, &mut state.streams[0], &self.weights.embed, &state.ids)?;
         for i in 0..self.config.layers {
-            self.block_fwd(state, i)?;
+            self.block_fwd(state, i, false)?;
             check_block(self.device, state, i)?;
         }
         let last = self.config.layers % state.streams.len();
@@ -89,19 +89,19 @@ impl Decoder<'_> {
     /// `state` is as the forward of the same batch and noise left it, with [`Keep::All`] or [`Keep::Streams`].
     /// Nothing flows into the embedding, which is frozen.
     pub fn backward(&self, grads: &mut Grads, scratch: &mut Scratch, state: &mut State) -> Result<()> {
-        if state.streams.len() != self.config.layers + 1 {
-            return refuse(
-                "backward",
-                "the forward kept no streams; plan its state with Keep::Streams or All".into(),
-            );
+        if state.saved[0].lse.is_none() {
+            return nothing_kept();
         }
         check_loss(self.device, scratch, state)?;
         let Scratch { stream, h, .. } = scratch;
         let (stream, w) = (&mut stream[0], &self.weights.norm);
         rmsnorm_bwd(self.device, stream, h, None, &state.streams[self.config.layers], w, &state.rstd)?;
         for i in (0..self.config.layers).rev() {
-            if state.saved.len() == 1 && i + 1 < self.config.layers {
-                self.block_fwd(state, i)?;
+            // What the forward left behind is the last block's.
+            match state.saved.len() {
+                _ if i + 1 == self.config.layers => {}
+                1 => self.block_fwd(state, i, true)?,
+                _ => self.refill(&grads.layers[i], state, i)?,
             }
             self.block_bwd(&mut grads.layers[i], scratch, state, i)?;
             check_block_bwd(self.device, scratch, state, i)?;
@@ -109,25 +109,40 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    /// Block `i`: reads the stream before it, writes the stream after it.
-    fn block_fwd(&self, state: &mut State, i: usize) -> Result<()> {
-        let State { streams, saved, positions, starts, .. } = state;
+    /// Block `i`: reads the stream before it, writes the stream after it, unless that is kept from the time before.
+    fn block_fwd(&self, state: &mut State, i: usize, again: bool) -> Result<()> {
+        let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
         let (before, after) = adjacent(streams, i);
         let at = i % saved.len();
-        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = &mut saved[at];
+        let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &mut saved[at];
         let [xa_qkv, xa_o, xa_gate_up, xa_down] = xa;
         let (d, w, heads, eps) =
             (self.device, &self.weights.layers[i], self.config.heads, self.config.norm_eps);
         let drop = |place| Noise::at(self.noise, i, place);
         rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps)?; //                           1 h         <- before
-        linear_fwd(d, qkv, xa_qkv, h, &w.qkv, None, drop(Place::Qkv))?; //                            2 qkv       <- h
+        linear_fwd(d, Some(qkv), xa_qkv, h, &w.qkv, None, drop(Place::Qkv))?; //                            2 qkv       <- h
         rope_fwd(d, qkv, &self.rope.cos, &self.rope.sin, positions, heads)?; //                3 qkv       <- qkv
-        attention_fwd(d, attention, Some(lse), qkv, starts, heads, self.mask, drop(Place::Attention))?; //  4 attention <- qkv
-        linear_fwd(d, middle, xa_o, attention, &w.o, Some(before), drop(Place::O))?; //               5 middle    <- before, attention
+        attention_fwd(d, attention, lse.as_mut(), qkv, starts, heads, self.mask, drop(Place::Attention))?; //  4 attention <- qkv
+        linear_fwd(d, Some(middle), xa_o, attention, &w.o, Some(before), drop(Place::O))?; //               5 middle    <- before, attention
         rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                               6 h2        <- middle
-        linear_fwd(d, gate_up, xa_gate_up, h2, &w.gate_up, None, drop(Place::GateUp))?; //           7 gate_up   <- h2
+        linear_fwd(d, Some(gate_up), xa_gate_up, h2, &w.gate_up, None, drop(Place::GateUp))?; //           7 gate_up   <- h2
         swiglu_fwd(d, act, gate_up)?; //                                                       8 act       <- gate_up
+        let after = (!again).then_some(after);
         linear_fwd(d, after, xa_down, act, &w.down, Some(middle), drop(Place::Down)) //               9 after     <- middle, act
+    }
+
+    /// What the gradients of block `i` read of [`Shared`], from what is kept of it: the same bits again, rstd's too.
+    fn refill(&self, grads: &LayerGrads, state: &mut State, i: usize) -> Result<()> {
+        let State { streams, saved, shared: Shared { h, h2, act }, .. } = state;
+        let Saved { rstd, middle, rstd2, gate_up, .. } = &mut saved[i];
+        let (d, w, eps) = (self.device, &self.weights.layers[i], self.config.norm_eps);
+        if grads.qkv.is_some() {
+            rmsnorm_fwd(d, h, rstd, &streams[i], &w.attention_norm, eps)?;
+        }
+        if grads.gate_up.is_some() {
+            rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?;
+        }
+        grads.down.as_ref().map_or(Ok(()), |_| swiglu_fwd(d, act, gate_up))
     }
 
     /// Block `i` read upwards: `scratch.stream[0]` holds the gradient of the stream after it, then of the one before.
@@ -138,10 +153,9 @@ impl Decoder<'_> {
         state: &State,
         i: usize,
     ) -> Result<()> {
-        let State { streams, saved, positions, starts, .. } = state;
+        let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
         let before = &streams[i];
-        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } =
-            &saved[i % saved.len()];
+        let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &saved[i % saved.len()];
         let Scratch {
             stream,
             h: dh,
@@ -151,6 +165,7 @@ impl Decoder<'_> {
             act: dact,
             xa: dxa,
         } = scratch;
+        let Some(lse) = lse else { return nothing_kept() };
         let [d_outer, d_middle] = stream;
         let (d, w, heads) = (self.device, &self.weights.layers[i], self.config.heads);
         let drop = |place| Noise::at(self.noise, i, place);
@@ -192,6 +207,10 @@ impl Decoder<'_> {
     }
 }
 
+fn nothing_kept() -> Result<()> {
+    refuse("backward", "the forward kept nothing; plan its state with Keep::Streams or All".into())
+}
+
 /// The streams before and after block `i`; with two streams they take turns.
 fn adjacent(streams: &mut [Tensor], i: usize) -> (&Tensor, &mut Tensor) {
     let (before, after) = (i % streams.len(), (i + 1) % streams.len());
@@ -204,9 +223,10 @@ fn adjacent(streams: &mut [Tensor], i: usize) -> (&Tensor, &mut Tensor) {
     }
 }
 
+/// Without `y`, which is kept from the time before, there is only xa to compute.
 fn linear_fwd(
     device: &Device,
-    y: &mut Tensor,
+    y: Option<&mut Tensor>,
     xa: &mut Tensor,
     x: &Tensor,
     w: &Linear,
@@ -214,6 +234,9 @@ fn linear_fwd(
     dropout: Option<Dropout>,
 ) -> Result<()> {
     let lora = w.lora.as_ref().map(Stack::view);
+    if y.is_none() && lora.is_none() {
+        return Ok(());
+    }
     lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual, dropout)
 }
 

@@ -10,28 +10,33 @@ use crate::tensor::Tensor;
 /// What one block computes on its way: kept per layer where a backward follows, else shared by all.
 #[derive(Clone, Debug)]
 pub struct Saved {
-    /// [N, C] normalised block input
-    pub h: Tensor,
     /// [N]
     pub rstd: Tensor,
     /// [N, (H + 2G) D] rotated q and k, and v
     pub qkv: Tensor,
     /// [N, H D]
     pub attention: Tensor,
-    /// [N, H]
-    pub lse: Tensor,
+    /// [N, H] where a backward follows
+    pub lse: Option<Tensor>,
     /// [N, C] the stream between attention and feed-forward
     pub middle: Tensor,
-    /// [N, C] normalised `middle`
-    pub h2: Tensor,
     /// [N]
     pub rstd2: Tensor,
     /// [N, 2F]
     pub gate_up: Tensor,
-    /// [N, F]
-    pub act: Tensor,
     /// [N, S R] each: x Aᵀ of qkv, o, gate_up, down
     pub xa: [Tensor; 4],
+}
+
+/// What follows cheaply from a stream or a [`Saved`]: one copy, of the last block that ran; a backward fills it anew.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// [N, C] normalised block input
+    pub h: Tensor,
+    /// [N, C] normalised `middle`
+    pub h2: Tensor,
+    /// [N, F] swiglu of `gate_up`
+    pub act: Tensor,
 }
 
 /// How much of a forward is kept.
@@ -41,7 +46,7 @@ pub enum Keep {
     Nothing,
     /// The stream before every block and after the last: a backward computes each block anew.
     Streams,
-    /// Everything.
+    /// Everything but [`Shared`].
     All,
 }
 
@@ -52,6 +57,8 @@ pub struct State {
     pub streams: Vec<Tensor>,
     /// At index `layer % len`
     pub saved: Vec<Saved>,
+    /// Of the last block that ran
+    pub shared: Shared,
     /// [N, C] the stream after the final norm
     pub hidden: Tensor,
     /// [N]
@@ -67,26 +74,31 @@ pub struct State {
 }
 
 impl Saved {
-    fn new(arena: &mut Arena, config: &Config, n: usize, rank: usize) -> Saved {
+    fn new(arena: &mut Arena, config: &Config, n: usize, rank: usize, keep: Keep) -> Saved {
         let (c, f, heads) = (config.width, config.feed_forward, config.heads);
         Saved {
-            h: arena.activation(&[n, c]),
             rstd: arena.statistic(&[n]),
             qkv: arena.activation(&[n, heads.columns()]),
             attention: arena.activation(&[n, heads.query * heads.width]),
-            lse: arena.statistic(&[n, heads.query]),
+            lse: (keep != Keep::Nothing).then(|| arena.statistic(&[n, heads.query])),
             middle: arena.activation(&[n, c]),
-            h2: arena.activation(&[n, c]),
             rstd2: arena.statistic(&[n]),
             gate_up: arena.activation(&[n, 2 * f]),
-            act: arena.activation(&[n, f]),
             xa: [3, 1, 2, 1].map(|segments| arena.activation(&[n, segments * rank])),
         }
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = self;
-        [h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act].into_iter().chain(xa)
+        let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = self;
+        [rstd, qkv, attention, middle, rstd2, gate_up].into_iter().chain(lse).chain(xa)
+    }
+}
+
+impl Shared {
+    fn new(arena: &mut Arena, config: &Config, n: usize) -> Shared {
+        let [h, h2, act] =
+            [config.width, config.width, config.feed_forward].map(|c| arena.activation(&[n, c]));
+        Shared { h, h2, act }
     }
 }
 
@@ -99,8 +111,9 @@ impl State {
         State {
             streams: (0..streams).map(|_| arena.activation(&[n, config.width])).collect(),
             saved: (0..if keep == Keep::All { config.layers } else { 1 })
-                .map(|_| Saved::new(arena, config, n, rank))
+                .map(|_| Saved::new(arena, config, n, rank, keep))
                 .collect(),
+            shared: Shared::new(arena, config, n),
             hidden: arena.activation(&[n, config.width]),
             rstd: arena.statistic(&[n]),
             ids: arena.tensor(DType::I32, &[n]),
@@ -118,9 +131,10 @@ impl State {
             let what = format!("starts must rise strictly from 0 to the {n} tokens of the batch");
             return Err(Error::Shape { op: "set_batch", what });
         }
-        let State { streams, saved, hidden, rstd, ids: i, positions, starts: s, watch } = self;
+        let State { streams, saved, shared, hidden, rstd, ids: i, positions, starts: s, watch } = self;
+        let Shared { h, h2, act } = shared;
         let per_token = streams.iter_mut().chain(saved.iter_mut().flat_map(Saved::all));
-        for t in per_token.chain([hidden, rstd, &mut *i, &mut *positions]) {
+        for t in per_token.chain([h, h2, act, hidden, rstd, &mut *i, &mut *positions]) {
             t.set_rows(n)?;
         }
         s.set_rows(starts.len())?;

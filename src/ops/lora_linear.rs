@@ -51,7 +51,7 @@ impl Lora<'_> {
 ///
 /// | operand    | shape    | dtype                                    | role                         |
 /// |------------|----------|------------------------------------------|------------------------------|
-/// | `y`        | [N, M]   | activation                               | overwritten                  |
+/// | `y`        | [N, M]   | activation                               | overwritten; `None` where only xa is wanted |
 /// | `xa`       | [N, S R] | activation                               | overwritten with drop(x) Aᵀ; needed with `lora` |
 /// | `x`        | [N, K]   | activation                               | read                         |
 /// | `w`        | [M, K]   | activation, bf16, or packed bf16 panels  | read                         |
@@ -63,7 +63,7 @@ impl Lora<'_> {
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear_fwd(
     device: &Device,
-    y: &mut Tensor,
+    y: Option<&mut Tensor>,
     xa: Option<&mut Tensor>,
     x: &Tensor,
     w: &Tensor,
@@ -72,7 +72,8 @@ pub fn lora_linear_fwd(
     residual: Option<&Tensor>,
     dropout: Option<Dropout>,
 ) -> Result<()> {
-    let mut operands = vec![("x", x, "N K"), ("w", w, "M K"), ("y", &*y, "N M")];
+    let mut operands = vec![("x", x, "N K"), ("w", w, "M K")];
+    operands.extend(y.as_deref().map(|y| ("y", y, "N M")));
     operands.extend(bias.map(|b| ("bias", b, "M")));
     operands.extend(residual.map(|r| ("residual", r, "N M")));
     if let Some(l) = &lora {
@@ -89,9 +90,11 @@ pub fn lora_linear_fwd(
     }
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
-            let out = y.host_mut::<R>()?;
-            let add = begin::<R>(out, m, bias, residual)?;
-            product::<R>(out, x, w, [n, k, m], add)?;
+            let mut out = y.map(Tensor::host_mut::<R>).transpose()?;
+            if let Some(out) = &mut out {
+                let add = begin::<R>(out, m, bias, residual)?;
+                product::<R>(out, x, w, [n, k, m], add)?;
+            }
             if let (Some(lora), Some(xa)) = (lora, xa) {
                 low_rank::<R>(out, xa.host_mut()?, x.host()?, lora, dropout, [n, k, m, rank])?;
             }
@@ -157,8 +160,9 @@ fn product<R: Real + Element>(
     Ok(())
 }
 
+/// `xa = drop(x) Aᵀ`, and `y += s xa Bᵀ` where there is a `y`.
 fn low_rank<R: Real + Element>(
-    y: &mut [R],
+    y: Option<&mut [R]>,
     xa: &mut [R],
     x: &[R],
     lora: Lora,
@@ -178,6 +182,7 @@ fn low_rank<R: Real + Element>(
             matmul(xa, stacked, false, 1.0, Matrix::rows(x, x.len() / k, k, k), a.t(), true);
         }),
     }
+    let Some(y) = y else { return Ok(()) };
     for (s, first, rows, scale) in lora.segments().filter(|s| s.3 != 0.0) {
         let b = Matrix::rows(&b[first * rank..], rows, rank, rank);
         let xa = Matrix::rows(&xa[s * rank..], n, rank, stacked);

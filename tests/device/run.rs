@@ -6,6 +6,8 @@ use llm2vec::bench::cases::{self, Case, Fill, Plan};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::{DType, Device};
 use llm2vec::ops::adamw::{AdamW, adamw_step};
+use llm2vec::ops::attention::{Heads, Mask, attention_fwd};
+use llm2vec::ops::lora_linear::{Cost, Lora, Sizes, lora_linear_bwd, lora_linear_fwd};
 use llm2vec::ops::rmsnorm::rmsnorm_bwd;
 use llm2vec::tensor::Tensor;
 
@@ -75,6 +77,77 @@ pub fn bits(tensors: &[Tensor]) -> Vec<u64> {
     tensors.iter().flat_map(|t| t.to_f64()).map(f64::to_bits).collect()
 }
 
+/// A case of the table whose op is asked for some of its outputs only, by `run`; its tensor cores do so much.
+fn fewer(op: &str, label: &str, wanted: &[&str], flops: Option<usize>, run: cases::Run) -> Case {
+    let case = cases::all().into_iter().find(|c| c.op == op && c.label == label);
+    let Case { op, label, outputs: all, inputs, flops: of, plan, .. } = case.expect("such a case");
+    let kept: Vec<usize> = (0..all.len()).filter(|&i| wanted.contains(&all[i].0)).collect();
+    let outputs = kept.iter().map(|&i| all[i].clone()).collect();
+    let (whole, tensor_flops) = (plan.unfused.expect("a chain"), flops.or(plan.tensor_flops));
+    let unfused: cases::Run = Box::new(move |d, o, i| {
+        let mut every: Vec<Tensor> = all.iter().map(|(name, fill)| fill.tensor(DType::F64, name)).collect();
+        whole(d, &mut every, i)?;
+        o.iter_mut().zip(&kept).for_each(|(o, &at)| *o = every[at].clone());
+        Ok(())
+    });
+    let plan = Plan { unfused: Some(unfused), tensor_flops, ..Plan::default() };
+    Case {
+        op,
+        label: format!("{label}, only {wanted:?}"),
+        outputs,
+        inputs,
+        flops: of,
+        elements: 0,
+        plan,
+        run,
+    }
+}
+
+/// What the graph leaves out now and then: lse where no backward follows, y where it is still there, gradients of factors
+/// that are frozen.
+fn partial() -> [Case; 3] {
+    const ROWS: [usize; 2] = [40, 64];
+    const SCALES: [f64; 2] = [2.0, 0.5];
+    let heads = Heads { query: 8, key: 2, width: 32 };
+    let label = "N=65 K=552 M=104 R=8 rows=[40, 64] drop";
+    let segments = ROWS.map(|rows| (rows, true)).to_vec();
+    let sizes = Sizes { n: 65, k: 552, m: 104, rank: 8, segments };
+    let sum = |costs: &[Cost]| Some(costs.iter().map(|c| c.flops).sum());
+    let forward = sizes.fwd_cost(false, false);
+    [
+        fewer(
+            "attention_fwd",
+            "[33, 5] H=8 G=2 D=32 Full",
+            &["out"],
+            None,
+            Box::new(move |d, o, i| attention_fwd(d, &mut o[0], None, &i[0], &i[1], heads, Mask::Full, None)),
+        ),
+        fewer(
+            "lora_linear_fwd",
+            label,
+            &["xa"],
+            sum(&forward[..forward.len() - 1]),
+            Box::new(|d, o, i| {
+                let lora = Lora { a: &i[3], b: &i[4], rows: &ROWS, scales: &SCALES };
+                let (xa, dropout) = (Some(&mut o[0]), Some(cases::DROPOUT));
+                lora_linear_fwd(d, None, xa, &i[0], &i[1], None, Some(lora), None, dropout)
+            }),
+        ),
+        fewer(
+            "lora_linear_bwd",
+            label,
+            &["dx", "dxa"],
+            sum(&sizes.bwd_cost(true, false)),
+            Box::new(|d, o, i| {
+                let [dx, dxa] = o else { unreachable!() };
+                let lora = Lora { a: &i[4], b: &i[5], rows: &ROWS, scales: &SCALES };
+                let dropout = Some(cases::DROPOUT);
+                lora_linear_bwd(d, Some(dx), None, Some(dxa), &i[0], &i[1], None, &i[3], Some(lora), dropout)
+            }),
+        ),
+    ]
+}
+
 /// Optional operands the other way round than in the table: a skip for the norm's backward, no clip for the optimiser.
 fn more() -> [Case; 2] {
     let (rows, normal) = (vec![65, 40], |shape: &[usize]| Fill::Normal(shape.to_vec()));
@@ -118,5 +191,5 @@ fn more() -> [Case; 2] {
 
 /// Every case that a device runs.
 pub fn all() -> Vec<Case> {
-    cases::all().into_iter().chain(cases::large_tiles()).chain(more()).collect()
+    cases::all().into_iter().chain(cases::large_tiles()).chain(more()).chain(partial()).collect()
 }

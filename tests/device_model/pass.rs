@@ -10,7 +10,7 @@ use llm2vec::model::llama::Decoder;
 use llm2vec::model::lora::Stack;
 use llm2vec::model::plan;
 use llm2vec::model::rope::RopeTables;
-use llm2vec::model::state::{Keep, Saved, State};
+use llm2vec::model::state::{Keep, Saved, Shared, State};
 use llm2vec::model::weights::{Linear, Storage, Weights};
 use llm2vec::ops::attention::{attention_bwd, attention_fwd};
 use llm2vec::ops::contrastive::contrastive_workspace;
@@ -108,17 +108,17 @@ impl<'a> Pass<'a> {
     fn block_fwd(&mut self, i: usize) {
         let Pass { tiny, device: d, weights, rope, state, .. } = self;
         let (heads, eps, w) = (tiny.config.heads, tiny.config.norm_eps, &weights.layers[i]);
-        let State { streams, saved, positions, starts, .. } = state;
+        let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
         let (before, after) = streams.split_at_mut(i + 1);
         let (before, after) = (&before[i], &mut after[0]);
-        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = &mut saved[i];
+        let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &mut saved[i];
         let [xa_qkv, xa_o, xa_gate_up, xa_down] = xa;
         rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps).unwrap();
         round(h);
         linear(d, qkv, xa_qkv, h, &w.qkv);
         rope_fwd(d, qkv, &rope.cos, &rope.sin, positions, heads).unwrap();
         round(qkv);
-        attention_fwd(d, attention, Some(lse), qkv, starts, heads, tiny.mask, None).unwrap();
+        attention_fwd(d, attention, lse.as_mut(), qkv, starts, heads, tiny.mask, None).unwrap();
         round(attention);
         linear(d, middle, xa_o, attention, &w.o);
         add(middle, before);
@@ -134,8 +134,14 @@ impl<'a> Pass<'a> {
     fn block_bwd(&mut self, i: usize) {
         let Pass { tiny, device: d, weights, rope, state, scratch, grads } = self;
         let (heads, w) = (tiny.config.heads, &weights.layers[i]);
-        let State { streams, saved, positions, starts, .. } = state;
-        let Saved { h, rstd, qkv, attention, lse, middle, h2, rstd2, gate_up, act, xa } = &saved[i];
+        let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
+        let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &mut saved[i];
+        let eps = tiny.config.norm_eps;
+        rmsnorm_fwd(d, h, rstd, &streams[i], &w.attention_norm, eps).unwrap();
+        rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps).unwrap();
+        swiglu_fwd(d, act, gate_up).unwrap();
+        [h, h2, act].into_iter().for_each(round);
+        let Shared { h, h2, act } = &state.shared;
         let Scratch {
             stream,
             h: dh,
@@ -155,7 +161,19 @@ impl<'a> Pass<'a> {
         round(inner);
         add(inner, outer);
         linear_bwd(d, dattention, g_o, &mut dxa[1], inner, attention, &xa[1], &w.o);
-        attention_bwd(d, dqkv, dattention, attention, lse, qkv, starts, heads, tiny.mask, None).unwrap();
+        attention_bwd(
+            d,
+            dqkv,
+            dattention,
+            attention,
+            lse.as_ref().unwrap(),
+            qkv,
+            starts,
+            heads,
+            tiny.mask,
+            None,
+        )
+        .unwrap();
         round(dqkv);
         rope_bwd(d, dqkv, &rope.cos, &rope.sin, positions, heads).unwrap();
         round(dqkv);
@@ -178,7 +196,7 @@ fn add(y: &mut Tensor, x: &Tensor) {
 
 fn linear(d: &Device, y: &mut Tensor, xa: &mut Tensor, x: &Tensor, w: &Linear) {
     let lora = w.lora.as_ref().map(Stack::view);
-    lora_linear_fwd(d, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, None, None).unwrap();
+    lora_linear_fwd(d, Some(y), Some(xa), x, &w.w, w.bias.as_ref(), lora, None, None).unwrap();
     round(y);
     round(xa);
 }

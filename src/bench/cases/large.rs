@@ -276,11 +276,12 @@ fn linear(
             plan: Plan::default(),
             run: Box::new(move |d, o, i| {
                 let (y, xa) = o.split_at_mut(1);
+                let (y, xa) = (y.first_mut(), xa.first_mut());
                 let scales = vec![1.0; rows.len()];
                 let adapters = lora.then(|| Lora { a: &i[2], b: &i[3], rows: &rows, scales: &scales });
                 let skip = residual.then(|| &i[i.len() - 1]);
                 let dropout = lora.then_some(LORA_DROPOUT);
-                lora_linear_fwd(d, &mut y[0], xa.first_mut(), &i[0], &i[1], None, adapters, skip, dropout)
+                lora_linear_fwd(d, y, xa, &i[0], &i[1], None, adapters, skip, dropout)
             }),
         };
     }

@@ -60,7 +60,9 @@ fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
         plan: costed(Plan::default(), &plain_sizes([n, k, m]).fwd_cost(false, false)),
-        run: Box::new(|d, o, i| lora_linear_fwd(d, &mut o[0], None, &i[0], &i[1], None, None, None, None)),
+        run: Box::new(|d, o, i| {
+            lora_linear_fwd(d, Some(&mut o[0]), None, &i[0], &i[1], None, None, None, None)
+        }),
     }
 }
 
@@ -118,7 +120,7 @@ fn lora_fwd(sizes: &Segmented, drop: bool) -> Case {
         run: Box::new(move |d, o, i| {
             let ([y, xa], [x, w, bias, a, b, residual]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };
-            lora_linear_fwd(d, y, Some(xa), x, w, Some(bias), Some(lora), Some(residual), dropout)
+            lora_linear_fwd(d, Some(y), Some(xa), x, w, Some(bias), Some(lora), Some(residual), dropout)
         }),
     }
 }
