@@ -6,10 +6,10 @@
 //   MEAN weighs 1/n, WEIGHTED_MEAN 2 (k + 1) / (n (n + 1)), LAST and FIRST take one row.
 //
 // Shapes    x, dx [N, C] bf16; y, dy [B, C] f32; spans [B, 2] i32: first row and one past the last, not empty, inside N.
-// Plan      A lane owns 8 columns (16 bytes of bf16), a warp COLUMNS of them. Forward: grid (ceil(C / COLUMNS), B), the WARPS
+// Plan      A lane owns 8 columns (16 bytes of bf16), a warp COLUMNS of them. Forward: grid (B, ceil(C / COLUMNS)), the WARPS
 //           warps of a block take every WARPS-th row and are summed through shared memory. Backward: a warp owns ROWS rows,
-//           finds the spans that meet them 32 at a time by a ballot, and writes each row once; grid (ceil(C / COLUMNS),
-//           ceil(N / (ROWS * WARPS))).
+//           finds the spans that meet them 32 at a time by a ballot, and writes each row once; grid
+//           (ceil(N / (ROWS * WARPS)), ceil(C / COLUMNS)): what is many goes along x, y ends at 65,535.
 // Cost      2 flops an element of every span; forward bytes 2 a summed element + 4 B C + 8 B; backward 2 N C + 4 B C + 8 B.
 // Numerics  f32, integer weights summed and scaled once (forward), one rounding to bf16 (backward). Fixed order: rows by
 //           warp, then warps; spans by number.
@@ -45,8 +45,8 @@ KERNEL void __launch_bounds__(32 * WARPS)
 pool_fwd(float* __restrict__ y, const bf16* __restrict__ x, const int* __restrict__ spans, int C, int pooling) {
     // By halves of a lane's columns, so that neighbouring lanes lie 16 bytes apart: no bank conflicts.
     __shared__ float4 parts[WARPS][2][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, b = blockIdx.y;
-    const int v = blockIdx.x * (COLUMNS / BF16S) + lane;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, b = blockIdx.x;
+    const int v = blockIdx.y * (COLUMNS / BF16S) + lane;
     const bool inside = v < C / BF16S;
     const Span span(reinterpret_cast<const int2*>(spans)[b], pooling);
     float sum[BF16S] = {};
@@ -77,8 +77,8 @@ pool_fwd(float* __restrict__ y, const bf16* __restrict__ x, const int* __restric
 KERNEL void __launch_bounds__(32 * WARPS)
 pool_bwd(bf16* __restrict__ dx, const float* __restrict__ dy, const int* __restrict__ spans, int N, int B, int C, int pooling) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int v = blockIdx.x * (COLUMNS / BF16S) + lane;
-    const int first = (blockIdx.y * WARPS + warp) * ROWS;
+    const int v = blockIdx.y * (COLUMNS / BF16S) + lane;
+    const int first = (blockIdx.x * WARPS + warp) * ROWS;
     const bool inside = v < C / BF16S;
     float sum[ROWS][BF16S] = {};
     for (int b0 = 0; b0 < B; b0 += 32) {

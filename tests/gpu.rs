@@ -14,6 +14,7 @@ use llm2vec::error::Error;
 use llm2vec::kernels;
 use llm2vec::ops::adamw::{AdamW, adamw_step};
 use llm2vec::ops::l2norm::l2norm_fwd;
+use llm2vec::ops::pool::{Pooling, pool_bwd, pool_fwd};
 use llm2vec::ops::rmsnorm::rmsnorm_fwd;
 use llm2vec::tensor::Tensor;
 use std::process::Command;
@@ -279,6 +280,26 @@ fn the_rest_of_the_driver() {
         in_order(&log, &expected);
         assert_eq!(log.matches("captured").count(), 2, "{log}");
         assert_eq!(log.matches("attribute").count(), 1, "leave is asked for once:\n{log}");
+    }
+}
+
+/// A grid has no more than 65,535 blocks along y: as many texts and rows as there are lie along x.
+#[test]
+fn a_pack_may_have_more_texts_than_a_grid_is_high() {
+    if !built() {
+        return;
+    }
+    let log = with_driver("a_pack_may_have_more_texts_than_a_grid_is_high", &[], || {
+        let gpu = Gpu::cuda(0).unwrap();
+        let (device, texts) = (Device::Gpu(gpu.clone()), 70_000);
+        let x = Tensor::zeros(DType::F32, &[70_000, 8]).to_gpu(&gpu, DType::Bf16).unwrap();
+        let (mut y, mut dx) = (on(&gpu, &[texts, 8], 0.0), x.clone());
+        let spans = Tensor::zeros(DType::I32, &[texts, 2]).to_gpu(&gpu, DType::I32).unwrap();
+        pool_fwd(&device, &mut y, &x, &spans, Pooling::Mean).unwrap();
+        pool_bwd(&device, &mut dx, &y, &spans, Pooling::Mean).unwrap();
+    });
+    if let Some(log) = log {
+        in_order(&log, &["pool_fwd 70000,1,1", "pool_bwd 2188,1,1"]);
     }
 }
 

@@ -69,7 +69,7 @@ pub fn pool_fwd(device: &Device, y: &mut Tensor, x: &Tensor, spans: &Tensor, poo
         Device::Gpu(gpu) => {
             whole_vectors("pool_fwd", "C", c, 8)?;
             let slabs = c.div_ceil(kernels::COLUMNS as usize);
-            let launch = Launch::plane([slabs, b], [32 * kernels::WARPS as usize, 1]);
+            let launch = Launch::plane([b, slabs], [32 * kernels::WARPS as usize, 1]);
             kernels::pool_fwd(gpu, launch, y, x, spans, int("pool_fwd", c)?, pooling.number())?;
         }
     }
@@ -122,7 +122,7 @@ pub fn pool_bwd(
             whole_vectors("pool_bwd", "C", c, 8)?;
             let (slabs, rows) =
                 (c.div_ceil(kernels::COLUMNS as usize), (kernels::ROWS * kernels::WARPS) as usize);
-            let launch = Launch::plane([slabs, n.div_ceil(rows)], [32 * kernels::WARPS as usize, 1]);
+            let launch = Launch::plane([n.div_ceil(rows), slabs], [32 * kernels::WARPS as usize, 1]);
             let int = |n| int("pool_bwd", n);
             kernels::pool_bwd(gpu, launch, dx, dy, spans, int(n)?, int(b)?, int(c)?, pooling.number())?;
         }

@@ -60,7 +60,7 @@ int cuMemPoolSetAttribute(void *pool, int what, void *value) { return *(uint64_t
 int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = 1 << 29, *total = 1 << 30, 0; }
 int cuMemAllocAsync(uint64_t *p, size_t bytes, void *s) {
     IDLE();
-    if (bytes > 1 << 20) return 2;
+    if (bytes > 4 << 20) return 2;
     return *p = (uint64_t)malloc(bytes), 0;
 }
 int cuMemFreeAsync(uint64_t p, void *s) { return free((void *)p), 0; }
@@ -85,6 +85,7 @@ int cuModuleUnload(void *m) { return 0; }
 int cuModuleGetFunction(void **f, void *m, const char *name) { return *f = strdup(name), 0; }
 int cuFuncSetAttribute(void *f, int what, int value) { return LOG("attribute %d %d\n", what, value), 0; }
 int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **extra) {
+    if (c->grid[1] > 65535 || c->grid[2] > 65535) return 1;
     LOG("%s %u,%u,%u %u,%u,%u %u", name, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2],
         c->shared);
     for (unsigned i = 0; i < c->count; i++) LOG(" @%u=%d", c->attributes[i].id, c->attributes[i].value.overlap);
