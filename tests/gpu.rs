@@ -283,6 +283,27 @@ fn the_rest_of_the_driver() {
     }
 }
 
+/// The 48 KiB that need no leave hold a kernel's own arrays too.
+#[test]
+fn leave_is_asked_for_where_static_and_dynamic_memory_exceed_what_is_free() {
+    if !built() {
+        return;
+    }
+    let name = "leave_is_asked_for_where_static_and_dynamic_memory_exceed_what_is_free";
+    let log = with_driver(name, &[("FAKE_STATIC", "16384")], || {
+        let gpu = Gpu::cuda(0).unwrap();
+        let (mut y, mut norm, x) = (on(&gpu, &[2, 8], 1.0), on(&gpu, &[2], 2.0), on(&gpu, &[2, 8], 3.0));
+        for shared in [32 << 10, 33 << 10, 40 << 10, 36 << 10] {
+            let launch = Launch { shared, ..Launch::line(2, 256) };
+            kernels::l2norm::l2norm_fwd(&gpu, launch, &mut y, &mut norm, &x, 8, 0.25).unwrap();
+        }
+    });
+    if let Some(log) = log {
+        let asked: Vec<&str> = log.lines().filter(|l| l.starts_with("attribute")).collect();
+        assert_eq!(asked, ["attribute 8 33792", "attribute 8 40960"], "{log}");
+    }
+}
+
 /// A grid has no more than 65,535 blocks along y: as many texts and rows as there are lie along x.
 #[test]
 fn a_pack_may_have_more_texts_than_a_grid_is_high() {

@@ -278,7 +278,11 @@ impl Cuda {
                 // SAFETY: the module stays loaded until `drop`.
                 let handle = unsafe { result::module::get_function(module, name) };
                 let handle = failed(&format!("cuModuleGetFunction {}", kernel.name), handle)?;
-                Function { handle, shared: 48 << 10 }
+                let name = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+                // SAFETY: a function of a loaded module.
+                let own = unsafe { result::function::get_function_attribute(handle, name) };
+                let own = failed(&format!("{}: cuFuncGetAttribute", kernel.name), own)?;
+                Function { handle, shared: (48u32 << 10).saturating_sub(own as u32) }
             }
         };
         if shared > known.shared {

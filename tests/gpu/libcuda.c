@@ -83,6 +83,7 @@ int cuModuleLoadData(void **m, const char *image) {
 }
 int cuModuleUnload(void *m) { return 0; }
 int cuModuleGetFunction(void **f, void *m, const char *name) { return *f = strdup(name), 0; }
+int cuFuncGetAttribute(int *value, int what, void *f) { return *value = what == 1 ? set("FAKE_STATIC", 0) : -1, 0; }
 int cuFuncSetAttribute(void *f, int what, int value) { return LOG("attribute %d %d\n", what, value), 0; }
 int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **extra) {
     if (c->grid[1] > 65535 || c->grid[2] > 65535) return 1;
