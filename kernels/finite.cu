@@ -7,7 +7,7 @@
 // Plan      A warp looks through a row, 16 bytes a lane; grid ceil(N / ROWS_PER_BLOCK). Only a warp that has found something
 //           writes.
 // Cost      0 flops; bytes 2 N C + 8.
-// Numerics  Integers alone: the atomics may come in any order. The count is modulo 2^32.
+// Numerics  Integers alone: the atomics may come in any order. The count is modulo 2^32; that there is one, the row says.
 // Limits    C a multiple of 8; rows at 16-byte boundaries.
 // Source    IEEE 754: an exponent of ones alone.
 #include "common.cuh"

@@ -19,6 +19,18 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// The first tensor in which something was found, and how much. The count wraps, so it is the row that tells.
+    fn verdict(&self) -> Result<()> {
+        let found = self.found.read()?;
+        let all = self.seen.iter().zip(found.as_chunks().0);
+        let first = all.into_iter().find(|(_, [_, row])| *row != f64::from(i32::MAX));
+        let Some(((place, name, of), [count, row])) = first else { return Ok(()) };
+        let count = *count as i32 as u32;
+        let what =
+            format!("{place}: {name} has {count} of {of} numbers NaN or infinite, the first in row {row}");
+        Err(Error::NotFinite(what))
+    }
+
     /// Nothing is found yet.
     pub fn clear(&mut self) -> Result<()> {
         self.seen.clear();
@@ -37,13 +49,7 @@ impl State {
 
     /// The first tensor of the pass that has held NaN or infinity, as an error. Where one watches, this waits for the pass.
     pub fn verdict(&self) -> Result<()> {
-        let Some(Watch { found, seen }) = &self.watch else { return Ok(()) };
-        let found = found.read()?;
-        let first = seen.iter().zip(found.as_chunks().0).find(|(_, [count, _])| *count != 0.0);
-        let Some(((place, name, of), [count, row])) = first else { return Ok(()) };
-        let what =
-            format!("{place}: {name} has {count} of {of} numbers NaN or infinite, the first in row {row}");
-        Err(Error::NotFinite(what))
+        self.watch.as_ref().map_or(Ok(()), Watch::verdict)
     }
 }
 
@@ -103,4 +109,23 @@ fn check<'a>(
         seen.push((place.into(), name, tensor.numel()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2^32 of them are counted as 0, one less as -1.
+    #[test]
+    fn a_count_that_wraps_is_still_a_finding() {
+        let mut watch = Watch { found: Tensor::zeros(DType::I32, &[3, 2]), seen: Vec::new() };
+        watch.clear().unwrap();
+        watch.seen = ["a", "b", "c"].map(|name| (name.to_string(), "x", 1 << 33)).to_vec();
+        watch.verdict().unwrap();
+        for (count, says) in [(0, "b: x has 0 of"), (-1, "b: x has 4294967295 of")] {
+            watch.found.write(&[0, i32::MAX, count, 7, 5, 1]).unwrap();
+            let error = watch.verdict().unwrap_err().to_string();
+            assert!(error.contains(says) && error.ends_with("row 7"), "{error}");
+        }
+    }
 }
