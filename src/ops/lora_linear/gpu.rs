@@ -22,12 +22,10 @@ impl Segments {
     fn new(op: &'static str, sizes: &Sizes, lora: Option<&Lora>) -> Result<Segments> {
         whole_vectors(op, "K", sizes.k, 8)?;
         whole_vectors(op, "M", sizes.m, 8)?;
-        // Kernels number vectors of x and y, and elements of the factors and of what has their ranks.
+        // Kernels number x, w and y in 64 bits; elements of the factors and of what has their ranks in 32.
         let Sizes { n, k, m, rank, .. } = *sizes;
         let stacked = sizes.segments.len() * rank;
-        [n * k / 8, n * m / 8, n * stacked, m * rank, stacked * k]
-            .into_iter()
-            .try_for_each(|count| int(op, count).map(drop))?;
+        [n * stacked, m * rank, stacked * k].into_iter().try_for_each(|count| int(op, count).map(drop))?;
         let mut segments = Segments {
             count: int(op, sizes.segments.len())?,
             ends: [int(op, sizes.m)?; 3],
@@ -143,13 +141,14 @@ const BWD: &str = "lora_linear_bwd";
 impl Backward<'_> {
     pub fn run(mut self, gpu: &Gpu, sizes: &Sizes) -> Result<()> {
         let segments = Segments::new(BWD, sizes, self.lora.as_ref())?;
+        if self.lora.is_none() {
+            return self.dx(gpu, sizes, &segments);
+        }
         let shapes = sizes.bwd_parts();
         let mut parts = Tensor::workspace(gpu, shapes.each_ref().map(|shape| (DType::F32, &shape[..])))?;
-        if self.lora.is_some() {
-            self.dxa(gpu, sizes, &segments, &mut parts)?;
-        }
+        self.dxa(gpu, sizes, &segments, &mut parts)?;
         self.dx(gpu, sizes, &segments)?;
-        if self.lora.is_some() && sizes.segments.iter().any(|s| s.1) {
+        if sizes.segments.iter().any(|s| s.1) {
             self.da(gpu, sizes, &segments, &mut parts[2])?;
         }
         Ok(())
