@@ -349,7 +349,8 @@ fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
         m.write(&found.m)?;
         v.write(&found.v)?;
     }
-    if let Some(head) = saved.extra.iter().find(|t| t.name == HEAD) {
+    if learner.head().1.is_some() {
+        let head = saved.extra.iter().find(|t| t.name == HEAD).ok_or_else(|| wrong(HEAD))?;
         let own = learner.weights.trained_mut().last().filter(|t| t.shape() == head.shape);
         own.ok_or_else(|| wrong(HEAD))?.write(&head.values)?;
         learner.weights.round_head(&learner.device)?;

@@ -117,6 +117,24 @@ fn a_killed_supervised_run_ends_as_a_straight_one() {
     Case::new("supervised").killed();
 }
 
+/// A checkpoint of a run that trains its head, written without it, is no checkpoint of that run.
+#[test]
+fn a_checkpoint_without_its_trained_head_is_refused() {
+    let (case, dir) = (Case::new("mntp"), folder());
+    let out = dir.path().join("run");
+    let flags = ["--steps", "4", "--save-steps", "2"];
+    good(case.run(&out, &flags));
+    std::fs::remove_dir_all(out.join("checkpoint-4")).unwrap();
+    let saved = out.join("checkpoint-2");
+    std::fs::remove_file(saved.join("extra.safetensors")).unwrap();
+    let path = saved.join("trainer_state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert!(state["files"].as_object_mut().unwrap().remove("extra.safetensors").is_some());
+    std::fs::write(&path, state.to_string()).unwrap();
+    let output = case.run(&out, &[&flags[..], &["--resume"]].concat()).output().unwrap();
+    failed(output, 1, &["the checkpoint has no lm_head.weight of the learner's shape"]);
+}
+
 /// Sends a signal once the log has more than so many lines.
 fn signal_after(child: &Child, out: &Path, lines: usize, signal: &str) {
     let deadline = Instant::now() + Duration::from_secs(60);
