@@ -34,6 +34,8 @@ pub struct LayerGrads {
 pub struct Grads {
     /// L of them
     pub layers: Vec<LayerGrads>,
+    /// [V, C] of the language-model head, where it is trained
+    pub head: Option<Tensor>,
 }
 
 impl LayerGrads {
@@ -47,7 +49,7 @@ impl LayerGrads {
 }
 
 impl Grads {
-    /// Zeros for every live adapter of `weights`.
+    /// Zeros for every live adapter of `weights`, and for a head that is trained.
     pub fn new(arena: &mut Arena, weights: &Weights) -> Grads {
         arena.group("gradients");
         let mut like = |lora: &Option<Stack>| {
@@ -61,18 +63,21 @@ impl Grads {
             gate_up: like(&w.gate_up.lora),
             down: like(&w.down.lora),
         };
-        Grads { layers: weights.layers.iter().map(&mut layer).collect() }
+        let layers = weights.layers.iter().map(&mut layer).collect();
+        Grads { layers, head: weights.trained_head().map(|head| arena.statistic(head.shape())) }
     }
 
-    /// Every gradient in the order of [`Weights::trained_mut`]: by layer; qkv, o, gate_up, down; A before B.
+    /// Every gradient in the order of [`Weights::trained_mut`]: by layer; qkv, o, gate_up, down; A before B; the head.
     pub fn all(&self) -> impl Iterator<Item = &Tensor> {
-        self.layers.iter().flat_map(LayerGrads::all).flatten().flat_map(|g| [&g.a, &g.b])
+        let layers = self.layers.iter().flat_map(LayerGrads::all).flatten();
+        layers.flat_map(|g| [&g.a, &g.b]).chain(&self.head)
     }
 
     /// All zeros again.
     pub fn clear(&mut self) -> Result<()> {
         let mut all = self.layers.iter_mut().flat_map(LayerGrads::all_mut).flatten();
-        all.try_for_each(|g| g.a.clear().and_then(|()| g.b.clear()))
+        all.try_for_each(|g| g.a.clear().and_then(|()| g.b.clear()))?;
+        self.head.as_mut().map_or(Ok(()), Tensor::clear)
     }
 }
 

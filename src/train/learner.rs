@@ -62,8 +62,6 @@ pub struct Learner {
     pub graphs: Graphs,
     rope: RopeTables,
     grads: Grads,
-    /// [V, C] where the head is trained
-    head_grad: Option<Tensor>,
     /// AdamW's mean of gradients and of their squares, in the order of [`Learner::names`]
     moments: Vec<[Tensor; 2]>,
     /// [1]
@@ -89,28 +87,13 @@ impl Learner {
         let state = State::new(arena, config, size.tokens, size.rank, size.keep);
         let scratch = Scratch::new(arena, config, size.tokens, size.rank);
         let grads = Grads::new(arena, &weights);
-        let head_grad = (size.head == Head::Trained).then(|| arena.statistic(&[config.vocab, config.width]));
         arena.group("optimiser");
-        let trained: Vec<&Tensor> = grads.all().chain(&head_grad).collect();
-        let moments = trained.iter().map(|g| [(); 2].map(|()| arena.statistic(g.shape()))).collect();
+        let moments = grads.all().map(|g| [(); 2].map(|()| arena.statistic(g.shape()))).collect();
         let norm = arena.statistic(&[1]);
-        arena.workspace(|| adamw_workspace(trained.iter().map(|g| g.numel())));
+        arena.workspace(|| adamw_workspace(grads.all().map(Tensor::numel)));
         let (device, config) = (arena.device.clone(), config.clone());
         let graphs = if let Device::Gpu(gpu) = &device { Graphs::of(gpu) } else { Graphs::default() };
-        Learner {
-            device,
-            config,
-            mask,
-            weights,
-            state,
-            scratch,
-            graphs,
-            rope,
-            grads,
-            head_grad,
-            moments,
-            norm,
-        }
+        Learner { device, config, mask, weights, state, scratch, graphs, rope, grads, moments, norm }
     }
 
     /// Reads the frozen weights.
@@ -146,7 +129,7 @@ impl Learner {
 
     /// The head, its gradient where it is trained, the last hidden states, and where their gradient goes.
     pub fn head(&mut self) -> (&Tensor, Option<&mut Tensor>, &Tensor, &mut Tensor) {
-        (self.weights.head(), self.head_grad.as_mut(), &self.state.hidden, &mut self.scratch.h)
+        (self.weights.head(), self.grads.head.as_mut(), &self.state.hidden, &mut self.scratch.h)
     }
 
     /// One step of AdamW under the gradient's norm `most` (0: no bound), then gradients of 0. Gives the norm before.
@@ -154,12 +137,12 @@ impl Learner {
     /// A norm that is not finite changes nothing and is an error that names the tensor.
     pub fn update(&mut self, by: AdamW, most: f64) -> Result<f64> {
         let graphs = self.graphs.clone();
-        let Learner { device, grads, head_grad, norm, .. } = self;
-        graphs.run("norm", || adamw_norm(device, norm, grads.all().chain(&*head_grad)))?;
+        let Learner { device, grads, norm, .. } = self;
+        graphs.run("norm", || adamw_norm(device, norm, grads.all()))?;
         let length = norm.read()?[0];
         if !length.is_finite() {
             let bad = |g: &Tensor| g.to_f64().iter().any(|x| !x.is_finite());
-            let which = self.grads.all().chain(&self.head_grad).position(bad);
+            let which = self.grads.all().position(bad);
             let names = self.names();
             let name = which.and_then(|i| names.get(i)).map_or("all together", String::as_str);
             return Err(Error::Diverged { step: by.step, what: format!("the gradient of {name}") });
@@ -169,15 +152,14 @@ impl Learner {
     }
 
     fn step(&mut self, by: AdamW, most: f64) -> Result<()> {
-        let Learner { device, weights, grads, head_grad, moments, norm, .. } = self;
+        let Learner { device, weights, grads, moments, norm, .. } = self;
         let clip = (most > 0.0).then_some(Clip { norm, most });
         let masters = weights.trained_mut();
-        for ((p, g), [m, v]) in masters.zip(grads.all().chain(&*head_grad)).zip(moments) {
+        for ((p, g), [m, v]) in masters.zip(grads.all()).zip(moments) {
             adamw_step(device, p, m, v, g, clip, by)?;
         }
         weights.round_head(device)?;
-        grads.clear()?;
-        head_grad.as_mut().map_or(Ok(()), Tensor::clear)
+        grads.clear()
     }
 
     /// The names of what is trained: by layer; qkv, o, gate_up, down; A before B; the head last.
@@ -190,13 +172,13 @@ impl Learner {
                 names.extend(["A", "B"].map(|side| format!("layers.{i}.{part}.lora_{side}")));
             }
         }
-        names.extend(self.head_grad.is_some().then(|| "lm_head".to_string()));
+        names.extend(self.grads.head.is_some().then(|| "lm_head".to_string()));
         names
     }
 
     /// The gradients, in the order of [`Learner::names`].
     pub fn grads(&self) -> impl Iterator<Item = &Tensor> {
-        self.grads.all().chain(&self.head_grad)
+        self.grads.all()
     }
 
     /// AdamW's means, in the order of [`Learner::names`].
