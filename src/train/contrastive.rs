@@ -81,9 +81,8 @@ impl Contrastive {
         candidates: usize,
         chunk: usize,
     ) -> Contrastive {
-        // A last batch has fewer queries, and rows may have fewer negatives; fewer may take more.
-        let sizes = (1..=queries).map(|p| (p, p)).chain((queries..=candidates).map(|m| (queries, m)));
-        arena.workspace(|| sizes.map(|(p, m)| contrastive_workspace(p, m)).max().unwrap_or(0));
+        // A last batch has fewer queries, and rows may have fewer negatives; the bound is for all of them.
+        arena.workspace(|| contrastive_workspace(queries, candidates));
         arena.group("loss");
         let mut of = |rows: usize| arena.statistic(&[rows, width]);
         let (pooled, unit, d_pooled, d_unit) = (of(chunk), of(chunk), of(chunk), of(chunk));

@@ -35,9 +35,8 @@ pub struct Mntp {
 impl Mntp {
     /// For packs of at most `tokens` tokens.
     pub fn new(arena: &mut Arena, config: &Config, tokens: usize) -> Mntp {
-        // Any number of them may have a label, and fewer may take more.
-        let bytes = (1..=tokens).map(|rows| masked_xent_workspace(rows, config.vocab));
-        arena.workspace(|| bytes.max().unwrap_or(0));
+        // Any number of them may have a label; the bound is for all of them at most.
+        arena.workspace(|| masked_xent_workspace(tokens, config.vocab));
         arena.group("loss");
         Mntp {
             rows: arena.tensor(DType::I32, &[tokens]),
