@@ -15,7 +15,7 @@
 //           masked_xent_zero goes before. dz and dx leave through shared memory, 16 bytes a lane.
 // Cost      p, v, c are the sizes P, V, C in tiles of 128. Tensor flops: forward 2 (128 p) (128 v) up32(C); backward the same,
 //           and for each wave 2 up128(W) 128 c up32(V), with dw 2 (128 v) (128 c) up32(W).
-//           Bytes: forward 2 C (P v + V p) + 24 S P + 32 P v + 16 P S + 20 P, but for 2 C (P + V) from L2; backward
+//           Bytes: forward 2 C (P v + V p) + 24 S P + 32 P v + 16 P S + 20 P + 8, but for 2 C (P + V) from L2; backward
 //           2 N C + 2 C (P v + V p) + 80 P v + 2 P V, and for each wave 2 W V c + 2 V C ceil(W / 128) + 2.5 W C, with dw
 //           2 W V c + (2 C + 64 c) W v + 8 V C. Exactly: the functions masked_xent_*_cost beside the op, which the
 //           emulator's counters equal. No bank conflicts.
