@@ -10,7 +10,7 @@
 // Plan      adamw_square: a block of THREADS sums one CHUNK of one gradient into parts[first + blockIdx.x]; grid
 //           ceil(K / CHUNK). adamw_norm: one block sums the parts. adamw_step: a thread updates 4 neighbours; grid
 //           ceil(K / 4 / THREADS).
-// Cost      norm 2 K flops, bytes 4 K; step 14 K flops, bytes 28 K.
+// Cost      norm 2 K flops, bytes 4 K + 16 M + 4; step 14 K flops, bytes 28 K.
 // Numerics  Squares and sums in f64, in a fixed order: thread, lanes, warps, chunks. The step in f32 with IEEE root and
 //           division. A NaN or infinite element makes the norm so, and a NaN norm makes the step so.
 // Limits    Arrays at 16-byte boundaries; any K.

@@ -13,7 +13,8 @@
 //           by lora_linear_add. lora_linear_dx_128 and _64: product.cuh with w as it lies; the low-rank terms come first,
 //           a fragment at a time, masked before they are mixed: the mask of a warp's part is drawn ahead, into bits. lora_linear_da: 128 columns of x and a run of
 //           tokens a block; x goes through registers, where each segment's mask is drawn once an element, to one tile of
-//           shared memory a segment. Two blocks a multiprocessor, three of lora_linear_da, 256 threads each.
+//           shared memory a segment. Blocks of 256 threads, two a multiprocessor, three of lora_linear_da;
+//           those of dx have 128, two of _128 a multiprocessor and four of _64.
 // Cost      flops 2 N' (M' K' + 2 M' R' + 2 S R' K') and the masks; bytes: dy and x once each for 16 and 64 ranks, dy and w
 //           once a tile in dx, and the parts: exactly that of src/ops/lora_linear/plan.rs, launch by launch.
 // Numerics  bf16 products, f32 sums in a fixed order: parts are added in theirs, and no block adds to another's. dxa and dx
@@ -27,13 +28,12 @@ EXPORT constexpr int THREADS = 256;
 EXPORT constexpr int TOKENS = 32;
 EXPORT constexpr int DXA_COLUMNS = 512;
 EXPORT constexpr int DA_COLUMNS = 128;
-EXPORT constexpr int SLICES = 4;
-static_assert(SLICES == SLICES_OF_BLOCK, "the host counts blocks by it");
 EXPORT constexpr int ADD_THREADS = 256;
 EXPORT constexpr int PRODUCT_THREADS = 128;
 
 // Columns that lora_linear_dxa has in a stage, and stages in a tile.
-constexpr int SPAN = 256, SPANS = DXA_COLUMNS / SPAN, SPAN_CHUNKS = SPAN / BF16S;
+EXPORT constexpr int SPAN = 256;
+constexpr int SLICES = SLICES_OF_BLOCK, SPANS = DXA_COLUMNS / SPAN, SPAN_CHUNKS = SPAN / BF16S;
 
 // Shared memory of lora_linear_dxa.
 struct DxaRoom {
@@ -180,10 +180,9 @@ lora_linear_add(float* __restrict__ to, const float* __restrict__ parts, int row
 
 // Which elements of the C fragment at `row`, `column` a dropout keeps, in bits. A lane draws the four columns that it shares
 // with its neighbour for one of their two rows; they exchange halves.
-__device__ __forceinline__ unsigned kept(const Dropout& dropout, int row, int plane, int column) {
+__device__ __forceinline__ unsigned kept_of_fragment(const Dropout& dropout, int row, int plane, int column) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, odd = t % 2;
-    const unsigned long long token = dropout.first + row + g + 8 * odd;
-    const uint4 w = philox(make_uint4(column / 4 + t / 2, plane, unsigned(token), unsigned(token >> 32)), dropout.key);
+    const uint4 w = dropout.words(dropout.first + row + g + 8 * odd, plane, column / 4 + t / 2);
     const auto bits = [&](unsigned low, unsigned high) { return (low >= dropout.least) + (high >= dropout.least) * 2u; };
     const unsigned left = bits(w.x, w.y), right = bits(w.z, w.w);
     const unsigned other = __shfl_xor_sync(ALL, odd ? left : right, 1);
@@ -211,7 +210,7 @@ __device__ __forceinline__ void low_rank(Product<BLOCKS, true>& product, bf16* r
 #pragma unroll 2
                 for (int i = 0; i < 8; i++) {
                     const int at = 8 * word + i;
-                    keep[word] |= kept(dropout, row + at % BLOCKS * 16, s, column + at / BLOCKS * 8) << 4 * i;
+                    keep[word] |= kept_of_fragment(dropout, row + at % BLOCKS * 16, s, column + at / BLOCKS * 8) << 4 * i;
                 }
         }
         for (int r = 0; r < R; r += RANKS) {

@@ -11,8 +11,9 @@
 //           GPU: partial sums, which lora_linear_round adds in order. lora_linear_fwd_128 and _64: product.cuh. The low-rank
 //           product is done while the first stages are on their way, fragments straight from memory; only columns of a
 //           segment see its xa. Two blocks of _128 a multiprocessor, three or four of _64.
-// Cost      flops 2 N' (M' K' + M' R'' + S R' K''), bytes 2 (N K M' / T + M K N' / T) and what is written, with N', M', K',
-//           R' rounded up to whole tiles and T their side: exactly that of src/ops/lora_linear/plan.rs, launch by launch.
+// Cost      flops 2 N' (M' K' + M'' R') + 2 N'' S R' K'', bytes 2 (N K M' / T + M K N' / T) and what is written, with T the
+//           side of a tile, N' and M' rounded up to it, M'' those columns that an adapted segment's tiles have, K' and R'
+//           rounded up to 32 and 16, N'' and K'' to 128 and 64: exactly that of src/ops/lora_linear/plan.rs, by launch.
 // Numerics  bf16 products, f32 sums: the low-rank ones first, then k in its order (the ragged 32 first), bias, residual; one
 //           rounding. xa is rounded once, after the dropout's scale. Masks are those of src/ops/dropout.rs, bit by bit, and
 //           are drawn only where there is a dropout.
@@ -25,7 +26,9 @@ EXPORT constexpr int XA_THREADS = 256;
 EXPORT constexpr int XA_TOKENS = 128;
 EXPORT constexpr int XA_DEPTH = 64;
 EXPORT constexpr int SLICES = 4;
-static_assert(SLICES == SLICES_OF_BLOCK, "the host counts blocks by it");
+EXPORT constexpr int STEP = 16;
+EXPORT constexpr int DEPTH = 32;
+static_assert(SLICES == SLICES_OF_BLOCK && STEP == RANKS && DEPTH == Product<4, false>::DEPTH, "the host counts by them");
 EXPORT constexpr int ROUND_THREADS = 256;
 
 // Tile of a, one block's ranks by XA_DEPTH columns: two panels of 32 columns, so that a lane's 16 bytes hold two k-steps.

@@ -1,8 +1,8 @@
 // The matrix product of lora_linear, d[n,m] += sum_k a[n,k] b[k,m], one tile of d a block: bf16 operands through a ring of
 // shared-memory stages by cp.async, f32 sums in registers. Four warps, two by two, each own a quarter of the tile.
 //
-// Per 16 of the depth a warp of the large tile reads 4 + 4 ldmatrix.x4 for 32 mma: 64 cycles of shared memory an sm_80
-// needs 256 cycles of tensor core for, so two blocks a multiprocessor stay below its bandwidth with the stages' writes.
+// Per 16 of the depth a warp of the large tile reads 4 + 4 ldmatrix.x4 for 32 mma. On an sm_80 the block's four take 128 cycles
+// of shared memory for that, the stages' writes 64, and the tensor cores 256, which are thus what two blocks share.
 // Fragments are read one k-step ahead, across the barrier; a ragged depth is taken first, so that the loop asks nothing.
 #pragma once
 #include "mma.cuh"
@@ -10,14 +10,13 @@
 // BLOCKS: rows of a warp's part in 16s; ACROSS: b lies as it is, [depth, columns], else transposed, [columns, depth].
 template <int BLOCKS, bool ACROSS>
 struct Product {
-    static constexpr int THREADS = 128, PAIRS = BLOCKS, EIGHTS = 2 * BLOCKS;
+    static constexpr int THREADS = 128, EIGHTS = 2 * BLOCKS;
     static constexpr int PART = 16 * BLOCKS, TILE = 2 * PART, DEPTH = 32;
     static constexpr int OPERAND = TILE * DEPTH * int(sizeof(bf16)), STAGE = 2 * OPERAND;
     static constexpr int STAGES = 12 / BLOCKS, RING = STAGES * STAGE;
-    // Chunks of a row of b's stage, rows that the block copies at a time, times that it does.
+    // Chunks of a row of b's stage, rows that the block copies at a time; it does so BLOCKS times.
     static constexpr int B_CHUNKS = ACROSS ? TILE / BF16S : DEPTH / BF16S;
     static constexpr int A_STRIDE = THREADS / (DEPTH / BF16S), B_STRIDE = THREADS / B_CHUNKS;
-    static constexpr int TURNS = BLOCKS;
 
     // Sums of the warp's part: d[i][j] is the C fragment of rows 16 i, columns 8 j.
     float d[BLOCKS][EIGHTS][4];
@@ -83,11 +82,11 @@ struct Product {
     // Copies the next `deep` of the depth to a stage, zeros where there is no more.
     __device__ __forceinline__ void fetch(unsigned stage, int deep) {
 #pragma unroll
-        for (int i = 0; i < TURNS; i++)
+        for (int i = 0; i < BLOCKS; i++)
             cp_async(to_a + stage + i * A_STRIDE * DEPTH * int(sizeof(bf16)), from_a + i * turn_a,
                      i * A_STRIDE < rows_a && chunk_a * BF16S < deep);
 #pragma unroll
-        for (int i = 0; i < TURNS; i++) {
+        for (int i = 0; i < BLOCKS; i++) {
             const bool there = ACROSS ? row_b + i * B_STRIDE < min(deep, rows_b)
                                       : i * B_STRIDE < rows_b && chunk_a * BF16S < deep;
             cp_async(to_b + stage + i * B_STRIDE * B_CHUNKS * 16, from_b + i * turn_b, there);
@@ -99,7 +98,7 @@ struct Product {
 
     // The fragments of one k-step of a stage.
     struct Fragments {
-        unsigned a[BLOCKS][4], b[PAIRS][4];
+        unsigned a[BLOCKS][4], b[BLOCKS][4];
     };
     template <int K_STEP>
     __device__ __forceinline__ void read(Fragments& f, unsigned stage) const {
@@ -107,7 +106,7 @@ struct Product {
         for (int i = 0; i < BLOCKS; i++)
             ldmatrix_x4(f.a[i], (at_a ^ (K_STEP * 32)) + stage + i * 16 * DEPTH * int(sizeof(bf16)));
 #pragma unroll
-        for (int j = 0; j < PAIRS; j++)
+        for (int j = 0; j < BLOCKS; j++)
             if (ACROSS) ldmatrix_x4_trans(f.b[j], (at_b ^ (j * 32)) + stage + K_STEP * 16 * B_CHUNKS * 16);
             else ldmatrix_x4(f.b[j], (at_b ^ (K_STEP * 32)) + stage + j * 16 * DEPTH * int(sizeof(bf16)));
     }
@@ -203,8 +202,8 @@ struct Product {
 
 // Row and column of this block's tile: GROUP rows of tiles are walked column by column, so that the blocks at work at a
 // time share what they read.
-template <int GROUP = 16>
 __device__ inline int2 tile_of_block(int rows, int columns) {
+    constexpr int GROUP = 16;
     const int group = blockIdx.x / (GROUP * columns), at = blockIdx.x - group * GROUP * columns;
     const int height = min(GROUP, rows - group * GROUP);
     return make_int2(group * GROUP + at % height, at / height);
