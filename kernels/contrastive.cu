@@ -62,11 +62,10 @@ struct Operand {
     static constexpr int VECTORS = TILE * DEEP / BF16S / THREADS;
     const float* data;
     int rows, columns;
-    size_t stride;
     float4 next[VECTORS][2];
 
-    __device__ inline Operand(const float* data, int rows, int columns, size_t stride)
-        : data(data), rows(rows), columns(columns), stride(stride) {}
+    __device__ inline Operand(const float* data, int rows, int columns)
+        : data(data), rows(rows), columns(columns) {}
 
     // Where in the tile this thread's vector i lies. Rows of four chunks go to a quarter of a warp by twos that are four
     // apart: five chunks' stride brings those to different banks.
@@ -84,7 +83,7 @@ struct Operand {
         for (int i = 0; i < VECTORS; i++) {
             const int from = row0 + row(i);
             const bool inside = from < rows && at < columns;
-            const float4* vector = reinterpret_cast<const float4*>(data + from * stride + at);
+            const float4* vector = reinterpret_cast<const float4*>(data + from * size_t(columns) + at);
 #pragma unroll
             for (int j = 0; j < 2; j++) next[i][j] = inside ? vector[j] : make_float4(0, 0, 0, 0);
         }
@@ -120,11 +119,6 @@ struct Sums {
     }
 };
 
-__device__ inline void fragment(unsigned (&r)[4], const Tile<DEEP>& a, int outer, int k) { load_a(r, a, outer, k); }
-__device__ inline void fragment(unsigned (&r)[4], const Tile<TILE>& a, int outer, int k) { load_a_trans(r, a, k, outer); }
-__device__ inline void fragment_b(unsigned (&r)[4], const Tile<DEEP>& b, int outer, int k) { load_b(r, b, outer, k); }
-__device__ inline void fragment_b(unsigned (&r)[4], const Tile<TILE>& b, int outer, int k) { load_b_trans(r, b, k, outer); }
-
 // sum += A B of the tile whose first row is m and first column n, over an inner dimension of K.
 template <bool A_ACROSS, bool B_ACROSS>
 __device__ inline void product(Sums& sum, Shared& shared, Operand<A_ACROSS> a, int m, Operand<B_ACROSS> b, int n, int K) {
@@ -148,8 +142,8 @@ __device__ inline void product(Sums& sum, Shared& shared, Operand<A_ACROSS> a, i
             for (int term = 0; term < TERMS; term++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    fragment(fa[term][i], Tile<Operand<A_ACROSS>::COLUMNS>{shared.terms[0][term]}, warp_m + i * 16, k);
-                    fragment_b(fb[term][i], Tile<Operand<B_ACROSS>::COLUMNS>{shared.terms[1][term]}, warp_n + i * 16, k);
+                    fragment_a<A_ACROSS>(fa[term][i], Tile<Operand<A_ACROSS>::COLUMNS>{shared.terms[0][term]}, warp_m + i * 16, k);
+                    fragment_b<B_ACROSS>(fb[term][i], Tile<Operand<B_ACROSS>::COLUMNS>{shared.terms[1][term]}, warp_n + i * 16, k);
                 }
             }
             // The smallest products first.
@@ -178,7 +172,7 @@ __device__ inline void product(Sums& sum, Shared& shared, Operand<A_ACROSS> a, i
 // The cosines of the tile whose first query is p and first candidate m.
 __device__ inline Sums cosines(Shared& shared, const float* q, const float* c, int P, int M, int C, int p, int m) {
     Sums sum = {};
-    product(sum, shared, Operand<false>(q, P, C, C), p, Operand<false>(c, M, C, C), m, C);
+    product(sum, shared, Operand<false>(q, P, C), p, Operand<false>(c, M, C), m, C);
     return sum;
 }
 
@@ -382,7 +376,7 @@ contrastive_dq(float* __restrict__ dq, const float* __restrict__ dz, const float
     __shared__ Shared shared;
     const int n = blockIdx.x * TILE, m = blockIdx.y * TILE;
     Sums sum = {};
-    product(sum, shared, Operand<false>(dz, rows, stride, stride), m, Operand<true>(c, M, C, C), n, M);
+    product(sum, shared, Operand<false>(dz, rows, stride), m, Operand<true>(c, M, C), n, M);
     each_pair(sum, dq + size_t(first) * C, rows, C, m, n, [](float* pair, float2& to) { write(pair, to); });
 }
 
@@ -394,7 +388,7 @@ contrastive_dc(float* __restrict__ dc, const float* __restrict__ dz, const float
     const int n = blockIdx.x * TILE, m = blockIdx.y * TILE;
     Sums sum = {};
     if (first > 0) each_pair(sum, dc, M, C, m, n, [](float* pair, float2& from) { read(pair, from); });
-    const Operand<true> left(dz, rows, stride, stride), right(q + size_t(first) * C, rows, C, C);
+    const Operand<true> left(dz, rows, stride), right(q + size_t(first) * C, rows, C);
     product(sum, shared, left, m, right, n, rows);
     each_pair(sum, dc, M, C, m, n, [](float* pair, float2& to) { write(pair, to); });
 }

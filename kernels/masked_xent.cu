@@ -55,8 +55,8 @@ struct Operand {
     const bf16* begin[VECTORS];
     int width[VECTORS];
 
-    __device__ inline Operand(const bf16* data, const int* picks, int rows, int columns, size_t stride)
-        : data(data), picks(picks), rows(rows), columns(columns), stride(stride) {}
+    __device__ inline Operand(const bf16* data, const int* picks, int rows, int columns)
+        : data(data), picks(picks), rows(rows), columns(columns), stride(columns) {}
 
     // Where in the tile this thread's vector i lies. Rows of four chunks go to a quarter of a warp by twos that are four
     // apart: five chunks' stride brings those to different banks.
@@ -108,11 +108,6 @@ struct Sums {
     __device__ static constexpr int apart(int k) { return k / 2 * 8 + k % 2; }
 };
 
-__device__ inline void fragment(unsigned (&r)[4], const Tile<DEEP>& a, int outer, int k) { load_a(r, a, outer, k); }
-__device__ inline void fragment(unsigned (&r)[4], const Tile<TILE>& a, int outer, int k) { load_a_trans(r, a, k, outer); }
-__device__ inline void fragment_b(unsigned (&r)[4], const Tile<DEEP>& b, int outer, int k) { load_b(r, b, outer, k); }
-__device__ inline void fragment_b(unsigned (&r)[4], const Tile<TILE>& b, int outer, int k) { load_b_trans(r, b, k, outer); }
-
 // done(tile, sums of A B) for the tiles `first` to `last` of B's outer dimension; A is aimed; K is the inner dimension.
 template <bool A_ACROSS, bool B_ACROSS, typename Done>
 __device__ inline void products(const Operand<A_ACROSS>& a, Operand<B_ACROSS> b, int first, int last, int K, Done done) {
@@ -142,12 +137,12 @@ __device__ inline void products(const Operand<A_ACROSS>& a, Operand<B_ACROSS> b,
 #pragma unroll
             for (int k = 0; k < DEEP; k += 16) {
                 unsigned fa[2][4];
-                fragment(fa[0], left, warp_m, k);
-                fragment(fa[1], left, warp_m + 16, k);
+                fragment_a<A_ACROSS>(fa[0], left, warp_m, k);
+                fragment_a<A_ACROSS>(fa[1], left, warp_m + 16, k);
 #pragma unroll
                 for (int j = 0; j < 8; j += 2) {
                     unsigned fb[4];
-                    fragment_b(fb, right, warp_n + j * 8, k);
+                    fragment_b<B_ACROSS>(fb, right, warp_n + j * 8, k);
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
                         mma_m16n8k16(sum.at[i][j], fa[i], fb[0], fb[1]);
@@ -212,9 +207,9 @@ masked_xent_fwd(float* __restrict__ most, float* __restrict__ sum, int* __restri
     Seen* mine = seen[threadIdx.x / 32 % 2] + Sums::row(0, 0);
     if (threadIdx.x % 4 == 0)
         for (int apart = 0; apart < 32; apart += 8) mine[apart] = Seen::none();
-    Operand<false> a(x, rows, P, C, C);
+    Operand<false> a(x, rows, P, C);
     a.aim(p0);
-    products(a, Operand<false>(w, nullptr, V, C, C), first, last, C, [&](int tile, const Sums& z) {
+    products(a, Operand<false>(w, nullptr, V, C), first, last, C, [&](int tile, const Sums& z) {
         const int v0 = tile * TILE + Sums::column(0, 0), ahead = V - v0;
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -286,9 +281,9 @@ masked_xent_bwd(bf16* __restrict__ dz, const bf16* __restrict__ x, const bf16* _
                 const int* __restrict__ labels, const float* __restrict__ lse, int first, int count, int V, int C, int stride,
                 float scale) {
     const int r0 = blockIdx.x * TILE, tile = blockIdx.y;
-    Operand<false> a(x, rows + first, count, C, C);
+    Operand<false> a(x, rows + first, count, C);
     a.aim(r0);
-    products(a, Operand<false>(w, nullptr, V, C, C), tile, tile + 1, C, [&](int, Sums& z) {
+    products(a, Operand<false>(w, nullptr, V, C), tile, tile + 1, C, [&](int, Sums& z) {
         const int v0 = tile * TILE + Sums::column(0, 0), ahead = V - v0;
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -314,9 +309,9 @@ KERNEL void __launch_bounds__(THREADS, 2)
 masked_xent_dx(bf16* __restrict__ dx, const bf16* __restrict__ dz, const bf16* __restrict__ w, const int* __restrict__ rows,
                int first, int count, int V, int C, int stride) {
     const int r0 = blockIdx.x * TILE, tile = blockIdx.y;
-    Operand<false> a(dz, nullptr, count, stride, stride);
+    Operand<false> a(dz, nullptr, count, stride);
     a.aim(r0);
-    products(a, Operand<true>(w, nullptr, V, C, C), tile, tile + 1, V, [&](int, const Sums& sum) {
+    products(a, Operand<true>(w, nullptr, V, C), tile, tile + 1, V, [&](int, const Sums& sum) {
         leave(sum, tile * TILE, C, [&](int r) {
             return r0 + r < count ? dx + size_t(rows[first + r0 + r]) * C : nullptr;
         });
@@ -328,9 +323,9 @@ KERNEL void __launch_bounds__(THREADS, 2)
 masked_xent_dw(float* __restrict__ dw, const bf16* __restrict__ dz, const bf16* __restrict__ x, const int* __restrict__ rows,
                int first, int count, int V, int C, int stride) {
     const int v0 = blockIdx.x * TILE, tile = blockIdx.y;
-    Operand<true> a(dz, nullptr, count, stride, stride);
+    Operand<true> a(dz, nullptr, count, stride);
     a.aim(v0);
-    products(a, Operand<true>(x, rows + first, count, C, C), tile, tile + 1, count, [&](int, const Sums& sum) {
+    products(a, Operand<true>(x, rows + first, count, C), tile, tile + 1, count, [&](int, const Sums& sum) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll

@@ -18,7 +18,6 @@ struct Tile {
     bf16* data;
 
     // Bytes that `rows` rows take.
-    static constexpr int bytes(int rows) { return rows * STRIDE * int(sizeof(bf16)); }
     __device__ inline bf16* at(int row, int column) const { return data + row * STRIDE + column; }
 };
 
@@ -97,4 +96,16 @@ template <int COLUMNS>
 __device__ inline void load_b_trans(unsigned (&b)[4], const Tile<COLUMNS>& tile, int row, int column) {
     const int lane = threadIdx.x % 32;
     ldmatrix_x4_trans(b, tile.at(row + lane % 16, column + lane / 16 * 8));
+}
+
+// The fragments at `outer` and `k` of a product, from a tile whose rows run along its outer dimension, or ACROSS it.
+template <bool ACROSS, int COLUMNS>
+__device__ inline void fragment_a(unsigned (&r)[4], const Tile<COLUMNS>& a, int outer, int k) {
+    if constexpr (ACROSS) load_a_trans(r, a, k, outer);
+    else load_a(r, a, outer, k);
+}
+template <bool ACROSS, int COLUMNS>
+__device__ inline void fragment_b(unsigned (&r)[4], const Tile<COLUMNS>& b, int outer, int k) {
+    if constexpr (ACROSS) load_b_trans(r, b, k, outer);
+    else load_b(r, b, outer, k);
 }
