@@ -39,6 +39,14 @@ impl Launch {
         let all = |xy: [usize; 2]| [cut(xy[0]), cut(xy[1]), 1];
         Launch { grid: all(grid), block: all(block), cluster: 1, shared: 0, overlap: false }
     }
+
+    /// Blocks along x, y and z, threads along x.
+    pub fn cube([x, y, z]: [usize; 3], threads: usize) -> Launch {
+        let [depth, ..] = Launch::plane([z, 1], [1, 1]).grid;
+        let mut launch = Launch::plane([x, y], [threads, 1]);
+        launch.grid[2] = depth;
+        launch
+    }
 }
 
 /// A value of a kernel's parameter list.

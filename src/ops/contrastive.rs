@@ -5,6 +5,7 @@ use crate::device::gpu::{Gpu, Launch};
 use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::kernels::contrastive as kernels;
+use crate::ops::{Cost, most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
@@ -54,7 +55,7 @@ pub fn contrastive_fwd(
             cpu_fwd::<R>(total, loss, lse, Scores { q: q.host()?, c: c.host()?, ids, rule, sizes });
         }),
         Device::Gpu(gpu) => {
-            let shares = shares(sizes[0], sizes[1]);
+            let shares = shares(sizes[0], sizes[1], TILE);
             gpu_fwd(gpu, [total, loss, lse], [q, c], ids, rule, sizes, shares)?;
         }
     }
@@ -134,16 +135,6 @@ fn cpu_fwd<R: Real + Element>(total: &mut [R], loss: &mut [R], lse: &mut [R], sc
 }
 
 const TILE: usize = kernels::TILE as usize;
-
-/// About so many share the tiles of scores.
-const BLOCKS: usize = 1024;
-
-/// Tiles of candidates that a block goes through, and blocks for a row of tiles.
-fn shares(p: usize, m: usize) -> [usize; 2] {
-    let (rows, columns) = (p.div_ceil(TILE), m.div_ceil(TILE));
-    let tiles = (rows * columns).div_ceil(BLOCKS).min(columns);
-    [tiles, columns.div_ceil(tiles)]
-}
 
 /// Blocks of the tiles of so many rows and columns.
 fn grid(across: usize, down: usize) -> Launch {
@@ -332,8 +323,8 @@ fn gpu_bwd(
 
 /// Bytes of workspace that the forward and the backward of at most so many queries and candidates take on a GPU.
 pub fn contrastive_workspace(p: usize, m: usize) -> usize {
-    // Fewer rows are cut into more shares, and longer waves into more rows: these bounds hold for all of them.
-    let parts = (m.div_ceil(TILE) * p).min(BLOCKS * TILE + p.next_multiple_of(TILE));
+    // Longer waves are of more rows: the bound holds for all of them.
+    let parts = most_shares(p, m, TILE);
     let stride = m.next_multiple_of(8);
     fwd_bytes(parts, p).max(bwd_bytes((p * stride).min((WAVE / 4).max(TILE * stride)), p))
 }
@@ -348,23 +339,22 @@ fn bwd_bytes(dz: usize, p: usize) -> usize {
 }
 
 /// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
-pub fn contrastive_fwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
-    let [flops, bytes] = scores_cost([p, m, c], ids, margin);
-    let [limit_flops, limit_bytes] = limit_cost([p, c], margin);
-    let splits = shares(p, m)[1];
-    [flops + limit_flops, bytes + limit_bytes + 24 * splits * p + 16 * p + 8]
+pub fn contrastive_fwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> Cost {
+    let splits = shares(p, m, TILE)[1];
+    let left = Cost { flops: 0, bytes: 24 * splits * p + 16 * p + 8 };
+    scores_cost([p, m, c], ids, margin) + limit_cost([p, c], margin) + left
 }
 
 /// Likewise, of the backward.
-pub fn contrastive_bwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
+pub fn contrastive_bwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> Cost {
     let up = |n: usize| n.next_multiple_of(TILE);
     let deep = |n: usize| n.next_multiple_of(kernels::DEEP as usize);
     let (stride, slabs, wave) = (m.next_multiple_of(8), c.div_ceil(TILE), wave([p, m, c]));
     let mut cost = limit_cost([p, c], margin);
-    let mut add = |flops: usize, bytes: usize| cost = [cost[0] + flops, cost[1] + bytes];
+    let mut add = |flops: usize, bytes: usize| cost = cost + Cost { flops, bytes };
     for first in (0..p).step_by(wave) {
         let rows = wave.min(p - first);
-        let [flops, bytes] = scores_cost([rows, m, c], ids, margin);
+        let Cost { flops, bytes } = scores_cost([rows, m, c], ids, margin);
         add(flops, bytes + 32 * rows * m.div_ceil(TILE) + 4 * rows * stride);
         let dz = 4 * rows * stride * slabs;
         add(12 * up(rows) * up(c) * deep(m), dz + 4 * m * c * rows.div_ceil(TILE) + 4 * rows * c);
@@ -375,17 +365,17 @@ pub fn contrastive_bwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [
 }
 
 /// Of all tiles of scores; six products of bf16 are one of f32.
-fn scores_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> [usize; 2] {
+fn scores_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> Cost {
     let (rows, columns) = (p.div_ceil(TILE), m.div_ceil(TILE));
     let flops = 12 * rows * TILE * columns * TILE * c.next_multiple_of(kernels::DEEP as usize);
     // Eight lanes look at each row's id and limit, sixteen at each column's id.
     let rules =
         usize::from(ids) * (32 * p * columns + 64 * m * rows) + usize::from(margin) * 32 * p * columns;
-    [flops, 4 * c * (p * columns + m * rows) + rules]
+    Cost { flops, bytes: 4 * c * (p * columns + m * rows) + rules }
 }
 
 /// Of the diagonal tiles.
-fn limit_cost([p, c]: [usize; 2], margin: bool) -> [usize; 2] {
+fn limit_cost([p, c]: [usize; 2], margin: bool) -> Cost {
     let flops = 12 * p.next_multiple_of(TILE) * TILE * c.next_multiple_of(kernels::DEEP as usize);
-    [flops, 8 * p * c + 4 * p].map(|x| x * usize::from(margin))
+    if margin { Cost { flops, bytes: 8 * p * c + 4 * p } } else { Cost::default() }
 }

@@ -79,6 +79,31 @@ impl Dropout {
     }
 }
 
+/// A dropout as kernels take it; without one, nothing is drawn.
+#[derive(Clone, Copy)]
+pub struct Draw {
+    /// [`Dropout::key`]
+    pub key: [u32; 2],
+    /// [`Dropout::least`]; 0 keeps everything
+    pub least: u32,
+    /// Of what is kept.
+    pub scale: f32,
+    /// [`Dropout::first`]
+    pub first: u64,
+}
+
+impl Draw {
+    /// Of an op that may have none.
+    pub fn new(dropout: Option<Dropout>) -> Draw {
+        match dropout {
+            Some(d) => {
+                Draw { key: d.key(), least: d.least(), scale: (1.0 / (1.0 - d.rate)) as f32, first: d.first }
+            }
+            None => Draw { key: [0; 2], least: 0, scale: 1.0, first: 0 },
+        }
+    }
+}
+
 /// `y[n,c] = x[n,c] mask(n, plane, c)`, the mask being 0 or `1 / (1 - rate)`; the backward is the same on the gradients.
 ///
 /// | operand | shape  | dtype      | role        |
@@ -97,9 +122,9 @@ pub fn dropout_fwd(
     let op = "dropout_fwd";
     let [n, c] = dims(op, ["N", "C"], &[("x", x, "N C"), ("y", &*y, "N C")])?;
     Dropout::check(Some(dropout), op)?;
-    let key = dropout.key();
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
+            let key = dropout.key();
             let rows = y.host_mut::<R>()?.par_chunks_mut(c).zip(x.host::<R>()?.par_chunks(c)).enumerate();
             rows.with_min_len(16).for_each(|(row, (y, x))| {
                 y.copy_from_slice(x);
@@ -110,22 +135,9 @@ pub fn dropout_fwd(
             whole_vectors(op, "C", c, 8)?;
             let threads = kernels::THREADS as usize;
             let launch = Launch::line((int(op, n * (c / 8))? as usize).div_ceil(threads), threads);
-            let ([k0, k1], scale) = (key, (1.0 / (1.0 - dropout.rate)) as f32);
+            let Draw { key: [k0, k1], least, scale, first } = Draw::new(Some(dropout));
             let [n, c, plane] = [int(op, n)?, int(op, c)?, int(op, plane)?];
-            kernels::dropout_fwd(
-                gpu,
-                launch,
-                y,
-                x,
-                n,
-                c,
-                plane,
-                k0,
-                k1,
-                dropout.least(),
-                scale,
-                dropout.first,
-            )?;
+            kernels::dropout_fwd(gpu, launch, y, x, n, c, plane, k0, k1, least, scale, first)?;
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
 use crate::tensor::{Element, Tensor, dims, refuse, with_real};
-pub use plan::{Cost, Sizes, lora_linear_workspace};
+pub use plan::{Sizes, lora_linear_workspace};
 use rayon::prelude::*;
 
 /// Low-rank deltas of a (merged) projection: segment i adds `scales[i] (x A_iᵀ) B_iᵀ` to its own rows of W.

@@ -5,6 +5,7 @@ use crate::device::gpu::{Gpu, Launch};
 use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::kernels::masked_xent as kernels;
+use crate::ops::{Cost, most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
@@ -45,7 +46,7 @@ pub fn masked_xent_fwd(
             cpu_fwd::<R>(total, loss, lse, x.host()?, w, &picks, sizes[1])
         }),
         Device::Gpu(gpu) => {
-            let shares = shares(sizes[3], sizes[2]);
+            let shares = shares(sizes[3], sizes[2], ACROSS);
             gpu_fwd(gpu, [total, loss, lse], [x, w, rows, labels], sizes, shares)
         }
     }
@@ -173,16 +174,6 @@ impl<R: Real> Seen<R> {
 }
 
 const ACROSS: usize = kernels::TILE as usize;
-
-/// About so many share the tiles of logits.
-const BLOCKS: usize = 1024;
-
-/// Tiles of the vocabulary that a block goes through, and blocks for a row of tiles.
-fn shares(p: usize, v: usize) -> [usize; 2] {
-    let (rows, columns) = (p.div_ceil(ACROSS), v.div_ceil(ACROSS));
-    let tiles = (rows * columns).div_ceil(BLOCKS).min(columns);
-    [tiles, columns.div_ceil(tiles)]
-}
 
 /// A block for each of these tiles.
 fn grid(across: usize, down: usize) -> Launch {
@@ -334,8 +325,7 @@ fn gpu_bwd(
 
 /// Bytes of workspace that the forward and the backward of at most so many rows take on a GPU.
 pub fn masked_xent_workspace(p: usize, v: usize) -> usize {
-    // Fewer rows are cut into more shares: this bound holds for all of them.
-    let parts = (v.div_ceil(ACROSS) * p).min(BLOCKS * ACROSS + p.next_multiple_of(ACROSS));
+    let parts = most_shares(p, v, ACROSS);
     let dz = wave(p, v) * v.next_multiple_of(8);
     fwd_bytes(parts, p).max(workspace_bytes(&[(DType::Bf16, &[dz])]))
 }
@@ -346,25 +336,24 @@ fn fwd_bytes(parts: usize, p: usize) -> usize {
 }
 
 /// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
-pub fn masked_xent_fwd_cost([c, v, p]: [usize; 3]) -> [usize; 2] {
-    let splits = shares(p, v)[1];
-    let [flops, bytes] = logits_cost([c, v, p]);
+pub fn masked_xent_fwd_cost([c, v, p]: [usize; 3]) -> Cost {
+    let splits = shares(p, v, ACROSS)[1];
     // Eight lanes look at each row's label, four at where it lies.
     let labels = 32 * p * v.div_ceil(ACROSS) + 16 * p * splits;
-    [flops, bytes + labels + 24 * splits * p + 20 * p + 8]
+    logits_cost([c, v, p]) + Cost { flops: 0, bytes: labels + 24 * splits * p + 20 * p + 8 }
 }
 
 /// Likewise, of the backward: of x's N rows, and of dw if it is wanted.
-pub fn masked_xent_bwd_cost([n, c, v, p]: [usize; 4], dw: bool) -> [usize; 2] {
+pub fn masked_xent_bwd_cost([n, c, v, p]: [usize; 4], dw: bool) -> Cost {
     let up = |n: usize| n.next_multiple_of(ACROSS);
     let deep = |n: usize| n.next_multiple_of(kernels::DEEP as usize);
     let (stride, slabs, columns, wave) =
         (v.next_multiple_of(8), c.div_ceil(ACROSS), v.div_ceil(ACROSS), wave(p, v));
-    let mut cost = [0, 2 * n * c];
-    let mut add = |flops: usize, bytes: usize| cost = [cost[0] + flops, cost[1] + bytes];
+    let mut cost = Cost { flops: 0, bytes: 2 * n * c };
+    let mut add = |flops: usize, bytes: usize| cost = cost + Cost { flops, bytes };
     for first in (0..p).step_by(wave) {
         let count = wave.min(p - first);
-        let [flops, bytes] = logits_cost([c, v, count]);
+        let Cost { flops, bytes } = logits_cost([c, v, count]);
         add(flops, bytes + (64 + 16) * count * columns + 2 * count * stride);
         let dz = 2 * count * stride * slabs;
         let place = count * c / 2;
@@ -378,8 +367,8 @@ pub fn masked_xent_bwd_cost([n, c, v, p]: [usize; 4], dw: bool) -> [usize; 2] {
 }
 
 /// Of all tiles of logits.
-fn logits_cost([c, v, p]: [usize; 3]) -> [usize; 2] {
+fn logits_cost([c, v, p]: [usize; 3]) -> Cost {
     let (rows, columns) = (p.div_ceil(ACROSS), v.div_ceil(ACROSS));
     let flops = 2 * rows * ACROSS * columns * ACROSS * c.next_multiple_of(kernels::DEEP as usize);
-    [flops, 2 * c * (p * columns + v * rows)]
+    Cost { flops, bytes: 2 * c * (p * columns + v * rows) }
 }

@@ -1,5 +1,7 @@
 //! One file per op: its contract, its dispatch, its CPU function. An op never calls another op.
 
+use std::ops::Add;
+
 pub mod adamw;
 pub mod attention;
 pub mod contrastive;
@@ -14,3 +16,41 @@ pub mod pool;
 pub mod rmsnorm;
 pub mod rope;
 pub mod swiglu;
+
+/// What launches on a GPU cost: what their plan says, and the emulator counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Operations of tensor cores, those on filled-up tiles among them.
+    pub flops: usize,
+    /// Bytes that threads ask global memory for, most of them from L2.
+    pub bytes: usize,
+}
+
+impl Add for Cost {
+    type Output = Cost;
+
+    fn add(self, more: Cost) -> Cost {
+        Cost { flops: self.flops + more.flops, bytes: self.bytes + more.bytes }
+    }
+}
+
+impl std::iter::Sum for Cost {
+    fn sum<I: Iterator<Item = Cost>>(all: I) -> Cost {
+        all.fold(Cost::default(), Add::add)
+    }
+}
+
+/// About so many blocks share the tiles of a loss's matrix.
+const BLOCKS: usize = 1024;
+
+/// Of a matrix of `rows` by `columns` in square tiles: how many of a row of tiles a block goes through, and blocks for it.
+fn shares(rows: usize, columns: usize, tile: usize) -> [usize; 2] {
+    let (rows, columns) = (rows.div_ceil(tile), columns.div_ceil(tile));
+    let tiles = (rows * columns).div_ceil(BLOCKS).min(columns);
+    [tiles, columns.div_ceil(tiles)]
+}
+
+/// The most elements of [blocks for a row of tiles, rows] that [`shares`] makes of at most so many rows: fewer are cut into more.
+fn most_shares(rows: usize, columns: usize, tile: usize) -> usize {
+    (columns.div_ceil(tile) * rows).min(BLOCKS * tile + rows.next_multiple_of(tile))
+}

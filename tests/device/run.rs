@@ -5,9 +5,10 @@ pub use llm2vec::bench::cases::gpu_dtype as dtype;
 use llm2vec::bench::cases::{self, Case, Fill, Plan};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::{DType, Device};
+use llm2vec::ops::Cost;
 use llm2vec::ops::adamw::{AdamW, adamw_step};
 use llm2vec::ops::attention::{Heads, Mask, attention_fwd};
-use llm2vec::ops::lora_linear::{Cost, Lora, Sizes, lora_linear_bwd, lora_linear_fwd};
+use llm2vec::ops::lora_linear::{Lora, Sizes, lora_linear_bwd, lora_linear_fwd};
 use llm2vec::ops::rmsnorm::rmsnorm_bwd;
 use llm2vec::tensor::Tensor;
 

@@ -91,11 +91,7 @@ pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool,
             inputs: vec![qkv, starts],
             flops: 4 * h * d * pairs,
             elements: n * (heads.columns() + h * d + h),
-            plan: Plan {
-                bytes: Some(cost.bytes),
-                tensor_flops: Some(cost.flops),
-                ..Plan::chain(move |o, i| unfused::attention_fwd(o, i, heads, mask, dropout))
-            },
+            plan: Plan::chain(move |o, i| unfused::attention_fwd(o, i, heads, mask, dropout)).costing([cost]),
             run: Box::new(move |dev, o, i| {
                 let [out, lse] = o else { unreachable!() };
                 attention_fwd(dev, out, Some(lse), &i[0], &i[1], heads, mask, dropout)
@@ -110,11 +106,7 @@ pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool,
         inputs: vec![dout, out, ("lse", Level(vec![n, h], 4.0)), qkv, starts],
         flops: 10 * h * d * pairs,
         elements: n * (2 * heads.columns() + 2 * h * d + h),
-        plan: Plan {
-            bytes: Some(cost.bytes),
-            tensor_flops: Some(cost.flops),
-            ..Plan::chain(move |o, i| unfused::attention_bwd(o, i, heads, mask, dropout))
-        },
+        plan: Plan::chain(move |o, i| unfused::attention_bwd(o, i, heads, mask, dropout)).costing([cost]),
         run: Box::new(move |dev, o, i| {
             attention_bwd(dev, &mut o[0], &i[0], &i[1], &i[2], &i[3], &i[4], heads, mask, dropout)
         }),

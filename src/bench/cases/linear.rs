@@ -1,7 +1,7 @@
 //! The linear op: plain, and with low-rank segments, one of them without an adapter.
 
 use super::{Added, Case, DROPOUT, Normal, Plan, Poison, unfused};
-use crate::ops::lora_linear::{Cost, Lora, LoraGrads, Sizes, lora_linear_bwd, lora_linear_fwd};
+use crate::ops::lora_linear::{Lora, LoraGrads, Sizes, lora_linear_bwd, lora_linear_fwd};
 
 pub fn lora_linears() -> Vec<Case> {
     let plain = [[1, 1, 1], [3, 5, 7], [65, 48, 40], [256, 768, 768]];
@@ -35,12 +35,6 @@ pub fn large_tiles() -> Vec<Case> {
     plain.into_iter().chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).collect()
 }
 
-/// The plan with what the launches of a GPU cost, all together.
-fn costed(plan: Plan, launches: &[Cost]) -> Plan {
-    let sum = |of: fn(&Cost) -> usize| Some(launches.iter().map(of).sum());
-    Plan { bytes: sum(|c| c.bytes), tensor_flops: sum(|c| c.flops), ..plan }
-}
-
 fn plain_sizes([n, k, m]: [usize; 3]) -> Sizes {
     Sizes { n, k, m, rank: 0, segments: Vec::new() }
 }
@@ -59,7 +53,7 @@ fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: costed(Plan::default(), &plain_sizes([n, k, m]).fwd_cost(false, false)),
+        plan: Plan::default().costing(plain_sizes([n, k, m]).fwd_cost(false, false)),
         run: Box::new(|d, o, i| {
             lora_linear_fwd(d, Some(&mut o[0]), None, &i[0], &i[1], None, None, None, None)
         }),
@@ -74,7 +68,7 @@ fn plain_bwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("dy", Normal(vec![n, m])), ("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: costed(Plan::default(), &plain_sizes([n, k, m]).bwd_cost(true, false)),
+        plan: Plan::default().costing(plain_sizes([n, k, m]).bwd_cost(true, false)),
         run: Box::new(|d, o, i| {
             lora_linear_bwd(d, Some(&mut o[0]), None, None, &i[0], &i[1], None, &i[2], None, None)
         }),
@@ -110,13 +104,11 @@ fn lora_fwd(sizes: &Segmented, drop: bool) -> Case {
         ],
         flops: 2 * n * (k * m + s * r * k + m * r),
         elements: n * k + k * m + 2 * n * m + s * r * k + m * r + m,
-        plan: costed(
-            Plan::chain(move |o, i| {
-                let lora = Lora { a: &i[3], b: &i[4], rows: &steps, scales: &SCALES[..steps.len()] };
-                unfused::lora_linear_fwd(o, i, Some(lora), Some(&i[2]), Some(&i[5]), dropout)
-            }),
-            &lora_sizes(sizes).fwd_cost(true, true),
-        ),
+        plan: Plan::chain(move |o, i| {
+            let lora = Lora { a: &i[3], b: &i[4], rows: &steps, scales: &SCALES[..steps.len()] };
+            unfused::lora_linear_fwd(o, i, Some(lora), Some(&i[2]), Some(&i[5]), dropout)
+        })
+        .costing(lora_sizes(sizes).fwd_cost(true, true)),
         run: Box::new(move |d, o, i| {
             let ([y, xa], [x, w, bias, a, b, residual]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };
@@ -148,13 +140,11 @@ fn lora_bwd(sizes: &Segmented, drop: bool) -> Case {
         ],
         flops: 2 * n * (k * m + 2 * s * r * k + 2 * m * r),
         elements: 2 * n * k + k * m + n * m + 2 * (s * r * k + m * r),
-        plan: costed(
-            Plan::chain(move |o, i| {
-                let lora = Lora { a: &i[4], b: &i[5], rows: &steps, scales: &SCALES[..steps.len()] };
-                unfused::lora_linear_bwd(o, i, lora, dropout)
-            }),
-            &lora_sizes(sizes).bwd_cost(true, true),
-        ),
+        plan: Plan::chain(move |o, i| {
+            let lora = Lora { a: &i[4], b: &i[5], rows: &steps, scales: &SCALES[..steps.len()] };
+            unfused::lora_linear_bwd(o, i, lora, dropout)
+        })
+        .costing(lora_sizes(sizes).bwd_cost(true, true)),
         run: Box::new(move |d, o, i| {
             let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };

@@ -6,11 +6,6 @@ use crate::ops::contrastive::{
 };
 use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_bwd_cost, masked_xent_fwd, masked_xent_fwd_cost};
 
-/// The plan, held to this cost.
-fn costs(plan: Plan, [flops, bytes]: [usize; 2]) -> Plan {
-    Plan { bytes: Some(bytes), tensor_flops: Some(flops), ..plan }
-}
-
 pub fn masked_xents() -> Vec<Case> {
     // N, C, V, P. Of a GPU's tiles one of each, one less, all but whole, one more, with logits as models have them; one of
     // each, odd sizes, a vocabulary of more than one tile of the CPU.
@@ -35,7 +30,7 @@ pub(super) fn masked_xent([n, c, v, p]: [usize; 4], x: f64, lse: f64, forward: b
             inputs: vec![x, w, rows, labels],
             flops: 2 * p * c * v,
             elements: p * c + v * c,
-            plan: costs(Plan::default(), masked_xent_fwd_cost([c, v, p])),
+            plan: Plan::default().costing([masked_xent_fwd_cost([c, v, p])]),
             run: Box::new(|d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
@@ -49,10 +44,8 @@ pub(super) fn masked_xent([n, c, v, p]: [usize; 4], x: f64, lse: f64, forward: b
         inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], lse))],
         flops: 6 * p * c * v,
         elements: p * c + n * c + 3 * v * c,
-        plan: costs(
-            Plan::chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN)),
-            masked_xent_bwd_cost([n, c, v, p], true),
-        ),
+        plan: Plan::chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN))
+            .costing([masked_xent_bwd_cost([n, c, v, p], true)]),
         run: Box::new(|d, o, i| {
             let [dx, dw] = o else { unreachable!() };
             masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
@@ -100,7 +93,7 @@ pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, 
             inputs,
             flops: 2 * p * m * c,
             elements: (p + m) * c,
-            plan: costs(Plan::default(), contrastive_fwd_cost([p, m, c], with_ids, rule.margin.is_some())),
+            plan: Plan::default().costing([contrastive_fwd_cost([p, m, c], with_ids, rule.margin.is_some())]),
             run: Box::new(move |d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 contrastive_fwd(d, total, loss, lse, &i[0], &i[1], i.get(2), rule)
@@ -114,7 +107,7 @@ pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, 
         inputs,
         flops: 6 * p * m * c,
         elements: 2 * (p + m) * c,
-        plan: costs(Plan::default(), contrastive_bwd_cost([p, m, c], with_ids, rule.margin.is_some())),
+        plan: Plan::default().costing([contrastive_bwd_cost([p, m, c], with_ids, rule.margin.is_some())]),
         run: Box::new(move |d, o, i| {
             let [dq, dc] = o else { unreachable!() };
             contrastive_bwd(d, dq, dc, &i[0], &i[1], i.get(3), &i[2], rule, DMEAN)

@@ -13,6 +13,7 @@ mod unfused;
 
 use crate::device::{DType, Device};
 use crate::error::Result;
+use crate::ops::Cost;
 use crate::ops::dropout::Dropout;
 use crate::rng::normal;
 use crate::tensor::Tensor;
@@ -126,6 +127,12 @@ impl Plan {
     /// Bytes touched, each once.
     fn once(bytes: usize) -> Plan {
         Plan { once: Some(bytes), ..Plan::default() }
+    }
+
+    /// Also held to what its launches cost, all together.
+    fn costing(self, launches: impl IntoIterator<Item = Cost>) -> Plan {
+        let Cost { flops, bytes } = launches.into_iter().sum();
+        Plan { bytes: Some(bytes), tensor_flops: Some(flops), ..self }
     }
 
     /// Twice the error of this chain, of outputs and inputs.

@@ -5,6 +5,8 @@ use crate::device::DType;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
 use crate::kernels::{attention_bwd as bwd, attention_fwd as fwd};
+use crate::ops::Cost;
+use crate::ops::dropout::Draw;
 use crate::tensor::{Tensor, int, refuse, workspace_bytes};
 use std::ops::Range;
 
@@ -15,10 +17,7 @@ pub const WIDTHS: [usize; 6] = [16, 32, 64, 80, 96, 128];
 struct Scalars {
     sizes: [i32; 4],
     reach: [i32; 2],
-    key: [u32; 2],
-    least: u32,
-    scale: f32,
-    first: u64,
+    draw: Draw,
 }
 
 impl Scalars {
@@ -33,15 +32,8 @@ impl Scalars {
         }
         let [n_, b, h, g] = [n, starts.numel() - 1, heads.query, heads.key].map(|x| int(op, x));
         let (left, right) = reach(mask, n);
-        let (dropout, key) = dropout.unzip();
-        Ok(Scalars {
-            sizes: [n_?, b?, h?, g?],
-            reach: [int(op, left)?, int(op, right)?],
-            key: key.unwrap_or_default(),
-            least: dropout.map_or(0, |d| d.least()),
-            scale: dropout.map_or(1.0, |d| (1.0 / (1.0 - d.rate)) as f32),
-            first: dropout.map_or(0, |d| d.first),
-        })
+        let draw = Draw::new(dropout.map(|d| d.0));
+        Ok(Scalars { sizes: [n_?, b?, h?, g?], reach: [int(op, left)?, int(op, right)?], draw })
     }
 }
 
@@ -55,11 +47,11 @@ fn reach(mask: Mask, n: usize) -> (usize, usize) {
     }
 }
 
-/// A block for every `tile` rows of every head, and `rows` rows of shared memory.
+/// A block of `threads` for every `tile` rows of every head, and `rows` rows of shared memory.
 fn spread(
     op: &'static str,
     n: usize,
-    tile: i32,
+    [tile, threads]: [i32; 2],
     heads: usize,
     rows: i32,
     rest: u32,
@@ -67,7 +59,7 @@ fn spread(
 ) -> Result<Launch> {
     let blocks = int(op, n.div_ceil(tile as usize) * heads)?;
     let shared = rows as u32 * 2 * (d as u32 + 8) + rest;
-    Ok(Launch { shared, ..Launch::line(blocks as usize, fwd::THREADS as usize) })
+    Ok(Launch { shared, ..Launch::line(blocks as usize, threads as usize) })
 }
 
 /// Launches the forward.
@@ -89,9 +81,10 @@ pub fn forward(
         96 => fwd::attention_fwd_d96,
         _ => fwd::attention_fwd_d128,
     };
-    let launch = spread(op, n, fwd::ROWS, query, fwd::ROWS + 4 * fwd::KEYS, 0, width)?;
-    let ([n, b, h, g], [left, right], [k0, k1]) = (s.sizes, s.reach, s.key);
-    kernel(gpu, launch, out, lse, qkv, starts, n, b, h, g, left, right, k0, k1, s.least, s.scale, s.first)
+    let launch = spread(op, n, [fwd::ROWS, fwd::THREADS], query, fwd::ROWS + 4 * fwd::KEYS, 0, width)?;
+    let ([n, b, h, g], [left, right]) = (s.sizes, s.reach);
+    let Draw { key: [k0, k1], least, scale, first } = s.draw;
+    kernel(gpu, launch, out, lse, qkv, starts, n, b, h, g, left, right, k0, k1, least, scale, first)
 }
 
 /// Launches the backward: first what queries own, with what the keys' kernel reads of every row, then what keys own.
@@ -124,18 +117,17 @@ pub fn backward(
         96 => bwd::attention_bwd_keys_d96,
         _ => bwd::attention_bwd_keys_d128,
     };
-    let tiles = 2 * bwd::OWNED + 4 * bwd::STREAMED;
-    let to = spread(op, n, bwd::OWNED, heads.query, tiles, 0, heads.width)?;
-    let then = spread(op, n, bwd::OWNED, heads.key, tiles, 16 * bwd::STREAMED as u32, heads.width)?;
+    let (tiles, own) = (2 * bwd::OWNED + 4 * bwd::STREAMED, [bwd::OWNED, bwd::THREADS]);
+    let to = spread(op, n, own, heads.query, tiles, 0, heads.width)?;
+    let then = spread(op, n, own, heads.key, tiles, 16 * bwd::STREAMED as u32, heads.width)?;
     let [mut rows] = Tensor::workspace(gpu, [(DType::F32, &rows(heads, n)[..])])?;
-    let ([n, b, h, g], [left, right], [k0, k1]) = (s.sizes, s.reach, s.key);
+    let ([n, b, h, g], [left, right]) = (s.sizes, s.reach);
+    let Draw { key: [k0, k1], least, scale, first } = s.draw;
     queries(
-        gpu, to, dqkv, &mut rows, dout, out, lse, qkv, starts, n, b, h, g, left, right, k0, k1, s.least,
-        s.scale, s.first,
+        gpu, to, dqkv, &mut rows, dout, out, lse, qkv, starts, n, b, h, g, left, right, k0, k1, least, scale,
+        first,
     )?;
-    keys(
-        gpu, then, dqkv, dout, &rows, qkv, starts, n, b, h, g, left, right, k0, k1, s.least, s.scale, s.first,
-    )
+    keys(gpu, then, dqkv, dout, &rows, qkv, starts, n, b, h, g, left, right, k0, k1, least, scale, first)
 }
 
 /// What the backward's kernel of queries leaves for that of keys: lse and delta of each row, an even number of rows a head.
@@ -146,15 +138,6 @@ fn rows(heads: Heads, n: usize) -> [usize; 3] {
 /// Bytes of workspace that [`super::attention_bwd`] takes for a pack of `n` rows.
 pub fn attention_workspace(heads: Heads, n: usize) -> usize {
     workspace_bytes(&[(DType::F32, &rows(heads, n))])
-}
-
-/// What a launch costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cost {
-    /// Bytes that it moves to and from global memory.
-    pub bytes: usize,
-    /// Operations of tensor cores.
-    pub flops: usize,
 }
 
 /// The cost of [`super::attention_fwd`], with `lse`, on these sequences.

@@ -60,7 +60,7 @@ fn the_workspace_is_enough_for_less() {
             let has = contrastive_workspace(*p, *m);
             for m in sizes.iter().filter(|n| *n <= m) {
                 for p in sizes.iter().filter(|n| *n <= p && *n <= m) {
-                    let takes = fwd_bytes(shares(*p, *m)[1] * p, *p);
+                    let takes = fwd_bytes(shares(*p, *m, TILE)[1] * p, *p);
                     let dz = wave([*p, *m, 0]) * m.next_multiple_of(8);
                     assert!(takes.max(bwd_bytes(dz, *p)) <= has, "{p} {m}");
                 }
@@ -84,7 +84,7 @@ fn a_second_copy_of_the_positive_is_no_win() {
     for margin in [None, Some(0.0)] {
         let rule = InfoNce { scale: 1.0, margin };
         let mut out = [2, p, p].map(|n| Tensor::zeros_on(&gpu, DType::F32, &[n]).unwrap());
-        gpu_fwd(&gpu, out.each_mut(), [&q, &k], None, rule, sizes, shares(p, m)).unwrap();
+        gpu_fwd(&gpu, out.each_mut(), [&q, &k], None, rule, sizes, shares(p, m, TILE)).unwrap();
         assert_eq!(out[0].to_f64()[1], 1.0, "query 2 alone has no equal to its positive");
     }
 }
@@ -101,7 +101,7 @@ fn costs_are_as_stated() {
             for t in &mut out {
                 *t = t.to_gpu(&gpu, DType::F32)?;
             }
-            gpu_fwd(&gpu, out.each_mut(), [&q, &k], ids, rule, sizes, shares(p, m))
+            gpu_fwd(&gpu, out.each_mut(), [&q, &k], ids, rule, sizes, shares(p, m, TILE))
         });
         check(&counted.unwrap(), contrastive_fwd_cost(sizes, some, some));
         let counted = gpu.count(|| {
@@ -112,7 +112,7 @@ fn costs_are_as_stated() {
     }
 }
 
-fn check(counted: &[(&'static str, Counters)], [flops, bytes]: [usize; 2]) {
+fn check(counted: &[(&'static str, Counters)], Cost { flops, bytes }: Cost) {
     let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
     counted.iter().for_each(|(k, c)| println!("{k}\n{}", c.table()));
     assert_eq!(sum(|c| c.flops), flops);

@@ -6,7 +6,7 @@ use crate::device::DType;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
 use crate::kernels::{lora_linear_bwd as bwd, lora_linear_fwd as fwd};
-use crate::ops::dropout::Dropout;
+use crate::ops::dropout::{Draw, Dropout};
 use crate::tensor::{Tensor, int, refuse, whole_vectors};
 
 /// Segments as kernels take them: where they end and their scales. Those that are not there are empty.
@@ -44,31 +44,6 @@ impl Segments {
     }
 }
 
-/// A dropout as kernels take it.
-struct Mask {
-    key: [u32; 2],
-    least: u32,
-    scale: f32,
-    first: u64,
-}
-
-impl Mask {
-    fn new(dropout: Option<Dropout>) -> Mask {
-        match dropout {
-            Some(d) => {
-                Mask { key: d.key(), least: d.least(), scale: (1.0 / (1.0 - d.rate)) as f32, first: d.first }
-            }
-            None => Mask { key: [0; 2], least: 0, scale: 1.0, first: 0 },
-        }
-    }
-}
-
-fn cube(grid: [usize; 3], threads: i32) -> Launch {
-    let mut launch = Launch::plane([grid[0], grid[1]], [threads as usize, 1]);
-    launch.grid[2] = u32::try_from(grid[2]).unwrap_or(u32::MAX);
-    launch
-}
-
 /// The sum of `parts` [end of the last segment's, N, R] into `out` [N, S R].
 fn round(gpu: &Gpu, out: &mut Tensor, parts: &Tensor, rank: usize, ends: &[usize]) -> Result<()> {
     const OP: &str = "lora_linear";
@@ -98,10 +73,10 @@ pub fn forward(
     let mut low = None;
     if let (Some(lora), Some(xa)) = (lora, xa) {
         let [mut parts] = Tensor::workspace(gpu, [(DType::F32, &sizes.fwd_parts()[..])])?;
-        let ([splits, depth], Mask { key: [k0, k1], least, scale, first }) =
-            (sizes.xa_splits(), Mask::new(dropout));
+        let ([splits, depth], Draw { key: [k0, k1], least, scale, first }) =
+            (sizes.xa_splits(), Draw::new(dropout));
         let blocks = sizes.n.div_ceil(fwd::XA_TOKENS as usize);
-        let launch = cube([sizes.groups(), blocks, splits], fwd::XA_THREADS);
+        let launch = Launch::cube([sizes.groups(), blocks, splits], fwd::XA_THREADS as usize);
         let (to, depth) = ((splits > 1).then_some(&mut parts), int(OP, depth)?);
         fwd::lora_linear_xa(
             gpu, launch, xa, to, x, lora.a, n, k, rank, count, depth, s0, s1, s2, k0, k1, least, scale, first,
@@ -165,7 +140,7 @@ impl Backward<'_> {
         let all = tiles.last().copied().unwrap_or(0);
         let [dxa_parts, db_parts, _] = parts;
         if all > 0 {
-            let launch = cube([sizes.slices(), all, splits], bwd::THREADS);
+            let launch = Launch::cube([sizes.slices(), all, splits], bwd::THREADS as usize);
             let end = |s: usize| int(BWD, tiles.get(s).copied().unwrap_or(all));
             let (t0, t1, run) = (end(0)?, end(1)?, int(BWD, run)?);
             let db = self.grads.is_some().then_some(&mut *db_parts);
@@ -187,7 +162,7 @@ impl Backward<'_> {
         let [n, k, m, rank] =
             [int(BWD, sizes.n)?, int(BWD, sizes.k)?, int(BWD, sizes.m)?, int(BWD, sizes.rank)?];
         let (Segments { count, scales: [s0, s1, s2], .. }, side) = (*of, tile(sizes.n, sizes.k));
-        let Mask { key: [k0, k1], least, scale, first } = Mask::new(self.dropout);
+        let Draw { key: [k0, k1], least, scale, first } = Draw::new(self.dropout);
         let launch =
             Launch::line(sizes.n.div_ceil(side) * sizes.k.div_ceil(side), bwd::PRODUCT_THREADS as usize);
         let product = match side {
@@ -205,8 +180,11 @@ impl Backward<'_> {
         let (Some(grads), Some(dxa)) = (&mut self.grads, &self.dxa) else { return Ok(()) };
         let [n, k, rank] = [int(BWD, sizes.n)?, int(BWD, sizes.k)?, int(BWD, sizes.rank)?];
         let (Segments { count, scales: [s0, s1, s2], .. }, [splits, run]) = (*of, sizes.da_splits());
-        let Mask { key: [k0, k1], least, scale, first } = Mask::new(self.dropout);
-        let launch = cube([sizes.groups(), sizes.k.div_ceil(bwd::DA_COLUMNS as usize), splits], bwd::THREADS);
+        let Draw { key: [k0, k1], least, scale, first } = Draw::new(self.dropout);
+        let launch = Launch::cube(
+            [sizes.groups(), sizes.k.div_ceil(bwd::DA_COLUMNS as usize), splits],
+            bwd::THREADS as usize,
+        );
         let run = int(BWD, run)?;
         bwd::lora_linear_da(
             gpu, launch, parts, dxa, self.x, n, k, rank, count, run, s0, s1, s2, k0, k1, least, scale, first,

@@ -4,6 +4,7 @@
 use super::Lora;
 use crate::device::DType;
 use crate::kernels::{lora_linear_bwd as bwd, lora_linear_fwd as fwd};
+use crate::ops::Cost;
 use crate::tensor::workspace_bytes;
 
 /// Sizes of a call: the letters of the op, and its segments; none without low-rank deltas.
@@ -21,27 +22,18 @@ pub struct Sizes {
     pub segments: Vec<(usize, bool)>,
 }
 
-/// What one launch does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cost {
-    /// C name.
-    pub kernel: &'static str,
-    /// Operations of tensor cores, those on filled-up tiles among them.
-    pub flops: usize,
-    /// Bytes that threads ask global memory for.
-    pub bytes: usize,
-}
-
 /// Ranks of a k-step.
-const RANKS: usize = 16;
-/// Depth of a stage of the product.
-const DEPTH: usize = 32;
-/// Blocks that fill the largest GPU of today, two a multiprocessor; more would queue.
+const RANKS: usize = fwd::STEP as usize;
+/// Columns of y that dxa's blocks have in a stage.
+const SPAN: usize = bwd::SPAN as usize;
+/// Blocks that nearly fill the largest GPU of today, two on each of its 132 multiprocessors; more would queue.
 const BLOCKS: usize = 256;
+/// No part of a split sum is shorter.
+const SHORTEST: usize = 256;
 
-/// The most parts that `length` is split into, so that `blocks` times as many fill the GPU and none is shorter than 256.
+/// The most parts that `length` is split into, so that `blocks` times as many fill the GPU.
 fn parts(length: usize, fill: usize, blocks: usize) -> usize {
-    (fill / blocks.max(1)).clamp(1, length.div_ceil(256).max(1))
+    (fill / blocks.max(1)).clamp(1, length.div_ceil(SHORTEST).max(1))
 }
 
 /// Parts of `length` and the length of one, a multiple of `unit`.
@@ -144,7 +136,7 @@ impl Sizes {
     fn product(&self, rows: usize, columns: usize, depth: usize) -> [usize; 2] {
         let side = tile(rows, columns);
         let [down, across] = [rows, columns].map(|n| n.div_ceil(side));
-        let flops = 2 * down * across * side * side * depth.next_multiple_of(DEPTH);
+        let flops = 2 * down * across * side * side * depth.next_multiple_of(fwd::DEPTH as usize);
         [flops, 2 * depth * (rows * across + columns * down)]
     }
 
@@ -165,9 +157,9 @@ impl Sizes {
             let out = n * stacked;
             let bytes = 2 * n * k * self.groups() + 4 * stacked * k * blocks;
             let wrote = if splits > 1 { 4 * splits * out } else { 2 * out };
-            all.push(Cost { kernel: "lora_linear_xa", flops, bytes: bytes + wrote });
+            all.push(Cost { flops, bytes: bytes + wrote });
             if splits > 1 {
-                all.push(Cost { kernel: "lora_linear_round", flops: 0, bytes: 4 * splits * out + 2 * out });
+                all.push(Cost { flops: 0, bytes: 4 * splits * out + 2 * out });
             }
         }
         let [mut flops, mut bytes] = self.product(n, m, k);
@@ -183,8 +175,7 @@ impl Sizes {
         }
         // Sixteen lanes of a tile ask for each pair of the bias.
         bytes += 2 * n * m * (1 + usize::from(residual)) + if bias { 16 * 2 * m * down } else { 0 };
-        let kernel = if side == 128 { "lora_linear_fwd_128" } else { "lora_linear_fwd_64" };
-        all.push(Cost { kernel, flops, bytes });
+        all.push(Cost { flops, bytes });
         all
     }
 
@@ -197,27 +188,19 @@ impl Sizes {
         if stacked > 0 {
             let (tiles, [splits, _]) = (self.tiles().iter().sum::<usize>(), self.dxa_splits());
             if tiles > 0 {
-                let spans: usize = self.adapted().map(|rows| rows.div_ceil(256)).sum();
+                let spans: usize = self.adapted().map(|rows| rows.div_ceil(SPAN)).sum();
                 let products = 1 + usize::from(grads);
                 let mut bytes =
                     2 * n * columns * slices + 2 * 4 * columns * rank * splits + 4 * tiles * n * rank;
                 if grads {
                     bytes += 2 * tiles * n * rank + 4 * splits * columns * rank;
                 }
-                let flops = products * 2 * tokens * spans * 256 * slices * RANKS;
-                all.push(Cost { kernel: "lora_linear_dxa", flops, bytes });
+                let flops = products * 2 * tokens * spans * SPAN * slices * RANKS;
+                all.push(Cost { flops, bytes });
             }
-            all.push(Cost {
-                kernel: "lora_linear_round",
-                flops: 0,
-                bytes: 4 * tiles * n * rank + 2 * n * stacked,
-            });
+            all.push(Cost { flops: 0, bytes: 4 * tiles * n * rank + 2 * n * stacked });
         }
-        let add = |count: usize, splits: usize| Cost {
-            kernel: "lora_linear_add",
-            flops: 0,
-            bytes: 4 * count * (2 + splits),
-        };
+        let add = |count: usize, splits: usize| Cost { flops: 0, bytes: 4 * count * (2 + splits) };
         if grads && columns > 0 {
             all.push(add(columns * rank, self.dxa_splits()[0]));
         }
@@ -226,15 +209,14 @@ impl Sizes {
             let [down, across] = [n, k].map(|n| n.div_ceil(side));
             flops += adapted * 2 * down * across * side * side * slices * RANKS;
             bytes += adapted * rank * (2 * 2 * n * across + 4 * k * down) + 2 * n * k;
-            let kernel = if side == 128 { "lora_linear_dx_128" } else { "lora_linear_dx_64" };
-            all.push(Cost { kernel, flops, bytes });
+            all.push(Cost { flops, bytes });
         }
         if grads && columns > 0 {
             let (strips, [splits, _]) = (k.div_ceil(bwd::DA_COLUMNS as usize), self.da_splits());
             let flops = 2 * tokens * strips * bwd::DA_COLUMNS as usize * adapted * slices * RANKS;
             let bytes =
                 2 * n * k * self.groups() + 2 * strips * n * stacked + 4 * splits * adapted * rank * k;
-            all.push(Cost { kernel: "lora_linear_da", flops, bytes });
+            all.push(Cost { flops, bytes });
             all.push(add(adapted * rank * k, splits));
         }
         all
@@ -247,7 +229,7 @@ pub fn lora_linear_workspace(sizes: &Sizes) -> usize {
         return 0;
     }
     // Fewer tokens may be split more often: so often that they fill the GPU, and no oftener than K can be.
-    let rows = (sizes.n * sizes.k.div_ceil(256)).min(BLOCKS * fwd::XA_TOKENS as usize / sizes.groups());
+    let rows = (sizes.n * sizes.k.div_ceil(SHORTEST)).min(BLOCKS * fwd::XA_TOKENS as usize / sizes.groups());
     let fwd = workspace_bytes(&[(DType::F32, &[rows, sizes.stacked()])]);
     let shapes = sizes.bwd_parts_of([sizes.dxa_parts(), sizes.da_parts()]);
     fwd.max(workspace_bytes(&shapes.each_ref().map(|shape| (DType::F32, &shape[..]))))

@@ -77,7 +77,7 @@ fn the_workspace_is_enough_for_less() {
     for v in [1, 129, 32_000, 32_768, 128_256, 152_064] {
         let takes = |p: usize| {
             let dz = wave(p, v) * v.next_multiple_of(8);
-            fwd_bytes(shares(p, v)[1] * p, p).max(workspace_bytes(&[(DType::Bf16, &[dz])]))
+            fwd_bytes(shares(p, v, ACROSS)[1] * p, p).max(workspace_bytes(&[(DType::Bf16, &[dz])]))
         };
         let sizes = [1, 127, 128, 129, 640, 1000, 1024, 1100, 3277, 13107, 16384, 65536];
         let mut most = 0;
@@ -94,7 +94,7 @@ fn the_workspace_is_enough_for_less() {
 fn costs_are_as_stated() {
     let Some((gpu, operands)) = problem() else { return };
     let [n, c, v, p] = SIZES;
-    let counted = gpu.count(|| forward(&gpu, &operands, shares(p, v)).map(drop));
+    let counted = gpu.count(|| forward(&gpu, &operands, shares(p, v, ACROSS)).map(drop));
     check(&counted.unwrap(), masked_xent_fwd_cost([c, v, p]));
     for head in [false, true] {
         let counted = gpu.count(|| backward(&gpu, &operands, wave(p, v), head).map(drop));
@@ -102,7 +102,7 @@ fn costs_are_as_stated() {
     }
 }
 
-fn check(counted: &[(&'static str, Counters)], [flops, bytes]: [usize; 2]) {
+fn check(counted: &[(&'static str, Counters)], Cost { flops, bytes }: Cost) {
     let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
     counted.iter().for_each(|(k, c)| println!("{k}\n{}", c.table()));
     assert_eq!(sum(|c| c.flops), flops);
