@@ -5,7 +5,7 @@ pub mod setup;
 pub mod texts;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::llama::Decoder;
@@ -77,13 +77,9 @@ impl Encoder {
         let other = if let Device::Cpu(_) = setup.device { "--dtype bf16" } else { "--device cpu" };
         setup.plan().check(&format!("a smaller --tokens, or {other}"))?;
         let mut arena = Arena::new(&setup.device);
-        let (config, positions) = (&setup.config, setup.limits.max_length);
-        let mut buffers = Buffers::new(&mut arena, config, setup.storage, setup.tokens, positions);
-        if setup.check_finite {
-            buffers.state.watch(&mut arena, config);
-        }
+        let mut buffers = setup.buffers(&mut arena);
         arena.finish()?;
-        buffers.weights.load(config, &setup.files)?;
+        buffers.weights.load(&setup.config, &setup.files)?;
         Ok(Encoder { setup, buffers })
     }
 
@@ -95,13 +91,7 @@ impl Encoder {
     /// The ids of a text and the span to pool; an error if nothing is left to pool.
     pub fn prompt(&self, instruction: &str, text: &str) -> Result<Prompt> {
         let prompt = self.setup.prompter.prompt(instruction, text)?;
-        let vocab = self.setup.config.vocab;
-        if let Some(id) = prompt.ids.iter().find(|&&id| id as usize >= vocab) {
-            let what = format!(
-                "the tokenizer gives id {id}, the model's vocabulary has {vocab}: they do not belong together"
-            );
-            return Err(Error::Unsupported(what));
-        }
+        self.setup.config.check_ids(prompt.ids.iter().map(|&id| id.into()))?;
         Ok(prompt)
     }
 

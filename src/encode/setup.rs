@@ -82,7 +82,7 @@ impl PoolingMode {
 }
 
 /// `--attention` by name.
-pub fn attention_by_name(name: &str) -> Result<Attention> {
+fn attention_by_name(name: &str) -> Result<Attention> {
     match name {
         "full" => Ok(Attention::Full),
         "causal" => Ok(Attention::Causal),
@@ -183,10 +183,10 @@ pub struct Setup {
 }
 
 /// Tokens in a pack on the CPU: large enough for the matrix products, small enough for the caches.
-pub const CPU_TOKENS: usize = 2048;
+const CPU_TOKENS: usize = 2048;
 
 /// Tokens in a pack on a GPU: enough tiles for all its multiprocessors, in every product.
-pub const GPU_TOKENS: usize = 16384;
+const GPU_TOKENS: usize = 16384;
 
 /// The most that a length or a pack may be: keeps the sizes that follow from it far from overflow.
 pub const MOST_TOKENS: usize = 1 << 24;
@@ -265,8 +265,18 @@ impl Setup {
     /// What would be allocated, counted on a planning arena.
     pub fn plan(&self) -> Arena {
         let mut arena = Arena::planning(&self.device);
-        Buffers::new(&mut arena, &self.config, self.storage, self.tokens, self.limits.max_length);
+        self.buffers(&mut arena);
         arena
+    }
+
+    /// Everything that is allocated.
+    pub(super) fn buffers(&self, arena: &mut Arena) -> Buffers {
+        let positions = self.limits.max_length;
+        let mut buffers = Buffers::new(arena, &self.config, self.storage, self.tokens, positions);
+        if self.check_finite {
+            buffers.state.watch(arena, &self.config);
+        }
+        buffers
     }
 
     /// These settings, and what is stacked here, as `llm2vec_config.json` records them.

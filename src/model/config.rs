@@ -100,6 +100,17 @@ pub enum Attention {
 }
 
 impl Config {
+    /// Refuses ids that the embedding has no row for: a GPU sees it too late to say so, and gives NaN.
+    pub fn check_ids(&self, mut ids: impl Iterator<Item = i64>) -> Result<()> {
+        match ids.find(|&id| !(0..self.vocab as i64).contains(&id)) {
+            Some(id) => unsupported(format!(
+                "the tokenizer gives id {id}, the model's vocabulary has {}: they do not belong together",
+                self.vocab
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Reads a parsed `config.json`; what this crate does not run is an error that names it.
     pub fn parse(v: &Value) -> Result<Config> {
         if !v.is_object() {

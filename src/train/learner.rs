@@ -103,14 +103,7 @@ impl Learner {
 
     /// Takes a pack to the device.
     pub fn take(&mut self, ids: &[i32], starts: &[i32]) -> Result<()> {
-        // A GPU sees it too late to say so: the row becomes NaN.
-        let vocab = self.config.vocab as i32;
-        if let Some(id) = ids.iter().find(|&&id| !(0..vocab).contains(&id)) {
-            let what = format!(
-                "the tokenizer gives id {id}, the model's vocabulary has {vocab}: they do not belong together"
-            );
-            return Err(Error::Unsupported(what));
-        }
+        self.config.check_ids(ids.iter().map(|&id| id.into()))?;
         self.state.set_batch(ids, starts)?;
         self.scratch.set_rows(ids.len())
     }
