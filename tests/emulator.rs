@@ -46,10 +46,12 @@ const GEMM: &str = include_str!("emulator/ptx/gemm.ptx");
 /// Schedules that every correct kernel is run under.
 const SEEDS: std::ops::Range<u64> = 0..20;
 
-/// An argument: an array (`Scratch` where nothing has been written), the tensor map of an array, or a number.
+/// An argument: an array (`Scratch` where nothing has been written), one that is given back before the launch, the
+/// tensor map of an array, or a number.
 enum Arg<'a> {
     In(&'a [u8]),
     Scratch(usize),
+    Freed(usize),
     Map(&'a [u8], TensorMap),
     Int(i32),
 }
@@ -61,7 +63,7 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
     for (i, arg) in args.iter().enumerate() {
         let bytes = match arg {
             Arg::In(bytes) | Arg::Map(bytes, _) => bytes.len(),
-            Arg::Scratch(bytes) => *bytes,
+            Arg::Scratch(bytes) | Arg::Freed(bytes) => *bytes,
             Arg::Int(n) => {
                 values.push(n.to_le_bytes().to_vec());
                 continue;
@@ -71,7 +73,10 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
         if let Arg::In(bytes) | Arg::Map(bytes, _) = arg {
             emulator.write(address, bytes)?;
         }
-        arrays.push((address, bytes));
+        match arg {
+            Arg::Freed(_) => emulator.free(address)?,
+            _ => arrays.push((address, bytes)),
+        }
         values.push(match arg {
             Arg::Map(_, map) => emulator.tensor_map(&TensorMap { address, ..map.clone() })?.to_vec(),
             _ => address.to_le_bytes().to_vec(),

@@ -180,7 +180,7 @@ fn a_map_where_it_may_not_be() {
         "map_on_the_stack",
         &line(1, 64),
         &args(),
-        "map_on_the_stack",
+        ("map_on_the_stack", "access"),
         &["const __grid_constant__"],
     );
     assert_eq!(run_all(BUGS, "map_on_the_stack_right", &line(1, 64), &args()).0[0], x);
