@@ -31,6 +31,8 @@ mod real;
 mod removal;
 #[path = "emulator/scalar.rs"]
 mod scalar;
+#[path = "emulator/tables.rs"]
+mod tables;
 #[path = "emulator/warpgroup.rs"]
 mod warpgroup;
 #[path = "emulator/wgmma.rs"]
