@@ -49,13 +49,15 @@ const GEMM: &str = include_str!("emulator/ptx/gemm.ptx");
 const SEEDS: std::ops::Range<u64> = 0..20;
 
 /// An argument: an array (`Scratch` where nothing has been written), one that is given back before the launch, the
-/// tensor map of an array, or a number.
+/// tensor map of either kind of array, or a number.
 enum Arg<'a> {
     In(&'a [u8]),
     Scratch(usize),
     Freed(usize),
     Map(&'a [u8], TensorMap),
+    ScratchMap(usize, TensorMap),
     Int(i32),
+    Long(u64),
 }
 
 /// Runs a kernel of `ptx` and gives the arrays as they are afterwards. Scratch arrays must be wholly written.
@@ -65,9 +67,13 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
     for (i, arg) in args.iter().enumerate() {
         let bytes = match arg {
             Arg::In(bytes) | Arg::Map(bytes, _) => bytes.len(),
-            Arg::Scratch(bytes) | Arg::Freed(bytes) => *bytes,
-            Arg::Int(n) => {
-                values.push(n.to_le_bytes().to_vec());
+            Arg::Scratch(bytes) | Arg::ScratchMap(bytes, _) | Arg::Freed(bytes) => *bytes,
+            Arg::Int(_) | Arg::Long(_) => {
+                values.push(match arg {
+                    Arg::Long(n) => n.to_le_bytes().to_vec(),
+                    Arg::Int(n) => n.to_le_bytes().to_vec(),
+                    _ => Vec::new(),
+                });
                 continue;
             }
         };
@@ -80,7 +86,9 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
             _ => arrays.push((address, bytes)),
         }
         values.push(match arg {
-            Arg::Map(_, map) => emulator.tensor_map(&TensorMap { address, ..map.clone() })?.to_vec(),
+            Arg::Map(_, map) | Arg::ScratchMap(_, map) => {
+                emulator.tensor_map(&TensorMap { address, ..map.clone() })?.to_vec()
+            }
             _ => address.to_le_bytes().to_vec(),
         });
     }
@@ -90,22 +98,39 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
     Ok((read.collect::<Result<_>>()?, counters))
 }
 
-/// The same under every seed: the bits must be equal. Where a GPU answers it runs there too: it must give these bits, or
-/// where the ISA does not say them (see [`real::is_exact`]), what it gives is what the caller judges.
-fn run_all(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
+/// The same under every seed: the bits must be equal.
+fn under_seeds(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
     let first = run(ptx, kernel, launch, args).unwrap();
     for seed in SEEDS {
         let again = run(ptx, kernel, &Launch { seed, ..*launch }, args).unwrap();
         assert!(again.0 == first.0, "{kernel}: seed {seed} gives other bits");
     }
-    match real::run(ptx, kernel, launch, args) {
-        Some(there) if !real::is_exact(ptx, kernel) => (there, first.1),
-        Some(there) => {
-            assert!(there == first.0, "{kernel}: a GPU gives other bits");
-            first
-        }
-        None => first,
-    }
+    first
+}
+
+/// Under every seed, and where a GPU answers there too: all give these bits.
+fn run_all(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
+    assert!(real::is_exact(ptx, kernel), "{kernel}: a GPU may give other bits, which somebody must judge");
+    let first = under_seeds(ptx, kernel, launch, args);
+    real::also(ptx, kernel, launch, args, |there| {
+        assert!(there == first.0, "{kernel}: a GPU gives other bits");
+    });
+    first
+}
+
+/// The same where the ISA does not say every bit (see [`real::is_exact`]): what the emulator gives is judged, and what a
+/// GPU gives is as well.
+fn judge_all(
+    ptx: &str,
+    kernel: &str,
+    launch: &Launch,
+    args: &[Arg<'_>],
+    judge: impl Fn(&[Vec<u8>]),
+) -> Counters {
+    let (here, counters) = under_seeds(ptx, kernel, launch, args);
+    judge(&here);
+    real::also(ptx, kernel, launch, args, judge);
+    counters
 }
 
 fn line(blocks: u32, threads: u32) -> Launch {

@@ -17,6 +17,9 @@ fn results(body: &str) -> Result<Vec<i32>> {
         all.push(i32s(&out[0]));
     }
     assert!(all.iter().all(|a| a == &all[0]), "{all:?}");
+    real::also(&ptx, "k", &line(1, 32), &[Arg::Scratch(32)], |there| {
+        assert_eq!(i32s(&there[0]), all[0], "{body}")
+    });
     Ok(all.remove(0))
 }
 
@@ -209,11 +212,17 @@ fn reductions_by_type() {
              cp.reduce.async.bulk.global.shared::cta.bulk_group.{kind} [%d0], [s], 16;\n\
              cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;\nret;\n}}\n"
         );
+        let on_a_gpu = std::cell::Cell::new(None);
+        real::also(&ptx, "k", &line(1, 32), &[Arg::In(old), Arg::In(new)], |there| {
+            on_a_gpu.set(Some(there[0].clone()));
+        });
         let runs = (0..4).map(|seed| {
             let launch = Launch { seed, ..line(1, 32) };
             run(&ptx, "k", &launch, &[Arg::In(old), Arg::In(new)]).unwrap().0.remove(0)
         });
-        runs.reduce(|a, b| if a == b { a } else { panic!("{kind}: {a:?} {b:?}") }).unwrap()
+        runs.chain(on_a_gpu.take())
+            .reduce(|a, b| if a == b { a } else { panic!("{kind}: {a:?} {b:?}") })
+            .unwrap()
     };
     let (a, b) = ([7i32, -9, i32::MAX, 0], [-2i32, 4, 1, 0x7fff_fff0]);
     let check = |kind: &str, f: fn(i32, i32) -> i32| {
