@@ -2,7 +2,7 @@
 
 use super::*;
 
-const PTX: &str = include_str!("ptx/async_sm90.ptx");
+pub const PTX: &str = include_str!("ptx/async_sm90.ptx");
 pub const BUGS: &str = include_str!("ptx/async_bugs_sm90.ptx");
 
 fn clusters(blocks: u32, threads: u32, size: u32) -> Launch {
