@@ -3,9 +3,12 @@
 //!
 //! `LLM2VEC_SEEDS=20` runs so many schedules of each case.
 
+#[path = "common/answers.rs"]
+mod answers;
 #[path = "device/run.rs"]
 mod run;
 
+use answers::built;
 use llm2vec::bench::cases::{self, Case};
 use llm2vec::device::emulator::{Count, Counters};
 use llm2vec::device::gpu::Gpu;
@@ -206,14 +209,6 @@ fn unfused_chains_agree_with_their_ops() {
     assert_eq!(ops.len(), 5, "{ops:?}");
 }
 
-fn built() -> bool {
-    let built = kernels::FILES.iter().any(|f| !f.images.is_empty());
-    if !built {
-        println!("skipped: this build holds no kernels (nvcc was not found)");
-    }
-    built
-}
-
 fn seeds() -> u64 {
     let asked = std::env::var("LLM2VEC_SEEDS").ok().map(|n| n.parse().expect("LLM2VEC_SEEDS: a number"));
     asked.unwrap_or(SEEDS)
@@ -234,17 +229,9 @@ fn kernels_agree_with_the_f64_cpu_on_the_emulator() {
 
 #[test]
 fn kernels_agree_with_the_f64_cpu_on_a_gpu() {
-    match Gpu::cuda(0) {
-        Ok(gpu) if built() => {
-            // One after the other: they share its workspace.
-            let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            alone.install(|| all_on(&|| gpu.clone(), 2, GUARD));
-        }
-        other => {
-            let why = other.err().map_or("this build holds no kernels".into(), |e| e.to_string());
-            let required = std::env::var("REQUIRE_GPU").is_ok_and(|v| !["", "0"].contains(&v.as_str()));
-            assert!(!required, "REQUIRE_GPU is set: {why}");
-            println!("skipped: {why}");
-        }
+    if let Some(gpu) = answers::cuda().filter(|_| built()) {
+        // One after the other: they share its workspace.
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        alone.install(|| all_on(&|| gpu.clone(), 2, GUARD));
     }
 }
