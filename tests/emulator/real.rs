@@ -43,6 +43,16 @@ pub fn also(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>], judge: i
     println!("skipped on a GPU: {kernel}: {why} ({skipped} runs skipped, {ran} done so far)");
 }
 
+/// A kernel as the build would have given it, for good.
+fn leaked(ptx: &str, kernel: &str, hopper: bool) -> Kernel {
+    let bytes: &'static [u8] = Box::leak(format!("{ptx}\0").into_bytes().into_boxed_slice());
+    let target = if hopper { "compute_90a" } else { "compute_80" };
+    let images = Box::leak(Box::new([Image { target, bytes }]));
+    let file: &'static File =
+        Box::leak(Box::new(File { stem: "test", kernels: &[], images, resources: &[] }));
+    Kernel { name: Box::leak(kernel.to_string().into_boxed_str()), file }
+}
+
 /// What [`super::run`] gives, by a GPU; or why none does.
 fn run(
     ptx: &str,
@@ -60,12 +70,6 @@ fn run(
         return Err("it is for sm_90a");
     }
     let [cluster, 1, 1] = launch.cluster else { return Err("its cluster has more than one dimension") };
-    let bytes: &'static [u8] = Box::leak(format!("{ptx}\0").into_bytes().into_boxed_slice());
-    let target = if hopper { "compute_90a" } else { "compute_80" };
-    let images = Box::leak(Box::new([Image { target, bytes }]));
-    let file: &'static File =
-        Box::leak(Box::new(File { stem: "test", kernels: &[], images, resources: &[] }));
-    let name: &'static str = Box::leak(kernel.to_string().into_boxed_str());
     let (mut arrays, mut maps) = (Vec::new(), Vec::new());
     for arg in args {
         let (start, bytes, map) = match arg {
@@ -106,7 +110,7 @@ fn run(
     let (grid, block, shared) = (launch.grid, launch.block, launch.shared as u32);
     let launch = gpu::Launch { grid, block, cluster, shared, overlap: false };
     // SAFETY: the arguments are those that the emulator has taken for this kernel, arrays are live until it is done.
-    unsafe { gpu.launch(&Kernel { name, file }, launch, &values) }.unwrap();
+    unsafe { gpu.launch(&leaked(ptx, kernel, hopper), launch, &values) }.unwrap();
     gpu.synchronize().unwrap();
     let read = |memory: &Memory| {
         let mut bytes = vec![0; memory.bytes()];
