@@ -7,13 +7,15 @@ use llm2vec::device::emulator::{Element, Swizzle, TensorMap};
 const PTX: &str = include_str!("ptx/gemm_sm90.ptx");
 const SIZES: (usize, usize, usize) = (256, 128, 320);
 
+type Judge<'a> = Option<&'a dyn Fn(&[u8])>;
+
 /// D = A B; `n_major`: B is K x N. What a GPU gives is judged too.
 fn product(
     ptx: &str,
     kernel: &str,
     seed: u64,
     (m, n, k): (usize, usize, usize),
-    judge: Option<&dyn Fn(&[u8])>,
+    judge: Judge<'_>,
 ) -> Result<(Vec<u8>, Counters)> {
     let n_major = kernel == "gemm_n_major";
     let (a, b) = operands((m, n, k));

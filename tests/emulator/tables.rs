@@ -34,7 +34,7 @@ fn number(i: usize, salt: usize) -> u64 {
     const EDGES: [u64; 8] = [0, 1, 5, 0x7fff_ffff, 0x8000_0000, u32::MAX as u64, 1 << 63, !0];
     let n = (i * 8 + salt) as u64;
     let noise = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0x2545_f491_4f6c_dd1d);
-    if n % 3 == 0 { noise } else { EDGES[(noise >> 20) as usize % 8] }
+    if n.is_multiple_of(3) { noise } else { EDGES[(noise >> 20) as usize % 8] }
 }
 
 type Row = (&'static str, u32, fn(u64, u64, u64) -> u64);
@@ -100,7 +100,7 @@ fn operand(row: &str, i: usize, k: usize) -> u64 {
         "f64" => (f64::from(whole) * 0.3).to_bits(),
         "f16" | "f16x2" => twice(|v| f16::from_f32(v).to_bits()),
         "bf16" | "bf16x2" => twice(|v| bf16::from_f32(v).to_bits()),
-        _ if k == 1 && i % 4 == 0 => number(i, 0),
+        _ if k == 1 && i.is_multiple_of(4) => number(i, 0),
         _ => number(i, k),
     }
 }
@@ -251,7 +251,8 @@ fn votes_by_mode() {
 
 #[test]
 fn reductions_of_a_warp_by_type() {
-    let rows: [(&str, fn(u32, u32) -> u32); 9] = [
+    type Rule = fn(u32, u32) -> u32;
+    let rows: [(&str, Rule); 9] = [
         ("add.u32", u32::wrapping_add),
         ("add.s32", u32::wrapping_add),
         ("min.u32", |a, b| a.min(b)),
@@ -276,7 +277,7 @@ fn reductions_of_a_warp_by_type() {
 fn matches_by_width() {
     // Few values, one value, and values that differ above the lower half only.
     let values: [fn(usize) -> u64; 4] =
-        [|t| number(t % 5, 1), |_| 77, |t| t as u64 % 3 << 40 | 9, |t| u64::from(t % 32 == 31)];
+        [|t| number(t % 5, 1), |_| 77, |t| (t as u64 % 3) << 40 | 9, |t| u64::from(t % 32 == 31)];
     for value in values {
         for (ty, register, mask) in [("b32", "%r0", u64::from(u32::MAX)), ("b64", "%d0", !0)] {
             let any = format!("match.any.sync.{ty} %r3, {register}, MASK;\ncvt.u64.u32 %d3, %r3;");
