@@ -242,6 +242,9 @@ fn reductions_by_type() {
     let floats =
         reduce("add.f32", bytes_of(&[0.1f32, 1e30, -2.0, 3.0]), bytes_of(&[0.2f32, -1e30, 0.5, 4.0]));
     assert_eq!(f32s(&floats), [0.1f32 + 0.2, 0.0, -1.5, 7.0]);
+    let small = [1e-40f32, 2e-38, -1e-39, f32::MIN_POSITIVE];
+    let flushed = reduce("add.f32", bytes_of(&small), bytes_of(&[1e-40f32, -1.5e-38, 0.0, 1e-39]));
+    assert_eq!(f32s(&flushed), [0.0f32, 0.0, 0.0, f32::MIN_POSITIVE]);
     let (x, y) = (
         [1.5f32, -3.0, 0.0, f32::NAN, 8.0, -0.25, 100.0, 2.0],
         [1.0f32, -2.5, 4.0, 6.0, 9.0, -1.0, 0.5, 2.0],

@@ -152,6 +152,37 @@ fn atomics_by_type() {
     }
 }
 
+/// In global memory a sum of f32 takes and gives zeros for them, with their signs; in shared memory it does not.
+#[test]
+fn sums_of_subnormal_numbers() {
+    const PAIRS: [(u32, u32); 8] = [
+        (1, 1),
+        (0x8000_0001, 0x8000_0000),
+        (0x0080_0000, 0x8080_0001),
+        (0x007f_ffff, 0x0080_0000),
+        (0x8040_0000, 0x8040_0000),
+        (0x0000_0007, 0x3f80_0000),
+        (0x0100_0000, 0x80c0_0000),
+        (0, 0x803f_ffff),
+    ];
+    let values = inputs(|t| [u64::from(PAIRS[t % 8].0), u64::from(PAIRS[t % 8].1), 0]);
+    let flush = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
+    for kind in ["atom", "red"] {
+        let to = if kind == "atom" { "%r3, " } else { "" };
+        for (space, at) in [("global", "%d10"), ("shared", "%r10")] {
+            let code = format!(
+                "st.{space}.b32 [{at}], %r0;\n{kind}.{space}.add.f32 {to}[{at}], %r1;\n\
+                 ld.{space}.b32 %r4, [{at}];\ncvt.u64.u32 %d3, %r4;"
+            );
+            for (t, got) in table(&code, &values).iter().enumerate() {
+                let [a, b] = [values[t][0], values[t][1]].map(f);
+                let want = if space == "global" { flush(flush(a) + flush(b)) } else { a + b };
+                assert_eq!(got[0] as u32, want.to_bits(), "{kind}.{space}: {a:e} {b:e}");
+            }
+        }
+    }
+}
+
 /// Code for some lanes of each warp; the others have nothing to say.
 fn across(code: &str, mask: u32, inputs: &[[u64; 3]; THREADS]) -> Vec<[u64; 2]> {
     let code = code.replace("MASK", &mask.to_string());
