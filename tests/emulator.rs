@@ -7,6 +7,8 @@ mod asynchronous;
 mod boxes;
 #[path = "emulator/bugs.rs"]
 mod bugs;
+#[path = "emulator/calls.rs"]
+mod calls;
 #[path = "emulator/chunks.rs"]
 mod chunks;
 #[path = "emulator/command.rs"]

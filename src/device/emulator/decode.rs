@@ -291,7 +291,7 @@ fn call<'a>(body: &mut Body<'_, 'a>, results: &[&'a str], name: &str, args: &[&'
     let mut map = |names: &[&str], list: &[super::ptx::Variable]| {
         let pairs = names.iter().zip(list);
         pairs
-            .map(|(n, v)| Ok((body.param_offset(n)?, v.offset as u32, v.size as u32)))
+            .map(|(n, v)| Ok((body.param_offset(n, v.size as u32)?, v.offset as u32, v.size as u32)))
             .collect::<Parsed<Vec<_>>>()
     };
     let (args, results) = (map(args, &into)?, map(results, &out)?);

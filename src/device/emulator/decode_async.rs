@@ -274,9 +274,9 @@ fn bulk<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
     expect(body, operands, n..=n)?;
     let end = |body: &mut Body<'_, 'a>, o: &Operand<'a>, space: &str| {
         Ok(match (space, o) {
-            ("global", Operand::Box(_, _, list)) if tensor => {
+            ("global", Operand::Box(map, offset, list)) if tensor => {
                 let coords = list.iter().map(|o| body.source(o)).collect::<Parsed<Vec<Src>>>()?;
-                End::Box(body.address(o)?, coords)
+                End::Box(body.place(map, *offset)?, coords)
             }
             ("global", _) => End::Global(body.address(o)?),
             _ => End::Shared(body.address(o)?),

@@ -85,6 +85,8 @@ pub enum Src {
     Const(u32),
     /// A value of the launch: special registers, then addresses of variables.
     Env(u32),
+    /// The address of a local variable of the running function.
+    Local(u32),
 }
 
 /// A predicate operand: a slot, perhaps negated, or a constant.

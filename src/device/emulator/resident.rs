@@ -224,6 +224,7 @@ impl Running<'_> {
             defined: Vec::new(),
             predicates: Vec::new(),
             predicates_defined: Vec::new(),
+            locals: Vec::new(),
             env: environment(&self.launch, self.symbols, block, index, dynamic),
             pc: [0; LANES],
             frames: vec![Vec::new(); LANES],
