@@ -29,6 +29,8 @@ mod mbarrier;
 mod mma;
 #[path = "emulator/real.rs"]
 mod real;
+#[path = "emulator/refused.rs"]
+mod refused;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]
