@@ -266,7 +266,14 @@ fn bulk<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
     let floats = !halves && matches!(ty, Some(Ty::F16 | Ty::Bf16 | Ty::F32 | Ty::F64));
     let reduces = parts[1] == "reduce";
     let whole = reduces == f.is_some() && reduces == (ty.is_some() || tensor && f.is_some());
-    if !whole || floats && f != Some(Rmw::Add) || told != (to != "global") {
+    let pair = match (to, from) {
+        ("shared::cluster" | "shared::cta", "global") => told && !reduces,
+        ("shared::cluster", "shared::cta") => told && !tensor,
+        ("global", "shared::cta") => !told,
+        _ => false,
+    };
+    let all = multicast == 0 || (to, from) == ("shared::cluster", "global");
+    if !whole || floats && f != Some(Rmw::Add) || !pair || !all {
         return unknown(body);
     }
     let sized = usize::from(!tensor);

@@ -226,8 +226,8 @@ impl Context<'_> {
 /// Registers of each thread when a kernel starts, where its bounds say so: the compiler hands out all that they allow.
 pub fn registers(kernel: &Function) -> u32 {
     let share = |threads: u32| {
-        let threads = threads.next_multiple_of(LANES as u32) * kernel.least_blocks.max(1);
-        ((1 << 16) / threads).min(256)
+        let threads = u64::from(threads).next_multiple_of(LANES as u64).max(1);
+        ((1 << 16) / (threads * u64::from(kernel.least_blocks.max(1)))).min(256) as u32
     };
     kernel.most_registers.or(kernel.most_threads.map(share)).unwrap_or(0) & !7
 }
