@@ -43,7 +43,7 @@ pub enum What {
         count: Src,
     },
     Inval,
-    /// Perhaps with bytes to expect; `last`: may complete the phase; `drop`: later phases count one less.
+    /// Perhaps with bytes to expect; `last`: may complete the phase; `drop`: later phases count so many less.
     Arrive {
         d: u32,
         count: Option<Src>,
@@ -319,9 +319,12 @@ impl Context<'_> {
             let Some(bar) = self.cluster.mbarriers[rank].get_mut(&at) else { continue };
             states[lane] = u64::from(bar.phases) << 32 | u64::from(bar.pending);
             let pending = i64::from(bar.pending) - count;
+            let dropped = if drop { count } else { 0 };
             let wrong = if arrives && count == 0 || pending < 0 {
                 let (phase, left) = (bar.phases - bar.base, bar.pending);
                 Some(format!("{count} arrivals at {name}+{at}, whose phase {phase} lacks {left}"))
+            } else if dropped > i64::from(bar.count) {
+                Some(format!("{dropped} arrivals dropped at {name}+{at}, whose phases count {}", bar.count))
             } else if !last && pending == 0 {
                 Some(format!("arrive.noComplete completes the phase of {name}+{at}"))
             } else if tx > MOST || (bar.tx + sign * tx).abs() > MOST {
@@ -333,7 +336,7 @@ impl Context<'_> {
                 return Err(self.fault(Kind::Barrier, warp, lane, run.inst, format!("mbarrier: {what}")));
             }
             (bar.tx, bar.pending) = (bar.tx + sign * tx, pending as u32);
-            bar.count -= u32::from(drop);
+            bar.count -= dropped as u32;
             if !relaxed && told != Some(place) {
                 bar.arrived.join(&warp.publishes(run.exec));
                 told = Some(place);
