@@ -114,9 +114,6 @@ fn a_recorded_graph_runs_when_it_is_replayed() {
         &["a copy to the host"],
     );
     assert_eq!(gpu.time(|| graph.replay()).unwrap(), 0.0);
-    let mut pinned = gpu.pinned(5).unwrap();
-    pinned[4] = 7;
-    assert_eq!(*pinned, [0, 0, 0, 0, 7]);
 }
 
 #[test]
