@@ -15,6 +15,8 @@ mod chunks;
 mod command;
 #[path = "emulator/cooperative.rs"]
 mod cooperative;
+#[path = "emulator/copies.rs"]
+mod copies;
 #[path = "emulator/correct.rs"]
 mod correct;
 #[path = "emulator/counted.rs"]

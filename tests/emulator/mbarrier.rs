@@ -251,12 +251,13 @@ fn reductions_by_type() {
 /// `arrive_drop` takes as many from later phases as it arrives with.
 #[test]
 fn drops_by_their_count() {
-    let body = String::from("mbarrier.init.shared.b64 [b], 3;\nmbarrier.arrive_drop.shared.b64 %d1, [b], 2;\n")
-        + "mbarrier.arrive.shared.b64 %d1, [b];\n"
-        + &over(0, 0)
-        + "mbarrier.arrive.shared.b64 %d1, [b];\n"
-        + &over(1, 1)
-        + "mbarrier.pending_count.b64 %r2, %d1;\n";
+    let body =
+        String::from("mbarrier.init.shared.b64 [b], 3;\nmbarrier.arrive_drop.shared.b64 %d1, [b], 2;\n")
+            + "mbarrier.arrive.shared.b64 %d1, [b];\n"
+            + &over(0, 0)
+            + "mbarrier.arrive.shared.b64 %d1, [b];\n"
+            + &over(1, 1)
+            + "mbarrier.pending_count.b64 %r2, %d1;\n";
     assert_eq!(results(&body).unwrap(), [1, 1, 1, -1, -1, -1, -1, -1]);
     let more = "mbarrier.init.shared.b64 [b], 1;\ncp.async.mbarrier.arrive.shared.b64 [b];\n\
                 mbarrier.arrive_drop.shared.b64 %d1, [b], 2;";

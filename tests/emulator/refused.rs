@@ -53,20 +53,26 @@ fn spaces_of_a_bulk_copy() {
     for pair in ["global.global", "global.shared::cluster"] {
         refused(&format!("cp.async.bulk.{pair}.{group} [%d1], [%d2], 16;"), pair);
     }
-    for pair in ["shared::cta.shared::cta", "shared::cta.shared::cluster", "shared::cluster.shared::cluster"] {
+    for pair in ["shared::cta.shared::cta", "shared::cta.shared::cluster", "shared::cluster.shared::cluster"]
+    {
         refused(&format!("cp.async.bulk.{pair}.{told} [s], [s], 16, [s];"), pair);
     }
     let many = format!("shared::cta.global.{told}.multicast::cluster");
     refused(&format!("cp.async.bulk.{many} [s], [%d1], 16, [s], %h0;"), &many);
     refused(&format!("cp.async.bulk.shared::cluster.global.{group} [s], [%d1], 16;"), group);
-    refused(&format!("cp.reduce.async.bulk.shared::cluster.global.{told}.add.u32 [s], [%d1], 16, [s];"), told);
+    refused(
+        &format!("cp.reduce.async.bulk.shared::cluster.global.{told}.add.u32 [s], [%d1], 16, [s];"),
+        told,
+    );
     refused(&format!("cp.async.bulk.tensor.1d.shared::cluster.shared::cta.{told} [s], [s], [s];"), told);
 }
 
 /// Bounds of a kernel that no machine has: it has no registers, and nothing is divided by zero.
 #[test]
 fn absurd_bounds_of_a_kernel() {
-    for bounds in [".maxntid 65536 .minnctapersm 65536", ".maxntid 0", ".maxntid 1048576 .minnctapersm 1048576"] {
+    for bounds in
+        [".maxntid 65536 .minnctapersm 65536", ".maxntid 0", ".maxntid 1048576 .minnctapersm 1048576"]
+    {
         let ptx = file("setmaxnreg.inc.sync.aligned.u32 24;").replace("k()", &format!("k() {bounds}"));
         let launch = if bounds == ".maxntid 0" { line(1, 0) } else { line(1, 128) };
         let what = run(&ptx, "k", &launch, &[]).map(|_| ()).unwrap_err().to_string();

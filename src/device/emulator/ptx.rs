@@ -378,9 +378,10 @@ pub enum Op {
         source: Option<Src>,
     },
     CpCommit,
-    /// Waits until at most so many groups are pending.
+    /// Waits until at most so many groups are pending; `all`: of what is not committed, too.
     CpWait {
         pending: u32,
+        all: bool,
     },
     /// `n` matrices of 8 x 8 b16.
     Ldmatrix {

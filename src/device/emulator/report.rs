@@ -26,6 +26,9 @@ pub enum Kind {
     Trap,
 }
 
+/// What is wrong with an access, and of which kind that is.
+pub type Bad = (Kind, String);
+
 /// Where a thread stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {

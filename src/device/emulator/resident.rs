@@ -2,6 +2,7 @@
 
 use super::bulk::{Flight, Groups};
 use super::cluster::{Beside, Cluster};
+use super::copy::Copies;
 use super::environment::environment;
 use super::launch::Running;
 use super::memory::{GUARD, Region, State};
@@ -239,8 +240,7 @@ impl Running<'_> {
             floor: 1,
             released: None,
             pending: None,
-            open: vec![Vec::new(); LANES],
-            groups: vec![Vec::new(); LANES],
+            copies: vec![Copies::default(); LANES],
             products: Products::default(),
             beside: Beside::default(),
             impatience: 0,

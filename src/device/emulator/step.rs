@@ -192,14 +192,14 @@ impl Context<'_> {
             Op::CpAsync { to, from, size, source } => {
                 self.copy_async(warp, run, to, from, *size as usize, *source)?;
             }
-            Op::CpCommit => lanes(exec).for_each(|l| {
-                let open = std::mem::take(&mut warp.open[l]);
-                warp.groups[l].push(open);
-            }),
+            Op::CpCommit => lanes(exec).for_each(|l| warp.copies[l].commit()),
             Op::Bulk(op) => self.bulk(warp, run, op)?,
             Op::BulkCommit => lanes(exec).for_each(|l| warp.beside.bulk[l].commit()),
             Op::BulkWait { pending, read } => self.bulk_wait(warp, run, *pending as usize, *read),
-            Op::CpWait { pending } => self.copy_wait(warp, run, *pending as usize)?,
+            Op::CpWait { pending, all } => {
+                lanes(exec).filter(|_| *all).for_each(|l| warp.copies[l].commit());
+                self.copy_wait(warp, run, *pending as usize)?;
+            }
             Op::WgmmaFence => warp.products.fence(),
             Op::WgmmaCommit => warp.products.commit(),
             op if splits(op) => return self.meet(warp, run, mask),

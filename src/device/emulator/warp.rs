@@ -6,10 +6,11 @@
 //! them once: the hardware promises every lane progress.
 
 use super::cluster::Beside;
+use super::copy::Copies;
 use super::memory::{Region, State};
 use super::products::Products;
 use super::ptx::{Function, LANES, Lanes, Pred, Src};
-use super::race::Clock;
+use super::race::{Clock, Who};
 
 /// Bytes of local memory that all functions of a lane may have together: about as many as one of them.
 const MOST_LOCAL: u32 = (super::parse::MOST as u32) + (super::memory::GUARD as u32);
@@ -31,19 +32,6 @@ pub struct Frame {
     pub function: u32,
     /// Where to go on at its end.
     pub back: u32,
-}
-
-/// A copy that `cp.async` has begun.
-#[derive(Clone, Copy, Debug)]
-pub struct Copy {
-    /// Offset in shared memory.
-    pub to: usize,
-    /// Global address.
-    pub from: u64,
-    /// Bytes written, and those of them that are read; zeros fill the rest.
-    pub bytes: (usize, usize),
-    /// The instruction.
-    pub pc: u32,
 }
 
 /// Lanes that run the same instruction.
@@ -102,10 +90,8 @@ pub struct Warp {
     pub released: Option<Box<Clock>>,
     /// What it has read, and the next fence acquires.
     pub pending: Option<Box<Clock>>,
-    /// Copies not yet committed, by lane.
-    pub open: Vec<Vec<Copy>>,
-    /// Committed groups, by lane, oldest first.
-    pub groups: Vec<Vec<Vec<Copy>>>,
+    /// `cp.async` by lane.
+    pub copies: Vec<Copies>,
     /// Its asynchronous matrix products.
     pub products: Products,
     /// Its part in what goes on beside the warps.
@@ -121,6 +107,18 @@ impl Warp {
             true => std::borrow::Cow::Borrowed(&self.clock),
             false => std::borrow::Cow::Owned(self.clock.part(self.index, lanes, self.floor)),
         }
+    }
+
+    /// A lane's thread in the block.
+    #[inline]
+    pub fn thread(&self, lane: usize) -> u32 {
+        self.index * LANES as u32 + lane as u32
+    }
+
+    /// Who a lane is that accesses memory by an instruction.
+    #[inline]
+    pub fn who(&self, lane: usize, pc: u32, strong: bool) -> Who<'_> {
+        Who { clock: &self.clock, floor: self.floor, thread: self.thread(lane), pc, strong, agent: None }
     }
 
     /// The values of a source.
