@@ -37,6 +37,8 @@ mod refused;
 mod removal;
 #[path = "emulator/scalar.rs"]
 mod scalar;
+#[path = "emulator/undefined.rs"]
+mod undefined;
 #[path = "emulator/warpgroup.rs"]
 mod warpgroup;
 #[path = "emulator/wgmma.rs"]

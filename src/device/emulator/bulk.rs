@@ -153,6 +153,8 @@ fn write(to: &mut [u8], state: &mut [State], pieces: &[Piece], data: &[u8], redu
 impl Context<'_> {
     /// Runs a bulk copy for its lanes.
     pub fn bulk(&mut self, warp: &mut Warp, run: &Run<'_>, op: &Bulk) -> Result<(), Box<Fault>> {
+        self.known(warp, run, op.size.as_slice(), "its size is")?;
+        self.known(warp, run, op.mask.as_slice(), "its mask of ranks is")?;
         let size = op.size.map(|s| warp.get(run.frame, s, &self.module.consts));
         let mask = op.mask.map(|s| warp.get(run.frame, s, &self.module.consts));
         let address = |this: &Self, warp: &Warp, end: &End| match end {

@@ -55,6 +55,7 @@ impl Context<'_> {
         source: Option<Src>,
     ) -> Done {
         let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
+        self.known(warp, run, source.as_slice(), "the size of its source is")?;
         let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
         let reading = match &used {
             Some(used) => {

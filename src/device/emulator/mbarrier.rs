@@ -82,6 +82,20 @@ pub struct Mbar {
     pub addr: Addr,
 }
 
+impl Mbar {
+    /// What must have a value besides its address.
+    fn values(&self) -> [(Option<Src>, &'static str); 2] {
+        let (count, bytes) = ("its number of arrivals is", "its number of bytes is");
+        match self.what {
+            What::Init { count: n } => [(Some(n), count), (None, bytes)],
+            What::Arrive { count: n, tx, .. } => [(n, count), (tx, bytes)],
+            What::Expect { tx } | What::Complete { tx } => [(None, count), (Some(tx), bytes)],
+            What::Wait { phase, .. } => [(Some(phase), "the phase that it waits for is"), (None, bytes)],
+            What::Inval | What::Copies { .. } => [(None, count), (None, bytes)],
+        }
+    }
+}
+
 impl Mbarrier {
     /// Who waits for the phase that is under way hears of an agent's time.
     pub fn hears(&mut self, (agent, time): (u32, u32)) {
@@ -172,6 +186,9 @@ impl Context<'_> {
     /// Runs one instruction on mbarriers for its lanes.
     pub fn mbarrier(&mut self, warp: &mut Warp, run: &Run<'_>, op: &Mbar) -> Result<Next, Box<Fault>> {
         let addresses = self.addresses(warp, run, &op.addr)?;
+        for (source, what) in op.values() {
+            self.known(warp, run, source.as_slice(), what)?;
+        }
         let value = |warp: &Warp, s: Src| warp.get(run.frame, s, &self.module.consts);
         match op.what {
             What::Init { count } => {

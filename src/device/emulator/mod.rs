@@ -47,7 +47,7 @@
 //! # What is reported
 //! Each finding ends the launch as an [`Error`](crate::error::Error) that names the kernel, `file.cu:line` (compile with
 //! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
-//! nothing has written (a register only when it reaches an address, a store or a branch);
+//! nothing has written (a register only when it reaches an address, a store, a branch, or what a barrier or a copy counts);
 //! data races, with both sides; barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction
 //! budget that is used up.
 //! Of a warpgroup: registers touched under a product that no wait has covered; a missing `wgmma.fence`, proxy fence or

@@ -270,11 +270,12 @@ pub fn open_gates(block: &mut Block) {
             warp.floor = warp.clock.own[w];
             use super::ptx::Barrier::{Arrive, RedAnd, RedOr, RedPopc, Sync};
             let all = |yes: bool| if yes { !0 } else { 0 };
+            let known = all(!gate.unknown);
             match kind {
                 Sync | Arrive => {}
-                RedAnd => warp.put_predicate(&frame, d, mask, all(gate.votes.0 == gate.votes.1), !0),
-                RedOr => warp.put_predicate(&frame, d, mask, all(gate.votes.0 > 0), !0),
-                RedPopc => warp.put(&frame, d, mask, &[gate.votes.0.into(); LANES], !0),
+                RedAnd => warp.put_predicate(&frame, d, mask, all(gate.votes.0 == gate.votes.1), known),
+                RedOr => warp.put_predicate(&frame, d, mask, all(gate.votes.0 > 0), known),
+                RedPopc => warp.put(&frame, d, mask, &[gate.votes.0.into(); LANES], known),
             }
         }
     }

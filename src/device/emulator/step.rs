@@ -59,6 +59,8 @@ pub struct Gate {
     pub clock: Option<Clock>,
     /// Lanes whose predicate was true, and all lanes.
     pub votes: (u32, u32),
+    /// A predicate among them has no value.
+    pub unknown: bool,
 }
 
 /// Where the group goes on.
