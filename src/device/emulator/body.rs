@@ -229,7 +229,7 @@ impl<'p, 'a> Body<'p, 'a> {
     }
 
     fn push(&mut self, guard: Option<(u32, bool)>, op: Op, line: u32) {
-        self.parser.module.insts.push(Inst { guard, op, shares: false, loc: self.loc, line });
+        self.parser.module.insts.push(Inst { guard, op, shares: Box::default(), loc: self.loc, line });
     }
 
     fn instruction(&mut self, opcode: &'a str, guard: Option<(u32, bool)>, line: u32) -> Parsed<()> {

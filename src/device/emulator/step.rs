@@ -128,7 +128,7 @@ impl Context<'_> {
             } else if exec == 0 {
                 Next::On
             } else {
-                if inst.shares {
+                if !inst.shares.is_empty() {
                     self.touch(warp, &Run { frame, inst, pc, exec })?;
                 }
                 self.step(warp, &Run { frame, inst, pc, exec }, mask)?

@@ -69,15 +69,15 @@ impl Context<'_> {
     /// Whatever a warpgroup's warps have come for, once they are all there.
     pub fn warpgroup(&mut self, g: usize, warps: &mut [Warp]) -> Done {
         let mut group = std::mem::take(&mut self.warpgroups[g]);
-        let mut done = Ok(());
         for i in (0..group.come.len()).rev() {
             let (w, pc, _) = group.come[i];
             if let Op::WgmmaWait { pending } = self.module.insts[pc as usize].op {
                 group.come.remove(i);
-                done = done.and(self.finish(&mut group, warps, w % GROUP, pending));
+                self.finish(&mut group, warps, w % GROUP, pending);
             }
         }
-        if let (Ok(()), Some((w, pc, _))) = (&done, group.come.first().copied()) {
+        let mut done = Ok(());
+        if let Some((w, pc, _)) = group.come.first().copied() {
             done = match self.absent(&group, warps, g, w % GROUP, pc) {
                 Ok(true) => self.meet_all(&mut group, warps, pc),
                 Ok(false) => Ok(()),
