@@ -21,6 +21,8 @@ mod copies;
 mod correct;
 #[path = "emulator/counted.rs"]
 mod counted;
+#[path = "emulator/distant.rs"]
+mod distant;
 #[path = "emulator/hopper.rs"]
 mod hopper;
 #[path = "emulator/hostile.rs"]

@@ -3,7 +3,7 @@
 use super::memory::{LOCAL_WINDOW, PARAM_WINDOW, Region, SHARED_WINDOW, State};
 use super::ptx::{Addr, Inst, LANES, Lanes, Order, Rmw, Space, Src, Ty};
 use super::race::{Touch, Who};
-use super::report::{Bad, Fault, Kind, spelled};
+use super::report::{Bad, Fault, Kind, other_access, raced, spelled};
 use super::rmw::modify;
 use super::step::Context;
 use super::warp::{Frame, Warp, lanes};
@@ -82,6 +82,22 @@ impl Context<'_> {
         self.fault(kind, warp, lane, inst, what)
     }
 
+    /// A finding about a read, and which byte it found without a value.
+    pub fn lacking(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        inst: &Inst,
+        (place, at, bytes): (Where, i64, usize),
+        bad: Bad,
+    ) -> Box<Fault> {
+        let mut fault = self.bad(warp, lane, inst, bad);
+        if let (Where::Global(region), Kind::Uninitialised) = (place, fault.kind) {
+            fault.lacks = self.memory.regions[region].unwritten(at, bytes).map(|at| (region, at));
+        }
+        fault
+    }
+
     /// A finding with two sides.
     pub fn race(
         &self,
@@ -97,10 +113,8 @@ impl Context<'_> {
             Where::Shared(rank) => &self.cluster.shared[rank].name,
             Where::Local(_) => "local memory",
         };
-        let act = if write { "writes" } else { "reads" };
-        let what = format!("race: it {act} {name}+{} without an order to another access", place.1);
-        self.fault(Kind::Race, warp, lane, run.inst, what)
-            .and(format!("the other access: {}", self.spelled(other)))
+        self.fault(Kind::Race, warp, lane, run.inst, raced(write, name, place.1))
+            .and(other_access(&self.spelled(other)))
     }
 
     /// Where an access was, and whose.
@@ -248,7 +262,7 @@ impl Context<'_> {
             Some(at) => Ok(at),
             None => region.place(offset, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at)),
         };
-        let at = at.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+        let at = at.map_err(|bad| self.lacking(warp, lane, run.inst, (place, offset, bytes), bad))?;
         if matches!(place, Where::Local(_)) {
             return Ok((place, at));
         }

@@ -233,6 +233,12 @@ impl Region {
         })
     }
 
+    /// The first of some bytes that nothing has written.
+    pub fn unwritten(&self, at: i64, bytes: usize) -> Option<usize> {
+        let at = usize::try_from(at).ok()?;
+        self.state.get(at..at + bytes)?.iter().position(|s| *s == State::Unwritten).map(|i| at + i)
+    }
+
     /// Up to 8 bytes as a number.
     pub fn get(&self, at: usize, bytes: usize) -> u64 {
         let mut value = [0; 8];

@@ -49,7 +49,7 @@
 //! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
 //! nothing has written (a register only when it reaches an address, a store, a branch, or what a barrier or a copy counts);
 //! data races, with both sides; barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction
-//! budget that is used up.
+//! budget that is used up, each chunk of the grid having its own (see `chunks`).
 //! Of a warpgroup: registers touched under a product that no wait has covered; a missing `wgmma.fence`, proxy fence or
 //! commit; bad descriptors, and operands that are out of bounds, not written, or written too late or too early; warps
 //! that do not come to `wgmma` and `setmaxnreg` together or disagree; registers that the pool never has.
@@ -133,7 +133,7 @@ pub struct Launch {
     pub seed: u64,
     /// Warp instructions after which the launch is given up, by any of the chunks that it is run in.
     pub budget: u64,
-    /// Threads that run it, at most; 0: as many as there are cores. They change no bit, count or report.
+    /// Threads that run it, at most; 0: as many as rayon's pool has. They change no bit, count or report.
     pub workers: usize,
 }
 

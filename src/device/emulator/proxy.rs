@@ -42,7 +42,7 @@ impl Context<'_> {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
         let found = region.range(at as i64, bytes, false).and_then(|at| region.readable(at, bytes));
-        found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+        found.map_err(|bad| self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad))?;
         self.seen(run, behalf, place, at, bytes)?;
         let who = Self::who(behalf, run, false);
         for (from, n) in parts(at, bytes) {

@@ -33,8 +33,6 @@ pub struct Context<'a> {
     pub barriers: &'a mut [Gate; GATES],
     /// By instruction.
     pub counts: &'a mut [Count],
-    /// The block's place in the grid.
-    pub block: [u32; 3],
     /// Extents of the grid and of a block.
     pub extents: ([u32; 3], [u32; 3]),
     /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.
@@ -81,7 +79,7 @@ impl Context<'_> {
 
     /// A thread of this block.
     pub fn at(&self, thread: u32) -> At {
-        At { block: self.block, ..At::of(self.extents, 0, thread) }
+        At::of(self.extents, self.cluster.blocks[self.rank], thread)
     }
 
     /// Runs a warp for about `turn` instructions, or until it can do no more; gives the number.
