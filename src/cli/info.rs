@@ -134,7 +134,7 @@ fn kernel_table() -> Result<String> {
         "kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"
     );
     for r in kernels::FILES.iter().flat_map(|f| f.resources) {
-        let (blocks, part) = r.occupancy();
+        let (blocks, part) = r.occupancy(0);
         let occupancy = format!("{blocks} = {:.0} %", part * 100.0);
         text += &format!(
             "{:<20} {:<8} {:>9} {:>7} {:>7} {:>7} {occupancy:>10} {:>10}\n",
@@ -144,7 +144,8 @@ fn kernel_table() -> Result<String> {
     let images = kernels::FILES.iter().flat_map(|f| f.images);
     let bytes: usize = images.clone().map(|i| i.bytes.len()).sum();
     text += &format!(
-        "nvcc {version}; {} images, {:.1} KiB; occupancy: largest blocks on a multiprocessor, warps of the most\n",
+        "nvcc {version}; {} images, {:.1} KiB; occupancy: largest blocks on a multiprocessor, warps of the most, \
+         before a launch adds shared memory\n",
         images.count(),
         bytes as f64 / 1024.0
     );
