@@ -52,6 +52,7 @@ fn what_the_workspace_holds_is_unwritten_and_its_parts_are_apart() {
     let [mut a, b] = take().unwrap();
     assert_eq!([a.shape(), b.shape()], [[2, 8], [3, 8]]);
     says(copy(&gpu, &mut y, &a, 2), &["uninitialised: read of the workspace+0"]);
+    says(a.to_gpu(&gpu, DType::F32), &["uninitialised: read of the workspace+0"]);
     let x = level(&gpu, &[2, 8], 5.0);
     copy(&gpu, &mut a, &x, 2).unwrap();
     copy(&gpu, &mut y, &a, 2).unwrap();
