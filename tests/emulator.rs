@@ -33,6 +33,8 @@ mod hostile;
 mod mbarrier;
 #[path = "emulator/mma.rs"]
 mod mma;
+#[path = "common/ptx.rs"]
+mod ptx;
 #[path = "emulator/real.rs"]
 mod real;
 #[path = "emulator/refused.rs"]
@@ -122,7 +124,7 @@ fn under_seeds(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (V
 
 /// Under every seed, and where a GPU answers there too: all give these bits.
 fn run_all(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
-    assert!(real::is_exact(ptx, kernel), "{kernel}: a GPU may give other bits, which somebody must judge");
+    assert!(ptx::is_exact(ptx, kernel), "{kernel}: a GPU may give other bits, which somebody must judge");
     let first = under_seeds(ptx, kernel, launch, args);
     real::also(ptx, kernel, launch, args, |there| {
         assert!(there == first.0, "{kernel}: a GPU gives other bits");
@@ -130,7 +132,7 @@ fn run_all(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<V
     first
 }
 
-/// The same where the ISA does not say every bit (see [`real::is_exact`]): what the emulator gives is judged, and what a
+/// The same where the ISA does not say every bit (see [`ptx::is_exact`]): what the emulator gives is judged, and what a
 /// GPU gives is as well.
 fn judge_all(
     ptx: &str,

@@ -18,15 +18,6 @@ fn answers() -> bool {
     })
 }
 
-/// A kernel whose numbers the ISA does not give to the bit: matrix products sum in an order of the machine's own, and
-/// `.approx` functions have errors.
-pub fn is_exact(ptx: &str, kernel: &str) -> bool {
-    let from = ptx.find(&format!(".entry {kernel}(")).unwrap_or(0);
-    let text = &ptx[from..];
-    let text = &text[..text[1..].find(".entry ").map_or(text.len(), |end| end + 1)];
-    !["mma", ".approx", "call"].iter().any(|word| text.contains(word))
-}
-
 static RAN: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
@@ -139,12 +130,12 @@ fn tiles(map: &TensorMap) -> Option<Tiles> {
 
 #[test]
 fn what_is_exact_is_read_from_the_kernel() {
-    for (ptx, kernel, exact) in [
+    for (text, kernel, exact) in [
         (BASICS, "vector_add", true),
         (BASICS, "block_scan", true),
         (BASICS, "scalar_zoo", false),
         (GEMM, "gemm", false),
     ] {
-        assert_eq!(is_exact(ptx, kernel), exact, "{kernel}");
+        assert_eq!(ptx::is_exact(text, kernel), exact, "{kernel}");
     }
 }
