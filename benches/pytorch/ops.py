@@ -5,7 +5,7 @@
 
 bf16 on a GPU, f32 on the CPU. On a GPU a sample is one call between two events, the level-2 cache emptied before it; on
 the CPU the mean of as many calls as take 2 ms. A backward is `torch.autograd.grad` on a graph that is built once.
-Each op in the ways that its users have: eager, `torch.compile` (with --compile), PEFT's layer if it is installed (else its formula, named `peft formula`), each backend of SDPA, nested
+Each op in the ways that its users have: eager, `torch.compile` (with --compile), PEFT's layer if it is installed, the formula of that layer, each backend of SDPA, nested
 tensors, flash-attn's varlen kernel if it is installed. Packs of unequal length are padded before the clock starts. A variant named `bound: …` does less
 than the op (a LoRA layer without its adapter) and is not compared.
 """
@@ -229,27 +229,24 @@ def lora_linear(case):
         return add(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
 
     def peft():
-        try:
-            from peft import LoraConfig
-            from peft.tuners.lora import Linear
-        except ImportError:
-            return both(case, lambda: formula(x, a, b), [x, *a, *b])
+        from peft import LoraConfig
+        from peft.tuners.lora import Linear
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=case.rate)
         layers = []
         for w, c in zip(ws, biases):
             base = torch.nn.Linear(k, w.shape[0], bias=c is not None, device=case.device, dtype=case.real)
-            layers.append(Linear(base.requires_grad_(False), "default", r=rank, lora_alpha=2 * rank,
-                                 lora_dropout=case.rate, config=LoraConfig(r=rank, lora_alpha=2 * rank)).to(case.device))
-            layers[-1].train()
+            layer = Linear(base.requires_grad_(False), "default", r=rank, lora_alpha=2 * rank, lora_dropout=case.rate,
+                           config=config).to(case.device).train()
+            # Versions differ in where they read the rate: without dropout it would do less than the op.
+            drops = [m.p for m in layer.modules() if isinstance(m, torch.nn.Dropout)]
+            assert drops == ([case.rate] if case.rate else []), f"its layer has dropouts of {drops}, not of {case.rate}"
+            layers.append(layer)
         learned = [p for layer in layers for p in layer.parameters() if p.requires_grad]
         run = lambda: add(torch.cat([layer(x) for layer in layers], 1) if len(layers) > 1 else layers[0](x))
         return both(case, run, [x, *learned])
-    try:
-        import peft as _
-        name = "peft"
-    except ImportError:
-        name = "peft formula"
     compiled_formula = compiled(formula)
-    variants[name] = peft
+    variants["peft"] = peft
+    variants["formula"] = lambda: both(case, lambda: formula(x, a, b), [x, *a, *b])
     variants["compile"] = lambda: both(case, lambda: compiled_formula(x, a, b), [x, *a, *b])
     return variants
 
