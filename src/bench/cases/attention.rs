@@ -36,7 +36,7 @@ fn token_tiles() -> Vec<Case> {
     let hundreds: Vec<usize> = (0..1100).map(|i| 1 + i % 7 / 6).collect();
     let [full, causal] = [Mask::Full, Mask::Causal];
     let [near, before] = [Mask::Window(7), Mask::CausalWindow(70)];
-    let packs: [(&[usize], [usize; 3], [Mask; 2]); 8] = [
+    let packs: [(&[usize], [usize; 3], [Mask; 2]); 12] = [
         (&[1], [2, 1, 16], [full, causal]),
         (&[31, 32, 33], [4, 1, 32], [near, full]),
         (&[127, 128, 129], [2, 2, 64], [full, before]),
@@ -44,6 +44,12 @@ fn token_tiles() -> Vec<Case> {
         (&sentences, [8, 1, 16], [full, full]),
         (&sentences, [2, 2, 96], [before, near]),
         (&tiny, [4, 2, 128], [full, near]),
+        // Packs of one token more than a block's, and one less than two.
+        (&[127, 2], [2, 1, 128], [full, before]),
+        (&[128, 127], [2, 1, 96], [full, near]),
+        // Several groups of four heads, and of eight.
+        (&[33, 5], [8, 2, 32], [full, causal]),
+        (&[19, 40], [16, 2, 16], [near, full]),
         (&hundreds, [1, 1, 16], [causal, full]),
     ];
     let each = packs.into_iter().flat_map(|(lengths, [query, key, width], masks)| {

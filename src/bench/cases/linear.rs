@@ -50,6 +50,7 @@ fn lora_sizes(&([n, k, m], ref rows, rank): &Segmented) -> Sizes {
     Sizes { n, k, m, rank, segments }
 }
 
+/// One product, one rounding: no chain.
 fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
     Case {
         op: "lora_linear_fwd",
@@ -58,10 +59,7 @@ fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: costed(
-            Plan::chain(|o, i| unfused::lora_linear_fwd(o, i, None, None, None, None)),
-            &plain_sizes([n, k, m]).fwd_cost(false, false),
-        ),
+        plan: costed(Plan::default(), &plain_sizes([n, k, m]).fwd_cost(false, false)),
         run: Box::new(|d, o, i| lora_linear_fwd(d, &mut o[0], None, &i[0], &i[1], None, None, None, None)),
     }
 }
@@ -74,7 +72,7 @@ fn plain_bwd([n, k, m]: [usize; 3]) -> Case {
         inputs: vec![("dy", Normal(vec![n, m])), ("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: costed(Plan::chain(unfused::linear_bwd), &plain_sizes([n, k, m]).bwd_cost(true, false)),
+        plan: costed(Plan::default(), &plain_sizes([n, k, m]).bwd_cost(true, false)),
         run: Box::new(|d, o, i| {
             lora_linear_bwd(d, Some(&mut o[0]), None, None, &i[0], &i[1], None, &i[2], None, None)
         }),

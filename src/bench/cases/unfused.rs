@@ -224,15 +224,6 @@ pub fn lora_linear_fwd(
     Ok(())
 }
 
-/// `dx` of the plain product.
-pub fn linear_bwd(o: &mut [Tensor], i: &[Tensor]) -> Result<()> {
-    let (dy, w) = (&i[0], i.last().unwrap_or(&i[0]));
-    let ([n, m], k) = ([dy.shape()[0], dy.shape()[1]], w.shape()[1]);
-    let dx = product(Matrix::rows(dy.host()?, n, m, m), Matrix::rows(w.host()?, m, k, k));
-    o[0].host_mut::<f64>()?.copy_from_slice(&rounded(dx));
-    Ok(())
-}
-
 /// Operands of the case: dx, da, db, dxa; dy, x, xa, w, a, b.
 pub fn lora_linear_bwd(o: &mut [Tensor], i: &[Tensor], lora: Lora, dropout: Option<Dropout>) -> Result<()> {
     let ([dx, da, db, dxa], [dy, x, xa, w, ..]) = (o, i) else { unreachable!() };
