@@ -154,50 +154,97 @@ fn a_rival_takes_turns_and_its_failures_are_one_line() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     };
-    let run = |python: &Path, more: &[&str]| {
-        let args = [
-            "bench",
-            "ops",
-            "-q",
-            "--device",
-            "cpu",
-            "--filter",
-            "rope N=65",
-            "--rounds",
-            "2",
-            "--samples",
-            "1",
-        ];
-        llm2vec(&[&args[..], &["--against", "pytorch", "--python", str(python)], more].concat())
-    };
     let answers = r#"read settings
 echo '{"name": "Rival 1"}'
 while read order; do echo "$order" >> "$0.log"; echo '{"slow": [0.5], "none": "not here"}'; done"#;
     let (whole, json) = (rival("whole", answers), dir.path().join("a.json"));
-    let text = good(run(&whole, &["-o", str(&json)]));
+    let text = good(against(&whole, "rope N=65", &["-o", str(&json)]));
     assert!(text.contains("rival: Rival 1") && text.contains("500000  slow"), "{text}");
     let orders = fs::read_to_string(dir.path().join("whole.log")).unwrap();
     let orders: Vec<Value> = orders.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let order: Vec<_> = orders.iter().map(|o| o["run"].as_u64().unwrap()).collect();
     assert_eq!(order, [0, 1, 0, 1], "rounds go across all cases");
-    let record: Record = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
-    assert_eq!(record.rows[0].best_rival().map(|(name, s)| (name, s.samples)), Some(("slow", 2)));
+    let rows = |json: &Path| serde_json::from_str::<Record>(&fs::read_to_string(json).unwrap()).unwrap().rows;
+    assert_eq!(rows(&json)[0].best_rival().map(|(name, s)| (name, s.samples)), Some(("slow", 2)));
+    let lacks = r#"read s; echo '{"error": "No module named torch"}'"#;
     for (name, script, words) in [
         ("mute", "exit 3", "went away"),
-        (
-            "lacks",
-            r#"read s; echo '{"error": "No module named torch"}'"#,
-            "No module named torch; install torch",
-        ),
-        ("babbles", r#"read s; echo '{"name": "b"}'; read o; echo hello"#, "the child said hello"),
+        ("lacks", lacks, "No module named torch; install torch"),
+        ("deaf", "exec sleep 60", "has not answered for 1 s (--patience)"),
     ] {
-        failed(run(&rival(name, script), &[]).output().unwrap(), 1, &["--against pytorch", words]);
+        let run = against(&rival(name, script), "rope N=65", &["--patience", "1"]).output().unwrap();
+        failed(run, 1, &["--against pytorch", words]);
+    }
+    // One that is lost on the way costs its own numbers and none of ours.
+    for (name, script, words) in [
+        ("babbles", "read o; echo hello", "the child said hello"),
+        ("leaves", r#"read o; echo '{"slow": [0.5]}'"#, "went away"),
+        ("hangs", "exec sleep 60", "has not answered for 1 s"),
+    ] {
+        let script = format!("read s; echo '{{\"name\": \"b\"}}'; {script}");
+        let json = dir.path().join("lost.json");
+        let more = ["--patience", "1", "-o", str(&json)];
+        let run = against(&rival(name, &script), "rope N=65", &more).output().unwrap();
+        let (said, rows) = (String::from_utf8_lossy(&run.stderr), rows(&json));
+        assert!(run.status.code() == Some(1) && said.contains(words), "{said}");
+        assert!(rows.iter().all(|r| r.time.is_some_and(|t| t.samples == 2)), "{rows:?}");
+        assert!(matches!(&rows[1].rivals["PyTorch"], Rival::Note(why) if why.contains(words)), "{rows:?}");
+        assert_eq!(rows[0].best_rival().is_some(), name == "leaves");
     }
     failed(
-        run(&dir.path().join("nobody"), &[]).output().unwrap(),
+        against(&dir.path().join("nobody"), "rope N=65", &[]).output().unwrap(),
         1,
         &["cannot be started", "--python NAME"],
     );
+}
+
+/// Two rounds of these cases against this Python, on the CPU.
+fn against(python: &Path, filter: &str, more: &[&str]) -> Command {
+    let args =
+        ["bench", "ops", "-q", "--device", "cpu", "--rounds", "2", "--samples", "1", "--filter", filter];
+    llm2vec(&[&args[..], &["--against", "pytorch", "--python", str(python)], more].concat())
+}
+
+/// `benches/pytorch/ops.py` over a torch in which every call fails: a reason a case, and our own numbers.
+#[test]
+fn whatever_pytorch_throws_is_its_answer() {
+    if !Command::new("python3").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        println!("skipped: no python3");
+        return;
+    }
+    const TORCH: &str = "
+from types import SimpleNamespace as Some
+__version__ = '0'
+float32 = bfloat16 = None
+device = lambda name: Some(type='cpu')
+set_num_threads = manual_seed = lambda n: None
+_dynamo = Some(config=Some())
+def __getattr__(name):
+    def fails(*args, **how):
+        raise OverflowError(f'{name} fails')
+    if name.startswith('__'):
+        raise AttributeError(name)
+    return fails
+";
+    let dir = folder();
+    let json = dir.path().join("a.json");
+    fs::create_dir_all(dir.path().join("torch/nn")).unwrap();
+    fs::write(dir.path().join("torch/__init__.py"), TORCH).unwrap();
+    fs::write(dir.path().join("torch/nn/__init__.py"), "").unwrap();
+    fs::write(dir.path().join("torch/nn/functional.py"), "").unwrap();
+    for (filter, why) in [("narrow N=1 ", "no such op here"), ("swiglu N=65", "randn fails")] {
+        let mut command = against(Path::new("python3"), filter, &["-o", str(&json)]);
+        command.env("PYTHONPATH", dir.path());
+        good(command);
+        let record: Record = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+        for row in &record.rows {
+            assert!(row.time.is_some(), "{row:?}");
+            assert!(
+                matches!(row.rivals.values().next(), Some(Rival::Note(found)) if found == why),
+                "{row:?}"
+            );
+        }
+    }
 }
 
 #[test]

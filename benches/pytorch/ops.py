@@ -357,22 +357,31 @@ class Clock:
         return start.elapsed_time(end) * 1e-3
 
 
+def attempt(make, name, dead):
+    """What `make` gives; nothing where it fails, and the reason under its name in `dead`."""
+    try:
+        return make()
+    except Exception as e:  # whatever a library throws is its answer, and no end of the run
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        dead[name] = lines[0][:200]
+
+
 def measure(spec, clock, count, compile_too, dead):
     """Seconds, or a reason, by variant; `dead` keeps those that failed once."""
-    case = Case(spec, clock.device)
+    def variants():
+        case = Case(spec, clock.device)
+        make = OPS.get(case.noun)
+        if make is None:
+            raise Refused("no such op here")
+        return make(case)
     answer = {}
-    for name, make in OPS[case.noun](case).items():
-        if name in dead or name == "compile" and not compile_too:
-            answer.update({name: dead[name]} if name in dead else {})
-            continue
-        try:
-            answer[name] = clock.samples(make(), count)
-        except (Refused, ImportError, RuntimeError, TypeError, AttributeError, NotImplementedError) as e:
-            lines = str(e).strip().splitlines() or [type(e).__name__]
-            answer[name] = dead[name] = lines[0][:200]
+    for name, make in (attempt(variants, "PyTorch", dead) or {}).items():
+        if name not in dead and (name != "compile" or compile_too):
+            samples = attempt(lambda: clock.samples(make(), count), name, dead)
+            answer.update({name: samples} if samples else {})
     if clock.device.type == "cuda":
         torch.cuda.empty_cache()
-    return answer
+    return {**answer, **dead}
 
 
 def describe(device):

@@ -232,7 +232,7 @@ pub fn ops(
                     *subject = None;
                 }
                 if let (Some(rival), Some(_)) = (rival.as_deref_mut(), &*subject) {
-                    rival.run(i, settings.samples)?;
+                    rival.run(i, settings.samples);
                 }
             }
         }

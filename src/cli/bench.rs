@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::atomic;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Time ops and whole models; against PyTorch where it is installed.
 #[derive(Args)]
@@ -61,6 +62,9 @@ struct Ops {
     /// PyTorch: torch.compile as well (compiles every case once, which takes long)
     #[arg(long)]
     compile: bool,
+    /// Give the other library up once it has not answered for so long; a compilation takes minutes
+    #[arg(long, env = "LLM2VEC_PATIENCE", value_name = "SECONDS", default_value_t = 300)]
+    patience: u64,
     #[command(flatten)]
     common: Common,
 }
@@ -222,14 +226,19 @@ impl Ops {
         }
         let mut python = match self.against {
             Some(Library::Pytorch) => {
-                Some(Python::start(&self.python, &cases, self.ordinal(&device), self.compile)?)
+                let patience = Duration::from_secs(self.patience);
+                Some(Python::start(&self.python, &cases, self.ordinal(&device), self.compile, patience)?)
             }
             None => None,
         };
         record.rival = python.as_ref().map(|p| p.name.clone());
         let (rows, roof) = measure::ops(&device, &cases, settings, python.as_mut(), &say)?;
         (record.rows, record.roof) = (rows, Some(roof));
-        self.common.publish(&record)
+        self.common.publish(&record)?;
+        match python.and_then(|p| p.lost.clone()) {
+            None => Ok(()),
+            Some(why) => Err(Error::Device(format!("--against pytorch: {why}; all the rest was measured"))),
+        }
     }
 
     /// The cases that are asked for; the large ones are for GPUs, but not for the emulator.
