@@ -101,6 +101,21 @@ fn a_run_is_a_table_in_every_form_and_a_report() {
 }
 
 #[test]
+fn after_its_seconds_a_run_publishes_what_it_has() {
+    let args = ["bench", "ops", "-q", "--device", "cpu", "--filter", "rope N=65", "--samples", "1"];
+    let dir = folder();
+    let json = dir.path().join("a.json");
+    for seconds in ["0", "1"] {
+        let more = ["--rounds", "100000", "--seconds", seconds, "-o", str(&json)];
+        good(llm2vec(&[&args[..], &more].concat()));
+        let record: Record = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+        let samples = |r: &Row| r.time.map_or(0, |t| t.samples);
+        assert!(record.rows.iter().all(|r| (1..100_000).contains(&samples(r))), "{record:?}");
+        assert!(seconds == "1" || record.rows.iter().all(|r| samples(r) == 1), "{record:?}");
+    }
+}
+
+#[test]
 fn a_record_says_what_was_not_run() {
     let spread = |us: f64| Spread { median: us * 1e-6, least: us * 1e-6, samples: 1 };
     let rivals = [

@@ -44,13 +44,13 @@ attempt() {
     shift 2
     log=$results/$(printf '%s' "$name" | tr -c 'a-zA-Z0-9\n' '-').log
     start=$SECONDS
-    timeout "$limit" "$@" >"$log" 2>&1
+    timeout -k 5 "$limit" "$@" >"$log" 2>&1
     status=$?
     local last
     last=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1 | cut -c 1-200)
     case $status in
         0) check "$name" passed $((SECONDS - start)) "$last" ;;
-        124) check "$name" failed $((SECONDS - start)) "took longer than $limit s; see $log" ;;
+        124 | 137) check "$name" failed $((SECONDS - start)) "took longer than $limit s; see $log" ;;
         *) check "$name" failed $((SECONDS - start)) "exit status $status: $last; see $log" ;;
     esac
     return $status
@@ -118,10 +118,11 @@ sanitize() {
 
 bench() {
     if has bench; then
-        attempt "bench ops" 330 "$llm2vec" bench ops --device "$device" --cases large --output "$results/ops.json" --output "$results/ops.csv"
+        # --seconds ends after the round under way; a limit would lose what was timed.
+        attempt "bench ops" 300 "$llm2vec" bench ops --device "$device" --cases large --seconds 200 --output "$results/ops.json" --output "$results/ops.csv"
         for shape in S-LLaMA-1.3B Mistral-7B; do
-            attempt "bench encode $shape" 50 "$llm2vec" bench encode --shape $shape --device "$device" --output "$results/encode-$shape.json"
-            attempt "bench train $shape" 50 "$llm2vec" bench train --shape $shape --device "$device" --recompute --output "$results/train-$shape.json"
+            attempt "bench encode $shape" 50 "$llm2vec" bench encode --shape $shape --device "$device" --rounds 2 --samples 2 --output "$results/encode-$shape.json"
+            attempt "bench train $shape" 50 "$llm2vec" bench train --shape $shape --device "$device" --recompute --rounds 2 --samples 2 --output "$results/train-$shape.json"
         done
     fi
     publish bench
@@ -129,8 +130,8 @@ bench() {
 
 pytorch() {
     if has pytorch torch; then
-        attempt "bench ops against pytorch" 540 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
-            --against pytorch --python "$python" --output "$results/pytorch-ops.json" --output "$results/pytorch-ops.csv"
+        attempt "bench ops against pytorch" 480 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
+            --seconds 240 --patience 120 --against pytorch --python "$python" --output "$results/pytorch-ops.json" --output "$results/pytorch-ops.csv"
     fi
     publish pytorch
 }

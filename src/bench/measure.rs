@@ -9,7 +9,7 @@ use crate::device::{DType, Device};
 use crate::error::{Error, Result};
 use crate::rng::normal;
 use crate::tensor::Tensor;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How often.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,26 @@ pub struct Settings {
     pub rounds: usize,
     /// Times that a case is timed in a round.
     pub samples: usize,
+    /// After so long no round begins; what was timed until then is all.
+    pub time: Option<Duration>,
+}
+
+/// When rounds end.
+pub struct Deadline {
+    start: Instant,
+    time: Option<Duration>,
+}
+
+impl Deadline {
+    /// The clock starts.
+    pub fn new(time: Option<Duration>) -> Deadline {
+        Deadline { start: Instant::now(), time }
+    }
+
+    /// Whether this part of the time is over.
+    pub fn over(&self, part: f64) -> bool {
+        self.time.is_some_and(|time| self.start.elapsed() >= time.mul_f64(part))
+    }
 }
 
 /// A prime, so that no row of a matrix is like another: to draw as many numbers as a large operand has takes minutes.
@@ -217,13 +237,23 @@ pub fn ops(
     let bounds = bounds(device);
     let mut bounds = if settings.rounds > 0 { Bounds::new(&operands, &bounds) } else { Bounds::default() };
     let sizes: Vec<u64> = cases.iter().map(|case| operands.size(case)).collect();
+    let deadline = Deadline::new(settings.time);
     for group in groups(&sizes, device.available().map_or(u64::MAX, |free| free / 2)) {
+        if group.start > 0 && deadline.over(1.0) {
+            rows[group].iter_mut().for_each(|row| row.note = Some("not timed: --seconds were over".into()));
+            continue;
+        }
         let mut subjects: Vec<Option<Subject>> = Vec::new();
         for i in group.clone() {
             say(format!("preparing {} of {}: {} {}", i + 1, cases.len(), cases[i].op, cases[i].label));
             subjects.push(prepared(&operands, &cases[i], &mut rows[i]));
         }
+        // Groups share the time by their cases; each has a round.
+        let part = group.end as f64 / cases.len() as f64;
         for round in 1..=settings.rounds {
+            if round > 1 && deadline.over(part) {
+                break;
+            }
             say(format!("round {round} of {}, cases to {} of {}", settings.rounds, group.end, cases.len()));
             bounds.sample(&mut clock, settings.samples)?;
             for (i, subject) in group.clone().zip(&mut subjects) {

@@ -1,7 +1,7 @@
 //! A whole pass over a pack: encoding, or a step of training; a real model or a random one, random tokens.
 
 use super::cases::large::SHAPES;
-use super::measure::{Bounds, Clock, Operands, Settings, bounds};
+use super::measure::{Bounds, Clock, Deadline, Operands, Settings, bounds};
 use super::record::{Roof, Row, Spread};
 use crate::device::gpu::Graphs;
 use crate::device::{DType, Device};
@@ -136,7 +136,11 @@ pub fn measure(
     let (operands, mut clock, mut samples) = (Operands::new(device), Clock::new(device)?, Vec::new());
     let cases = bounds(device);
     let mut bounds = Bounds::new(&operands, &cases);
-    for _ in 0..settings.rounds {
+    let deadline = Deadline::new(settings.time);
+    for round in 0..settings.rounds {
+        if round > 0 && deadline.over(1.0) {
+            break;
+        }
         bounds.sample(&mut clock, settings.samples)?;
         for _ in 0..settings.samples {
             let start = Instant::now();

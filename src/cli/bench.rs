@@ -81,6 +81,9 @@ struct Common {
     /// Times that a case is timed in a round
     #[arg(long, env = "LLM2VEC_SAMPLES", value_name = "N", default_value_t = 5)]
     samples: usize,
+    /// Begin no second round after so long, and publish what was timed until then
+    #[arg(long, env = "LLM2VEC_SECONDS", value_name = "N")]
+    seconds: Option<u64>,
     /// FILE.md, .json, .csv or .txt; repeat for several. The table goes to stdout in any case
     #[arg(short, long, env = "LLM2VEC_OUTPUT", value_delimiter = ',', value_name = "FILE")]
     output: Vec<PathBuf>,
@@ -172,7 +175,8 @@ impl Common {
             return Err(Error::Usage(what));
         }
         self.output.iter().try_for_each(|file| Form::of(file).map(|_| ()))?;
-        Ok(Settings { rounds: self.rounds, samples: self.samples })
+        let time = self.seconds.map(Duration::from_secs);
+        Ok(Settings { rounds: self.rounds, samples: self.samples, time })
     }
 
     fn progress(&self) -> impl Fn(String) {
