@@ -24,7 +24,7 @@ pub struct Record {
     pub command: String,
     /// UTC.
     pub date: String,
-    /// The fastest copy and product of the run.
+    /// The medians of the run's copies and products.
     pub roof: Option<Roof>,
     /// What it was compared with.
     pub rival: Option<String>,
@@ -35,12 +35,15 @@ pub struct Record {
 }
 
 /// What the device reaches, measured in the same run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Roof {
     /// Of a copy, reads and writes together.
     pub bytes_per_second: Option<f64>,
     /// Of a plain product in the float that the device computes in.
     pub flops_per_second: Option<f64>,
+    /// Whose product that was, where it may not be the fastest there is.
+    #[serde(default)]
+    pub product: Option<String>,
 }
 
 /// One case.

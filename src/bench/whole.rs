@@ -135,7 +135,7 @@ pub fn measure(
     runner()?;
     let (operands, mut clock, mut samples) = (Operands::new(device), Clock::new(device)?, Vec::new());
     let cases = bounds(device);
-    let mut bounds = Bounds::new(&operands, &cases);
+    let mut bounds = Bounds::new(&operands, &cases, size.panels);
     let deadline = Deadline::new(settings.time);
     for round in 0..settings.rounds {
         if round > 0 && deadline.over(1.0) {
