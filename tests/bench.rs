@@ -75,6 +75,20 @@ fn the_list_is_json_with_every_size() {
     assert_eq!(cases[0]["outputs"]["dqkv"]["dtype"], "bf16");
 }
 
+/// What is listed is what would run there: the sizes of large tiles are for devices.
+#[test]
+fn the_list_is_of_the_device() {
+    let args = ["bench", "ops", "--list", "json", "--filter", "lora_linear_fwd M=6024", "--device"];
+    let list = |device: &str| llm2vec(&[&args[..], &[device]].concat());
+    failed(list("cpu").output().unwrap(), 2, &["no case has all these words"]);
+    if option_env!("LLM2VEC_NVCC").is_none() {
+        println!("skipped: this build holds no kernels (nvcc was not found)");
+        return;
+    }
+    let cases: Value = serde_json::from_str(&good(list("emulated"))).unwrap();
+    assert_eq!(cases.as_array().map(Vec::len), Some(2), "{cases}");
+}
+
 #[test]
 fn a_run_is_a_table_in_every_form_and_a_report() {
     let dir = folder();

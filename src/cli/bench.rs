@@ -211,12 +211,12 @@ impl Common {
 
 impl Ops {
     fn run(self) -> Result<()> {
-        if self.list.is_some() {
-            return print(&format!("{:#}\n", rival::list(&self.selected(false)?)));
-        }
         let settings = self.common.settings()?;
         let device = Device::by_name(&self.common.device)?;
         let cases = self.selected(measure::gpu(&device).is_some())?;
+        if self.list.is_some() {
+            return print(&format!("{:#}\n", rival::list(&cases)));
+        }
         let say = self.common.progress();
         let mut record = Record::new("ops", &device, std::env::args().collect());
         if let (Some(gpu), true) = (measure::gpu(&device), self.common.device.starts_with("emulated")) {
@@ -253,14 +253,21 @@ impl Ops {
         let emulated = self.common.device.starts_with("emulated");
         let default = if gpu && !emulated { Set::Large } else { Set::Table };
         let set = self.cases.unwrap_or(default);
-        let table = (set != Set::Large).then(cases::all).into_iter().flatten();
-        let large = (set != Set::Table).then(|| large(self.tokens)).into_iter().flatten();
+        let mut cases = Vec::new();
+        if set != Set::Large {
+            cases.extend(cases::all());
+            // Kernels that no smaller size takes.
+            cases.extend(gpu.then(cases::large_tiles).into_iter().flatten());
+        }
+        if set != Set::Table {
+            cases.extend(large(self.tokens));
+        }
         let words: Vec<&str> = self.filter.split_whitespace().collect();
         let wanted = |case: &Case| {
             let name = format!("{} {}", case.op, case.label);
             words.iter().all(|word| name.contains(word))
         };
-        let cases: Vec<Case> = table.chain(large).filter(wanted).collect();
+        cases.retain(wanted);
         match cases.is_empty() {
             true => Err(Error::Usage(format!("--filter \"{}\": no case has all these words", self.filter))),
             false => Ok(cases),
