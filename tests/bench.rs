@@ -146,7 +146,8 @@ fn a_record_says_what_was_not_run() {
         ..Row::default()
     };
     let note = Some("a_fwd: C = 3, a GPU takes multiples of 8".to_string());
-    let refused = Row { op: "a_fwd".into(), label: "C=3".into(), note, ..Row::default() };
+    let rivals = BTreeMap::from([("eager".to_string(), Rival::Note("no such op here".into()))]);
+    let refused = Row { op: "a_fwd".into(), label: "C=3".into(), note, rivals, ..Row::default() };
     let record = Record {
         rival: Some("another".into()),
         roof: Some(Roof {
@@ -154,7 +155,7 @@ fn a_record_says_what_was_not_run() {
             flops_per_second: Some(2e12),
             product: Some("our own kernel".into()),
         }),
-        rows: vec![timed, refused],
+        rows: vec![timed, refused.clone(), Row { label: "C=5".into(), ..refused }],
         ..Record::default()
     };
     let text = record.render(Form::Markdown);
@@ -169,6 +170,7 @@ fn a_record_says_what_was_not_run() {
         "{text}"
     );
     assert!(text.contains("* roof: copy 100 GB/s, plain product 2.00 TFLOP/s (our own kernel)"), "{text}");
+    assert!(text.contains("* no rival: a_fwd C=3 and 1 more (eager: no such op here)\n"), "{text}");
     let again: Record = serde_json::from_str(&record.render(Form::Json)).unwrap();
     assert_eq!(again.render(Form::Markdown), text);
     let check = Check { name: "b".into(), status: "failed".into(), seconds: 1.0, detail: "why".into() };

@@ -1,6 +1,6 @@
 //! Records as tables: text, Markdown, CSV.
 
-use super::record::{Record, Row};
+use super::record::{Record, Rival, Row};
 use crate::error::{Error, Result};
 
 /// How a table is written.
@@ -99,6 +99,7 @@ impl Record {
             ("driver", self.driver.clone()),
             ("roof", (!roof.is_empty()).then(|| roof.join(", "))),
             ("rival", self.rival.clone()),
+            ("no rival", self.alone()),
             ("commit", self.commit.clone()),
             ("command", Some(self.command.clone())),
             ("date", Some(self.date.clone())),
@@ -109,6 +110,31 @@ impl Record {
 }
 
 const NONE: &str = "-";
+
+impl Record {
+    /// Why rows have no rival, each reason once.
+    fn alone(&self) -> Option<String> {
+        let rows = self.rows.iter().filter(|row| self.rival.is_some() && row.best_rival().is_none());
+        let mut reasons: Vec<(String, &Row, usize)> = Vec::new();
+        for row in rows {
+            let why = row.rivals.iter().filter_map(|(name, rival)| match rival {
+                Rival::Note(why) => Some(format!("{name}: {why}")),
+                Rival::Time(_) => None,
+            });
+            let why: Vec<String> = why.collect();
+            let why = if why.is_empty() { "nothing was tried".into() } else { why.join("; ") };
+            match reasons.iter_mut().find(|(known, ..)| *known == why) {
+                Some((.., count)) => *count += 1,
+                None => reasons.push((why, row, 1)),
+            }
+        }
+        let one = |(why, row, count): &(String, &Row, usize)| match count {
+            1 => format!("{} {} ({why})", row.op, row.label),
+            n => format!("{} {} and {} more ({why})", row.op, row.label, n - 1),
+        };
+        (!reasons.is_empty()).then(|| reasons.iter().map(one).collect::<Vec<_>>().join("; "))
+    }
+}
 
 fn or_none(value: Option<String>) -> String {
     value.unwrap_or_else(|| NONE.into())
