@@ -108,6 +108,11 @@ impl Operands {
     }
 }
 
+/// Calls that make a sample long enough, by the seconds of one.
+fn repeats(one: f64) -> usize {
+    (SHORTEST / one).ceil().clamp(1.0, 1e6) as usize
+}
+
 fn on(device: &Device, ints: Tensor) -> Result<Tensor> {
     match device {
         Device::Cpu(_) => Ok(ints),
@@ -120,6 +125,7 @@ pub struct Subject<'a> {
     case: &'a Case,
     outputs: Vec<Tensor>,
     inputs: Vec<Tensor>,
+    /// Calls in a sample; 0 before the first.
     repeats: usize,
     samples: Vec<f64>,
 }
@@ -128,12 +134,10 @@ impl<'a> Subject<'a> {
     /// Made, and run once.
     pub fn new(operands: &Operands, case: &'a Case) -> Result<Subject<'a>> {
         let (outputs, inputs) = (operands.list(case, &case.outputs)?, operands.list(case, &case.inputs)?);
-        let mut subject = Subject { case, outputs, inputs, repeats: 1, samples: Vec::new() };
-        let start = Instant::now();
+        let mut subject = Subject { case, outputs, inputs, repeats: 0, samples: Vec::new() };
         subject.call(&operands.device)?;
-        match &operands.device {
-            Device::Cpu(_) => subject.repeats = (SHORTEST / start.elapsed().as_secs_f64()).ceil() as usize,
-            Device::Gpu(gpu) => gpu.synchronize()?,
+        if let Device::Gpu(gpu) = &operands.device {
+            gpu.synchronize()?;
         }
         Ok(subject)
     }
@@ -155,8 +159,15 @@ impl<'a> Subject<'a> {
     }
 
     fn sample(&mut self, clock: &mut Clock, samples: usize) -> Result<()> {
+        let device = clock.device.clone();
+        if self.repeats == 0 {
+            self.repeats = match device {
+                // The call that made it ready was cold, and too long to go by.
+                Device::Cpu(_) => repeats(clock.time(1, || self.call(&device))?),
+                Device::Gpu(_) => 1,
+            };
+        }
         for _ in 0..samples {
-            let device = clock.device.clone();
             let time = clock.time(self.repeats, || self.call(&device))?;
             self.samples.push(time);
         }
@@ -429,6 +440,11 @@ mod tests {
         let theirs = better(ours(0.5e12), &rows);
         assert_eq!(theirs.flops_per_second, Some(1e12));
         assert_eq!(theirs.product.as_deref(), Some("the rival's F.linear (cuBLAS)"));
+    }
+
+    #[test]
+    fn short_calls_are_repeated() {
+        assert_eq!([1.0, 1e-3, 0.9e-3, 0.0].map(repeats), [1, 2, 3, 1_000_000]);
     }
 
     #[test]
