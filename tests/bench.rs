@@ -7,7 +7,7 @@ mod common;
 use command::*;
 use common::here;
 use llm2vec::bench::cases::{self, large::large};
-use llm2vec::bench::record::{Check, Record, Rival, Roof, Row, Spread};
+use llm2vec::bench::record::{Check, Counted, Planned, Record, Rival, Roof, Row, Spread};
 use llm2vec::bench::table::Form;
 use llm2vec::device::cuda;
 use serde_json::Value;
@@ -112,6 +112,17 @@ fn a_run_is_a_table_in_every_form_and_a_report() {
     assert_eq!(fs::read_to_string(&csv).unwrap().lines().count(), 3);
     let report = good(llm2vec(&["bench", "report", str(dir.path())]));
     assert_eq!(report, format!("### a\n\n{}\n", fs::read_to_string(&md).unwrap()));
+}
+
+/// Beside what was counted stands what was planned, and nothing where nothing was.
+#[test]
+fn costs_are_of_their_plan() {
+    let counted = Counted { bytes: 1000, touched: 505, flops: 64, ..Counted::default() };
+    let planned = Planned { touched: Some(500), flops: Some(64), ..Planned::default() };
+    let row = Row { op: "a_fwd".into(), counted: Some(counted), planned: Some(planned), ..Row::default() };
+    let csv = Record { kind: "ops".into(), rows: vec![row], ..Record::default() }.render(Form::Csv);
+    assert!(csv.contains("bytes,of plan,touched,of plan,sectors,tensor FLOPs,of plan,"), "{csv}");
+    assert!(csv.contains("a_fwd,,1000,-,505,101.0 %,0,64,100.0 %,0,"), "{csv}");
 }
 
 #[test]

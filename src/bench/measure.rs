@@ -2,7 +2,7 @@
 
 use super::cases::large::roofs;
 use super::cases::{Case, Fill, gpu_dtype};
-use super::record::{Counted, Rival, Roof, Row, Spread};
+use super::record::{Counted, Planned, Rival, Roof, Row, Spread};
 use super::rival::Python;
 use crate::device::gpu::{Gpu, Memory};
 use crate::device::{DType, Device};
@@ -314,8 +314,9 @@ pub fn costs(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<Vec<Row>
     let one = |(i, case): (usize, &Case)| {
         say(format!("counting {} of {}: {} {}", i + 1, cases.len(), case.op, case.label));
         let mut row = blank(&device, case);
-        row.bytes = case.plan.bytes.map_or(row.bytes, |b| b as u64);
-        row.flops = case.plan.tensor_flops.unwrap_or(case.flops) as u64;
+        let [bytes, touched, flops] =
+            [case.plan.bytes, case.plan.once, case.plan.tensor_flops].map(|plan| plan.map(|n| n as u64));
+        row.planned = Some(Planned { bytes, touched, flops });
         match counted(gpu, &operands, case) {
             Ok(counted) => row.counted = Some(counted),
             Err(e) => fail(&mut row, &e),
@@ -332,6 +333,7 @@ fn counted(gpu: &Gpu, operands: &Operands, case: &Case) -> Result<Counted> {
     for (kernel, counters) in launches {
         let total = counters.total;
         sum.bytes += total.bytes;
+        sum.touched += counters.read + counters.written;
         sum.sectors += 32 * total.sectors;
         sum.flops += total.flops;
         sum.conflicts += total.conflicts;

@@ -66,6 +66,8 @@ pub struct Row {
     pub share: Option<f64>,
     /// What the emulator counted.
     pub counted: Option<Counted>,
+    /// What it was to count.
+    pub planned: Option<Planned>,
     /// Why there is nothing to show.
     pub note: Option<String>,
     /// Whether that is an error; else the device has no kernel for it.
@@ -87,17 +89,32 @@ pub struct Spread {
 
 /// What the emulator counted in one call, all launches together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counted {
     /// Launches of kernels, in order, each with its registers and occupancy.
     pub kernels: Vec<String>,
     /// That lanes asked global memory for.
     pub bytes: u64,
+    /// Of these each once for reading and once for writing.
+    pub touched: u64,
     /// 32-byte sectors of global memory, in bytes.
     pub sectors: u64,
     /// Tensor-core operations.
     pub flops: u64,
     /// Passes through shared memory beyond those that are needed.
     pub conflicts: u64,
+}
+
+/// What a case's kernels are held to, as far as it is stated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Planned {
+    /// Bytes asked for.
+    pub bytes: Option<u64>,
+    /// Bytes touched.
+    pub touched: Option<u64>,
+    /// Tensor-core operations.
+    pub flops: Option<u64>,
 }
 
 /// One way of the rival's.

@@ -60,6 +60,8 @@ impl Record {
             (_, true) => head.extend([
                 "bytes",
                 "of plan",
+                "touched",
+                "of plan",
                 "sectors",
                 "tensor FLOPs",
                 "of plan",
@@ -169,18 +171,20 @@ fn whole(row: &Row) -> Vec<String> {
 }
 
 fn cost(row: &Row) -> Vec<String> {
-    let Some(c) = &row.counted else { return noted(row, 7) };
-    let of = |got: u64, plan: u64| match plan {
-        0 => NONE.to_string(),
-        _ => format!("{:.1} %", 100.0 * got as f64 / plan as f64),
+    let Some(c) = &row.counted else { return noted(row, 9) };
+    let plan = row.planned.unwrap_or_default();
+    let of = |got: u64, plan: Option<u64>| match plan {
+        None | Some(0) => NONE.to_string(),
+        Some(plan) => format!("{:.1} %", 100.0 * got as f64 / plan as f64),
     };
-    let tensor = if c.flops == 0 { NONE.into() } else { of(c.flops, row.flops) };
     vec![
         c.bytes.to_string(),
-        of(c.bytes, row.bytes),
+        of(c.bytes, plan.bytes),
+        c.touched.to_string(),
+        of(c.touched, plan.touched),
         c.sectors.to_string(),
         c.flops.to_string(),
-        tensor,
+        of(c.flops, plan.flops),
         c.conflicts.to_string(),
         c.kernels.join("; "),
     ]
