@@ -4,6 +4,7 @@
 mod command;
 mod common;
 
+use clap::CommandFactory;
 use command::*;
 use common::here;
 use llm2vec::bench::cases::{self, large::large};
@@ -303,6 +304,7 @@ fn what_makes_no_sense_is_refused() {
     refused(&["bench", "ops", "--samples", "0"], &["1 sample"]);
     refused(&["bench", "ops", "--tokens", "0", "--cases", "large"], &["--tokens 0"]);
     refused(&["bench", "ops", "--output", "a.png"], &[".md, .json, .csv or .txt"]);
+    refused(&["bench", "ops", "--compile"], &["only with --against"]);
     refused(&["bench", "encode", "--shape", "GPT-5"], &["expected one of S-LLaMA-1.3B"]);
     refused(&["bench", "encode", "--shape", "Mistral-7B", "--layers", "99"], &["the model has 32"]);
     refused(&["bench", "encode", "--device", "emulated", "--shape", "Mistral-7B"], &["times nothing"]);
@@ -313,6 +315,64 @@ fn what_makes_no_sense_is_refused() {
     failed(llm2vec(&["bench", "report", str(dir.path())]).output().unwrap(), 1, &["no .json file"]);
     fs::write(dir.path().join("a.json"), "[1]").unwrap();
     failed(llm2vec(&["bench", "report", str(dir.path())]).output().unwrap(), 1, &["no result of"]);
+}
+
+/// Every long flag of every command has a variable, as the README says.
+#[test]
+fn every_flag_is_an_environment_variable() {
+    fn lacking(command: &clap::Command, list: &mut Vec<String>) {
+        let flags = command.get_arguments().filter(|a| a.get_long().is_some() && a.get_env().is_none());
+        list.extend(flags.map(|a| format!("{} --{}", command.get_name(), a.get_long().unwrap())));
+        command.get_subcommands().for_each(|c| lacking(c, list));
+    }
+    let mut list = Vec::new();
+    lacking(&llm2vec::cli::Cli::command(), &mut list);
+    assert!(list.is_empty(), "{list:?}");
+}
+
+#[test]
+fn a_flag_beats_the_environment() {
+    let run = |args: &[&str], set: &[(&str, &str)]| {
+        let mut command = llm2vec(args);
+        command.envs(set.iter().copied());
+        command.output().unwrap()
+    };
+    let (shape, model) = (["bench", "encode", "--shape", "GPT-5"], ["bench", "encode", "-m", "nowhere/here"]);
+    let set = [("LLM2VEC_MODEL", "nowhere/here"), ("LLM2VEC_SHAPE", "GPT-5")];
+    failed(run(&shape, &set[..1]), 2, &["--shape GPT-5"]);
+    failed(run(&["bench", "encode"], &set[1..]), 2, &["--shape GPT-5"]);
+    failed(run(&["bench", "encode"], &set), 2, &["expected one of --shape and --model"]);
+    failed(run(&[&shape[..], &model[2..]].concat(), &[]), 2, &["expected one of --shape and --model"]);
+    failed(run(&["bench", "encode"], &[]), 2, &["expected --shape NAME or --model DIR"]);
+    let there = run(&model, &set[1..]);
+    assert!(there.status.code() != Some(0), "{there:?}");
+    assert!(String::from_utf8_lossy(&there.stderr).contains("nowhere/here"), "{there:?}");
+
+    let built = option_env!("LLM2VEC_NVCC").is_some();
+    let table = |out: std::process::Output| match built {
+        true => assert!(passed(out).contains("registers")),
+        false => failed(out, 1, &["holds no CUDA kernels"]),
+    };
+    table(run(&["info", "--kernels"], &[("LLM2VEC_DEVICE", "cpu"), ("LLM2VEC_MODEL", "nowhere/here")]));
+    table(run(&["info"], &[("LLM2VEC_KERNELS", "1")]));
+    let novel5m = common::novel5m();
+    let info = ["info", "-m", str(&novel5m)];
+    assert!(passed(run(&info, &[("LLM2VEC_KERNELS", "1")])).contains("feed-forward"));
+    failed(run(&[&info[..], &["--kernels"]].concat(), &[]), 2, &["--kernels and --model"]);
+    failed(run(&["info"], &[]), 2, &["expected --model DIR or --kernels"]);
+    assert!(passed(run(&["doctor"], &[("LLM2VEC_JSON", "1")])).starts_with('{'));
+}
+
+/// What only a step of training has is no flag of encoding.
+#[test]
+fn each_bench_has_its_own_flags() {
+    let [encode, train] = ["encode", "train"].map(|task| good(llm2vec(&["bench", task, "--help"])));
+    assert!(encode.contains("encoding whole packs") && train.contains("steps of SimCSE"), "{encode}{train}");
+    for flag in ["--recompute", "--no-graph"] {
+        assert!(train.contains(flag) && !encode.contains(flag), "{flag}");
+        let args = ["bench", "encode", "--shape", "Mistral-7B", flag];
+        failed(llm2vec(&args).output().unwrap(), 2, &[flag]);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::kernels;
 use crate::memory::gib;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -15,7 +16,7 @@ use std::collections::BTreeSet;
 #[command(after_help = "Example:\n  llm2vec doctor --json | grep WARN")]
 pub struct Doctor {
     /// One JSON object a line
-    #[arg(long)]
+    #[arg(long, env = "LLM2VEC_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 

@@ -8,7 +8,10 @@ use crate::kernels;
 use crate::memory::gib;
 use crate::model::config::RopeScaling;
 use crate::model::weights::Storage;
-use clap::Args;
+use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, FromArgMatches};
 
 /// Say what would run: model, settings, memory plan, devices; reads no weight.
 #[derive(Args)]
@@ -17,19 +20,64 @@ use clap::Args;
 )]
 pub struct Info {
     #[command(flatten)]
-    model: Option<ModelFlags>,
+    what: What,
+}
+
+/// Of what; a model on the command line and kernels in the environment are the model, and the other way round.
+enum What {
+    Kernels,
+    Model(Box<ModelFlags>),
+}
+
+#[derive(Args)]
+struct KernelFlags {
     /// Say instead what the CUDA kernels of this build take: registers, shared memory, occupancy, bytes
-    #[arg(long, exclusive = true)]
+    #[arg(long, env = "LLM2VEC_KERNELS", value_parser = BoolishValueParser::new())]
     kernels: bool,
+}
+
+impl FromArgMatches for What {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<What, clap::Error> {
+        let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let kernels = KernelFlags::from_arg_matches(matches)?.kernels;
+        let flags = ModelFlags::augment_args(clap::Command::new("model"));
+        match flags.get_arguments().find(|arg| given(arg.get_id().as_str())) {
+            Some(flag) if given("kernels") => {
+                let what = format!("--kernels and --{}: expected one of them\n", flag.get_id());
+                Err(clap::Error::raw(ErrorKind::ArgumentConflict, what))
+            }
+            None if kernels => Ok(What::Kernels),
+            _ if matches.value_source("model").is_none() => Err(clap::Error::raw(
+                ErrorKind::MissingRequiredArgument,
+                "expected --model DIR or --kernels\n",
+            )),
+            _ => Ok(What::Model(Box::new(ModelFlags::from_arg_matches(matches)?))),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        What::from_arg_matches(matches).map(|what| *self = what)
+    }
+}
+
+impl Args for What {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let command = KernelFlags::augment_args(ModelFlags::augment_args(command));
+        command.mut_arg("model", |model| model.required(false))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        What::augment_args(command)
+    }
 }
 
 impl Info {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        if self.kernels {
-            return print(&kernel_table()?);
-        }
-        let model = self.model.ok_or_else(|| Error::Usage("expected --model DIR or --kernels".into()))?;
+        let model = match self.what {
+            What::Kernels => return print(&kernel_table()?),
+            What::Model(model) => model,
+        };
         let setup = Setup::open(&model.options()?)?;
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let mut lines = model_lines(&setup);
