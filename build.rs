@@ -38,7 +38,7 @@ fn build() -> Result<()> {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=build.rs");
-    for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX", "REQUIRE_NVCC"] {
+    for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX", "REQUIRE_NVCC", "NVCC_CCBIN"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     let out = PathBuf::from(std::env::var("OUT_DIR").map_err(|e| format!("OUT_DIR: {e}"))?);
@@ -84,26 +84,26 @@ fn compiler(out: &Path) -> Result<Option<Nvcc>> {
         // Project-local environments, and what kernels/install_nvcc.sh puts beside the profile's folder.
         let target = out.ancestors().map(|dir| dir.join("nvcc"));
         let roots: Vec<PathBuf> = [".venv".into(), "venv".into()].into_iter().chain(target).collect();
-        found = nvcc::find(&nvcc::places(env, &roots))?;
+        let passed_over;
+        (found, passed_over) = nvcc::find(&nvcc::places(env, &roots))?;
+        passed_over.iter().for_each(|why| println!("cargo:warning=passed over: {why}"));
     }
-    match &found {
+    let lacks = match &found {
+        None => {
+            "no nvcc in $NVCC, $CUDA_HOME, PATH, /usr/local/cuda or pip's wheels; try kernels/install_nvcc.sh"
+        }
+        Some(_) if !nvcc::host_compiler(env) => "no gcc in PATH, which nvcc calls; NVCC_CCBIN names another",
         Some(nvcc) => {
-            println!(
-                "cargo:warning=kernels by nvcc {}.{} of {}",
-                nvcc.version.0, nvcc.version.1, nvcc.origin
-            );
+            let (major, minor) = nvcc.version;
+            println!("cargo:warning=kernels by nvcc {major}.{minor} of {}", nvcc.origin);
+            return Ok(found);
         }
-        None if required => {
-            return Err("REQUIRE_NVCC is set and there is no nvcc in $NVCC, $CUDA_HOME, PATH, /usr/local/cuda or pip's \
-                        wheels; try kernels/install_nvcc.sh"
-                .into());
-        }
-        None => println!(
-            "cargo:warning=no nvcc: this build has no CUDA kernels and runs on the CPU; set NVCC or CUDA_HOME, or run \
-             kernels/install_nvcc.sh"
-        ),
+    };
+    if required {
+        return Err(format!("REQUIRE_NVCC is set and there is {lacks}"));
     }
-    Ok(found)
+    println!("cargo:warning={lacks}; this build has no CUDA kernels and runs on the CPU");
+    Ok(None)
 }
 
 /// Compiles what changed, one file a worker; gives each file's resource table as Rust.
