@@ -41,6 +41,7 @@ fn build() -> Result<()> {
     for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX", "REQUIRE_NVCC", "NVCC_CCBIN"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
+    commit();
     let out = PathBuf::from(std::env::var("OUT_DIR").map_err(|e| format!("OUT_DIR: {e}"))?);
     let sources = sources()?;
     let compiler = compiler(&out)?;
@@ -57,6 +58,30 @@ fn build() -> Result<()> {
     writeln!(text, "/// Every file of `kernels/`.\npub static FILES: &[&File] = &[{}];", files.join(", "))
         .unwrap();
     write(&out.join("kernels.rs"), text.as_bytes())
+}
+
+/// The commit that is built, for the records of benches: $LLM2VEC_COMMIT, or else what git says where this folder is the
+/// top of its work tree.
+fn commit() {
+    println!("cargo:rerun-if-env-changed=LLM2VEC_COMMIT");
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    if std::env::var("LLM2VEC_COMMIT").is_ok_and(|v| !v.is_empty())
+        || git(&["rev-parse", "--show-prefix"]).is_none_or(|below| !below.is_empty())
+    {
+        return;
+    }
+    // HEAD's log grows with every commit and checkout, where it is kept; a tree becomes dirty by its sources.
+    let log = ["logs/HEAD", "HEAD"].iter().filter_map(|name| git(&["rev-parse", "--git-path", name]));
+    let log = log.filter(|path| Path::new(path).exists()).take(1);
+    for path in log.chain(["src", "Cargo.toml", "Cargo.lock"].map(String::from)) {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    if let Some(commit) = git(&["describe", "--always", "--dirty"]) {
+        println!("cargo:rustc-env=LLM2VEC_COMMIT={commit}");
+    }
 }
 
 /// Every `kernels/*.cu`, in the order of names.

@@ -106,7 +106,8 @@ fn a_run_is_a_table_in_every_form_and_a_report() {
         time.samples == 2 && time.least > 0.0 && time.least <= time.median && record.rows[0].share.is_some()
     );
     assert!(
-        record.command.contains("--rounds 2")
+        record.command.contains("LLM2VEC_DEVICE=cpu ")
+            && record.command.contains("--filter 'swiglu N=65' --rounds 2")
             && record.date.ends_with("UTC")
             && record.machine.contains("threads")
     );

@@ -4,6 +4,7 @@ use crate::device::Device;
 use crate::device::gpu::Gpu;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// One run.
@@ -18,9 +19,9 @@ pub struct Record {
     pub machine: String,
     /// The GPU's driver.
     pub driver: Option<String>,
-    /// Of the sources, where the build or the caller knew it.
+    /// Of the sources, where git or the caller knew it; `-dirty` where they were changed since.
     pub commit: Option<String>,
-    /// The command line.
+    /// The command line, as a shell takes it, behind the variables of ours that were set.
     pub command: String,
     /// UTC.
     pub date: String,
@@ -168,8 +169,10 @@ impl Record {
     pub fn new(kind: &str, device: &Device, command: Vec<String>) -> Record {
         let gpu = matches!(device, Device::Gpu(_));
         let processor = field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
-        let commit =
-            std::env::var("LLM2VEC_COMMIT").ok().or_else(|| option_env!("LLM2VEC_COMMIT").map(Into::into));
+        let text =
+            |(name, value): (OsString, OsString)| name.into_string().ok().zip(value.into_string().ok());
+        let variables = std::env::vars_os().filter_map(text);
+        let named = std::env::var("LLM2VEC_COMMIT").ok().filter(|commit| !commit.is_empty());
         Record {
             kind: kind.into(),
             device: match device {
@@ -178,11 +181,29 @@ impl Record {
             },
             machine: format!("{processor}, {} threads", rayon::current_num_threads()),
             driver: gpu.then(driver).flatten(),
-            commit,
-            command: command.join(" "),
+            commit: named.or_else(|| option_env!("LLM2VEC_COMMIT").map(Into::into)),
+            command: line(variables, &command),
             date: utc(SystemTime::now()),
             ..Record::default()
         }
+    }
+}
+
+/// What repeats a run in a shell.
+fn line(variables: impl Iterator<Item = (String, String)>, command: &[String]) -> String {
+    let set = variables.filter(|(name, _)| name.starts_with("LLM2VEC_") && name != "LLM2VEC_COMMIT");
+    let mut set: Vec<String> = set.map(|(name, value)| format!("{name}={}", quoted(&value))).collect();
+    set.sort();
+    set.extend(command.iter().map(|word| quoted(word)));
+    set.join(" ")
+}
+
+/// In quotes where a shell would make something else of it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 
@@ -222,6 +243,17 @@ fn utc(time: SystemTime) -> String {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_command_can_be_pasted() {
+        let set = [("PATH", "/a"), ("LLM2VEC_THREADS", "2"), ("LLM2VEC_COMMIT", "b"), ("LLM2VEC_FILTER", "")];
+        let set = set.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let command = ["llm2vec", "--filter", "swiglu N=65", "it's"].map(String::from);
+        assert_eq!(
+            line(set, &command),
+            r"LLM2VEC_FILTER='' LLM2VEC_THREADS=2 llm2vec --filter 'swiglu N=65' 'it'\''s'"
+        );
+    }
 
     #[test]
     fn a_time_is_a_date() {
