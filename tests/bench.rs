@@ -401,6 +401,42 @@ fn doctor_gives_a_hint_for_all_that_is_missing() {
     assert_eq!(good(llm2vec(&["doctor"])).lines().count(), findings.len());
 }
 
+/// The runner's stages over a program that stands for ours: which GPU tests see, and what is left of a long last line.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_packed_runner_notes_how_its_programs_ended() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = folder();
+    let program = |name: &str, script: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program(
+        "bin/llm2vec",
+        r#"echo '{"name":"gpu","status":"PASS","what":"A GPU","hint":null}
+{"name":"driver","status":"PASS","what":"NVRM 1","hint":null}'"#,
+    );
+    program("tests/sees", "echo $CUDA_VISIBLE_DEVICES");
+    let long = "é".repeat(150);
+    program("tests/talks", &format!("echo x{long}; exit 3"));
+    let runner = dir.path().join("run.sh");
+    fs::copy(here("benches/gpu/run.sh"), &runner).unwrap();
+    for (device, visible, seen) in [("cuda:1", None, "1"), ("cuda:1", Some("4,6"), "6"), ("cuda", None, "")] {
+        let mut command = Command::new("bash");
+        command.arg(&runner).arg("tests").env("DEVICE", device).env_remove("CUDA_VISIBLE_DEVICES");
+        command.envs(visible.map(|list| ("CUDA_VISIBLE_DEVICES", list)));
+        assert_eq!(command.output().unwrap().status.code(), Some(1));
+        // As UTF-8, or it could not be read.
+        let text = fs::read_to_string(dir.path().join("results/tests.json")).unwrap();
+        let record: Record = serde_json::from_str(&text).unwrap();
+        assert_eq!(record.driver.as_deref(), Some("NVRM 1"));
+        assert_eq!((record.checks[0].detail.as_str(), record.checks[1].status.as_str()), (seen, "failed"));
+        assert!(record.checks[1].detail.starts_with("exit status 3: xéé"), "{text}");
+    }
+}
+
 /// The runner of the pack, without its test programs: on a machine without a GPU each stage says so.
 #[cfg(target_os = "linux")]
 #[test]
@@ -440,6 +476,9 @@ fn the_packed_runner_says_what_is_missing() {
     assert!(said.contains("no torch for no-such-python: "), "{said}");
     let report = fs::read_to_string(dir.path().join("results/report.md")).unwrap();
     assert!(report.contains("| pytorch | skipped | 0.0 | no GPU: "), "{report}");
+    // A record that is none makes no report.
+    fs::write(dir.path().join("results/z.json"), "[").unwrap();
+    assert_eq!(run("all").status.code(), Some(1));
     let nonsense = run("everything");
     assert_eq!(nonsense.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&nonsense.stderr).contains("run.sh tests|sanitize|bench|pytorch|all"));
