@@ -41,7 +41,7 @@ impl Deadline {
 }
 
 /// A prime, so that no row of a matrix is like another: to draw as many numbers as a large operand has takes minutes.
-const DRAWN: usize = 1_000_003;
+pub(super) const DRAWN: usize = 1_000_003;
 
 /// More than the level-2 cache of any GPU.
 const FLUSH: usize = 256 << 20;
@@ -76,7 +76,7 @@ impl Operands {
             Fill::Level(_, x) => (1.0, Some(*x)),
             Fill::Poison(_) => (1.0, Some(f64::NAN)),
             Fill::Added(_) => (1.0, Some(7.0)),
-            Fill::Ints(..) => return on(&self.device, fill.tensor(DType::F64, name)),
+            Fill::Ints(shape, values) => return ints(&self.device, shape, values),
         };
         match &self.device {
             Device::Cpu(real) => {
@@ -113,10 +113,13 @@ fn repeats(one: f64) -> usize {
     (SHORTEST / one).ceil().clamp(1.0, 1e6) as usize
 }
 
-fn on(device: &Device, ints: Tensor) -> Result<Tensor> {
+/// Integers on a device.
+pub(super) fn ints(device: &Device, shape: &[usize], values: &[i32]) -> Result<Tensor> {
+    let mut t = Tensor::zeros(DType::I32, shape);
+    t.host_mut()?.copy_from_slice(values);
     match device {
-        Device::Cpu(_) => Ok(ints),
-        Device::Gpu(gpu) => ints.to_gpu(gpu, DType::I32),
+        Device::Cpu(_) => Ok(t),
+        Device::Gpu(gpu) => t.to_gpu(gpu, DType::I32),
     }
 }
 

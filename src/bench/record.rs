@@ -1,7 +1,7 @@
 //! What a run of a bench measured, with all that is needed to repeat it: JSON between a run and its report.
 
-use crate::device::Device;
 use crate::device::gpu::Gpu;
+use crate::device::{Device, cuda};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -180,7 +180,7 @@ impl Record {
                 Device::Gpu(gpu) => described(gpu),
             },
             machine: format!("{processor}, {} threads", rayon::current_num_threads()),
-            driver: gpu.then(driver).flatten(),
+            driver: gpu.then(cuda::driver).flatten(),
             commit: named.or_else(|| option_env!("LLM2VEC_COMMIT").map(Into::into)),
             command: line(variables, &command),
             date: utc(SystemTime::now()),
@@ -207,16 +207,10 @@ fn quoted(word: &str) -> String {
     }
 }
 
-fn described(gpu: &Gpu) -> String {
+/// A GPU in a line.
+pub fn described(gpu: &Gpu) -> String {
     let ((major, minor), name) = (gpu.capability(), gpu.name());
     format!("{name}, sm_{major}{minor}, {} multiprocessors", gpu.processors())
-}
-
-/// What NVIDIA's kernel module says of itself.
-pub fn driver() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("NVRM version:"))?;
-    Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn field(file: &str, key: &str) -> Option<String> {

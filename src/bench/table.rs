@@ -220,10 +220,11 @@ fn csv(row: &[String]) -> String {
 
 /// Words to the left, the rest to the right.
 fn is_word(column: &str) -> bool {
-    ["op", "case", "by", "kernels", "check", "result", "detail"].contains(&column)
+    ["op", "case", "by", "kernel", "target", "kernels", "check", "result", "detail"].contains(&column)
 }
 
-fn aligned(head: &[&str], body: &[Vec<String>]) -> String {
+/// Columns in line.
+pub fn aligned(head: &[&str], body: &[Vec<String>]) -> String {
     let width =
         |i: usize| body.iter().map(|r| r[i].chars().count()).chain([head[i].len()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..head.len()).map(width).collect();

@@ -1,11 +1,14 @@
 //! `llm2vec info`: what would run, without running it.
 
+use crate::bench::record::described;
+use crate::bench::table::aligned;
+use crate::cli::doctor::listed;
 use crate::cli::{ModelFlags, print, say};
+use crate::device::images::Resource;
 use crate::device::{Device, cuda};
 use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
 use crate::kernels;
-use crate::memory::gib;
 use crate::model::config::RopeScaling;
 use crate::model::weights::Storage;
 use clap::builder::BoolishValueParser;
@@ -139,21 +142,13 @@ fn setting_lines(setup: &Setup) -> Vec<Line> {
 fn device_lines(device: &Device) -> Vec<Line> {
     let gpus = match cuda::gpus() {
         Ok(list) if list.is_empty() => "none".into(),
-        Ok(list) => {
-            let one = |g: &cuda::Description| {
-                format!("{} (sm_{}{}, {} GiB)", g.name, g.capability.0, g.capability.1, gib(g.memory as u64))
-            };
-            list.iter().map(one).collect::<Vec<_>>().join(", ")
-        }
+        Ok(list) => listed(&list),
         Err(why) => why,
     };
     let bf16 = crate::device::bf16::native().unwrap_or("bf16 widened");
     let device = match device {
         Device::Cpu(_) => format!("cpu, {} threads, {bf16}", rayon::current_num_threads()),
-        Device::Gpu(gpu) => {
-            let ((major, minor), processors) = (gpu.capability(), gpu.processors());
-            format!("{}, sm_{major}{minor}, {processors} multiprocessors", gpu.name())
-        }
+        Device::Gpu(gpu) => described(gpu),
     };
     vec![("device", device), ("gpus", gpus), ("kernels", kernel_line())]
 }
@@ -177,18 +172,15 @@ fn kernel_table() -> Result<String> {
                 .into(),
         ));
     };
-    let mut text = format!(
-        "{:<20} {:<8} {:>9} {:>7} {:>7} {:>7} {:>10} {:>10}\n",
-        "kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"
-    );
-    for r in kernels::FILES.iter().flat_map(|f| f.resources) {
+    let head = ["kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"];
+    let row = |r: &Resource| {
         let (blocks, part) = r.occupancy();
         let occupancy = format!("{blocks} = {:.0} %", part * 100.0);
-        text += &format!(
-            "{:<20} {:<8} {:>9} {:>7} {:>7} {:>7} {occupancy:>10} {:>10}\n",
-            r.kernel, r.target, r.registers, r.shared, r.spilled, r.threads, r.code
-        );
-    }
+        let numbers = [r.registers, r.shared, r.spilled, r.threads].map(|n| n.to_string());
+        [r.kernel.into(), r.target.into()].into_iter().chain(numbers).chain([occupancy, r.code.to_string()])
+    };
+    let rows = kernels::FILES.iter().flat_map(|f| f.resources).map(|r| row(r).collect());
+    let mut text = aligned(&head, &rows.collect::<Vec<_>>());
     let images = kernels::FILES.iter().flat_map(|f| f.images);
     let bytes: usize = images.clone().map(|i| i.bytes.len()).sum();
     text += &format!(
