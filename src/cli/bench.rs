@@ -14,6 +14,7 @@ use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -236,7 +237,7 @@ impl Common {
     }
 
     fn progress(&self) -> impl Fn(String) {
-        let quiet = self.quiet;
+        let quiet = self.quiet || !std::io::stderr().is_terminal();
         move |line| {
             if !quiet {
                 say(line);
