@@ -3,12 +3,16 @@
 //!
 //! `LLM2VEC_SEEDS=20` runs so many schedules of each case.
 
+#[path = "common/answers.rs"]
+mod answers;
 #[path = "device/run.rs"]
 mod run;
 
+use answers::built;
 use llm2vec::bench::cases::{self, Case};
-use llm2vec::device::emulator::{Count, Counters};
+use llm2vec::device::emulator::{Count, Counters, Module};
 use llm2vec::device::gpu::Gpu;
+use llm2vec::device::images::{File, choose_ptx};
 use llm2vec::device::{DType, Device};
 use llm2vec::kernels;
 use llm2vec::tensor::Tensor;
@@ -100,8 +104,8 @@ fn odd(case: &Case) -> bool {
     of(" D=").is_some_and(|d| d % 16 != 0) || rows.iter().any(|key| of(key).is_some_and(|n| n % 8 != 0))
 }
 
-/// Runs every case and compares; gives the kernels that the emulator has launched.
-fn all_on(open: &(dyn Fn() -> Gpu + Sync), seeds: u64, guard: usize) -> Vec<&'static str> {
+/// Runs every case and compares; gives the launches of an emulator.
+fn all_on(open: &(dyn Fn() -> Gpu + Sync), seeds: u64, guard: usize) -> Counted {
     let cases = run::all();
     let ran = cases.par_iter().map(|case| {
         let (gpu, what) = (open(), format!("{} {}", case.op, case.label));
@@ -109,14 +113,14 @@ fn all_on(open: &(dyn Fn() -> Gpu + Sync), seeds: u64, guard: usize) -> Vec<&'st
         assert_eq!(ran.is_none(), odd(case), "{what}: refused, or not, against what a GPU takes");
         let (counted, findings) = ran?;
         let findings = findings.into_iter().map(|f| format!("{what}: {f}")).collect::<Vec<_>>();
-        Some((counted.into_iter().map(|(kernel, _)| kernel).collect::<Vec<_>>(), findings))
+        Some((counted, findings))
     });
     let ran: Vec<_> = ran.flatten().collect();
     println!("{} of {} cases on {}", ran.len(), cases.len(), open().name());
-    let (kernels, findings): (Vec<_>, Vec<_>) = ran.into_iter().unzip();
+    let (counted, findings): (Vec<_>, Vec<_>) = ran.into_iter().unzip();
     let findings = findings.concat();
     assert!(findings.is_empty(), "on {}:\n{}\n", open().name(), findings.join("\n"));
-    kernels.concat()
+    counted.concat()
 }
 
 type Counted = Vec<(&'static str, Counters)>;
@@ -206,14 +210,6 @@ fn unfused_chains_agree_with_their_ops() {
     assert_eq!(ops.len(), 5, "{ops:?}");
 }
 
-fn built() -> bool {
-    let built = kernels::FILES.iter().any(|f| !f.images.is_empty());
-    if !built {
-        println!("skipped: this build holds no kernels (nvcc was not found)");
-    }
-    built
-}
-
 fn seeds() -> u64 {
     let asked = std::env::var("LLM2VEC_SEEDS").ok().map(|n| n.parse().expect("LLM2VEC_SEEDS: a number"));
     asked.unwrap_or(SEEDS)
@@ -226,25 +222,37 @@ fn kernels_agree_with_the_f64_cpu_on_the_emulator() {
         if kernels::FILES.iter().any(|f| f.stem.ends_with("_sm90")) {
             ran.extend(all_on(&|| Gpu::emulated((9, 0)).unwrap(), seeds(), 0));
         }
-        for kernel in kernels::FILES.iter().flat_map(|f| f.kernels) {
-            assert!(ran.contains(kernel), "no case ran {kernel}");
+        for file in kernels::FILES {
+            resident_as_planned(file, &ran);
         }
+    }
+}
+
+/// A multiprocessor of an H100 holds as many blocks as `__launch_bounds__` asks registers for, by the largest shared memory
+/// that a launch adds.
+fn resident_as_planned(file: &File, ran: &Counted) {
+    let ptx = choose_ptx(file.images, (9, 0)).unwrap();
+    let ptx = std::str::from_utf8(ptx.bytes).unwrap().trim_end_matches('\0');
+    let module = Module::parse(file.stem, ptx).unwrap();
+    for resource in file.resources.iter().filter(|r| r.target.starts_with("sm_90")) {
+        let (kernel, target) = (resource.kernel, resource.target);
+        let launches = ran.iter().filter(|(name, _)| *name == kernel);
+        let dynamic = launches.map(|(_, c)| c.dynamic).max();
+        let dynamic = dynamic.unwrap_or_else(|| panic!("no case ran {kernel}"));
+        let planned = module.functions.iter().find(|f| f.name == kernel).unwrap().least_blocks.max(1);
+        let (blocks, _) = resource.occupancy(dynamic as u32);
+        assert!(
+            blocks >= planned,
+            "{kernel} on {target}: {blocks} blocks with {dynamic} bytes, {planned} planned"
+        );
     }
 }
 
 #[test]
 fn kernels_agree_with_the_f64_cpu_on_a_gpu() {
-    match Gpu::cuda(0) {
-        Ok(gpu) if built() => {
-            // One after the other: they share its workspace.
-            let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            alone.install(|| all_on(&|| gpu.clone(), 2, GUARD));
-        }
-        other => {
-            let why = other.err().map_or("this build holds no kernels".into(), |e| e.to_string());
-            let required = std::env::var("REQUIRE_GPU").is_ok_and(|v| !["", "0"].contains(&v.as_str()));
-            assert!(!required, "REQUIRE_GPU is set: {why}");
-            println!("skipped: {why}");
-        }
+    if let Some(gpu) = answers::cuda().filter(|_| built()) {
+        // One after the other: they share its workspace.
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        alone.install(|| all_on(&|| gpu.clone(), 2, GUARD));
     }
 }

@@ -1,6 +1,8 @@
 //! Whole models on a device, against the f64 CPU: passes, steps of each stage, runs, and the commands. The device is the
 //! emulator, and a GPU as well where one answers (REQUIRE_GPU=1 makes its absence an error).
 
+#[path = "common/answers.rs"]
+mod answers;
 #[path = "common/command.rs"]
 mod command;
 #[path = "device_model/commands.rs"]
@@ -39,6 +41,16 @@ fn off(got: &[f64], exact: &[f64]) -> f64 {
     (apart / square(&mut exact.iter().copied())).sqrt()
 }
 
+/// What the chain is off at most, in a pass or a step of these models: a wrong chain would allow anything.
+const CHAIN: f64 = 4e-2;
+
+/// Another schedule of the emulator from here on: what is compared next is not the same run.
+fn reschedule(device: &Device) {
+    if let Device::Gpu(gpu) = device {
+        gpu.seed(1);
+    }
+}
+
 const LENGTHS: [usize; 5] = [5, 1, 33, 12, 20];
 
 /// Hidden states and every gradient are at most twice as far off as a chain of unfused ops that rounds to bf16 after each.
@@ -57,11 +69,11 @@ fn a_pass_is_as_exact_as_bf16_allows() {
             let mut worst = [0.0f64; 3];
             for (i, ((got, exact), chain)) in got.iter().zip(&exact).zip(&chain).enumerate() {
                 let (got, chain) = (off(got, exact), off(chain, exact));
-                assert!(
-                    got <= 2.0 * chain,
+                let what = format!(
                     "{:?} tensor {i}: off by {got:.2e}, the chain by {chain:.2e}",
                     tiny.config.family
                 );
+                assert!(got <= 2.0 * chain && chain <= CHAIN, "{what}");
                 for (worst, new) in worst.iter_mut().zip([got, chain, got / chain]) {
                     *worst = worst.max(new);
                 }
@@ -83,6 +95,7 @@ fn recomputing_and_repeating_change_no_bit() {
             let put = |_: &Tensor, h: &mut Tensor| h.put_rows(0, &dh).unwrap();
             let run = |keep| Pass::new(tiny, &device, keep, ids.len()).graph(&ids, &starts, put);
             let plain = run(Keep::All);
+            reschedule(&device);
             assert!(plain == run(Keep::All), "two runs differ");
             assert!(plain == run(Keep::Streams), "recomputing differs");
         }

@@ -1,6 +1,8 @@
 //! The PTX emulator: kernels in styles not ours run clean and right under many schedules, planted bugs are found at
 //! their lines, and no file makes it panic.
 
+#[path = "common/answers.rs"]
+mod answers;
 #[path = "emulator/asynchronous.rs"]
 mod asynchronous;
 #[path = "emulator/boxes.rs"]

@@ -340,19 +340,20 @@ fn counted(gpu: &Gpu, operands: &Operands, case: &Case) -> Result<Counted> {
         sum.sectors += 32 * total.sectors;
         sum.flops += total.flops;
         sum.conflicts += total.conflicts;
-        sum.kernels.push(resources(gpu, kernel));
+        sum.kernels.push(resources(gpu, kernel, counters.dynamic as u32));
     }
     Ok(sum)
 }
 
-/// A kernel with what ptxas says that it takes on this GPU.
-fn resources(gpu: &Gpu, kernel: &str) -> String {
+/// A kernel with what ptxas says that it takes on this GPU, and `dynamic` bytes of shared memory.
+fn resources(gpu: &Gpu, kernel: &str, dynamic: u32) -> String {
     let (major, minor) = gpu.capability();
     let target = format!("sm_{major}{minor}");
     let all = crate::kernels::FILES.iter().flat_map(|f| f.resources);
     let of = all.filter(|r| r.kernel == kernel).find(|r| r.target.trim_end_matches('a') == target);
     of.map_or(kernel.into(), |r| {
-        format!("{kernel} ({} registers, occupancy {:.0} %)", r.registers, 100.0 * r.occupancy().1)
+        let (blocks, part) = r.occupancy(dynamic);
+        format!("{kernel} ({} registers, {blocks} blocks = {:.0} % occupancy)", r.registers, 100.0 * part)
     })
 }
 

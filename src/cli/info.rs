@@ -174,7 +174,7 @@ fn kernel_table() -> Result<String> {
     };
     let head = ["kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"];
     let row = |r: &Resource| {
-        let (blocks, part) = r.occupancy();
+        let (blocks, part) = r.occupancy(0);
         let occupancy = format!("{blocks} = {:.0} %", part * 100.0);
         let numbers = [r.registers, r.shared, r.spilled, r.threads].map(|n| n.to_string());
         [r.kernel.into(), r.target.into()].into_iter().chain(numbers).chain([occupancy, r.code.to_string()])
@@ -184,7 +184,8 @@ fn kernel_table() -> Result<String> {
     let images = kernels::FILES.iter().flat_map(|f| f.images);
     let bytes: usize = images.clone().map(|i| i.bytes.len()).sum();
     text += &format!(
-        "nvcc {version}; {} images, {:.1} KiB; occupancy: largest blocks on a multiprocessor, warps of the most\n",
+        "nvcc {version}; {} images, {:.1} KiB; occupancy: largest blocks on a multiprocessor, warps of the most, \
+         before a launch adds shared memory\n",
         images.count(),
         bytes as f64 / 1024.0
     );

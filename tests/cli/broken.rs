@@ -87,7 +87,7 @@ fn weights_that_are_not_finite_are_named() {
     tiny.write();
     tiny.refused(&["line 1", "NaN or infinity"]);
     let checked =
-        llm2vec(&["encode", "-m", tiny.path(), "-i", PROSE, "-o", "-", "--check-finite"]).output().unwrap();
+        llm2vec(&["encode", "-m", tiny.path(), "-i", prose(), "-o", "-", "--check-finite"]).output().unwrap();
     failed(checked, 1, &["--check-finite: layer 1: gate_up has", "NaN or infinite, the first in row"]);
 }
 
@@ -182,7 +182,7 @@ fn token_ids_past_the_vocabulary() {
 fn adapters() {
     let tiny = Tiny::new();
     let refused = |adapter: &Path, words: &[&str]| {
-        let args = ["encode", "-m", tiny.path(), "--adapter", str(adapter), "-i", PROSE, "-o", "-"];
+        let args = ["encode", "-m", tiny.path(), "--adapter", str(adapter), "-i", prose(), "-o", "-"];
         failed(llm2vec(&args).output().unwrap(), 1, words);
     };
     let other = folder();
@@ -215,7 +215,7 @@ fn model_folders_that_are_none() {
     for (model, words) in [
         ("/no/such/folder", ["/no/such/folder", "not a hub id"]),
         ("no-such/model", ["no-such/model", "no local copy"]),
-        (PROSE, ["sentences.txt", "is a file"]),
+        (prose(), ["sentences.txt", "is a file"]),
         ("", ["no such folder", "hub id"]),
     ] {
         failed(llm2vec(&["info", "-m", model]).output().unwrap(), 1, &words);
@@ -231,7 +231,7 @@ fn model_folders_that_are_none() {
 fn command_lines() {
     let tiny = Tiny::new();
     let (m, adapter) = (tiny.path(), tiny.adapter(1));
-    let encode = |more: &[&'static str]| [&["encode", "-m", m, "-i", PROSE], more].concat();
+    let encode = |more: &[&'static str]| [&["encode", "-m", m, "-i", prose()], more].concat();
     let to = |more: &[&'static str]| [&encode(&["-o", "-"]), more].concat();
     for (args, word) in [
         (vec![], "Usage"),

@@ -21,7 +21,7 @@ fn embeddings(jsonl: &str) -> Vec<f32> {
 #[test]
 fn every_way_in_gives_the_same_vectors() {
     let (model, dir) = (novel(), folder());
-    let text = fs::read(PROSE).unwrap();
+    let text = fs::read(prose()).unwrap();
     let lines = String::from_utf8(text.clone()).unwrap();
     let jsonl: String = lines.lines().map(|l| format!("{}\n", json!({"text": l}))).collect();
     let gz = |bytes: &[u8]| {
@@ -31,7 +31,7 @@ fn every_way_in_gives_the_same_vectors() {
     };
     let zst =
         |bytes: &[u8]| ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest);
-    let whole = vectors(&["-m", &model, "-i", PROSE]);
+    let whole = vectors(&["-m", &model, "-i", prose()]);
     assert_eq!(whole.len(), 21 * 256);
     for (name, bytes) in [
         ("a.txt.gz", gz(&text)),
@@ -113,11 +113,11 @@ fn read_any(path: &Path, dtype: &str) -> Vec<f32> {
 #[test]
 fn all_kinds_and_types_of_output_agree() {
     let (model, dir) = (novel(), folder());
-    let whole = vectors(&["-m", &model, "-i", PROSE]);
+    let whole = vectors(&["-m", &model, "-i", prose()]);
     for dtype in ["f32", "f16", "i8"] {
         let files = ["v.npy", "v.safetensors", "v.jsonl"].map(|name| {
             let path = dir.path().join(name);
-            let args = ["encode", "-m", &model, "-i", PROSE, "-o", str(&path), "--output-dtype", dtype];
+            let args = ["encode", "-m", &model, "-i", prose(), "-o", str(&path), "--output-dtype", dtype];
             good(llm2vec(&args));
             read_any(&path, dtype)
         });
@@ -141,7 +141,7 @@ fn all_kinds_and_types_of_output_agree() {
 #[test]
 fn shards_one_after_the_other_are_the_whole() {
     let model = novel();
-    let base = ["-m", &model, "-i", PROSE];
+    let base = ["-m", &model, "-i", prose()];
     let whole = vectors(&base);
     for n in [1, 2, 4, 21, 30] {
         let shard = |i: usize| vectors(&[&base[..], &["--shard", &format!("{i}/{n}")]].concat());
@@ -170,12 +170,12 @@ fn settings_from_the_environment_equal_flags() {
         "--doc-max-length",
         "6",
     ];
-    let said = vectors(&[&["-m", &model, "-i", PROSE], &flags[..]].concat());
+    let said = vectors(&[&["-m", &model, "-i", prose()], &flags[..]].concat());
     let out = dir.path().join("v.safetensors");
     let mut command = llm2vec(&["encode"]);
     for (key, value) in [
         ("MODEL", model.as_str()),
-        ("INPUT", PROSE),
+        ("INPUT", prose()),
         ("OUTPUT", str(&out)),
         ("POOLING", "weighted_mean"),
         ("NORMALIZE", "1"),
@@ -213,7 +213,7 @@ fn settings_from_the_environment_equal_flags() {
 fn names_of_the_reference_and_of_text_embeddings_inference() {
     let model = novel();
     let pooled = |name: &str| {
-        vectors(&["--model-id", &model, "--max-batch-tokens", "1024", "-i", PROSE, "--pooling", name])
+        vectors(&["--model-id", &model, "--max-batch-tokens", "1024", "-i", prose(), "--pooling", name])
     };
     let mut seen: Vec<Vec<f32>> = Vec::new();
     for (ours, theirs) in [
@@ -228,7 +228,7 @@ fn names_of_the_reference_and_of_text_embeddings_inference() {
         seen.push(vectors);
     }
     assert_eq!(pooled("bos"), pooled("cls"));
-    let typed = |name: &str| vectors(&["-m", &model, "-i", PROSE, "--dtype", name]);
+    let typed = |name: &str| vectors(&["-m", &model, "-i", prose(), "--dtype", name]);
     let (f32s, bf16s) = (typed("float32"), typed("bfloat16"));
     assert_eq!((&f32s, &bf16s), (&typed("f32"), &typed("bf16")));
     let distance = off(&bf16s, &f32s);
@@ -240,7 +240,7 @@ fn the_number_of_threads_changes_no_byte() {
     let (model, dir) = (novel(), folder());
     let bytes = |threads: &str, dtype: &str| {
         let out = dir.path().join("v.npy");
-        let args = ["-t", threads, "--dtype", dtype, "-i", PROSE, "-o", str(&out)];
+        let args = ["-t", threads, "--dtype", dtype, "-i", prose(), "-o", str(&out)];
         good(llm2vec(&[&["encode", "-m", &model], &args[..]].concat()));
         fs::read(&out).unwrap()
     };
@@ -252,8 +252,8 @@ fn the_number_of_threads_changes_no_byte() {
 #[test]
 fn nearest_prints_every_text_and_its_neighbours() {
     let model = novel();
-    let out = good(llm2vec(&["encode", "-m", &model, "-i", PROSE, "--nearest", "3"]));
-    let texts = fs::read_to_string(PROSE).unwrap();
+    let out = good(llm2vec(&["encode", "-m", &model, "-i", prose(), "--nearest", "3"]));
+    let texts = fs::read_to_string(prose()).unwrap();
     let blocks: Vec<Vec<&str>> = out.split_terminator("\n\n").map(|b| b.lines().collect()).collect();
     assert_eq!(blocks.len(), texts.lines().count());
     for (block, text) in blocks.iter().zip(texts.lines()) {
@@ -296,8 +296,8 @@ fn a_model_by_its_name_in_the_cache() {
     fs::create_dir_all(root.join("snapshots")).unwrap();
     fs::write(root.join("refs/main"), "abc").unwrap();
     std::os::unix::fs::symlink(tiny.dir.path(), root.join("snapshots/abc")).unwrap();
-    let mut command = llm2vec(&["encode", "-m", "org/tiny", "-i", PROSE, "-o", "-"]);
+    let mut command = llm2vec(&["encode", "-m", "org/tiny", "-i", prose(), "-o", "-"]);
     command.env("HF_HUB_CACHE", cache.path());
     let by_name = embeddings(&passed(command.output().unwrap()));
-    assert_eq!(by_name, vectors(&["-m", tiny.path(), "-i", PROSE]));
+    assert_eq!(by_name, vectors(&["-m", tiny.path(), "-i", prose()]));
 }

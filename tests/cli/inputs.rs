@@ -26,7 +26,7 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn texts() {
     let tiny = Tiny::new();
-    let packed = gz(&fs::read(PROSE).unwrap());
+    let packed = gz(&fs::read(prose()).unwrap());
     let cases: [(&str, &[u8], &[&str]); 16] = [
         ("a.txt", b"", &["holds no text"]),
         ("a.jsonl", b"", &["holds no text"]),
@@ -104,11 +104,11 @@ fn places_where_no_output_can_be() {
     let missing = dir.path().join("missing");
     fs::create_dir(dir.path().join("folder.npy")).unwrap();
     let encode = |out: PathBuf| {
-        llm2vec(&["encode", "-m", tiny.path(), "-i", PROSE, "-o", str(&out)]).output().unwrap()
+        llm2vec(&["encode", "-m", tiny.path(), "-i", prose(), "-o", str(&out)]).output().unwrap()
     };
     failed(encode(missing.join("v.npy")), 1, &["no folder", "create it first"]);
     failed(encode(dir.path().join("folder.npy")), 1, &["is a folder"]);
-    failed(encode(Path::new(PROSE).join("v.npy")), 1, &["sentences.txt"]);
+    failed(encode(Path::new(prose()).join("v.npy")), 1, &["sentences.txt"]);
     let into = missing.join("merged");
     let args = ["merge", "-m", tiny.path(), "--adapter", str(adapter.path()), "-o", str(&into)];
     failed(llm2vec(&args).output().unwrap(), 1, &[str(&missing)]);
@@ -132,7 +132,7 @@ fn under(script: &str, command: &Command) -> Command {
 fn full_disks() {
     let tiny = Tiny::new();
     let (adapter, dir) = (tiny.adapter(1), folder());
-    let encode = ["encode", "-m", tiny.path(), "-i", PROSE];
+    let encode = ["encode", "-m", tiny.path(), "-i", prose()];
     let to_stdout = [&encode[..], &["-o", "-"]].concat();
     for args in [&to_stdout, &[&encode[..], &["--nearest", "2"]].concat(), &vec!["info", "-m", tiny.path()]] {
         let run = under(r#"exec "$0" "$@" >/dev/full"#, &llm2vec(args)).output().unwrap();
@@ -174,7 +174,7 @@ fn full_disks() {
 #[test]
 fn a_closed_pipe() {
     let tiny = Tiny::new();
-    let encode = ["encode", "-m", tiny.path(), "-i", PROSE];
+    let encode = ["encode", "-m", tiny.path(), "-i", prose()];
     let run = |args: &[&str]| {
         let mut command = llm2vec(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -2,19 +2,21 @@
 
 use super::*;
 
-const INPUT: [&str; 2] = ["-i", PROSE];
+fn input() -> [&'static str; 2] {
+    ["-i", prose()]
+}
 
 #[test]
 fn a_merged_model_gives_the_vectors_of_its_adapters() {
     let tiny = Tiny::new();
     let (one, two, dir) = (tiny.adapter(1), tiny.adapter(2), folder());
     let (one, two) = (str(one.path()), str(two.path()));
-    let plain = vectors(&[&["-m", tiny.path()], &INPUT[..]].concat());
+    let plain = vectors(&[&["-m", tiny.path()], &input()[..]].concat());
     for adapters in [vec!["--adapter", one], vec!["--adapter", one, "--adapter", two]] {
         let merged = dir.path().join(adapters.len().to_string());
         good(llm2vec(&[&["merge", "-m", tiny.path(), "-o", str(&merged)], &adapters[..]].concat()));
-        let live = vectors(&[&["-m", tiny.path()], &adapters[..], &INPUT].concat());
-        let whole = vectors(&[&["-m", str(&merged)], &INPUT[..]].concat());
+        let live = vectors(&[&["-m", tiny.path()], &adapters[..], &input()].concat());
+        let whole = vectors(&[&["-m", str(&merged)], &input()[..]].concat());
         assert!(off(&whole, &live) <= 1e-5, "{}", off(&whole, &live));
         assert!(off(&plain, &live) > 1e-2, "the adapters do nothing");
         for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "llm2vec_config.json"] {
@@ -23,12 +25,12 @@ fn a_merged_model_gives_the_vectors_of_its_adapters() {
     }
     // One adapter merged, the other on top of the result.
     let first = dir.path().join("2");
-    let stacked = vectors(&[&["-m", str(&first), "--adapter", two], &INPUT[..]].concat());
-    let both = vectors(&[&["-m", tiny.path(), "--adapter", one, "--adapter", two], &INPUT[..]].concat());
+    let stacked = vectors(&[&["-m", str(&first), "--adapter", two], &input()[..]].concat());
+    let both = vectors(&[&["-m", tiny.path(), "--adapter", one, "--adapter", two], &input()[..]].concat());
     assert!(off(&stacked, &both) <= 1e-5);
     // A list, as the environment variable takes it.
     let list = format!("{one},{two}");
-    assert_eq!(vectors(&[&["-m", tiny.path(), "--adapter", &list], &INPUT[..]].concat()), both);
+    assert_eq!(vectors(&[&["-m", tiny.path(), "--adapter", &list], &input()[..]].concat()), both);
 }
 
 #[test]
@@ -49,11 +51,11 @@ fn merge_records_the_settings_and_encode_reads_them() {
     let wanted = json!({"pooling_mode": "weighted_mean", "max_length": 20, "doc_max_length": 6,
         "skip_instruction": false, "template": "mistral", "attention": "causal", "normalize": true});
     assert_eq!(recorded, wanted);
-    let said = vectors(&[&["-m", tiny.path(), "--adapter", adapter], &flags[..], &INPUT].concat());
-    let read = vectors(&[&["-m", str(&merged)], &INPUT[..]].concat());
+    let said = vectors(&[&["-m", tiny.path(), "--adapter", adapter], &flags[..], &input()].concat());
+    let read = vectors(&[&["-m", str(&merged)], &input()[..]].concat());
     assert!(off(&read, &said) <= 1e-5, "{}", off(&read, &said));
     // A flag wins over the file.
-    let last = vectors(&[&["-m", str(&merged), "--pooling", "last"], &INPUT[..]].concat());
+    let last = vectors(&[&["-m", str(&merged), "--pooling", "last"], &input()[..]].concat());
     assert!(off(&last, &read) > 1e-2);
     let info = good(llm2vec(&["info", "-m", str(&merged)]));
     for word in

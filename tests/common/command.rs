@@ -12,6 +12,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use tempfile::TempDir;
 
 /// The program of this build, or of the pack that `LLM2VEC_ROOT` names.
@@ -84,7 +85,10 @@ pub fn str(path: &Path) -> &str {
 }
 
 /// Sentences that ship with the repository.
-pub const PROSE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/texts/sentences.txt");
+pub fn prose() -> &'static str {
+    static PATH: LazyLock<PathBuf> = LazyLock::new(|| common::here("tests/texts/sentences.txt"));
+    str(&PATH)
+}
 
 /// Everything in a folder, temporary names included.
 pub fn names(dir: &Path) -> Vec<String> {
@@ -219,7 +223,7 @@ impl Tiny {
     pub fn refused(&self, words: &[&str]) {
         let out = folder();
         let npy = out.path().join("v.npy");
-        let run = llm2vec(&["encode", "-m", self.path(), "-i", PROSE, "-o", str(&npy)]).output();
+        let run = llm2vec(&["encode", "-m", self.path(), "-i", prose(), "-o", str(&npy)]).output();
         failed(run.unwrap(), 1, words);
         assert!(names(out.path()).is_empty(), "{:?}", names(out.path()));
     }

@@ -1,7 +1,7 @@
 //! Steps of the three stages: forward, loss, backward, clip, AdamW.
 
-use crate::off;
 use crate::tiny::{RANK, Tiny, devices, models};
+use crate::{off, reschedule};
 use llm2vec::device::Device;
 use llm2vec::device::gpu::Graphs;
 use llm2vec::memory::Arena;
@@ -140,10 +140,11 @@ impl Run {
 
 /// The worst of the gradients of a kind, as a part of its norm.
 fn worst(got: &[Vec<f64>], exact: &[Vec<f64>]) -> f64 {
-    got.iter().zip(exact).map(|(g, e)| off(g, e)).fold(0.0, f64::max)
+    let off = got.iter().zip(exact).map(|(g, e)| off(g, e));
+    off.fold(0.0, |most, off| if off > most || off.is_nan() { off } else { most })
 }
 
-/// Loss, the gradient's norm, every gradient, and what a step makes of it.
+/// Loss, every gradient, and their norm, which is clipped.
 #[test]
 fn a_step_of_each_stage_agrees_with_the_cpu() {
     for device in devices() {
@@ -169,7 +170,7 @@ fn a_step_of_each_stage_agrees_with_the_cpu() {
                     (g - e).abs() / e
                 );
                 assert!(loss <= 1e-3, "{what}: loss {} against {}", losses[1], losses[0]);
-                assert!((g - e).abs() <= 1e-2 * e, "{what}: norm {g} against {e}");
+                assert!(e > 1.0 && (g - e).abs() <= 1e-2 * e, "{what}: norm {g} against {e}");
                 // Twice what the chain of bf16 ops is off in a pass of these models.
                 assert!(apart <= 5e-2, "{what}: a gradient is off by {apart:.1e}");
             }
@@ -177,21 +178,25 @@ fn a_step_of_each_stage_agrees_with_the_cpu() {
     }
 }
 
-/// Twenty steps on the device and on the CPU go down together. (MNTP's own gradients are in those with the head.)
+/// Twenty steps on the device and on the CPU go down together: at every step the losses are as near as 2 % of what has
+/// been learned in all.
 #[test]
 fn the_losses_of_twenty_steps_stay_together() {
     for device in devices() {
-        let tiny = &models()[0];
-        for stage in STAGES.into_iter().skip(1) {
-            let [cpu, got] = [&Device::cpu(), &device].map(|device| {
-                let mut run = Run::new(tiny, device, stage, Keep::All, 0);
-                (0..20).map(|_| run.step()[0]).collect::<Vec<f64>>()
-            });
-            let mean = |list: &[f64]| list.iter().sum::<f64>() / list.len() as f64;
-            println!("{stage:?}: {got:.4?}");
-            assert!(mean(&got[16..]) < 0.95 * mean(&got[..4]), "{stage:?} learns nothing: {got:?}");
-            for (step, (a, b)) in got.iter().zip(&cpu).enumerate() {
-                assert!((a - b).abs() <= 1e-2 * b, "{stage:?}, step {step}: {a} against {b}");
+        for tiny in &models() {
+            for stage in STAGES {
+                let [cpu, got] = [&Device::cpu(), &device].map(|device| {
+                    let mut run = Run::new(tiny, device, stage, Keep::All, 0);
+                    (0..20).map(|_| run.step()[0]).collect::<Vec<f64>>()
+                });
+                let mean = |list: &[f64]| list.iter().sum::<f64>() / list.len() as f64;
+                let learned = mean(&cpu[..BATCHES]) - mean(&cpu[20 - BATCHES..]);
+                let apart = got.iter().zip(&cpu).map(|(a, b)| (a - b).abs());
+                let apart = apart.fold(0.0, |most, x| if x > most || x.is_nan() { x } else { most });
+                let what = format!("{:?} {stage:?}", tiny.config.family);
+                println!("{what}: {:.3} to {:.3}, apart by {apart:.1e}", cpu[0], cpu[19]);
+                assert!(learned > 0.05 * cpu[0], "{what} learns nothing: {cpu:?}");
+                assert!(apart <= 0.02 * learned, "{what}: apart by {apart:.1e}, {learned:.1e} learned");
             }
         }
     }
@@ -216,6 +221,7 @@ fn runs_are_equal_and_chunks_nearly() {
                 (numbers, run.trained())
             };
             let first = steps(new(true, Keep::All, 0));
+            reschedule(&device);
             assert!(first == steps(new(false, Keep::All, 0)), "{stage:?}: kernel by kernel differs");
             assert!(first == steps(new(true, Keep::Streams, 0)), "{stage:?}: recomputing differs");
             if matches!(stage, Stage::Simcse | Stage::Supervised) {

@@ -1,10 +1,10 @@
 //! Small random models at widths that a GPU takes: one of each family, every weight a number that bf16 holds.
 
+use crate::answers;
 use half::bf16;
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::{DType, Device};
 use llm2vec::error::{Error, Result};
-use llm2vec::kernels;
 use llm2vec::model::config::Config;
 use llm2vec::model::lora::Delta;
 use llm2vec::model::weights::Source;
@@ -101,20 +101,8 @@ pub fn models() -> [Tiny; 3] {
 
 /// The emulator, and the GPU where one answers.
 pub fn devices() -> Vec<Device> {
-    if kernels::FILES.iter().all(|f| f.images.is_empty()) {
-        let required = std::env::var("REQUIRE_NVCC").is_ok_and(|v| !["", "0"].contains(&v.as_str()));
-        assert!(!required, "REQUIRE_NVCC is set: this build holds no kernels");
-        println!("skipped: this build holds no kernels (nvcc was not found)");
+    if !answers::built() {
         return Vec::new();
     }
-    let mut list = vec![Device::Gpu(Gpu::emulated((8, 0)).unwrap())];
-    match Gpu::cuda(0) {
-        Ok(gpu) => list.push(Device::Gpu(gpu)),
-        Err(why) => {
-            let required = std::env::var("REQUIRE_GPU").is_ok_and(|v| !["", "0"].contains(&v.as_str()));
-            assert!(!required, "REQUIRE_GPU is set: {why}");
-            println!("no GPU: {why}");
-        }
-    }
-    list
+    [Gpu::emulated((8, 0)).ok(), answers::cuda()].into_iter().flatten().map(Device::Gpu).collect()
 }

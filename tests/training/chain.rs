@@ -1,6 +1,6 @@
 //! The stages one after the other, each on the adapters of those before; and what the last one is worth to others.
 
-use crate::command::{PROSE, Tiny, failed, folder, good, llm2vec, names, off, str, vectors};
+use crate::command::{Tiny, failed, folder, good, llm2vec, names, off, prose, str, vectors};
 use crate::{Data, common, log, train, values};
 use llm2vec::encode::files::ModelFiles;
 use llm2vec::format::hf::{Checkpoint, read_json};
@@ -42,7 +42,7 @@ fn the_stages_make_a_chain() {
     assert_eq!(below(&merged), ["mntp", "simcse"]);
     assert_eq!(below(&continued), ["mntp"]);
 
-    let encode = ["encode", "-m", str(model), "-i", PROSE];
+    let encode = ["encode", "-m", str(model), "-i", prose()];
     let rows = |adapters: &[&Path]| vectors(&[&encode[1..], &with(adapters)].concat());
     // Each layer does something.
     let all = [
@@ -154,8 +154,8 @@ fn a_trained_adapter_is_pefts() {
     }
     assert!(
         off(
-            &vectors(&["-m", tiny.path(), "-i", PROSE, "--adapter", str(&dir)]),
-            &vectors(&["-m", tiny.path(), "-i", PROSE])
+            &vectors(&["-m", tiny.path(), "-i", prose(), "--adapter", str(&dir)]),
+            &vectors(&["-m", tiny.path(), "-i", prose()])
         ) > 1e-4
     );
 }
