@@ -73,10 +73,10 @@ fn commit() {
     {
         return;
     }
-    // HEAD's log grows with every commit and checkout, where it is kept; a tree becomes dirty by its sources.
-    let log = ["logs/HEAD", "HEAD"].iter().filter_map(|name| git(&["rev-parse", "--git-path", name]));
-    let log = log.filter(|path| Path::new(path).exists()).take(1);
-    for path in log.chain(["src", "Cargo.toml", "Cargo.lock"].map(String::from)) {
+    // Asked anew with every change of the sources and of the branch. To commit what was built builds nothing: until then
+    // it stays the commit before, dirty.
+    let head = git(&["rev-parse", "--git-path", "HEAD"]);
+    for path in head.into_iter().chain(["src", "Cargo.toml", "Cargo.lock"].map(String::from)) {
         println!("cargo:rerun-if-changed={path}");
     }
     if let Some(commit) = git(&["describe", "--always", "--dirty"]) {

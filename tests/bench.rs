@@ -129,12 +129,14 @@ fn costs_are_of_their_plan() {
 
 #[test]
 fn after_its_seconds_a_run_publishes_what_it_has() {
-    let args = ["bench", "ops", "-q", "--device", "cpu", "--filter", "rope N=65", "--samples", "1"];
+    let args = ["bench", "ops", "--device", "cpu", "--filter", "rope N=65", "--samples", "1"];
     let dir = folder();
     let json = dir.path().join("a.json");
     for seconds in ["0", "1"] {
         let more = ["--rounds", "100000", "--seconds", seconds, "-o", str(&json)];
-        good(llm2vec(&[&args[..], &more].concat()));
+        let output = llm2vec(&[&args[..], &more].concat()).output().unwrap();
+        assert!(output.stderr.is_empty(), "progress is for terminals");
+        passed(output);
         let record: Record = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
         let samples = |r: &Row| r.time.map_or(0, |t| t.samples);
         assert!(record.rows.iter().all(|r| (1..100_000).contains(&samples(r))), "{record:?}");
