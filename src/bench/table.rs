@@ -119,9 +119,10 @@ impl Record {
         let rows = self.rows.iter().filter(|row| self.rival.is_some() && row.best_rival().is_none());
         let mut reasons: Vec<(String, &Row, usize)> = Vec::new();
         for row in rows {
-            let why = row.rivals.iter().filter_map(|(name, rival)| match rival {
-                Rival::Note(why) => Some(format!("{name}: {why}")),
-                Rival::Time(_) => None,
+            let why = row.rivals.iter().map(|(name, rival)| match rival {
+                Rival::Note(why) => format!("{name}: {why}"),
+                // A bound.
+                Rival::Time(_) => name.clone(),
             });
             let why: Vec<String> = why.collect();
             let why = if why.is_empty() { "nothing was tried".into() } else { why.join("; ") };
