@@ -5,6 +5,8 @@
 
 #[path = "common/answers.rs"]
 mod answers;
+#[path = "common/ptx.rs"]
+mod ptx;
 #[path = "device/run.rs"]
 mod run;
 
@@ -248,11 +250,46 @@ fn resident_as_planned(file: &File, ran: &Counted) {
     }
 }
 
+/// Cases of kernels whose bits the ISA gives, with the emulator's outputs.
+fn exact() -> Vec<(Case, Vec<u64>)> {
+    let is_exact = |kernel: &str| {
+        let file = kernels::FILES.iter().find(|f| f.kernels.contains(&kernel)).unwrap();
+        let ptx = choose_ptx(file.images, (8, 0)).unwrap();
+        ptx::is_exact(std::str::from_utf8(ptx.bytes).unwrap(), kernel)
+    };
+    let may = |case: &Case| !odd(case) && case.plan.tensor_flops.is_none();
+    let ran = run::all().into_par_iter().filter(may).filter_map(|case| {
+        let (gpu, mut outputs) = (Gpu::emulated((8, 0)).unwrap(), Vec::new());
+        let counted = gpu.count(|| {
+            outputs = run(&gpu, &case, 0).unwrap();
+            Ok(())
+        });
+        counted.unwrap().iter().all(|(kernel, _)| is_exact(kernel)).then(|| (case, bits(&outputs)))
+    });
+    ran.collect()
+}
+
 #[test]
-fn kernels_agree_with_the_f64_cpu_on_a_gpu() {
+fn kernels_agree_with_the_f64_cpu_and_the_emulator_on_a_gpu() {
     if let Some(gpu) = answers::cuda().filter(|_| built()) {
         // One after the other: they share its workspace.
         let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         alone.install(|| all_on(&|| gpu.clone(), 2, GUARD));
+        let exact = exact();
+        println!("{} cases bit for bit", exact.len());
+        for (case, outputs) in &exact {
+            let same = bits(&run(&gpu, case, GUARD).unwrap()) == *outputs;
+            assert!(same, "{} {}: other bits than the emulator's", case.op, case.label);
+        }
+    }
+}
+
+/// That something is compared bit for bit where a GPU answers.
+#[test]
+fn many_kernels_are_exact() {
+    if built() {
+        let exact = exact();
+        let ops: std::collections::BTreeSet<_> = exact.iter().map(|(case, _)| case.op).collect();
+        assert!(ops.len() == 14 && exact.len() >= 40, "{} cases of {ops:?}", exact.len());
     }
 }

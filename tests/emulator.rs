@@ -27,12 +27,16 @@ mod hostile;
 mod mbarrier;
 #[path = "emulator/mma.rs"]
 mod mma;
+#[path = "common/ptx.rs"]
+mod ptx;
 #[path = "emulator/real.rs"]
 mod real;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]
 mod scalar;
+#[path = "emulator/tables.rs"]
+mod tables;
 #[path = "emulator/warpgroup.rs"]
 mod warpgroup;
 #[path = "emulator/wgmma.rs"]
@@ -48,12 +52,16 @@ const GEMM: &str = include_str!("emulator/ptx/gemm.ptx");
 /// Schedules that every correct kernel is run under.
 const SEEDS: std::ops::Range<u64> = 0..20;
 
-/// An argument: an array (`Scratch` where nothing has been written), the tensor map of an array, or a number.
+/// An argument: an array (`Scratch` where nothing has been written), one that is given back before the launch, the
+/// tensor map of either kind of array, or a number.
 enum Arg<'a> {
     In(&'a [u8]),
     Scratch(usize),
+    Freed(usize),
     Map(&'a [u8], TensorMap),
+    ScratchMap(usize, TensorMap),
     Int(i32),
+    Long(u64),
 }
 
 /// Runs a kernel of `ptx` and gives the arrays as they are afterwards. Scratch arrays must be wholly written.
@@ -63,9 +71,13 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
     for (i, arg) in args.iter().enumerate() {
         let bytes = match arg {
             Arg::In(bytes) | Arg::Map(bytes, _) => bytes.len(),
-            Arg::Scratch(bytes) => *bytes,
-            Arg::Int(n) => {
-                values.push(n.to_le_bytes().to_vec());
+            Arg::Scratch(bytes) | Arg::ScratchMap(bytes, _) | Arg::Freed(bytes) => *bytes,
+            Arg::Int(_) | Arg::Long(_) => {
+                values.push(match arg {
+                    Arg::Long(n) => n.to_le_bytes().to_vec(),
+                    Arg::Int(n) => n.to_le_bytes().to_vec(),
+                    _ => Vec::new(),
+                });
                 continue;
             }
         };
@@ -73,9 +85,14 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
         if let Arg::In(bytes) | Arg::Map(bytes, _) = arg {
             emulator.write(address, bytes)?;
         }
-        arrays.push((address, bytes));
+        match arg {
+            Arg::Freed(_) => emulator.free(address)?,
+            _ => arrays.push((address, bytes)),
+        }
         values.push(match arg {
-            Arg::Map(_, map) => emulator.tensor_map(&TensorMap { address, ..map.clone() })?.to_vec(),
+            Arg::Map(_, map) | Arg::ScratchMap(_, map) => {
+                emulator.tensor_map(&TensorMap { address, ..map.clone() })?.to_vec()
+            }
             _ => address.to_le_bytes().to_vec(),
         });
     }
@@ -85,22 +102,39 @@ fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Ve
     Ok((read.collect::<Result<_>>()?, counters))
 }
 
-/// The same under every seed: the bits must be equal. Where a GPU answers it runs there too: it must give these bits, or
-/// where the ISA does not say them (see [`real::is_exact`]), what it gives is what the caller judges.
-fn run_all(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
+/// The same under every seed: the bits must be equal.
+fn under_seeds(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
     let first = run(ptx, kernel, launch, args).unwrap();
     for seed in SEEDS {
         let again = run(ptx, kernel, &Launch { seed, ..*launch }, args).unwrap();
         assert!(again.0 == first.0, "{kernel}: seed {seed} gives other bits");
     }
-    match real::run(ptx, kernel, launch, args) {
-        Some(there) if !real::is_exact(ptx, kernel) => (there, first.1),
-        Some(there) => {
-            assert!(there == first.0, "{kernel}: a GPU gives other bits");
-            first
-        }
-        None => first,
-    }
+    first
+}
+
+/// Under every seed, and where a GPU answers there too: all give these bits.
+fn run_all(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
+    assert!(ptx::is_exact(ptx, kernel), "{kernel}: a GPU may give other bits, which somebody must judge");
+    let first = under_seeds(ptx, kernel, launch, args);
+    real::also(ptx, kernel, launch, args, |there| {
+        assert!(there == first.0, "{kernel}: a GPU gives other bits");
+    });
+    first
+}
+
+/// The same where the ISA does not say every bit (see [`ptx::is_exact`]): what the emulator gives is judged, and what a
+/// GPU gives is as well.
+fn judge_all(
+    ptx: &str,
+    kernel: &str,
+    launch: &Launch,
+    args: &[Arg<'_>],
+    judge: impl Fn(&[Vec<u8>]),
+) -> Counters {
+    let (here, counters) = under_seeds(ptx, kernel, launch, args);
+    judge(&here);
+    real::also(ptx, kernel, launch, args, judge);
+    counters
 }
 
 fn line(blocks: u32, threads: u32) -> Launch {

@@ -7,15 +7,15 @@
 mod answers;
 #[path = "device/run.rs"]
 mod device;
-#[path = "common/removal.rs"]
-mod lines;
+#[path = "common/ptx.rs"]
+mod ptx;
 
 use device::{all, bits, run};
-use lines::{synchronising, without};
 use llm2vec::bench::cases::Case;
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::images::{File, choose_ptx};
 use llm2vec::kernels;
+use ptx::{synchronising, without};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;

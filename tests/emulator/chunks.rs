@@ -1,6 +1,8 @@
 //! Grids of many blocks: on any number of cores the same bits, the same counters, the same report.
 
-use super::{Arg, BASICS, Counters, Launch, bytes_of, line, noise, run};
+use super::{
+    Arg, BASICS, Counters, GEMM, Launch, Swizzle, asynchronous, bytes_of, f32s, i32s, line, noise, run,
+};
 
 /// `cross`: thread 0 of block b writes b, or (`same`) b mod m, to element b mod m. `reach`: it reads element b and writes
 /// b + m to element b + m. `ticket`: adds 1 to element 0. `beyond`: writes to element b, of m.
@@ -85,6 +87,62 @@ fn blocks_of_a_large_grid() {
     let sum: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
     assert_eq!(arrays[0], bytes_of(&sum));
     assert_eq!((counters.read, counters.written, counters.total.bytes), (80_000, 40_000, 120_000));
+}
+
+/// Grids of several chunks, of blocks that have more than registers to themselves: what a chunk leaves is put together
+/// right, whoever ran it.
+#[test]
+fn blocks_with_shared_memory_and_clusters() {
+    let x = noise(384 * 320, 3);
+    let tiles = Launch { grid: [10, 12, 1], block: [32, 8, 1], ..Launch::default() };
+    let args = [Arg::Scratch(4 * x.len()), Arg::In(bytes_of(&x)), Arg::Int(320), Arg::Int(384)];
+    let (out, _) = on_any(BASICS, "transpose_padded", &tiles, &args).unwrap();
+    let turned = f32s(&out[0]);
+    assert!((0..x.len()).all(|i| turned[i % 320 * 384 + i / 320] == x[i]));
+
+    // Whole numbers: the order of the sums changes nothing.
+    let (m, n, k) = (256, 320, 64);
+    let whole = |n: usize, by: usize| (0..n).map(|i| (i * by % 11) as f32 - 5.0).collect::<Vec<f32>>();
+    let (a, b) = (whole(m * k, 7), whole(n * k, 3));
+    let short = |v: &[f32]| v.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>();
+    let (short_a, short_b) = (short(&a), short(&b));
+    let product = [
+        Arg::Scratch(4 * m * n),
+        Arg::In(bytes_of(&short_a)),
+        Arg::In(bytes_of(&short_b)),
+        Arg::Int(n as i32),
+        Arg::Int(k as i32),
+    ];
+    let grid = Launch { grid: [n as u32 / 64, m as u32 / 64, 1], ..line(1, 128) };
+    let (out, counters) = on_any(GEMM, "gemm", &grid, &product).unwrap();
+    let sum = |i: usize| (0..k).map(|j| a[i / n * k + j] * b[i % n * k + j]).sum::<f32>();
+    assert!(f32s(&out[0]).iter().enumerate().all(|(i, d)| *d == sum(i)));
+    assert_eq!(counters.total.flops, 2 * (m * n * k) as u64);
+
+    let x: Vec<i32> = (0..60 * 96).map(|i| i * 37 % 101).collect();
+    let args = [Arg::Scratch(240), Arg::Scratch(240), Arg::In(bytes_of(&x))];
+    let (out, _) = on_any(asynchronous::PTX, "cluster_sum", &line(60, 96), &args).unwrap();
+    let sum = |block: usize| x[block * 96..(block + 1) * 96].iter().sum::<i32>();
+    for (block, total) in i32s(&out[0]).into_iter().enumerate() {
+        let ranks = (0..4).map(|r| sum(block / 4 * 4 + (block + r) % 4) * (r as i32 + 1));
+        assert_eq!(total, ranks.sum::<i32>(), "block {block}");
+    }
+}
+
+/// What the asynchronous proxy writes is put together too.
+#[test]
+fn blocks_whose_copies_store() {
+    let (w, h) = (192, 320);
+    let (x, zeros) = (noise(w * h, 2), vec![0u8; 4 * w * h]);
+    let args = [
+        Arg::Map(bytes_of(&x), asynchronous::plane(w as u64, h as u64, [32, 32], Swizzle::B128)),
+        Arg::Map(&zeros, asynchronous::plane(h as u64, w as u64, [32, 32], Swizzle::None)),
+        Arg::Int(w as i32 / 32),
+        Arg::Int(h as i32 / 32),
+    ];
+    let (out, _) = on_any(asynchronous::PTX, "tma_transpose", &line(30, 160), &args).unwrap();
+    let turned = f32s(&out[1]);
+    assert!((0..w * h).all(|i| turned[i % w * h + i / w] == x[i]));
 }
 
 /// Blocks that are never on the machine together meet in memory.

@@ -80,7 +80,7 @@ fn what_goes_wrong_is_one_line() {
         assert!(!dir.path().join("y.npy").exists());
     };
     let bug = "--kernel out_of_bounds --block 65 --arg out:f32:64:y.npy --arg f32:a.npy --arg i32=64";
-    fails("bugs.ptx", bug, 1, &["out of bounds", "bugs.cu:5", "past the end of arg0 (256 bytes)"]);
+    fails("bugs.ptx", bug, 1, &["out of bounds", "bugs.cu:10 ", "past the end of arg0 (256 bytes)"]);
     fails("bugs.ptx", "--kernel nothing --block 1", 2, &["no kernel nothing", "warp_race"]);
     fails("bugs.ptx", "--kernel misaligned --block 1,2,3,4", 2, &["--block 1,2,3,4"]);
     fails("bugs.ptx", "--kernel misaligned --block 1 --arg f99:a", 2, &["--arg f99:a"]);

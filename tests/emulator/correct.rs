@@ -121,13 +121,14 @@ fn a_matrix_product_by_tensor_cores() {
         Arg::Int(n as i32),
         Arg::Int(k as i32),
     ];
-    let (out, counters) = run_all(GEMM, "gemm", &launch, &args);
-    for (i, d) in f32s(&out[0]).iter().enumerate() {
-        let product = |j: usize| a[i / n * k + j].to_f64() * b[i % n * k + j].to_f64();
-        let sum: f64 = (0..k).map(product).sum();
-        let size: f64 = (0..k).map(|j| product(j).abs()).sum();
-        assert!((f64::from(*d) - sum).abs() <= size * k as f64 * 2f64.powi(-24), "{i}: {d} {sum}");
-    }
+    let counters = judge_all(GEMM, "gemm", &launch, &args, |out| {
+        for (i, d) in f32s(&out[0]).iter().enumerate() {
+            let product = |j: usize| a[i / n * k + j].to_f64() * b[i % n * k + j].to_f64();
+            let sum: f64 = (0..k).map(product).sum();
+            let size: f64 = (0..k).map(|j| product(j).abs()).sum();
+            assert!((f64::from(*d) - sum).abs() <= size * k as f64 * 2f64.powi(-24), "{i}: {d} {sum}");
+        }
+    });
     // What was planned: every tile's rows once a block, the result once; no pass through shared memory too many.
     let total = counters.total;
     assert_eq!(total.flops, 2 * (m * n * k) as u64);

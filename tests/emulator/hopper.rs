@@ -7,37 +7,35 @@ use llm2vec::device::emulator::{Element, Swizzle, TensorMap};
 const PTX: &str = include_str!("ptx/gemm_sm90.ptx");
 const SIZES: (usize, usize, usize) = (256, 128, 320);
 
-/// D = A B; `n_major`: B is K x N.
+type Judge<'a> = Option<&'a dyn Fn(&[u8])>;
+
+/// D = A B; `n_major`: B is K x N. What a GPU gives is judged too.
 fn product(
     ptx: &str,
     kernel: &str,
     seed: u64,
     (m, n, k): (usize, usize, usize),
+    judge: Judge<'_>,
 ) -> Result<(Vec<u8>, Counters)> {
     let n_major = kernel == "gemm_n_major";
     let (a, b) = operands((m, n, k));
     let b = if n_major { (0..k * n).map(|i| b[i % n * k + i / n]).collect() } else { b };
-    let mut emulator = Emulator::new(Module::parse("test.ptx", ptx)?)?;
-    let mut array = |name: &str, bytes: Option<&[u8]>, rows: usize, columns: usize| -> Result<_> {
-        let address = emulator.allocate(name, 2 * rows * columns);
-        if let Some(bytes) = bytes {
-            emulator.write(address, bytes)?;
-        }
-        let map = TensorMap {
-            element: Element::Bf16,
-            address,
-            sizes: vec![columns as u64, rows as u64],
-            strides: vec![2 * columns as u64],
-            tile: vec![64, 64],
-            steps: vec![1, 1],
-            swizzle: Swizzle::B128,
-        };
-        Ok((address, emulator.tensor_map(&map)?))
+    let map = |rows: usize, columns: usize| TensorMap {
+        element: Element::Bf16,
+        address: 0,
+        sizes: vec![columns as u64, rows as u64],
+        strides: vec![2 * columns as u64],
+        tile: vec![64, 64],
+        steps: vec![1, 1],
+        swizzle: Swizzle::B128,
     };
-    let (_, a) = array("a", Some(bytes_of(&a)), m, k)?;
     let (rows, columns) = if n_major { (k, n) } else { (n, k) };
-    let (_, b) = array("b", Some(bytes_of(&b)), rows, columns)?;
-    let (out, d) = array("d", None, m, n)?;
+    let args = [
+        Arg::Map(bytes_of(&a), map(m, k)),
+        Arg::Map(bytes_of(&b), map(rows, columns)),
+        Arg::ScratchMap(2 * m * n, map(m, n)),
+        Arg::Int(k as i32),
+    ];
     let launch = Launch {
         grid: [m as u32 / 128, n as u32 / 128, 1],
         block: [384, 1, 1],
@@ -47,8 +45,11 @@ fn product(
         budget: 1 << 20,
         ..Launch::default()
     };
-    let counters = emulator.launch(kernel, &launch, &[&a, &b, &d, &(k as i32).to_le_bytes()])?;
-    Ok((emulator.read(out, 2 * m * n)?, counters))
+    if let Some(judge) = judge {
+        real::also(ptx, kernel, &launch, &args, |there| judge(&there[2]));
+    }
+    let (mut arrays, counters) = run(ptx, kernel, &launch, &args)?;
+    Ok((arrays.remove(2), counters))
 }
 
 fn operands((m, n, k): (usize, usize, usize)) -> (Vec<bf16>, Vec<bf16>) {
@@ -64,13 +65,16 @@ fn the_product_is_right_and_as_planned() {
     let (a, b) = (rows(&a), rows(&b));
     let mut first: Option<Vec<u8>> = None;
     for kernel in ["gemm_k_major", "gemm_n_major"] {
-        let (out, counters) = product(PTX, kernel, 0, (m, n, k)).unwrap();
-        for (i, d) in out.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f64()).enumerate() {
-            let terms = a[i / n * k..][..k].iter().zip(&b[i % n * k..][..k]).map(|(x, y)| x * y);
-            let (sum, size) = terms.fold((0.0, 0.0), |(s, t), x| (s + x, t + x.abs()));
-            let error = sum.abs() * 2f64.powi(-8) + size * k as f64 * 2f64.powi(-24);
-            assert!((d - sum).abs() <= error, "{kernel} {i}: {d} {sum}");
-        }
+        let judge = |out: &[u8]| {
+            for (i, d) in out.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f64()).enumerate() {
+                let terms = a[i / n * k..][..k].iter().zip(&b[i % n * k..][..k]).map(|(x, y)| x * y);
+                let (sum, size) = terms.fold((0.0, 0.0), |(s, t), x| (s + x, t + x.abs()));
+                let error = sum.abs() * 2f64.powi(-8) + size * k as f64 * 2f64.powi(-24);
+                assert!((d - sum).abs() <= error, "{kernel} {i}: {d} {sum}");
+            }
+        };
+        let (out, counters) = product(PTX, kernel, 0, (m, n, k), Some(&judge)).unwrap();
+        judge(&out);
         // Both forms add the same numbers in the same order.
         let first = first.get_or_insert_with(|| out.clone());
         assert!(*first == out, "{kernel}");
@@ -84,9 +88,9 @@ fn the_product_is_right_and_as_planned() {
 #[test]
 fn every_schedule_gives_the_same() {
     for kernel in ["gemm_k_major", "gemm_n_major"] {
-        let first = product(PTX, kernel, 0, SIZES).unwrap().0;
+        let first = product(PTX, kernel, 0, SIZES, None).unwrap().0;
         for seed in SEEDS {
-            assert!(product(PTX, kernel, seed, SIZES).unwrap().0 == first, "{kernel}: seed {seed}");
+            assert!(product(PTX, kernel, seed, SIZES, None).unwrap().0 == first, "{kernel}: seed {seed}");
         }
     }
 }
@@ -129,12 +133,12 @@ const SPARE: [(&str, &str); 2] = [
 #[test]
 fn nothing_can_be_left_out() {
     for kernel in ["gemm_k_major", "gemm_n_major"] {
-        let right = product(PTX, kernel, 0, SIZES).unwrap().0;
+        let right = product(PTX, kernel, 0, SIZES, None).unwrap().0;
         let lines = ordering(kernel);
         let unnoticed = |(removed, line, instead): &&(usize, String, &str)| {
             let lines = PTX.lines().enumerate().map(|(i, l)| if i == *removed { instead } else { l });
             let text = lines.collect::<Vec<_>>().join("\n");
-            let same = |seed| product(&text, kernel, seed, SIZES).is_ok_and(|(out, _)| out == right);
+            let same = |seed| product(&text, kernel, seed, SIZES, None).is_ok_and(|(out, _)| out == right);
             !SPARE.iter().any(|(opcode, _)| line.starts_with(opcode)) && (0..6).all(same)
         };
         let survivors: Vec<_> = lines.iter().filter(unnoticed).collect();
@@ -147,7 +151,7 @@ fn nothing_can_be_left_out() {
 fn a_copy_that_is_not_announced() {
     let text = PTX.replacen("mbarrier.arrive.expect_tx", "mbarrier.expect_tx.relaxed.cta", 1);
     let text = text.replacen(".shared::cta.b64 _, [%r190]", ".shared::cta.b64 [%r190]", 1);
-    let what = product(&text, "gemm_k_major", 0, SIZES).unwrap_err().to_string();
+    let what = product(&text, "gemm_k_major", 0, SIZES, None).unwrap_err().to_string();
     assert!(
         what.contains("deadlock: ") && what.contains("mbarrier") && what.contains("hopper.cuh"),
         "{what}"

@@ -17,6 +17,9 @@ fn results(body: &str) -> Result<Vec<i32>> {
         all.push(i32s(&out[0]));
     }
     assert!(all.iter().all(|a| a == &all[0]), "{all:?}");
+    real::also(&ptx, "k", &line(1, 32), &[Arg::Scratch(32)], |there| {
+        assert_eq!(i32s(&there[0]), all[0], "{body}")
+    });
     Ok(all.remove(0))
 }
 
@@ -209,11 +212,17 @@ fn reductions_by_type() {
              cp.reduce.async.bulk.global.shared::cta.bulk_group.{kind} [%d0], [s], 16;\n\
              cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;\nret;\n}}\n"
         );
+        let on_a_gpu = std::cell::Cell::new(None);
+        real::also(&ptx, "k", &line(1, 32), &[Arg::In(old), Arg::In(new)], |there| {
+            on_a_gpu.set(Some(there[0].clone()));
+        });
         let runs = (0..4).map(|seed| {
             let launch = Launch { seed, ..line(1, 32) };
             run(&ptx, "k", &launch, &[Arg::In(old), Arg::In(new)]).unwrap().0.remove(0)
         });
-        runs.reduce(|a, b| if a == b { a } else { panic!("{kind}: {a:?} {b:?}") }).unwrap()
+        runs.chain(on_a_gpu.take())
+            .reduce(|a, b| if a == b { a } else { panic!("{kind}: {a:?} {b:?}") })
+            .unwrap()
     };
     let (a, b) = ([7i32, -9, i32::MAX, 0], [-2i32, 4, 1, 0x7fff_fff0]);
     let check = |kind: &str, f: fn(i32, i32) -> i32| {
@@ -233,6 +242,9 @@ fn reductions_by_type() {
     let floats =
         reduce("add.f32", bytes_of(&[0.1f32, 1e30, -2.0, 3.0]), bytes_of(&[0.2f32, -1e30, 0.5, 4.0]));
     assert_eq!(f32s(&floats), [0.1f32 + 0.2, 0.0, -1.5, 7.0]);
+    let small = [1e-40f32, 2e-38, -1e-39, f32::MIN_POSITIVE];
+    let flushed = reduce("add.f32", bytes_of(&small), bytes_of(&[1e-40f32, -1.5e-38, 0.0, 1e-39]));
+    assert_eq!(f32s(&flushed), [0.0f32, 0.0, 0.0, f32::MIN_POSITIVE]);
     let (x, y) = (
         [1.5f32, -3.0, 0.0, f32::NAN, 8.0, -0.25, 100.0, 2.0],
         [1.0f32, -2.5, 4.0, 6.0, 9.0, -1.0, 0.5, 2.0],

@@ -4,6 +4,7 @@ use super::*;
 use llm2vec::device::gpu::{self, Argument, Gpu, Memory, Tiles};
 use llm2vec::device::images::{File, Image, Kernel};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Whether a GPU answers. Says why none does, once.
 fn answers() -> bool {
@@ -17,46 +18,73 @@ fn answers() -> bool {
     })
 }
 
-/// A kernel whose numbers the ISA does not give to the bit: matrix products sum in an order of the machine's own, and
-/// `.approx` functions have errors.
-pub fn is_exact(ptx: &str, kernel: &str) -> bool {
-    let from = ptx.find(&format!(".entry {kernel}(")).unwrap_or(0);
-    let text = &ptx[from..];
-    let text = &text[..text[1..].find(".entry ").map_or(text.len(), |end| end + 1)];
-    !["mma", ".approx", "call"].iter().any(|word| text.contains(word))
+static RAN: AtomicUsize = AtomicUsize::new(0);
+static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Hands what a GPU gives for [`super::run`] to a judge. What none does is said, with how many that makes.
+pub fn also(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>], judge: impl Fn(&[Vec<u8>])) {
+    let why = match run(ptx, kernel, launch, args) {
+        Ok(there) => {
+            RAN.fetch_add(1, Ordering::Relaxed);
+            return judge(&there);
+        }
+        Err(why) => why,
+    };
+    let (ran, skipped) = (RAN.load(Ordering::Relaxed), 1 + SKIPPED.fetch_add(1, Ordering::Relaxed));
+    println!("skipped on a GPU: {kernel}: {why} ({skipped} runs skipped, {ran} done so far)");
 }
 
-/// What [`run`] gives, by a GPU; nothing where none answers or it is not made for this PTX or these maps.
-pub fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Option<Vec<Vec<u8>>> {
-    if !answers() {
-        return None;
-    }
-    // One for each run: kernels of different files may have one name.
-    let gpu = Gpu::cuda(0).unwrap();
-    let hopper = ptx.contains(".target sm_90a");
-    if hopper && gpu.capability() != (9, 0) {
-        println!("skipped on {}: {kernel} is for sm_90a", gpu.name());
-        return None;
-    }
-    let [cluster, 1, 1] = launch.cluster else { return None };
+/// A kernel as the build would have given it, for good.
+fn leaked(ptx: &str, kernel: &str, hopper: bool) -> Kernel {
     let bytes: &'static [u8] = Box::leak(format!("{ptx}\0").into_bytes().into_boxed_slice());
     let target = if hopper { "compute_90a" } else { "compute_80" };
     let images = Box::leak(Box::new([Image { target, bytes }]));
     let file: &'static File =
         Box::leak(Box::new(File { stem: "test", kernels: &[], images, resources: &[] }));
-    let name: &'static str = Box::leak(kernel.to_string().into_boxed_str());
+    Kernel { name: Box::leak(kernel.to_string().into_boxed_str()), file }
+}
+
+/// What [`super::run`] gives, by a GPU; or why none does.
+fn run(
+    ptx: &str,
+    kernel: &str,
+    launch: &Launch,
+    args: &[Arg<'_>],
+) -> std::result::Result<Vec<Vec<u8>>, &'static str> {
+    if !answers() {
+        return Err("none answers");
+    }
+    // One for each run: kernels of different files may have one name.
+    let gpu = Gpu::cuda(0).unwrap();
+    let hopper = ptx.contains(".target sm_90a");
+    if hopper && gpu.capability() != (9, 0) {
+        return Err("it is for sm_90a");
+    }
+    let [cluster, 1, 1] = launch.cluster else { return Err("its cluster has more than one dimension") };
     let (mut arrays, mut maps) = (Vec::new(), Vec::new());
     for arg in args {
-        let (Arg::In(bytes) | Arg::Map(bytes, _)) = arg else {
-            arrays.push(if let Arg::Scratch(bytes) = arg { Some(gpu.memory(*bytes).unwrap()) } else { None });
-            maps.push(None);
-            continue;
+        let (start, bytes, map) = match arg {
+            Arg::In(start) => (Some(*start), start.len(), None),
+            Arg::Map(start, map) => (Some(*start), start.len(), Some(map)),
+            Arg::Scratch(bytes) => (None, *bytes, None),
+            Arg::ScratchMap(bytes, map) => (None, *bytes, Some(map)),
+            Arg::Freed(_) => return Err("it touches freed memory"),
+            Arg::Int(_) | Arg::Long(_) => {
+                arrays.push(None);
+                maps.push(None);
+                continue;
+            }
         };
-        let mut memory: Memory = gpu.memory(bytes.len()).unwrap();
-        memory.write(0, bytes).unwrap();
-        maps.push(match arg {
-            Arg::Map(_, map) => Some(gpu.tensor_map(&memory, &tiles(map)?).unwrap()),
-            _ => None,
+        let mut memory: Memory = gpu.memory(bytes).unwrap();
+        if let Some(start) = start {
+            memory.write(0, start).unwrap();
+        }
+        maps.push(match map {
+            Some(map) => {
+                let tiles = tiles(map).ok_or("the driver layer makes no such map")?;
+                Some(gpu.tensor_map(&memory, &tiles).unwrap())
+            }
+            None => None,
         });
         arrays.push(Some(memory));
     }
@@ -64,6 +92,7 @@ pub fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Option
     for ((arg, array), map) in args.iter().zip(&arrays).zip(&maps) {
         values.push(match (arg, array, map) {
             (Arg::Int(n), ..) => Argument::I32(*n),
+            (Arg::Long(n), ..) => Argument::Address(*n),
             (_, _, Some(map)) => Argument::Map(map),
             (_, Some(memory), None) => Argument::Address(memory.address()),
             _ => unreachable!("every other argument is an array"),
@@ -72,14 +101,14 @@ pub fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Option
     let (grid, block, shared) = (launch.grid, launch.block, launch.shared as u32);
     let launch = gpu::Launch { grid, block, cluster, shared, overlap: false };
     // SAFETY: the arguments are those that the emulator has taken for this kernel, arrays are live until it is done.
-    unsafe { gpu.launch(&Kernel { name, file }, launch, &values) }.unwrap();
+    unsafe { gpu.launch(&leaked(ptx, kernel, hopper), launch, &values) }.unwrap();
     gpu.synchronize().unwrap();
     let read = |memory: &Memory| {
         let mut bytes = vec![0; memory.bytes()];
         memory.read(0, &mut bytes).unwrap();
         bytes
     };
-    Some(arrays.iter().flatten().map(read).collect())
+    Ok(arrays.iter().flatten().map(read).collect())
 }
 
 /// The map as the driver layer takes it: of bf16 or f32, every element.
@@ -101,12 +130,12 @@ fn tiles(map: &TensorMap) -> Option<Tiles> {
 
 #[test]
 fn what_is_exact_is_read_from_the_kernel() {
-    for (ptx, kernel, exact) in [
+    for (text, kernel, exact) in [
         (BASICS, "vector_add", true),
         (BASICS, "block_scan", true),
         (BASICS, "scalar_zoo", false),
         (GEMM, "gemm", false),
     ] {
-        assert_eq!(is_exact(ptx, kernel), exact, "{kernel}");
+        assert_eq!(ptx::is_exact(text, kernel), exact, "{kernel}");
     }
 }

@@ -1,10 +1,7 @@
 //! Any one barrier, wait or fence taken out of a correct kernel is noticed: a report, or other bits.
 
-#[path = "../common/removal.rs"]
-mod lines;
-
 use super::*;
-use lines::{synchronising, without};
+use crate::ptx::{synchronising, without};
 
 /// Lines whose removal nobody notices.
 fn survivors(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (usize, Vec<String>) {

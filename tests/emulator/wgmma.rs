@@ -213,6 +213,10 @@ impl Case {
             assert!(out == want, "{self:?}: {:?} {:?}", &got[..8], &f32s(&want)[..8]);
             assert_eq!(counters.total.flops, (2 * 64 * n * k) as u64);
         }
+        let (args, shared) = (arguments(&sums, &image, &left, [da, db]), image.len());
+        real::also(&self.ptx(FENCE), "k", &Launch { shared, ..line(1, 128) }, &args, |there| {
+            assert!(there[0] == want, "{self:?}");
+        });
     }
 }
 
@@ -226,18 +230,14 @@ fn launch(
     descriptors: [u64; 2],
     seed: u64,
 ) -> Result<(Vec<u8>, Counters)> {
-    let mut emulator = Emulator::new(Module::parse("wgmma.ptx", ptx)?)?;
-    let mut array = |name: &str, bytes: &[u8]| {
-        let address = emulator.allocate(name, bytes.len());
-        emulator.write(address, bytes).map(|()| address)
-    };
-    let [out, image_at, left] = [array("out", sums)?, array("image", image)?, array("left", left)?];
-    let args = [out, image_at, left, descriptors[0], descriptors[1]].map(u64::to_le_bytes);
-    let words = (image.len() as u32 / 4).to_le_bytes();
-    let args: Vec<&[u8]> = args.iter().map(|a| &a[..]).chain([&words[..]]).collect();
-    let launch = Launch { shared: image.len(), seed, ..line(1, 128) };
-    let counters = emulator.launch("k", &launch, &args)?;
-    Ok((emulator.read(out, sums.len())?, counters))
+    let (args, shared) = (arguments(sums, image, left, descriptors), image.len());
+    let (mut out, counters) = run(ptx, "k", &Launch { shared, seed, ..line(1, 128) }, &args)?;
+    Ok((out.remove(0), counters))
+}
+
+fn arguments<'a>(sums: &'a [u8], image: &'a [u8], left: &'a [u8], [da, db]: [u64; 2]) -> [Arg<'a>; 6] {
+    let words = Arg::Int(image.len() as i32 / 4);
+    [Arg::In(sums), Arg::In(image), Arg::In(left), Arg::Long(da), Arg::Long(db), words]
 }
 
 const WIDTHS: [usize; 4] = [16, 32, 64, 128];
@@ -299,7 +299,7 @@ fn bad_descriptors() {
         let (ptx, sums, image) = (case.ptx(FENCE), vec![0; 128 * 32], vec![0; 100 << 10]);
         let what = launch(&ptx, &sums, &image, &[0; 2048], [da, db], 0).map(|_| ()).unwrap_err().to_string();
         let line = 1 + ptx.lines().position(|l| l.contains("mma_async")).unwrap();
-        assert!(what.contains(&format!("wgmma.ptx:{line} ")), "{what}");
+        assert!(what.contains(&format!("test.ptx:{line} ")), "{what}");
         assert!(words.iter().all(|w| what.contains(w)), "{what}");
     };
     let (da, db) = (a.descriptor(), b.descriptor());

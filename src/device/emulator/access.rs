@@ -4,7 +4,7 @@ use super::memory::{LOCAL_WINDOW, PARAM_WINDOW, Region, SHARED_WINDOW, State};
 use super::ptx::{Addr, Inst, LANES, Lanes, Order, Rmw, Space, Src, Ty};
 use super::race::{Touch, Who};
 use super::report::{Fault, Kind, spelled};
-use super::rmw::modify;
+use super::rmw::{modify, modify_global};
 use super::step::Context;
 use super::warp::{Frame, Warp, lanes};
 
@@ -382,6 +382,7 @@ impl Context<'_> {
             let (place, at) = self.read(warp, run, space, lane, addresses[lane], bytes, true)?;
             old[lane] = self.region(&mut warp.local, place).get(at, bytes);
             self.acquire(warp, place, at, order.acquire);
+            let modify = if matches!(place, Where::Global(_)) { modify_global } else { modify };
             let new = modify(f, ty, old[lane], b[lane], c[lane]);
             self.write(warp, run, space, lane, addresses[lane], &new.to_le_bytes()[..bytes], true)?;
             self.region(&mut warp.local, place).set(at, bytes, new);

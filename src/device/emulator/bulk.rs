@@ -12,7 +12,7 @@ use super::proxy::Behalf;
 use super::ptx::{Addr, LANES, Lanes, Rmw, Space, Src, Ty};
 use super::race::Agent;
 use super::report::{Fault, Kind};
-use super::rmw::modify;
+use super::rmw::modify_global;
 use super::step::Context;
 use super::warp::{Copy, Warp, lanes};
 
@@ -140,7 +140,7 @@ fn write(to: &mut [u8], state: &mut [State], pieces: &[Piece], data: &[u8], redu
         let size = ty.size();
         let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
         for (old, new) in to.chunks_exact_mut(size).zip(new.chunks_exact(size)) {
-            let value = modify(f, ty, word(old), word(new), 0);
+            let value = modify_global(f, ty, word(old), word(new), 0);
             old.copy_from_slice(&value.to_le_bytes()[..size]);
         }
     }

@@ -4,6 +4,16 @@ use super::float;
 use super::ptx::{Rmw, Ty};
 use half::{bf16, f16};
 
+/// The same in global memory, where f32 sums take and give zeros for subnormal numbers, as the ISA says of `atom`, `red`
+/// and `cp.reduce.async.bulk`.
+pub fn modify_global(f: Rmw, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
+    if (f, ty) != (Rmw::Add, Ty::F32) {
+        return modify(f, ty, old, b, c);
+    }
+    let flush = |v: u64| if f32::from_bits(v as u32).is_subnormal() { v & 1 << 31 } else { v };
+    flush(modify(f, ty, flush(old), flush(b), c))
+}
+
 /// A read-modify-write's new value.
 pub fn modify(f: Rmw, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
     let bits = 8 * ty.size() as u32;
