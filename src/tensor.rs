@@ -328,7 +328,7 @@ impl Tensor {
 
     /// A copy on a GPU, rounded to `dtype` (`Bf16`, `F32`, `F64` or `I32`).
     pub fn to_gpu(&self, gpu: &Gpu, dtype: DType) -> Result<Tensor> {
-        Tensor::repeated_on(gpu, dtype, &self.shape, &self.to_f64())
+        Tensor::repeated_on(gpu, dtype, &self.shape, &self.read()?)
     }
 
     /// These values over and over, on a GPU, rounded to `dtype` as in [`Tensor::to_gpu`].

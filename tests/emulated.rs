@@ -52,6 +52,7 @@ fn what_the_workspace_holds_is_unwritten_and_its_parts_are_apart() {
     let [mut a, b] = take().unwrap();
     assert_eq!([a.shape(), b.shape()], [[2, 8], [3, 8]]);
     says(copy(&gpu, &mut y, &a, 2), &["uninitialised: read of the workspace+0"]);
+    says(a.to_gpu(&gpu, DType::F32), &["uninitialised: read of the workspace+0"]);
     let x = level(&gpu, &[2, 8], 5.0);
     copy(&gpu, &mut a, &x, 2).unwrap();
     copy(&gpu, &mut y, &a, 2).unwrap();
@@ -113,9 +114,6 @@ fn a_recorded_graph_runs_when_it_is_replayed() {
         &["a copy to the host"],
     );
     assert_eq!(gpu.time(|| graph.replay()).unwrap(), 0.0);
-    let mut pinned = gpu.pinned(5).unwrap();
-    pinned[4] = 7;
-    assert_eq!(*pinned, [0, 0, 0, 0, 7]);
 }
 
 #[test]

@@ -9,16 +9,22 @@ mod asynchronous;
 mod boxes;
 #[path = "emulator/bugs.rs"]
 mod bugs;
+#[path = "emulator/calls.rs"]
+mod calls;
 #[path = "emulator/chunks.rs"]
 mod chunks;
 #[path = "emulator/command.rs"]
 mod command;
 #[path = "emulator/cooperative.rs"]
 mod cooperative;
+#[path = "emulator/copies.rs"]
+mod copies;
 #[path = "emulator/correct.rs"]
 mod correct;
 #[path = "emulator/counted.rs"]
 mod counted;
+#[path = "emulator/distant.rs"]
+mod distant;
 #[path = "emulator/hopper.rs"]
 mod hopper;
 #[path = "emulator/hostile.rs"]
@@ -31,12 +37,16 @@ mod mma;
 mod ptx;
 #[path = "emulator/real.rs"]
 mod real;
+#[path = "emulator/refused.rs"]
+mod refused;
 #[path = "emulator/removal.rs"]
 mod removal;
 #[path = "emulator/scalar.rs"]
 mod scalar;
 #[path = "emulator/tables.rs"]
 mod tables;
+#[path = "emulator/undefined.rs"]
+mod undefined;
 #[path = "emulator/warpgroup.rs"]
 mod warpgroup;
 #[path = "emulator/wgmma.rs"]

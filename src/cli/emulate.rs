@@ -50,7 +50,7 @@ pub struct Emulate {
     /// Picks the schedule of warps and blocks
     #[arg(long, env = "LLM2VEC_SEED", value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Warp instructions after which it gives up
+    /// Warp instructions of a chunk of the grid (a sixteenth, or 8 blocks) after which it gives up
     #[arg(long, env = "LLM2VEC_BUDGET", value_name = "N", default_value_t = Launch::default().budget)]
     budget: u64,
     /// Print what was counted, in total and by source line

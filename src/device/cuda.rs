@@ -11,8 +11,8 @@ use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard};
 
+pub use handles::Graph;
 use handles::{Event, Recorded, Relaxed, Staging};
-pub use handles::{Graph, Pinned};
 
 /// One GPU as the driver describes it.
 #[derive(Debug)]
@@ -431,12 +431,6 @@ impl Cuda {
         self.enter()?;
         // SAFETY: both are live.
         failed("cuGraphLaunch", unsafe { result::graph::launch(graph.0, self.stream) })
-    }
-
-    /// Page-locked host memory, zeroed, read and written by both sides at full speed.
-    pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
-        self.enter()?;
-        Pinned::new(bytes)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The emulator as a GPU: launchers, memory and graph are those of `cuda`; every instruction is checked and counted.
 
 use super::emulator::{self, Counters, Emulator, Module};
-use super::gpu::{Argument, Launch, Swizzle, TensorMap, Tiles};
+use super::gpu::{Argument, Launch, TensorMap, Tiles};
 use super::images::{Kernel, choose_ptx};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -163,12 +163,7 @@ impl Emulated {
             strides: tiles.strides.clone(),
             tile: tiles.tile.clone(),
             steps: vec![1; tiles.tile.len()],
-            swizzle: match tiles.swizzle {
-                Swizzle::None => emulator::Swizzle::None,
-                Swizzle::B32 => emulator::Swizzle::B32,
-                Swizzle::B64 => emulator::Swizzle::B64,
-                Swizzle::B128 => emulator::Swizzle::B128,
-            },
+            swizzle: tiles.swizzle,
         };
         let bytes = self.state().emulator.tensor_map(&map)?;
         let mut words = [0; 16];

@@ -2,13 +2,14 @@
 
 mod graphs;
 
-use super::cuda::{self, Cuda};
+use super::cuda::Cuda;
 use super::emulated::Emulated;
 use super::emulator::Counters;
 use super::images::{File, Kernel};
 use crate::error::{Error, Result};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+pub use super::emulator::Swizzle;
 pub use graphs::{Graph, Graphs};
 
 /// How a kernel is spread over a GPU.
@@ -68,19 +69,6 @@ pub enum Argument<'a> {
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TensorMap(pub [u64; 16]);
-
-/// The rows that a tile lies in once it is in shared memory: 16-byte chunks are exchanged within so many bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Swizzle {
-    /// As in memory.
-    None,
-    /// 32 bytes.
-    B32,
-    /// 64 bytes.
-    B64,
-    /// 128 bytes.
-    B128,
-}
 
 /// What a [`TensorMap`] describes, innermost dimension first.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,11 +147,12 @@ impl Gpu {
         }
     }
 
-    /// Bytes that can be taken now. The emulator keeps another byte about each.
+    /// Bytes that can be taken now. The emulator keeps more than them: the state of each byte, 40 bytes about the last
+    /// accesses to every 1 to 16 that a launch touches, and copies of what the chunks write that run at a time.
     pub fn available(&self) -> Option<u64> {
         match &*self.driver {
             Driver::Cuda(cuda) => cuda.available().ok(),
-            Driver::Emulated(_) => super::cpu::memory("/proc/meminfo", "MemAvailable:").map(|b| b / 2),
+            Driver::Emulated(_) => super::cpu::memory("/proc/meminfo", "MemAvailable:").map(|b| b / 16),
         }
     }
 
@@ -289,14 +278,6 @@ impl Gpu {
             Driver::Emulated(emulated) => emulated.substitute(file.stem, ptx),
         }
     }
-
-    /// Host memory, zeroed, that the device copies from and to without the driver's help.
-    pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
-        match &*self.driver {
-            Driver::Cuda(cuda) => cuda.pinned(bytes).map(Pinned::Cuda),
-            Driver::Emulated(_) => Ok(Pinned::Host(vec![0; bytes])),
-        }
-    }
 }
 
 impl Workspace {
@@ -314,33 +295,6 @@ impl Workspace {
                 self.block = Some(block.clone());
                 Ok(block)
             }
-        }
-    }
-}
-
-/// Host memory that a device copies from and to.
-pub enum Pinned {
-    /// Page-locked.
-    Cuda(cuda::Pinned),
-    /// Any.
-    Host(Vec<u8>),
-}
-
-impl std::ops::Deref for Pinned {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Pinned::Cuda(bytes) => bytes,
-            Pinned::Host(bytes) => bytes,
-        }
-    }
-}
-
-impl std::ops::DerefMut for Pinned {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match self {
-            Pinned::Cuda(bytes) => bytes,
-            Pinned::Host(bytes) => bytes,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where tensors live and what computes: the CPU today; the one place that holds `unsafe`.
+//! Where tensors live and what computes: the CPU, a GPU, or its emulator. `unsafe` stands here and in the launchers.
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]

@@ -259,3 +259,20 @@ fn reductions_by_type() {
     let sums: [f32; 8] = std::array::from_fn(|i| y[i] + z[i]);
     assert_eq!(reduce("add.noftz.bf16", bytes_of(&brain(y)), bytes_of(&brain(z))), bytes_of(&brain(sums)));
 }
+
+/// `arrive_drop` takes as many from later phases as it arrives with.
+#[test]
+fn drops_by_their_count() {
+    let body =
+        String::from("mbarrier.init.shared.b64 [b], 3;\nmbarrier.arrive_drop.shared.b64 %d1, [b], 2;\n")
+            + "mbarrier.arrive.shared.b64 %d1, [b];\n"
+            + &over(0, 0)
+            + "mbarrier.arrive.shared.b64 %d1, [b];\n"
+            + &over(1, 1)
+            + "mbarrier.pending_count.b64 %r2, %d1;\n";
+    assert_eq!(results(&body).unwrap(), [1, 1, 1, -1, -1, -1, -1, -1]);
+    let more = "mbarrier.init.shared.b64 [b], 1;\ncp.async.mbarrier.arrive.shared.b64 [b];\n\
+                mbarrier.arrive_drop.shared.b64 %d1, [b], 2;";
+    let what = results(more).unwrap_err().to_string();
+    assert!(what.contains("2 arrivals"), "{what}");
+}

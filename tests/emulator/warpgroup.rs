@@ -134,3 +134,38 @@ fn matrices_are_stored() {
 fn args_in(input: &[u16]) -> Arg<'_> {
     Arg::In(bytes_of(input))
 }
+
+/// Whatever instruction it is that names a register under way: addresses in the cluster, barriers, mbarriers.
+#[test]
+fn any_instruction_may_touch_a_register() {
+    let run = |line_: &str| {
+        let ptx = format!(
+            ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 out)\n{{\n\
+             .reg .b16 %h; .reg .b32 %r<16>; .reg .b64 %d<4>; .reg .f32 %f<4>;\n\
+             .shared .align 1024 .b8 s[256]; .shared .align 8 .b64 b;\n\
+             ld.param.u64 %d0, [out];\nmov.u32 %r8, %tid.x;\nmov.u32 %r9, s;\nmad.lo.u32 %r10, %r8, 2, %r9;\n\
+             mov.u16 %h, 0;\nst.shared.u16 [%r10], %h;\nfence.proxy.async;\nbar.sync 0;\n\
+             mov.u32 %r4, 0;\nmov.u32 %r5, 0;\nmov.u32 %r6, 0;\nmov.u32 %r7, 0;\n\
+             mov.f32 %f0, 0f00000000;\nmov.f32 %f1, %f0;\nmov.f32 %f2, %f0;\nmov.f32 %f3, %f0;\n\
+             shr.u32 %r11, %r9, 4;\ncvt.u64.u32 %d1, %r11;\nor.b64 %d1, %d1, 68720001024;\n\
+             wgmma.fence.sync.aligned;\n\
+             wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%f0, %f1, %f2, %f3}}, {{%r4, %r5, %r6, %r7}}, %d1, 1, 1, 1, 0;\n\
+             wgmma.commit_group.sync.aligned;\n{line_}\nwgmma.wait_group.sync.aligned 0;\n\
+             mul.wide.u32 %d2, %r8, 4;\nadd.u64 %d2, %d0, %d2;\nst.global.f32 [%d2], %f0;\nret;\n}}\n"
+        );
+        super::run(&ptx, "k", &line(1, 128), &[Arg::Scratch(512)]).map(|_| ()).map_err(|e| e.to_string())
+    };
+    run("").unwrap();
+    run("mapa.shared::cluster.u32 %r12, %r9, 0;").unwrap();
+    for touch in [
+        "mapa.shared::cluster.u32 %r4, %r9, 0;",
+        "mapa.shared::cluster.u32 %r12, %r9, %r4;",
+        "getctarank.shared::cluster.u32 %r5, %r9;",
+        "bar.red.popc.u32 %r6, 1, 1;",
+        "bar.sync %r7;",
+        "mbarrier.init.shared.b64 [b], %r4;",
+    ] {
+        let what = run(touch).expect_err(touch);
+        assert!(what.contains("a register of A of a wgmma that is under way"), "{touch}: {what}");
+    }
+}

@@ -1,12 +1,14 @@
-//! Loads, stores, atomics, asynchronous copies and `ldmatrix`: every byte checked, every request counted.
+//! Loads, stores and atomics; what every access goes through: each byte checked, each request counted.
 
 use super::memory::{LOCAL_WINDOW, PARAM_WINDOW, Region, SHARED_WINDOW, State};
 use super::ptx::{Addr, Inst, LANES, Lanes, Order, Rmw, Space, Src, Ty};
 use super::race::{Touch, Who};
-use super::report::{Fault, Kind, spelled};
+use super::report::{Bad, Fault, Kind, other_access, raced, spelled};
 use super::rmw::{modify, modify_global};
 use super::step::Context;
 use super::warp::{Frame, Warp, lanes};
+
+const BEYOND: &str = "out of bounds: beyond the parameters";
 
 /// Nothing, or a finding.
 pub type Done = Result<(), Box<Fault>>;
@@ -37,7 +39,7 @@ pub enum Where {
 
 impl Context<'_> {
     /// The region that an address is in, and the place in it.
-    pub fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), String> {
+    pub fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), Bad> {
         let offset = (address & 0xffff_ffff) as u32 as i32 as i64;
         match space {
             Space::Shared => self.own_shared(address),
@@ -47,7 +49,9 @@ impl Context<'_> {
             Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
             _ => match self.memory.find(address) {
                 Some((region, offset)) => Ok((Where::Global(region), offset)),
-                None => Err(format!("out of bounds: address {address:#x} is in no allocation")),
+                None => {
+                    Err((Kind::Access, format!("out of bounds: address {address:#x} is in no allocation")))
+                }
             },
         }
     }
@@ -73,14 +77,25 @@ impl Context<'_> {
         Fault::new(kind, self.module, inst, self.at(warp.index * LANES as u32 + lane as u32), what)
     }
 
-    /// A finding about an access, its kind told by its words.
-    pub fn bad(&self, warp: &Warp, lane: usize, inst: &Inst, what: String) -> Box<Fault> {
-        let kind = match &what {
-            what if what.starts_with("uninit") || what.contains("cp.async") => Kind::Uninitialised,
-            what if what.contains("under way") => Kind::Race,
-            _ => Kind::Access,
-        };
+    /// A finding about an access.
+    pub fn bad(&self, warp: &Warp, lane: usize, inst: &Inst, (kind, what): Bad) -> Box<Fault> {
         self.fault(kind, warp, lane, inst, what)
+    }
+
+    /// A finding about a read, and which byte it found without a value.
+    pub fn lacking(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        inst: &Inst,
+        (place, at, bytes): (Where, i64, usize),
+        bad: Bad,
+    ) -> Box<Fault> {
+        let mut fault = self.bad(warp, lane, inst, bad);
+        if let (Where::Global(region), Kind::Uninitialised) = (place, fault.kind) {
+            fault.lacks = self.memory.regions[region].unwritten(at, bytes).map(|at| (region, at));
+        }
+        fault
     }
 
     /// A finding with two sides.
@@ -98,10 +113,8 @@ impl Context<'_> {
             Where::Shared(rank) => &self.cluster.shared[rank].name,
             Where::Local(_) => "local memory",
         };
-        let act = if write { "writes" } else { "reads" };
-        let what = format!("race: it {act} {name}+{} without an order to another access", place.1);
-        self.fault(Kind::Race, warp, lane, run.inst, what)
-            .and(format!("the other access: {}", self.spelled(other)))
+        self.fault(Kind::Race, warp, lane, run.inst, raced(write, name, place.1))
+            .and(other_access(&self.spelled(other)))
     }
 
     /// Where an access was, and whose.
@@ -111,33 +124,18 @@ impl Context<'_> {
 
     /// The lanes' addresses, which must have values.
     pub fn addresses(&self, warp: &Warp, run: &Run<'_>, addr: &Addr) -> Result<Lanes, Box<Fault>> {
-        let unknown = run.exec & !warp.known(run.frame, addr.base);
-        if unknown != 0 {
-            let lane = unknown.trailing_zeros() as usize;
-            return Err(self.fault(
-                Kind::Uninitialised,
-                warp,
-                lane,
-                run.inst,
-                "uninitialised: the address is a register that nothing has written",
-            ));
-        }
+        self.known(warp, run, &[addr.base], "the address is")?;
         Ok(warp.get(run.frame, addr.base, &self.module.consts).map(|a| a.wrapping_add(addr.offset as u64)))
     }
 
-    /// The lanes' values, which a store must have.
-    pub fn known(&self, warp: &Warp, run: &Run<'_>, sources: &[Src]) -> Done {
+    /// The lanes' values of what must have some: the words say for what.
+    pub fn known(&self, warp: &Warp, run: &Run<'_>, sources: &[Src], what: &str) -> Done {
         for s in sources {
             let unknown = run.exec & !warp.known(run.frame, *s);
             if unknown != 0 {
                 let lane = unknown.trailing_zeros() as usize;
-                return Err(self.fault(
-                    Kind::Uninitialised,
-                    warp,
-                    lane,
-                    run.inst,
-                    "uninitialised: it stores a register that nothing has written",
-                ));
+                let what = format!("uninitialised: {what} a register that nothing has written");
+                return Err(self.fault(Kind::Uninitialised, warp, lane, run.inst, what));
             }
         }
         Ok(())
@@ -197,12 +195,7 @@ impl Context<'_> {
             for lane in lanes(run.exec) {
                 let at = base.wrapping_add(addresses[lane] as usize).min(usize::MAX / 2);
                 let Some(from) = warp.param[lane].get(at..at.saturating_add(bytes)) else {
-                    return Err(self.bad(
-                        warp,
-                        lane,
-                        run.inst,
-                        "out of bounds: beyond the parameters".into(),
-                    ));
+                    return Err(self.fault(Kind::Access, warp, lane, run.inst, BEYOND));
                 };
                 for (i, part) in from.chunks(ty.size()).enumerate() {
                     let mut word = [0; 8];
@@ -246,22 +239,36 @@ impl Context<'_> {
         bytes: usize,
         strong: bool,
     ) -> Result<(Where, usize), Box<Fault>> {
+        self.read_for(warp, run, space, lane, address, bytes, (strong, None))
+    }
+
+    /// The same for what goes on until an agent's time.
+    #[allow(clippy::too_many_arguments)]
+    #[inline]
+    pub fn read_for(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        space: Space,
+        lane: usize,
+        address: u64,
+        bytes: usize,
+        (strong, agent): (bool, Option<(u32, u32)>),
+    ) -> Result<(Where, usize), Box<Fault>> {
         let found = self.find(space, lane, address);
         let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
-        let thread = warp.index * LANES as u32 + lane as u32;
-        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong, agent: None };
         let region = self.region(&mut warp.local, place);
         let at = match region.plain(offset, bytes, false) {
             Some(at) => Ok(at),
             None => region.place(offset, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at)),
         };
-        let race = match (&at, place) {
-            (Ok(at), Where::Global(_) | Where::Shared(_)) if !region.constant => {
-                region.races.read(*at, bytes, &who)
-            }
-            _ => None,
-        };
-        let at = at.map_err(|what| self.bad(warp, lane, run.inst, what))?;
+        let at = at.map_err(|bad| self.lacking(warp, lane, run.inst, (place, offset, bytes), bad))?;
+        if matches!(place, Where::Local(_)) {
+            return Ok((place, at));
+        }
+        let who = Who { agent, ..warp.who(lane, run.pc, strong) };
+        let region = self.region(&mut [], place);
+        let race = if region.constant { None } else { region.races.read(at, bytes, &who) };
         match race {
             Some(other) => Err(self.race(warp, lane, run, (place, at), false, other)),
             None => Ok((place, at)),
@@ -282,21 +289,18 @@ impl Context<'_> {
     ) -> Result<(Where, usize), Box<Fault>> {
         let found = self.find(space, lane, address);
         let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
-        let thread = warp.index * LANES as u32 + lane as u32;
-        let who = Who { clock: &warp.clock, floor: warp.floor, thread, pc: run.pc, strong, agent: None };
         let region = self.region(&mut warp.local, place);
         let bytes = new.len();
         let at = match region.plain(offset, bytes, true) {
             Some(at) => Ok(at),
             None => region.place(offset, bytes, true).and_then(|at| region.writable(at, bytes).map(|()| at)),
         };
-        let at = match at {
-            Ok(at) => at,
-            Err(what) => return Err(self.bad(warp, lane, run.inst, what)),
-        };
+        let at = at.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
         if matches!(place, Where::Local(_)) {
             return Ok((place, at));
         }
+        let who = warp.who(lane, run.pc, strong);
+        let region = self.region(&mut [], place);
         let same = region.data[at..at + bytes] == *new && region.all(at, bytes, State::Written);
         match region.races.write(at, bytes, &who, same) {
             Some(other) => Err(self.race(warp, lane, run, (place, at), true, other)),
@@ -316,7 +320,7 @@ impl Context<'_> {
         addr: &Addr,
         order: Order,
     ) -> Done {
-        self.known(warp, run, s)?;
+        self.known(warp, run, s, "it stores")?;
         let addresses = self.addresses(warp, run, addr)?;
         let (size, bytes) = (ty.size(), ty.size() * s.len());
         let mut values = [[0u64; LANES]; 4];
@@ -336,14 +340,7 @@ impl Context<'_> {
                 let at = (run.frame.param as usize).saturating_add(addresses[lane] as usize);
                 match warp.param[lane].get_mut(at..at.saturating_add(bytes)) {
                     Some(to) => to.copy_from_slice(new),
-                    None => {
-                        return Err(self.bad(
-                            warp,
-                            lane,
-                            run.inst,
-                            "out of bounds: beyond the parameters".into(),
-                        ));
-                    }
+                    None => return Err(self.fault(Kind::Access, warp, lane, run.inst, BEYOND)),
                 }
                 continue;
             }
@@ -372,7 +369,7 @@ impl Context<'_> {
         s: &[Src; 2],
         order: Order,
     ) -> Done {
-        self.known(warp, run, s)?;
+        self.known(warp, run, s, "it stores")?;
         let addresses = self.addresses(warp, run, addr)?;
         let [b, c] = s.map(|s| warp.get(run.frame, s, &self.module.consts));
         let bytes = ty.size();

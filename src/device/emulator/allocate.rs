@@ -3,7 +3,8 @@
 //! The compiler's PTX names every value once, ten thousand of them in a large kernel; as slots they would be megabytes for
 //! each warp, all of them cold. Two registers share a slot if no instruction from the first to the last that one of them is
 //! alive at (or written at) is such an instruction of the other. A register that may be read before it is written is
-//! alive from the function's start, alone in its slot, so that it is still found to have no value.
+//! alive from the function's start, alone in its slot up to its last use, so that it is still found to have no value.
+//! Functions with `wgmma`, which holds registers beyond itself, are left as they are.
 
 use super::ptx::{Inst, Op};
 use std::cmp::Reverse;

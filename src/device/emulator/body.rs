@@ -4,8 +4,9 @@ use super::allocate::allocate;
 use super::decode;
 use super::environment::SPECIAL;
 use super::lex::{Token, number};
+use super::memory::GUARD;
 use super::parse::{MOST, Parsed, Parser, place, spelled};
-use super::ptx::{Addr, Function, Inst, LANES, NONE, Op, Pred, Src, Ty};
+use super::ptx::{Addr, Function, Inst, LANES, NONE, Op, Pred, Src, Ty, Variable};
 use std::collections::HashMap;
 
 /// A name's meaning in a function.
@@ -13,7 +14,12 @@ use std::collections::HashMap;
 enum Name {
     Reg(u32),
     Pred(u32),
-    Offset(u64),
+    /// Offset and bytes in param space.
+    Param(u32, u32),
+    /// Offset in shared memory.
+    Shared(u64),
+    /// Of the function's local variables.
+    Local(u32),
 }
 
 /// An operand as it is written.
@@ -51,8 +57,9 @@ pub struct Body<'p, 'a> {
 
 impl<'p, 'a> Body<'p, 'a> {
     /// For a function whose head is read.
-    pub fn new(parser: &'p mut Parser<'a>, function: Function, params: HashMap<&'a str, u64>) -> Self {
-        let names = params.into_iter().map(|(k, v)| (k.to_string(), Name::Offset(v))).collect();
+    pub fn new(parser: &'p mut Parser<'a>, function: Function) -> Self {
+        let param = |v: &Variable| (v.name.clone(), Name::Param(v.offset as u32, v.size as u32));
+        let names = function.results.iter().chain(&function.params).map(param).collect();
         Body {
             parser,
             function,
@@ -126,17 +133,16 @@ impl<'p, 'a> Body<'p, 'a> {
                     return self.parser.wrong("more than 1 MiB of parameters");
                 }
                 self.function.param_bytes = (offset + variable.size) as u32;
-                self.declare(name.to_string(), Name::Offset(offset as u64));
+                self.declare(name.to_string(), Name::Param(offset as u32, variable.size as u32));
             }
             ".local" => {
                 let (name, variable, ..) = self.parser.variable()?;
-                if variable.size > MOST as usize {
+                let end = place(&mut self.function.locals, &variable, GUARD) + variable.size;
+                if end > MOST as usize {
                     return self.parser.wrong("more than 1 MiB of local memory");
                 }
-                let offset = place(&mut self.function.locals, variable, super::memory::GUARD);
-                let last = self.function.locals.last().map_or(0, |v| v.offset + v.size);
-                self.function.local_bytes = (last + super::memory::GUARD) as u32;
-                self.declare(name.to_string(), Name::Offset(offset as u64));
+                self.function.local_bytes = (end + GUARD) as u32;
+                self.declare(name.to_string(), Name::Local(self.function.locals.len() as u32 - 1));
             }
             ".shared" => {
                 let (name, variable, ..) = self.parser.variable()?;
@@ -148,10 +154,10 @@ impl<'p, 'a> Body<'p, 'a> {
                     return self.parser.wrong("a function's shared variable behind a kernel's: not modelled");
                 }
                 let last = self.parser.module.shared.last();
-                let from = last.filter(|_| entry).map_or(0, |v| v.offset + v.size + super::memory::GUARD);
+                let from = last.filter(|_| entry).map_or(0, |v| v.offset + v.size + GUARD);
                 let ours = if entry { &mut self.function.shared } else { &mut self.parser.module.shared };
-                let offset = place(ours, variable, from);
-                self.declare(name.to_string(), Name::Offset(offset as u64));
+                let offset = place(ours, &variable, from);
+                self.declare(name.to_string(), Name::Shared(offset as u64));
             }
             other => return self.parser.wrong(format!("`{other}` is not known in a function")),
         }
@@ -223,7 +229,7 @@ impl<'p, 'a> Body<'p, 'a> {
     }
 
     fn push(&mut self, guard: Option<(u32, bool)>, op: Op, line: u32) {
-        self.parser.module.insts.push(Inst { guard, op, shares: false, loc: self.loc, line });
+        self.parser.module.insts.push(Inst { guard, op, shares: Box::default(), loc: self.loc, line });
     }
 
     fn instruction(&mut self, opcode: &'a str, guard: Option<(u32, bool)>, line: u32) -> Parsed<()> {
@@ -310,7 +316,9 @@ impl<'p, 'a> Body<'p, 'a> {
         }
         match self.lookup(word) {
             Some(Name::Reg(slot)) => return Ok(Src::Reg(slot)),
-            Some(Name::Offset(offset)) => return Ok(self.constant(offset)),
+            Some(Name::Param(offset, _)) => return Ok(self.constant(offset.into())),
+            Some(Name::Shared(offset)) => return Ok(self.constant(offset)),
+            Some(Name::Local(variable)) => return Ok(Src::Local(variable)),
             Some(Name::Pred(_)) => return self.parser.wrong(format!("`{word}` is a predicate")),
             None => {}
         }
@@ -396,17 +404,23 @@ impl<'p, 'a> Body<'p, 'a> {
     /// `[base + offset]`
     pub fn address(&mut self, operand: &Operand<'a>) -> Parsed<Addr> {
         match operand {
-            Operand::Memory(word, offset) | Operand::Box(word, offset, _) => {
-                Ok(Addr { base: self.source_word(word, false)?, offset: *offset })
-            }
+            Operand::Memory(word, offset) => self.place(word, *offset),
             _ => self.parser.wrong("expected an address in brackets"),
         }
     }
 
-    /// The offset of a variable of param space.
-    pub fn param_offset(&mut self, word: &str) -> Parsed<u32> {
+    /// The same by its parts.
+    pub fn place(&mut self, base: &str, offset: i64) -> Parsed<Addr> {
+        Ok(Addr { base: self.source_word(base, false)?, offset })
+    }
+
+    /// The offset of a variable of param space, which a callee takes or gives as one of so many bytes.
+    pub fn param_offset(&mut self, word: &str, bytes: u32) -> Parsed<u32> {
         match self.lookup(word) {
-            Some(Name::Offset(offset)) => Ok(offset as u32),
+            Some(Name::Param(offset, own)) if own == bytes => Ok(offset),
+            Some(Name::Param(_, own)) => {
+                self.parser.wrong(format!("`{word}` has {own} bytes, {bytes} were expected"))
+            }
             _ => self.parser.wrong(format!("`{word}` is no parameter")),
         }
     }

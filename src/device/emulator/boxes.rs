@@ -1,9 +1,9 @@
 //! Boxes of tensors, as the pieces of a bulk copy.
 
-use super::access::{Run, Where};
-use super::bulk::{End, Flight, Piece};
+use super::access::{Done, Run, Where};
+use super::bulk::{Flight, Piece};
 use super::memory::{LOCAL_WINDOW, PARAM_WINDOW};
-use super::ptx::{Addr, Rmw, Space, Src, Ty};
+use super::ptx::{Rmw, Space, Src, Ty};
 use super::report::Fault;
 use super::step::Context;
 use super::tensor_map::TensorMap;
@@ -20,7 +20,7 @@ impl Context<'_> {
         coords: &[Src],
     ) -> Result<(TensorMap, Vec<i64>), Box<Fault>> {
         let wrong = |what: String| Err(self.wrong(warp, run, lane, what));
-        self.known(warp, run, coords)?;
+        self.known(warp, run, coords, "a coordinate is")?;
         let at = |base: &[u8], from: usize| base.get(from..from + 128).and_then(TensorMap::decode);
         let found = match address & 0xff << 56 {
             LOCAL_WINDOW => {
@@ -51,62 +51,18 @@ impl Context<'_> {
         Ok((map, coords.iter().map(value).collect()))
     }
 
-    /// A box from global to shared memory.
-    pub fn load_box(
+    /// A box from global to shared memory, or (`store`) back.
+    pub fn boxed(
         &mut self,
         warp: &Warp,
         run: &Run<'_>,
         lane: usize,
-        (map, to, coords): (u64, u64, &[Src]),
-        flight: &mut Flight,
-    ) -> Result<(), Box<Fault>> {
+        (map, shared, coords): (u64, u64, &[Src]),
+        (flight, store): (&mut Flight, bool),
+    ) -> Done {
         let (map, coords) = self.map(warp, run, lane, map, coords)?;
-        let zero = Addr { base: Src::Const(0), offset: 0 };
-        let (place, base) = self.end(warp, run, lane, &End::Shared(zero), to, 128)?;
-        (flight.to, flight.bytes) = (vec![place], map.bytes());
-        let rows = map.rows(&coords);
-        let row_bytes = map.bytes() / rows.len();
-        for (row, begin, address, bytes) in rows {
-            self.counts_global(run, &End::Global(zero), address, bytes);
-            let global = match bytes {
-                0 => 0,
-                _ => {
-                    let (region, at) = self.global(warp, run, lane, address)?;
-                    flight.from = region;
-                    at
-                }
-            };
-            // Chunks of 16 bytes are what swizzling moves; the array may begin or end within one.
-            for chunk in (0..row_bytes).step_by(16) {
-                for (from, to) in [(chunk, begin), (begin, begin + bytes), (begin + bytes, chunk + 16)] {
-                    let (from, to) = (from.max(chunk), to.min(chunk + 16));
-                    if from < to {
-                        let inside = from >= begin && to <= begin + bytes;
-                        flight.pieces.push(Piece {
-                            from: inside.then(|| global + from - begin),
-                            to: map.swizzle.place(base + row + from),
-                            bytes: to - from,
-                        });
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A box from shared to global memory.
-    pub fn store_box(
-        &mut self,
-        warp: &Warp,
-        run: &Run<'_>,
-        lane: usize,
-        (map, from, coords): (u64, u64, &[Src]),
-        flight: &mut Flight,
-    ) -> Result<(), Box<Fault>> {
-        let (map, coords) = self.map(warp, run, lane, map, coords)?;
-        let zero = Addr { base: Src::Const(0), offset: 0 };
-        let (place, base) = self.end(warp, run, lane, &End::Shared(zero), from, 128)?;
-        (flight.from, flight.bytes) = (place, map.bytes());
+        let (place, base) = self.end(warp, run, lane, Space::Cluster, shared, 128)?;
+        flight.bytes = map.bytes();
         flight.reduce = flight.reduce.map(|(f, _)| (f, map.element.ty()));
         let known = match flight.reduce {
             Some((f, Ty::F32 | Ty::F64)) => f == Rmw::Add,
@@ -114,24 +70,38 @@ impl Context<'_> {
             _ => true,
         };
         if !known {
-            return Err(self.wrong(
-                warp,
-                run,
-                lane,
-                format!("a reduction that {:?} does not have", map.element),
-            ));
+            let what = format!("a reduction that {:?} does not have", map.element);
+            return Err(self.wrong(warp, run, lane, what));
         }
-        for (row, begin, address, bytes) in map.rows(&coords).into_iter().filter(|r| r.3 > 0) {
-            self.counts_global(run, &End::Global(zero), address, bytes);
-            let (region, global) = self.global(warp, run, lane, address)?;
-            flight.to = vec![region];
-            let (mut at, end) = (begin, begin + bytes);
-            while at < end {
-                let next = (at / 16 * 16 + 16).min(end);
-                let from = Some(map.swizzle.place(base + row + at));
-                flight.pieces.push(Piece { from, to: global + at - begin, bytes: next - at });
-                at = next;
+        let rows = map.rows(&coords);
+        let row_bytes = map.bytes() / rows.len();
+        let mut region = Where::Local(0);
+        for (row, begin, address, bytes) in rows {
+            self.counts_global(run, Space::Global, address, bytes);
+            let mut global = 0;
+            if bytes > 0 {
+                (region, global) = self.global(warp, run, lane, address)?;
             }
+            // Chunks of 16 bytes are what swizzling moves; the array may begin or end within one.
+            for chunk in (0..row_bytes).step_by(16) {
+                for (from, to) in [(chunk, begin), (begin, begin + bytes), (begin + bytes, chunk + 16)] {
+                    let (from, to) = (from.max(chunk), to.min(chunk + 16));
+                    let inside = from >= begin && to <= begin + bytes;
+                    if from >= to || store && !inside {
+                        continue;
+                    }
+                    let (shared, bytes) = (map.swizzle.place(base + row + from), to - from);
+                    let there = inside.then(|| global + from - begin);
+                    flight.pieces.push(match there {
+                        Some(to) if store => Piece { from: Some(shared), to, bytes },
+                        from => Piece { from, to: shared, bytes },
+                    });
+                }
+            }
+        }
+        match store {
+            true => (flight.from, flight.to) = (place, vec![region]),
+            false => (flight.from, flight.to) = (region, vec![place]),
         }
         Ok(())
     }

@@ -1,12 +1,10 @@
-//! Bulk copies: what they move, when it arrives, and who hears of it. Also `st.async`, `red.async`, and `cp.async`
-//! that an mbarrier awaits.
+//! Bulk copies: what they move, when it arrives, and who hears of it. Also `st.async` and `red.async`.
 //!
 //! A copy is checked when it is issued. It arrives then ("early") or, late, when somebody waits for it: a load when its
 //! mbarrier's phase would be over with it, a store's reads at `wait_group.read`, its writes at `wait_group` or at the
 //! end of the launch.
 
 use super::access::{Run, Where};
-use super::mbarrier::{Mbar, What};
 use super::memory::{Memory, State};
 use super::proxy::Behalf;
 use super::ptx::{Addr, LANES, Lanes, Rmw, Space, Src, Ty};
@@ -14,7 +12,7 @@ use super::race::Agent;
 use super::report::{Fault, Kind};
 use super::rmw::modify_global;
 use super::step::Context;
-use super::warp::{Copy, Warp, lanes};
+use super::warp::{Warp, lanes};
 
 /// One end of a bulk copy.
 #[derive(Clone, Debug)]
@@ -27,6 +25,12 @@ pub enum End {
     Box(Addr, Vec<Src>),
     /// Registers of a type.
     Registers(Vec<Src>, Ty),
+}
+
+impl End {
+    fn space(&self) -> Space {
+        if let End::Shared(_) = self { Space::Cluster } else { Space::Global }
+    }
 }
 
 /// A bulk copy as an instruction.
@@ -73,7 +77,7 @@ pub struct Flight {
     /// What lies together.
     pub pieces: Vec<Piece>,
     /// What the pieces hold, one behind the other, once that is read.
-    data: Option<Vec<u8>>,
+    pub data: Option<Vec<u8>>,
     /// How it joins what is there, if not in its place.
     pub reduce: Option<(Rmw, Ty)>,
     /// The mbarrier's offset in the regions.
@@ -82,6 +86,8 @@ pub struct Flight {
     pub bytes: usize,
     /// Arrivals that it counts.
     pub arrivals: u32,
+    /// The number of the thread's `cp.async` that it is; zero: none.
+    pub copy: u32,
 }
 
 /// A lane's bulk groups.
@@ -120,9 +126,7 @@ impl Flight {
     pub fn flush(&mut self, memory: &mut Memory) {
         let (Some(data), Some(Where::Global(region))) = (self.data.take(), self.to.pop()) else { return };
         let region = &mut memory.regions[region];
-        if !region.freed {
-            write(&mut region.data, &mut region.state, &self.pieces, &data, self.reduce);
-        }
+        write(&mut region.data, &mut region.state, &self.pieces, &data, self.reduce);
     }
 }
 
@@ -149,11 +153,13 @@ fn write(to: &mut [u8], state: &mut [State], pieces: &[Piece], data: &[u8], redu
 impl Context<'_> {
     /// Runs a bulk copy for its lanes.
     pub fn bulk(&mut self, warp: &mut Warp, run: &Run<'_>, op: &Bulk) -> Result<(), Box<Fault>> {
+        self.known(warp, run, op.size.as_slice(), "its size is")?;
+        self.known(warp, run, op.mask.as_slice(), "its mask of ranks is")?;
         let size = op.size.map(|s| warp.get(run.frame, s, &self.module.consts));
         let mask = op.mask.map(|s| warp.get(run.frame, s, &self.module.consts));
         let address = |this: &Self, warp: &Warp, end: &End| match end {
             End::Global(addr) | End::Shared(addr) | End::Box(addr, _) => this.addresses(warp, run, addr),
-            End::Registers(s, _) => this.known(warp, run, s).map(|()| [0; LANES]),
+            End::Registers(s, _) => this.known(warp, run, s, "it stores").map(|()| [0; LANES]),
         };
         let (from, to) = (address(self, warp, &op.from)?, address(self, warp, &op.to)?);
         let bar = op.mbarrier.map(|m| self.addresses(warp, run, &m)).transpose()?;
@@ -215,16 +221,21 @@ impl Context<'_> {
             mbarrier: None,
             bytes: size.unwrap_or(0),
             arrivals: 0,
+            copy: 0,
         };
         match (&op.from, &op.to) {
-            (End::Box(_, coords), _) => self.load_box(warp, run, lane, (from, to, coords), &mut flight)?,
-            (_, End::Box(_, coords)) => self.store_box(warp, run, lane, (to, from, coords), &mut flight)?,
+            (End::Box(_, coords), _) => {
+                self.boxed(warp, run, lane, (from, to, coords), (&mut flight, false))?
+            }
+            (_, End::Box(_, coords)) => {
+                self.boxed(warp, run, lane, (to, from, coords), (&mut flight, true))?
+            }
             (End::Registers(s, ty), _) => {
                 let value = |s: &Src| warp.look(run.frame, *s, &self.module.consts)[lane].to_le_bytes();
                 let data: Vec<u8> = s.iter().flat_map(|s| value(s)[..ty.size()].to_vec()).collect();
                 let bytes = data.len();
                 (flight.bytes, flight.data) = (bytes, Some(data));
-                let (place, at) = self.end(warp, run, lane, &op.to, to, bytes.next_power_of_two())?;
+                let (place, at) = self.end(warp, run, lane, op.to.space(), to, bytes.next_power_of_two())?;
                 (flight.to, flight.pieces) = (vec![place], vec![Piece { from: None, to: at, bytes }]);
             }
             _ => {
@@ -235,21 +246,21 @@ impl Context<'_> {
                     return Err(self.wrong(warp, run, lane, what));
                 }
                 let ((a, x), (b, y)) = (
-                    self.end(warp, run, lane, &op.from, from, 16)?,
-                    self.end(warp, run, lane, &op.to, to, 16)?,
+                    self.end(warp, run, lane, op.from.space(), from, 16)?,
+                    self.end(warp, run, lane, op.to.space(), to, 16)?,
                 );
                 (flight.from, flight.to) = (a, vec![b]);
                 flight.pieces = vec![Piece { from: Some(x), to: y, bytes }];
-                self.counts_global(run, &op.from, from, bytes);
-                self.counts_global(run, &op.to, to, bytes);
+                self.counts_global(run, op.from.space(), from, bytes);
+                self.counts_global(run, op.to.space(), to, bytes);
             }
         }
         Ok(flight)
     }
 
     /// Counts a contiguous part in global memory.
-    pub fn counts_global(&mut self, run: &Run<'_>, end: &End, address: u64, bytes: usize) {
-        if bytes > 0 && matches!(end, End::Global(_)) {
+    pub fn counts_global(&mut self, run: &Run<'_>, space: Space, address: u64, bytes: usize) {
+        if bytes > 0 && space == Space::Global {
             let count = &mut self.counts[run.pc as usize];
             count.requests += 1;
             count.bytes += bytes as u64;
@@ -263,11 +274,10 @@ impl Context<'_> {
         warp: &Warp,
         run: &Run<'_>,
         lane: usize,
-        end: &End,
+        space: Space,
         address: u64,
         align: usize,
     ) -> Result<(Where, usize), Box<Fault>> {
-        let space = if let End::Shared(_) = end { Space::Cluster } else { Space::Global };
         let (place, at) = self.find(space, lane, address).map_err(|w| self.bad(warp, lane, run.inst, w))?;
         if let Where::Local(_) = place {
             return Err(self.wrong(warp, run, lane, "a bulk copy of local memory".into()));
@@ -295,10 +305,9 @@ impl Context<'_> {
         let ranks: Vec<usize> =
             flight.to.iter().filter_map(|w| if let Where::Shared(r) = w { Some(*r) } else { None }).collect();
         let proxied = !matches!(op.from, End::Registers(..));
-        if let (Some(address), Some(addr)) = (bar, op.mbarrier) {
-            let mbar = Mbar { what: What::Expect { tx: Src::Const(0) }, space: Space::Cluster, addr };
+        if let Some(address) = bar {
             let how = (&ranks[..], op.mask.is_some(), proxied);
-            flight.mbarrier = Some(self.signals(warp, run, lane, (&mbar, address), how)?);
+            flight.mbarrier = Some(self.signals(warp, run, lane, address, how)?);
         }
         let (reads, writes) = match flight.mbarrier.and_then(|at| self.cluster.current(ranks[0], at)) {
             Some(agent) => (agent, None),
@@ -311,7 +320,7 @@ impl Context<'_> {
         };
         let behalf = |(agent, time): (u32, u32)| Behalf { warp, lane, agent, time };
         for (from, bytes) in runs(flight.pieces.iter().filter_map(|p| Some((p.from?, p.bytes)))) {
-            self.proxy_reads(run, &behalf(reads), (flight.from, from as i64), bytes)?;
+            self.proxy_reads(run, &behalf(reads), (flight.from, from), bytes)?;
         }
         for place in &flight.to {
             let agent = match (place, flight.mbarrier, writes) {
@@ -321,13 +330,12 @@ impl Context<'_> {
             };
             let strong = flight.reduce.is_some() || !proxied;
             for (to, bytes) in runs(flight.pieces.iter().map(|p| (p.to, p.bytes))) {
-                let at =
-                    self.proxy_writes(run, &behalf(agent), (*place, to as i64), bytes, (strong, proxied))?;
+                self.proxy_writes(run, &behalf(agent), (*place, to), bytes, (strong, proxied))?;
                 let region = self.region(&mut [], *place);
                 if flight.reduce.is_some() {
-                    region.readable(at, bytes).map_err(|what| self.bad(warp, lane, run.inst, what))?;
+                    region.readable(to, bytes).map_err(|what| self.bad(warp, lane, run.inst, what))?;
                 } else if let Where::Shared(_) = place {
-                    region.mark(at, bytes, State::Bulk);
+                    region.mark(to, bytes, State::Bulk);
                 }
             }
         }
@@ -367,9 +375,9 @@ impl Context<'_> {
     }
 
     /// A copy that an mbarrier awaits arrives.
-    fn arrive_bulk(&mut self, mut flight: Flight) {
+    pub fn arrive_bulk(&mut self, mut flight: Flight) {
         self.read_bulk(&mut flight);
-        let (data, strong) = (flight.data.unwrap_or_default(), flight.reduce.is_some());
+        let (data, strong) = (flight.data.take().unwrap_or_default(), flight.reduce.is_some());
         for place in &flight.to {
             let (Where::Shared(rank), Some(bar)) = (*place, flight.mbarrier) else { continue };
             let region = &mut self.cluster.shared[rank];
@@ -378,79 +386,18 @@ impl Context<'_> {
                 let races = &mut self.cluster.shared[rank].races;
                 flight.pieces.iter().for_each(|p| races.stamp(p.to, p.bytes, agent, (flight.pc, strong)));
             }
+            if flight.copy > 0 {
+                self.landed(&flight, rank, bar);
+            }
             self.cluster.arrives(rank, bar, flight.bytes, flight.arrivals);
         }
     }
 
     /// The first `n` copies under way to an mbarrier arrive.
     pub fn land(&mut self, rank: usize, at: usize, n: usize) {
-        let which: Vec<usize> = self.cluster.under_way(rank, at).map(|u| u.0).take(n).collect();
-        for (gone, i) in which.into_iter().enumerate() {
-            let flight = self.cluster.flights.remove(i - gone);
-            self.arrive_bulk(flight);
-        }
-    }
-
-    /// `cp.async.mbarrier.arrive`: the lane's copies arrive, and then it does; `counted`: as one of those awaited.
-    pub fn track_copies(
-        &mut self,
-        warp: &mut Warp,
-        run: &Run<'_>,
-        lane: usize,
-        (rank, at): (usize, usize),
-        counted: bool,
-    ) -> Result<(), Box<Fault>> {
-        let clock = warp.publishes(run.exec);
-        if !self.cluster.joins(rank, at, &clock, !counted) {
-            let what = format!("mbarrier: {}+{at} lacks no arrival in this phase", self.own().name);
-            return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
-        }
-        let thread = warp.index * LANES as u32 + lane as u32;
-        let copies: Vec<Copy> =
-            warp.groups[lane].iter_mut().chain([&mut warp.open[lane]]).flat_map(std::mem::take).collect();
-        let flight = |pc: u32, from: Where, pieces: Vec<Piece>, arrivals: u32| Flight {
-            pc,
-            block: warp.clock.block,
-            thread,
-            from,
-            to: vec![Where::Shared(rank)],
-            pieces,
-            data: None,
-            reduce: None,
-            mbarrier: Some(at),
-            bytes: 0,
-            arrivals,
-        };
-        let mut flights = Vec::new();
-        for copy in copies {
-            let (size, reads) = copy.bytes;
-            let found = self.memory.find(copy.from).map_or((0, 0), |(r, at)| (r, at as usize));
-            let read = Piece { from: Some(found.1), to: copy.to, bytes: reads };
-            let rest = Piece { from: None, to: copy.to + reads, bytes: size - reads };
-            let pieces = [read, rest].into_iter().filter(|p| p.bytes > 0).collect();
-            flights.push(flight(copy.pc, Where::Global(found.0), pieces, 0));
-        }
-        flights.push(flight(run.pc, Where::Local(0), Vec::new(), 1));
-        match self.early {
-            true => flights.into_iter().for_each(|f| self.arrive_bulk(f)),
-            false => {
-                self.cluster.flights.extend(flights);
-                self.cluster.changed(rank, at);
-            }
-        }
-        Ok(())
-    }
-
-    /// A lane waits for its `cp.async` by itself: those that an mbarrier awaits have arrived too.
-    pub fn land_copies(&mut self, warp: &mut Warp, lane: usize) {
-        let (block, thread) = (warp.clock.block, warp.index * LANES as u32 + lane as u32);
-        let ours = |f: &Flight| f.bytes == 0 && f.block == block && f.thread == thread;
-        while let Some(i) = self.cluster.flights.iter().position(ours) {
-            let flight = self.cluster.flights.remove(i);
-            let agent = flight.mbarrier.and_then(|at| self.cluster.current(self.rank, at));
-            if let Some((agent, time)) = agent {
-                warp.clock.heard(agent, time);
-            }
+        for _ in 0..n {
+            let first = self.cluster.under_way(rank, at).map(|u| u.0).next();
+            let Some(flight) = first.map(|i| self.cluster.flights.remove(i)) else { return };
             self.arrive_bulk(flight);
         }
     }

@@ -2,18 +2,19 @@
 //!
 //! What a chunk is depends on the grid alone, and so do its dice: bits, counters and the first report are the same on any
 //! number of cores. Chunks cannot tell each other anything, so bytes that one of them writes and another one touches are a
-//! race. A kernel that has atomic or volatile accesses to global memory could: its grid is one chunk.
+//! race. Each has the launch's budget of instructions. A kernel that has atomic or volatile accesses to global memory could: its grid is one chunk.
 
 use super::Launch;
 use super::bulk::End;
 use super::cluster::Dice;
 use super::counters::Count;
 use super::launch::{RESIDENT, Running};
-use super::memory::{Memory, Region};
+use super::memory::{Memory, Region, State};
 use super::ptx::{Function, Module, Op, Space};
 use super::race::{Agents, Touch};
-use super::report::{At, Fault, Kind, spelled};
+use super::report::{At, Fault, Kind, other_access, raced, spelled};
 use super::warpgroup;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,6 +45,17 @@ struct Left {
     agents: Agents,
 }
 
+/// What the first chunks have left, put together in their order.
+struct Joined {
+    all: Left,
+    /// How many they are.
+    next: usize,
+    /// Of chunks that are not next.
+    ahead: BTreeMap<usize, Outcome<Left>>,
+    /// The first finding.
+    fault: Option<Box<Fault>>,
+}
+
 type Outcome<T> = Result<T, Box<Fault>>;
 
 impl Plan<'_> {
@@ -51,11 +63,12 @@ impl Plan<'_> {
     pub fn run(&self, memory: &mut Memory) -> Outcome<Vec<Count>> {
         let chunks = self.chunks();
         if let [one] = &chunks[..] {
-            return self.chunk(memory, 0, one.clone()).map(|(counts, _)| counts);
+            return self.chunk(memory, 0, one.clone()).0;
         }
         let base = memory.share();
         let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
-        let left: Vec<Mutex<Option<Outcome<Left>>>> = chunks.iter().map(|_| Mutex::default()).collect();
+        let all = Left { memory: Memory::default(), counts: self.no_counts(), agents: Agents::default() };
+        let joined = Mutex::new(Joined { all, next: 0, ahead: BTreeMap::new(), fault: None });
         let work = || {
             while let i = next.fetch_add(1, Ordering::Relaxed)
                 && let Some(chunk) = chunks.get(i)
@@ -65,25 +78,34 @@ impl Plan<'_> {
                     continue;
                 }
                 let mut memory = base.clone();
-                let ran = self.chunk(&mut memory, i, chunk.clone());
-                if ran.is_err() {
-                    failed.fetch_min(i, Ordering::Relaxed);
-                }
-                let ran = ran.map(|(counts, agents)| Left { memory, counts, agents });
-                *left[i].lock().unwrap_or_else(|e| e.into_inner()) = Some(ran);
+                let (ran, agents) = self.chunk(&mut memory, i, chunk.clone());
+                let mut joined = joined.lock().unwrap_or_else(|e| e.into_inner());
+                joined.ahead.insert(i, ran.map(|counts| Left { memory, counts, agents }));
+                self.join(&mut joined);
+                let bad = joined.ahead.iter().find(|left| left.1.is_err()).map(|left| *left.0);
+                let bad = if joined.fault.is_some() { Some(joined.next) } else { bad };
+                failed.fetch_min(bad.unwrap_or(usize::MAX), Ordering::Relaxed);
             }
         };
+        // Threads of their own: one of the pool's could take up another task, which wants this emulator too.
         let workers = match self.launch.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => rayon::current_num_threads(),
             workers => workers,
         };
         std::thread::scope(|scope| {
             (1..workers.min(chunks.len())).for_each(|_| drop(scope.spawn(work)));
             work();
         });
-        drop(base);
-        let left = left.into_iter().filter_map(|l| l.into_inner().unwrap_or_else(|e| e.into_inner()));
-        self.join(memory, left)
+        let joined = joined.into_inner().unwrap_or_else(|e| e.into_inner());
+        if let Some(fault) = joined.fault {
+            return Err(self.other_side(&base, &joined.all, &chunks[joined.next..], joined.next, fault));
+        }
+        *memory = joined.all.memory;
+        Ok(joined.all.counts)
+    }
+
+    fn no_counts(&self) -> Vec<Count> {
+        vec![Count::default(); self.module.insts.len()]
     }
 
     /// Clusters by number.
@@ -112,61 +134,94 @@ impl Plan<'_> {
         called.chain([self.kernel]).flat_map(insts).any(|inst| talks(&inst.op))
     }
 
-    fn chunk(&self, memory: &mut Memory, i: usize, clusters: Range<u32>) -> Outcome<(Vec<Count>, Agents)> {
+    /// Runs some clusters; gives what ran beside their warps, too.
+    fn chunk(&self, memory: &mut Memory, i: usize, clusters: Range<u32>) -> (Outcome<Vec<Count>>, Agents) {
         let mut running = Running {
-            module: self.module,
+            plan: self,
             memory,
-            kernel: self.kernel,
-            index: self.index,
-            launch: self.launch,
-            param: &self.param,
-            symbols: self.symbols,
-            counts: vec![Count::default(); self.module.insts.len()],
+            counts: self.no_counts(),
             registers: warpgroup::registers(self.kernel),
             dice: Dice(self.launch.seed.wrapping_add((i as u64) << 32)),
             agents: Agents::default(),
             flights: Vec::new(),
         };
-        running.clusters(clusters)?;
-        Ok((running.counts, running.agents))
+        let ran = running.clusters(clusters);
+        (ran.map(|()| running.counts), running.agents)
     }
 
-    /// Puts together what chunks have left, in their order.
-    fn join(&self, memory: &mut Memory, left: impl Iterator<Item = Outcome<Left>>) -> Outcome<Vec<Count>> {
-        let mut counts = vec![Count::default(); self.module.insts.len()];
-        let mut agents = Agents::default();
-        for (i, left) in left.enumerate() {
-            let left = left?;
-            counts.iter_mut().zip(&left.counts).for_each(|(to, more)| to.add(more));
-            let numbers = agents.adopt(&left.agents);
-            if i == 0 {
-                *memory = left.memory;
-                continue;
-            }
-            for (ours, theirs) in memory.regions.iter_mut().zip(left.memory.regions) {
-                let Region { name, data, state, races, .. } = theirs;
-                let found = races.onto(&mut ours.races, &numbers, |range, both| {
-                    let same = !both || ours.data[range.clone()] == data[range.clone()];
-                    ours.data[range.clone()].copy_from_slice(&data[range.clone()]);
-                    ours.state[range.clone()].copy_from_slice(&state[range]);
-                    same
-                });
-                if let Some((at, write, it, other)) = found {
-                    return Err(self.race(&agents, &format!("{name}+{at}"), write, (it, other)));
-                }
+    /// Puts together what has been left up to the first chunk that is still missing.
+    fn join(&self, joined: &mut Joined) {
+        while joined.fault.is_none()
+            && let Some(left) = joined.ahead.remove(&joined.next)
+        {
+            match left.and_then(|left| self.add(&mut joined.all, left, joined.next == 0)) {
+                Ok(()) => joined.next += 1,
+                Err(fault) => joined.fault = Some(fault),
             }
         }
-        Ok(counts)
     }
 
-    /// The report of two chunks' accesses to the same bytes.
-    fn race(&self, agents: &Agents, place: &str, write: bool, (it, other): (Touch, Touch)) -> Box<Fault> {
-        let extents = (self.launch.grid, self.launch.block);
-        let (block, thread) = it.by().unwrap_or_else(|agent| agents.owner(agent));
-        let inst = &self.module.insts[it.pc() as usize];
-        let act = if write { "writes" } else { "reads" };
-        let what = format!("race: it {act} {place} without an order to another access");
-        Fault::new(Kind::Race, self.module, inst, At::of(extents, block, thread), what)
-            .and(format!("the other access: {}", spelled(self.module, extents, agents, other)))
+    fn add(&self, all: &mut Left, left: Left, first: bool) -> Outcome<()> {
+        all.counts.iter_mut().zip(&left.counts).for_each(|(to, more)| to.add(more));
+        let numbers = all.agents.adopt(&left.agents);
+        if first {
+            all.memory = left.memory;
+            return Ok(());
+        }
+        for (ours, theirs) in all.memory.regions.iter_mut().zip(left.memory.regions) {
+            let Region { name, data, state, races, .. } = theirs;
+            let found = races.onto(&mut ours.races, &numbers, |range, both| {
+                let same = !both || ours.data[range.clone()] == data[range.clone()];
+                ours.data[range.clone()].copy_from_slice(&data[range.clone()]);
+                ours.state[range.clone()].copy_from_slice(&state[range]);
+                same
+            });
+            if let Some((at, write, it, other)) = found {
+                let (block, thread) = it.by().unwrap_or_else(|agent| all.agents.owner(agent));
+                let inst = &self.module.insts[it.pc() as usize];
+                let at = (At::of(self.extents(), block, thread), raced(write, &name, at));
+                let fault = Fault::new(Kind::Race, self.module, inst, at.0, at.1);
+                return Err(fault.and(self.other(&all.agents, other)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Of the grid and of a block.
+    pub fn extents(&self) -> ([u32; 3], [u32; 3]) {
+        (self.launch.grid, self.launch.block)
+    }
+
+    fn other(&self, agents: &Agents, touch: Touch) -> String {
+        other_access(&spelled(self.module, self.extents(), agents, touch))
+    }
+
+    /// A byte without a value that another chunk writes is a race: with one `before`, or one behind the finding's, of
+    /// which `rest` is the first, and whose successors run for this.
+    fn other_side(
+        &self,
+        base: &Memory,
+        before: &Left,
+        rest: &[Range<u32>],
+        first: usize,
+        mut fault: Box<Fault>,
+    ) -> Box<Fault> {
+        let Some((region, at)) = fault.lacks else { return fault };
+        let write = |memory: &Memory| memory.regions.get(region).and_then(|r| r.races.written(at));
+        let mut other = write(&before.memory).map(|touch| self.other(&before.agents, touch));
+        for (i, chunk) in rest.iter().enumerate().skip(1) {
+            if other.is_some() {
+                break;
+            }
+            let mut memory = base.clone();
+            // It must not stop where it reads such bytes itself; whatever becomes of it, what it wrote counts.
+            let state = &mut memory.regions[region].state;
+            state.iter_mut().filter(|s| **s == State::Unwritten).for_each(|s| *s = State::Written);
+            let (_, agents) = self.chunk(&mut memory, first + i, chunk.clone());
+            other = write(&memory).map(|touch| self.other(&agents, touch));
+        }
+        let Some(other) = other else { return fault };
+        (fault.kind, fault.what) = (Kind::Race, raced(false, &base.regions[region].name, at));
+        fault.and(other)
     }
 }

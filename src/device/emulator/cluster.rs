@@ -6,7 +6,7 @@ use super::mbarrier::Mbarrier;
 use super::memory::Region;
 use super::ptx::{LANES, Op};
 use super::race::Clock;
-use super::report::{Fault, Kind};
+use super::report::{Bad, Fault, Kind};
 use super::step::{Context, Next, fence};
 use super::warp::Warp;
 use std::collections::{BTreeMap, HashMap};
@@ -48,6 +48,9 @@ pub struct Cluster {
     pub phases: HashMap<(usize, usize), u32>,
     /// Copies that an mbarrier awaits, oldest first.
     pub flights: Vec<Flight>,
+    /// `cp.async` that have arrived for an mbarrier, by block, thread and number: its agent, and the time behind which
+    /// they are. Until their thread knows.
+    pub landed: HashMap<(u32, u32, u32), (u32, u32)>,
     /// Something has happened that a sleeper may wait for.
     pub wake: bool,
     /// Counts what changes anything: while it stands still, nobody gets anywhere.
@@ -90,28 +93,30 @@ pub fn rank_of(address: u64) -> Option<u32> {
 
 impl Context<'_> {
     /// A place in the block's own shared memory.
-    pub fn own_shared(&self, address: u64) -> Result<(Where, i64), String> {
+    pub fn own_shared(&self, address: u64) -> Result<(Where, i64), Bad> {
         if let Some(rank) = rank_of(address)
             && rank as usize != self.rank
         {
-            return Err(format!("out of bounds: address of rank {rank} of the cluster, used as one's own"));
+            let what = format!("out of bounds: address of rank {rank} of the cluster, used as one's own");
+            return Err((Kind::Access, what));
         }
         self.any_shared(address)
     }
 
     /// A place in the shared memory of the cluster.
-    pub fn any_shared(&self, address: u64) -> Result<(Where, i64), String> {
+    pub fn any_shared(&self, address: u64) -> Result<(Where, i64), Bad> {
+        let bad = |what: String| Err((Kind::Access, what));
         if !matches!(address >> 32, 0 | 0xffff_ffff) {
-            return Err(format!("out of bounds: {address:#x} in shared memory; is it a generic address?"));
+            return bad(format!("out of bounds: {address:#x} in shared memory; is it a generic address?"));
         }
         let Some(rank) = rank_of(address) else {
             return Ok((Where::Shared(self.rank), i64::from(address as i32)));
         };
         match self.cluster.left.get(rank as usize) {
             None => {
-                Err(format!("out of bounds: shared memory of rank {rank}, which the cluster does not have"))
+                bad(format!("out of bounds: shared memory of rank {rank}, which the cluster does not have"))
             }
-            Some(true) => Err(format!("shared memory of rank {rank} of the cluster, whose block has left")),
+            Some(true) => bad(format!("shared memory of rank {rank} of the cluster, whose block has left")),
             Some(false) => Ok((Where::Shared(rank as usize), (address & ((1 << RANK_SHIFT) - 1)) as i64)),
         }
     }

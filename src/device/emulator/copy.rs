@@ -1,11 +1,47 @@
-//! `cp.async`, whose bytes arrive when they like, and `ldmatrix`.
+//! `cp.async`, whose bytes arrive when they like: at once, or at the wait that covers them. Until then nobody may look at
+//! them, or write to their source. An mbarrier may be told when they are there.
 
-use super::access::{Done, Run, Where, wavefronts};
+use super::access::{Done, Run, Where};
+use super::bulk::{Flight, Piece};
 use super::memory::State;
-use super::ptx::{Addr, LANES, Lanes, Space, Src};
-use super::race::Who;
+use super::ptx::{Addr, Space, Src};
+use super::race::Agent;
+use super::report::Kind;
 use super::step::Context;
-use super::warp::{Copy, Warp, lanes};
+use super::warp::{Warp, lanes};
+
+/// A copy that has begun.
+#[derive(Clone, Copy, Debug)]
+struct Copy {
+    /// Offset in shared memory.
+    to: usize,
+    /// Allocation and offset; none where nothing is read.
+    from: Option<(usize, usize)>,
+    /// Bytes written, and those of them that are read; zeros fill the rest.
+    bytes: (usize, usize),
+    /// The instruction.
+    pc: u32,
+    /// Of its thread's, from 1.
+    number: u32,
+    /// By an mbarrier.
+    tracked: bool,
+}
+
+/// A lane's copies that it has not waited for.
+#[derive(Clone, Debug, Default)]
+pub struct Copies {
+    open: Vec<Copy>,
+    /// Committed, oldest first.
+    closed: Vec<Vec<Copy>>,
+    issued: u32,
+}
+
+impl Copies {
+    /// `cp.async.commit_group`
+    pub fn commit(&mut self) {
+        self.closed.push(std::mem::take(&mut self.open));
+    }
+}
 
 impl Context<'_> {
     /// `cp.async`: from now on the bytes are on their way, until a wait covers them.
@@ -19,6 +55,7 @@ impl Context<'_> {
         source: Option<Src>,
     ) -> Done {
         let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
+        self.known(warp, run, source.as_slice(), "the size of its source is")?;
         let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
         let reading = match &used {
             Some(used) => {
@@ -32,104 +69,192 @@ impl Context<'_> {
         self.count(Space::Shared, run, &to, size);
         for lane in lanes(run.exec) {
             let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
+            warp.copies[lane].issued += 1;
+            let (thread, number, mut source) = (warp.thread(lane), warp.copies[lane].issued, None);
             if reads > 0 {
-                let start = from[lane] & (size as u64 - 1);
-                if start != 0 {
-                    return Err(self.bad(
-                        warp,
-                        lane,
-                        run.inst,
-                        format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]),
-                    ));
+                if from[lane] & (size as u64 - 1) != 0 {
+                    let what = format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]);
+                    return Err(self.fault(Kind::Access, warp, lane, run.inst, what));
                 }
+                let agent = Some((self.agents.number(Agent::CopyReads(warp.clock.block, thread)), number));
                 // A part of the bytes may be all that is there.
                 let step = if reads == size { size } else { 1 };
                 for i in (0..reads).step_by(step) {
-                    self.read(warp, run, Space::Global, lane, from[lane] + i as u64, step, false)?;
+                    let address = from[lane] + i as u64;
+                    let place =
+                        self.read_for(warp, run, Space::Global, lane, address, step, (false, agent))?;
+                    if let ((Where::Global(region), at), None) = (place, source) {
+                        source = Some((region, at));
+                    }
                 }
             }
             let (_, at) = self.write(warp, run, Space::Shared, lane, to[lane], &[0; 16][..size], false)?;
-            let copy = Copy { to: at, from: from[lane], bytes: (size, reads), pc: run.pc };
+            let bytes = (size, reads);
+            let copy = Copy { to: at, from: source, bytes, pc: run.pc, number, tracked: false };
             self.own().mark(at, size, State::Flying);
-            warp.open[lane].push(copy);
+            warp.copies[lane].open.push(copy);
             if self.early {
-                self.arrive(&copy, State::Flying);
+                self.arrive(&copy);
             }
         }
         Ok(())
     }
 
     /// The bytes of a copy arrive.
-    fn arrive(&mut self, copy: &Copy, state: State) {
+    fn arrive(&mut self, copy: &Copy) {
         let (size, reads) = copy.bytes;
         let mut bytes = [0; 16];
-        if let Some((region, at)) = self.memory.find(copy.from).filter(|_| reads > 0) {
-            let from = at as usize;
-            bytes[..reads].copy_from_slice(&self.memory.regions[region].data[from..from + reads]);
+        if let Some((region, at)) = copy.from {
+            bytes[..reads].copy_from_slice(&self.memory.regions[region].data[at..at + reads]);
         }
-        let shared = self.own();
-        shared.data[copy.to..copy.to + size].copy_from_slice(&bytes[..size]);
-        shared.mark(copy.to, size, state);
+        self.own().data[copy.to..copy.to + size].copy_from_slice(&bytes[..size]);
     }
 
     /// `cp.async.wait_group`: all but the last `pending` groups of each lane have arrived.
     pub fn copy_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize) -> Done {
         for lane in lanes(run.exec) {
-            self.land_copies(warp, lane);
-            let done = warp.groups[lane].len().saturating_sub(pending);
-            let copies: Vec<Copy> = warp.groups[lane].drain(..done).flatten().collect();
-            for copy in copies {
-                let thread = warp.index * LANES as u32 + lane as u32;
-                let (clock, floor) = (&warp.clock, warp.floor);
-                let who = Who { clock, floor, thread, pc: copy.pc, strong: false, agent: None };
-                let race = self.own().races.write(copy.to, copy.bytes.0, &who, false);
+            let groups = &mut warp.copies[lane].closed;
+            let done = groups.len().saturating_sub(pending);
+            let copies: Vec<Copy> = groups.drain(..done).flatten().collect();
+            let (block, thread) = (warp.clock.block, warp.thread(lane));
+            for copy in &copies {
+                if copy.tracked {
+                    self.land_tracked(warp, (block, thread, copy.number));
+                    continue;
+                }
+                let race = {
+                    let who = warp.who(lane, copy.pc, false);
+                    self.own().races.write(copy.to, copy.bytes.0, &who, false)
+                };
                 if let Some(other) = race {
                     return Err(self.race(warp, lane, run, (Where::Shared(self.rank), copy.to), true, other));
                 }
-                self.arrive(&copy, State::Written);
+                if !self.early {
+                    self.arrive(copy);
+                }
+                self.own().mark(copy.to, copy.bytes.0, State::Written);
+            }
+            if let Some(last) = copies.last() {
+                let reads = self.agents.number(Agent::CopyReads(block, thread));
+                warp.clock.heard(reads, last.number);
+                self.land_arrivals(block, thread);
             }
         }
         Ok(())
     }
 
-    /// `ldmatrix`: lane 8 i + r gives the address of row r of matrix i; each lane gets two elements of every matrix.
-    pub fn load_matrices(
+    /// `cp.async.mbarrier.arrive`: the lane's copies arrive, and then it does; `counted`: as one of those awaited.
+    pub fn track_copies(
         &mut self,
         warp: &mut Warp,
         run: &Run<'_>,
-        d: &[u32],
-        trans: bool,
-        addr: &Addr,
+        lane: usize,
+        (rank, at): (usize, usize),
+        counted: bool,
     ) -> Done {
-        let addresses = self.addresses(warp, run, addr)?;
-        let givers = if d.len() == 4 { !0 } else { (1u32 << (8 * d.len())) - 1 };
-        let (mut passes, mut rows) = (0, [[0u8; 16]; LANES]);
-        for i in 0..d.len() {
-            passes += wavefronts(&addresses, 0xff << (8 * i), 16).0;
-        }
-        let count = &mut self.counts[run.pc as usize];
-        count.wavefronts += passes;
-        count.conflicts += passes - d.len() as u64;
-        for lane in lanes(run.exec & givers) {
-            let (place, at) = self.read(warp, run, Space::Shared, lane, addresses[lane], 16, false)?;
-            rows[lane].copy_from_slice(&self.region(&mut warp.local, place).data[at..at + 16]);
-        }
-        for (i, d) in d.iter().enumerate() {
-            let element = |row: usize, column: usize| {
-                u64::from(u16::from_le_bytes([
-                    rows[8 * i + row][2 * column],
-                    rows[8 * i + row][2 * column + 1],
-                ]))
-            };
-            let values: Lanes = std::array::from_fn(|lane| {
-                let (r, c) = (lane / 4, lane % 4 * 2);
-                match trans {
-                    false => element(r, c) | element(r, c + 1) << 16,
-                    true => element(c, r) | element(c + 1, r) << 16,
+        let (block, thread) = (warp.clock.block, warp.thread(lane));
+        let mut clock = warp.publishes(run.exec).into_owned();
+        let under_way =
+            |number: u32| move |f: &Flight| (f.block, f.thread, f.copy) == (block, thread, number);
+        let flight = |pc: u32, from: Where, pieces: Vec<Piece>, (copy, arrivals): (u32, u32)| Flight {
+            pc,
+            block,
+            thread,
+            from,
+            to: vec![Where::Shared(rank)],
+            pieces,
+            data: None,
+            reduce: None,
+            mbarrier: Some(at),
+            bytes: 0,
+            arrivals,
+            copy,
+        };
+        let (mut flights, mut copies) = (Vec::new(), std::mem::take(&mut warp.copies[lane]));
+        for group in copies.closed.iter_mut().chain([&mut copies.open]) {
+            // What it knows to have arrived needs no wait any more.
+            group.retain(|copy| {
+                let there = self.cluster.landed.get(&(block, thread, copy.number)).copied();
+                let known = there.is_some_and(|(agent, time)| warp.clock.knows(agent, time));
+                if known {
+                    self.cluster.landed.remove(&(block, thread, copy.number));
                 }
+                !known
             });
-            warp.put(run.frame, *d, run.exec, &values, run.exec);
+            for copy in group {
+                if let Some((agent, time)) = self.cluster.landed.get(&(block, thread, copy.number)) {
+                    clock.heard(*agent, *time);
+                    continue;
+                }
+                let mine = under_way(copy.number);
+                if self.cluster.flights.iter().any(|f| mine(f) && f.mbarrier == Some(at)) {
+                    continue;
+                }
+                copy.tracked = true;
+                let (size, reads) = copy.bytes;
+                let (region, from) = copy.from.unwrap_or((0, 0));
+                let read = Piece { from: Some(from), to: copy.to, bytes: reads };
+                let rest = Piece { from: None, to: copy.to + reads, bytes: size - reads };
+                let pieces = [read, rest].into_iter().filter(|p| p.bytes > 0).collect();
+                flights.push(flight(copy.pc, Where::Global(region), pieces, (copy.number, 0)));
+            }
+        }
+        warp.copies[lane] = copies;
+        flights.push(flight(run.pc, Where::Local(0), Vec::new(), (0, 1)));
+        if !self.cluster.joins(rank, at, &clock, !counted) {
+            let what = format!("mbarrier: {}+{at} lacks no arrival in this phase", self.own().name);
+            return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
+        }
+        match self.early {
+            true => flights.into_iter().for_each(|f| self.arrive_bulk(f)),
+            false => {
+                self.cluster.flights.extend(flights);
+                self.cluster.changed(rank, at);
+            }
         }
         Ok(())
+    }
+
+    /// A copy has arrived that mbarriers track: who waits for any of them is behind it.
+    pub fn landed(&mut self, flight: &Flight, rank: usize, at: usize) {
+        let Some(writes) = self.cluster.current(rank, at) else { return };
+        let reads = self.agents.number(Agent::CopyReads(flight.block, flight.thread));
+        let key = (flight.block, flight.thread, flight.copy);
+        let same = |f: &Flight| (f.block, f.thread, f.copy) == key;
+        let others = self.cluster.flights.iter().filter(|f| same(f)).filter_map(|f| f.mbarrier);
+        for at in others.chain([at]).collect::<Vec<_>>() {
+            if let Some(bar) = self.cluster.mbarriers[rank].get_mut(&at) {
+                bar.hears((reads, flight.copy));
+                bar.hears(writes);
+            }
+        }
+        self.cluster.flights.retain(|f| !same(f));
+        self.cluster.landed.insert(key, writes);
+    }
+
+    /// A lane has waited for a copy that an mbarrier tracks.
+    fn land_tracked(&mut self, warp: &mut Warp, key: (u32, u32, u32)) {
+        let first = self.cluster.flights.iter().position(|f| (f.block, f.thread, f.copy) == key);
+        if let Some(flight) = first.map(|i| self.cluster.flights.remove(i)) {
+            self.arrive_bulk(flight);
+        }
+        if let Some((agent, time)) = self.cluster.landed.remove(&key) {
+            warp.clock.heard(agent, time);
+        }
+    }
+
+    /// A thread's arrivals come whose copies are all there.
+    fn land_arrivals(&mut self, block: u32, thread: u32) {
+        let ours = |f: &Flight| f.block == block && f.thread == thread;
+        let flights = &self.cluster.flights;
+        let ready = |i: usize| {
+            let before = |f: &Flight| ours(f) && f.copy > 0 && f.mbarrier == flights[i].mbarrier;
+            ours(&flights[i]) && flights[i].arrivals > 0 && !flights[..i].iter().any(before)
+        };
+        let ready: Vec<usize> = (0..flights.len()).filter(|i| ready(*i)).collect();
+        for (gone, i) in ready.into_iter().enumerate() {
+            let flight = self.cluster.flights.remove(i - gone);
+            self.arrive_bulk(flight);
+        }
     }
 }

@@ -291,7 +291,7 @@ fn call<'a>(body: &mut Body<'_, 'a>, results: &[&'a str], name: &str, args: &[&'
     let mut map = |names: &[&str], list: &[super::ptx::Variable]| {
         let pairs = names.iter().zip(list);
         pairs
-            .map(|(n, v)| Ok((body.param_offset(n)?, v.offset as u32, v.size as u32)))
+            .map(|(n, v)| Ok((body.param_offset(n, v.size as u32)?, v.offset as u32, v.size as u32)))
             .collect::<Parsed<Vec<_>>>()
     };
     let (args, results) = (map(args, &into)?, map(results, &out)?);
@@ -333,7 +333,9 @@ fn synchronise<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Opera
 }
 
 fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
-    let words: Vec<&str> = parts.iter().copied().filter(|p| !IGNORED.contains(p)).collect();
+    // `uni` is a mode of `vote`.
+    let ignored = |p: &&str| IGNORED.contains(p) && !(*p == "uni" && parts[0] == "vote");
+    let words: Vec<&str> = parts.iter().copied().filter(|p| !ignored(p)).collect();
     let pair = |body: &mut Body<'_, 'a>, o: &Operand<'a>| match o {
         Operand::Pair(d, p) => Ok((body.target_word(d)?, body.pred_target(p)?)),
         o => Ok((body.target(o)?, NONE)),
@@ -352,13 +354,12 @@ fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Oper
             let s = [body.source(a)?, body.source(b)?, body.source(c)?];
             Ok(Op::Shfl { mode, d, p, s, mask: body.source(mask)? })
         }
-        // `uni` is a mode of vote, so the unfiltered parts are looked at.
-        (["vote", ..], [Operand::Word { word, .. }, a, mask]) => {
-            let (mode, d) = match parts[parts.len() - 2] {
-                "all" => (Vote::All, body.pred_target(word)?),
-                "any" => (Vote::Any, body.pred_target(word)?),
-                "uni" => (Vote::Uni, body.pred_target(word)?),
-                "ballot" => (Vote::Ballot, body.target_word(word)?),
+        (["vote", mode, ty @ ("pred" | "b32")], [Operand::Word { word, .. }, a, mask]) => {
+            let (mode, d) = match (*mode, *ty) {
+                ("all", "pred") => (Vote::All, body.pred_target(word)?),
+                ("any", "pred") => (Vote::Any, body.pred_target(word)?),
+                ("uni", "pred") => (Vote::Uni, body.pred_target(word)?),
+                ("ballot", "b32") => (Vote::Ballot, body.target_word(word)?),
                 _ => return unknown(body),
             };
             Ok(Op::Vote { mode, d, a: body.predicate(a)?, mask: body.source(mask)? })

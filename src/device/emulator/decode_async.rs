@@ -266,7 +266,14 @@ fn bulk<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
     let floats = !halves && matches!(ty, Some(Ty::F16 | Ty::Bf16 | Ty::F32 | Ty::F64));
     let reduces = parts[1] == "reduce";
     let whole = reduces == f.is_some() && reduces == (ty.is_some() || tensor && f.is_some());
-    if !whole || floats && f != Some(Rmw::Add) || told != (to != "global") {
+    let pair = match (to, from) {
+        ("shared::cluster" | "shared::cta", "global") => told && !reduces,
+        ("shared::cluster", "shared::cta") => told && !tensor,
+        ("global", "shared::cta") => !told,
+        _ => false,
+    };
+    let all = multicast == 0 || (to, from) == ("shared::cluster", "global");
+    if !whole || floats && f != Some(Rmw::Add) || !pair || !all {
         return unknown(body);
     }
     let sized = usize::from(!tensor);
@@ -274,9 +281,9 @@ fn bulk<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
     expect(body, operands, n..=n)?;
     let end = |body: &mut Body<'_, 'a>, o: &Operand<'a>, space: &str| {
         Ok(match (space, o) {
-            ("global", Operand::Box(_, _, list)) if tensor => {
+            ("global", Operand::Box(map, offset, list)) if tensor => {
                 let coords = list.iter().map(|o| body.source(o)).collect::<Parsed<Vec<Src>>>()?;
-                End::Box(body.address(o)?, coords)
+                End::Box(body.place(map, *offset)?, coords)
             }
             ("global", _) => End::Global(body.address(o)?),
             _ => End::Shared(body.address(o)?),

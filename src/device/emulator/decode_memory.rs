@@ -201,9 +201,9 @@ fn matrices<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<
 fn copy<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     match (&parts[1..], operands) {
         (["async", "commit_group"], []) => Ok(Op::CpCommit),
-        (["async", "wait_all"], []) => Ok(Op::CpWait { pending: 0 }),
+        (["async", "wait_all"], []) => Ok(Op::CpWait { pending: 0, all: true }),
         (["async", "wait_group"], [Operand::Word { word, .. }]) => match super::lex::number(word) {
-            Some(n) if n < 1 << 16 => Ok(Op::CpWait { pending: n as u32 }),
+            Some(n) if n < 1 << 16 => Ok(Op::CpWait { pending: n as u32, all: false }),
             _ => body.parser.wrong("expected a number of groups"),
         },
         (

@@ -3,6 +3,7 @@
 use super::Launch;
 use super::launch::RESIDENT;
 use super::ptx::{LANES, Lanes};
+use super::report::coordinates;
 
 /// Special registers and launch values, in this order at the front of the environment.
 pub const SPECIAL: &[&str] = &[
@@ -57,16 +58,16 @@ pub fn environment(launch: &Launch, symbols: &[u64], block: u32, warp: u32, dyna
     let threads: u32 = launch.block.iter().product();
     let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
     let [cx, cy, cz] = launch.cluster;
-    let (x, y, z) = (block % gx, block / gx % gy, block / gx / gy);
+    let [x, y, z] = coordinates(block, launch.grid);
     let all = |v: u64| [v; LANES];
-    let thread = |l: usize| warp * LANES as u32 + l as u32;
+    let thread = |l: usize| coordinates(warp * LANES as u32 + l as u32, launch.block);
     let lanes = |f: &dyn Fn(usize) -> u32| std::array::from_fn(|l| u64::from(f(l)));
     let mut env: Vec<Lanes> = SPECIAL
         .iter()
         .map(|name| match *name {
-            "%tid.x" => lanes(&|l| thread(l) % bx),
-            "%tid.y" => lanes(&|l| thread(l) / bx % by),
-            "%tid.z" => lanes(&|l| thread(l) / bx / by),
+            "%tid.x" => lanes(&|l| thread(l)[0]),
+            "%tid.y" => lanes(&|l| thread(l)[1]),
+            "%tid.z" => lanes(&|l| thread(l)[2]),
             "%ntid.x" => all(bx.into()),
             "%ntid.y" => all(by.into()),
             "%ntid.z" => all(bz.into()),

@@ -1,4 +1,4 @@
-//! A launch: blocks made, warps scheduled, barriers opened, and whoever waits for ever named.
+//! A launch: checked, its clusters taken one after the other, their warps in turns, and whoever waits for ever named.
 
 use super::bulk::Flight;
 use super::chunks::Plan;
@@ -8,7 +8,7 @@ use super::memory::Memory;
 use super::ptx::{Function, Inst, LANES, Module, Op};
 use super::race::Agents;
 use super::report::{At, Fault, Kind};
-use super::resident::{Block, Resident};
+use super::resident::Resident;
 use super::step::waits_at;
 use super::warp::{Warp, lanes};
 use super::{Args, Launch};
@@ -22,22 +22,12 @@ const PATIENCE: u32 = 256;
 /// Static and dynamic shared memory that a block may have: what an H100 gives.
 const MOST_SHARED: usize = 227 << 10;
 
-/// All that a launch needs while it runs.
+/// Some of a launch's clusters while they run.
 pub struct Running<'a> {
-    /// The program.
-    pub module: &'a Module,
+    /// The launch.
+    pub plan: &'a Plan<'a>,
     /// Global memory.
     pub memory: &'a mut Memory,
-    /// What runs.
-    pub kernel: &'a Function,
-    /// Its number.
-    pub index: u32,
-    /// How.
-    pub launch: Launch,
-    /// The arguments.
-    pub param: &'a [u8],
-    /// Addresses of the module's variables.
-    pub symbols: &'a [u64],
     /// By instruction.
     pub counts: Vec<Count>,
     /// The schedule's.
@@ -151,7 +141,7 @@ fn parameters(kernel: &Function, args: &Args<'_>) -> std::result::Result<Vec<u8>
 impl Running<'_> {
     /// Runs some of the grid's clusters to their end.
     pub fn clusters(&mut self, clusters: Range<u32>) -> std::result::Result<(), Box<Fault>> {
-        let size: u32 = self.launch.cluster.iter().product();
+        let size: u32 = self.plan.launch.cluster.iter().product();
         let most = (RESIDENT / size as usize).max(1);
         let (mut next, mut resident, mut spent) = (clusters.start, Vec::<Resident>::new(), 0u64);
         let (mut idle, mut progress) = (0, 0);
@@ -189,8 +179,8 @@ impl Running<'_> {
                 _ => 1 + self.dice.roll(64),
             };
             spent += self.turn(&mut resident[r], b, w, turn)?;
-            if spent > self.launch.budget {
-                return Err(self.over_budget(&resident[r].blocks[b], w));
+            if spent > self.plan.launch.budget {
+                return Err(self.over_budget(&resident[r], b, w));
             }
             if self.settle(&mut resident[r], b)? {
                 resident.remove(r);
@@ -212,7 +202,7 @@ impl Running<'_> {
                     let pc = warp.pc[rest.trailing_zeros() as usize];
                     let set = lanes(rest).filter(|l| warp.pc[*l] == pc).fold(0, |m, l| m | 1 << l);
                     rest &= !set;
-                    let barrier = matches!(self.module.insts[pc as usize].op, Op::Barrier { .. });
+                    let barrier = matches!(self.plan.module.insts[pc as usize].op, Op::Barrier { .. });
                     // Those who stand with lanes that wait for something are kept by it.
                     let kept = warp.live != set && warp.live & !set & !warp.waiting == 0;
                     let order = match (set & warp.waiting != 0, kept) {
@@ -227,11 +217,11 @@ impl Running<'_> {
         // A warp that is torn apart is the cause; whole ones at a barrier are the effect.
         waits.sort_by_key(|w| w.order);
         let Some(first) = waits.first() else {
-            let inst = &self.module.insts[self.kernel.start as usize];
+            let inst = &self.plan.module.insts[self.plan.kernel.start as usize];
             let at = At { block: [0; 3], thread: [0; 3] };
-            return Fault::new(Kind::Deadlock, self.module, inst, at, "nobody can go on");
+            return Fault::new(Kind::Deadlock, self.plan.module, inst, at, "nobody can go on");
         };
-        let (warp, inst) = (first.warp, first.inst(self.module));
+        let (warp, inst) = (first.warp, first.inst(self.plan.module));
         let (kind, what) = match first.order {
             0 | 1 => {
                 let missing = warp.all & !first.set;
@@ -241,13 +231,13 @@ impl Running<'_> {
                 );
                 (Kind::Barrier, what)
             }
-            _ => (Kind::Deadlock, format!("deadlock: {} that never opens", first.what(self.module))),
+            _ => (Kind::Deadlock, format!("deadlock: {} that never opens", first.what(self.plan.module))),
         };
         let at = self.at(first.block(), warp.index * LANES as u32 + first.set.trailing_zeros());
-        let fault = Fault::new(kind, self.module, inst, at, what);
+        let fault = Fault::new(kind, self.plan.module, inst, at, what);
         let describe = |w: &Wait<'_>| {
             let (block, warp, set) = (w.block(), w.warp.index, w.set);
-            let (what, place) = (w.what(self.module), self.module.place(w.inst(self.module)));
+            let (what, place) = (w.what(self.plan.module), self.plan.module.place(w.inst(self.plan.module)));
             format!("block {block}, warp {warp}: lanes {set:#010x} wait at {what}, {place}")
         };
         waits.iter().take(8).map(describe).fold(fault, Fault::and)
@@ -255,23 +245,23 @@ impl Running<'_> {
 
     /// A thread of a block, by their numbers.
     pub fn at(&self, block: u32, thread: u32) -> At {
-        At::of((self.launch.grid, self.launch.block), block, thread)
+        At::of(self.plan.extents(), block, thread)
     }
 
-    fn over_budget(&self, block: &Block, w: usize) -> Box<Fault> {
-        let warp = &block.warps[w];
+    fn over_budget(&self, one: &Resident, rank: usize, w: usize) -> Box<Fault> {
+        let (block, warp) = (one.cluster.blocks[rank], &one.blocks[rank].warps[w]);
         // A lane that still runs: one that has left stands nowhere.
         let lane = warp.live.trailing_zeros() & 31;
-        let inst = &self.module.insts[warp.pc[lane as usize] as usize];
+        let inst = &self.plan.module.insts[warp.pc[lane as usize] as usize];
         let what = format!(
             "more than {} warp instructions: an endless loop, or raise the budget",
-            self.launch.budget
+            self.plan.launch.budget
         );
         Fault::new(
             Kind::Budget,
-            self.module,
+            self.plan.module,
             inst,
-            self.at(block.index, warp.index * LANES as u32 + lane),
+            self.at(block, warp.index * LANES as u32 + lane),
             what,
         )
     }
@@ -289,7 +279,7 @@ struct Wait<'a> {
 
 impl Wait<'_> {
     fn block(&self) -> u32 {
-        self.one.blocks[self.rank].index
+        self.one.cluster.blocks[self.rank]
     }
 
     fn inst<'m>(&self, module: &'m Module) -> &'m Inst {

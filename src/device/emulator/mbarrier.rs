@@ -8,7 +8,7 @@ use super::access::{Done, Run, Where};
 use super::cluster::{Cluster, mapped};
 use super::memory::State;
 use super::ptx::{Addr, LANES, Lanes, NONE, Space, Src};
-use super::race::{Agent, Clock, Proxy, Who};
+use super::race::{Agent, Clock, Proxy};
 use super::report::{Fault, Kind};
 use super::step::{Context, Next};
 use super::warp::{Warp, lanes};
@@ -43,7 +43,7 @@ pub enum What {
         count: Src,
     },
     Inval,
-    /// Perhaps with bytes to expect; `last`: may complete the phase; `drop`: later phases count one less.
+    /// Perhaps with bytes to expect; `last`: may complete the phase; `drop`: later phases count so many less.
     Arrive {
         d: u32,
         count: Option<Src>,
@@ -82,6 +82,27 @@ pub struct Mbar {
     pub addr: Addr,
 }
 
+impl Mbar {
+    /// What must have a value besides its address.
+    fn values(&self) -> [(Option<Src>, &'static str); 2] {
+        let (count, bytes) = ("its number of arrivals is", "its number of bytes is");
+        match self.what {
+            What::Init { count: n } => [(Some(n), count), (None, bytes)],
+            What::Arrive { count: n, tx, .. } => [(n, count), (tx, bytes)],
+            What::Expect { tx } | What::Complete { tx } => [(None, count), (Some(tx), bytes)],
+            What::Wait { phase, .. } => [(Some(phase), "the phase that it waits for is"), (None, bytes)],
+            What::Inval | What::Copies { .. } => [(None, count), (None, bytes)],
+        }
+    }
+}
+
+impl Mbarrier {
+    /// Who waits for the phase that is under way hears of an agent's time.
+    pub fn hears(&mut self, (agent, time): (u32, u32)) {
+        self.arrived.heard(agent, time);
+    }
+}
+
 impl Cluster {
     /// Arrivals and bytes that copies under way will bring to an mbarrier, oldest first, with their numbers.
     pub fn under_way(&self, rank: usize, at: usize) -> impl Iterator<Item = (usize, u32, i64)> {
@@ -118,7 +139,7 @@ impl Cluster {
         }
     }
 
-    /// Bytes and arrivals that a copy brings; the phase in which they count.
+    /// Bytes and arrivals that a copy brings.
     pub fn arrives(&mut self, rank: usize, at: usize, bytes: usize, arrivals: u32) {
         if let Some(bar) = self.mbarriers[rank].get_mut(&at) {
             bar.tx -= bytes as i64;
@@ -165,6 +186,9 @@ impl Context<'_> {
     /// Runs one instruction on mbarriers for its lanes.
     pub fn mbarrier(&mut self, warp: &mut Warp, run: &Run<'_>, op: &Mbar) -> Result<Next, Box<Fault>> {
         let addresses = self.addresses(warp, run, &op.addr)?;
+        for (source, what) in op.values() {
+            self.known(warp, run, source.as_slice(), what)?;
+        }
         let value = |warp: &Warp, s: Src| warp.get(run.frame, s, &self.module.consts);
         match op.what {
             What::Init { count } => {
@@ -184,7 +208,7 @@ impl Context<'_> {
             }
             What::Copies { counted } => {
                 for lane in lanes(run.exec) {
-                    let (rank, at) = self.mbarrier_at(warp, run, lane, op, addresses[lane])?;
+                    let (rank, at) = self.mbarrier_at(warp, run, lane, (op.space, true), addresses[lane])?;
                     self.track_copies(warp, run, lane, (rank, at), counted)?;
                 }
                 warp.clock.own[warp.index as usize] += 1;
@@ -196,33 +220,30 @@ impl Context<'_> {
         Ok(Next::On)
     }
 
-    /// The initialised mbarrier at an address: rank and offset.
+    /// The initialised mbarrier at an address: rank and offset; `own`: it must be the block's.
     pub fn mbarrier_at(
         &mut self,
         warp: &Warp,
         run: &Run<'_>,
         lane: usize,
-        op: &Mbar,
+        (space, own): (Space, bool),
         address: u64,
     ) -> Result<(usize, usize), Box<Fault>> {
         let wrong = |this: &Self, what: String| this.fault(Kind::Barrier, warp, lane, run.inst, what);
-        let (rank, at) = self.mbarrier_place(warp, run, lane, op.space, address)?;
+        let (rank, at) = self.mbarrier_place(warp, run, lane, space, address)?;
         if !self.cluster.mbarriers[rank].contains_key(&at) {
             let name = &self.cluster.shared[rank].name;
             let what =
                 format!("mbarrier: {name}+{at} holds none: it was not initialised, or was invalidated");
             return Err(wrong(self, what));
         }
-        if rank != self.rank && matches!(op.what, What::Wait { .. } | What::Copies { .. } | What::Inval) {
+        if rank != self.rank && own {
             return Err(wrong(
                 self,
                 "mbarrier: only the own block's can be waited for or invalidated".into(),
             ));
         }
-        let thread = warp.index * LANES as u32 + lane as u32;
-        let (clock, floor, pc) = (&warp.clock, warp.floor, run.pc);
-        let who = Who { clock, floor, thread, pc, strong: true, agent: None };
-        match self.cluster.shared[rank].races.read(at, 8, &who) {
+        match self.cluster.shared[rank].races.read(at, 8, &warp.who(lane, run.pc, true)) {
             Some(other) => Err(self.race(warp, lane, run, (Where::Shared(rank), at), false, other)),
             None => Ok((rank, at)),
         }
@@ -240,13 +261,13 @@ impl Context<'_> {
             Where::Shared(rank) if at >= 0 && at % 8 == 0 => {
                 self.cluster.shared[rank].range(at, 8, false).map(|at| (rank, at))
             }
-            Where::Shared(rank) => Err(format!(
-                "misaligned: an mbarrier at {}+{at}, not at 8 bytes",
-                self.cluster.shared[rank].name
-            )),
-            _ => Err(format!("{address:#x} is not in shared memory, where mbarriers are")),
+            Where::Shared(rank) => {
+                let name = &self.cluster.shared[rank].name;
+                Err((Kind::Access, format!("misaligned: an mbarrier at {name}+{at}, not at 8 bytes")))
+            }
+            _ => Err((Kind::Access, format!("{address:#x} is not in shared memory, where mbarriers are"))),
         });
-        found.map_err(|what| self.fault(Kind::Access, warp, lane, run.inst, what))
+        found.map_err(|bad| self.bad(warp, lane, run.inst, bad))
     }
 
     fn mbarrier_init(
@@ -283,7 +304,7 @@ impl Context<'_> {
     }
 
     fn mbarrier_end(&mut self, warp: &mut Warp, run: &Run<'_>, lane: usize, op: &Mbar, address: u64) -> Done {
-        let (rank, at) = self.mbarrier_at(warp, run, lane, op, address)?;
+        let (rank, at) = self.mbarrier_at(warp, run, lane, (op.space, true), address)?;
         if self.cluster.under_way(rank, at).next().is_some() {
             let what = format!(
                 "mbarrier: {}+{at} ends while copies that count on it are under way",
@@ -312,16 +333,19 @@ impl Context<'_> {
         let (count, tx) = (count.map(value), tx.map(value));
         let (mut states, mut told) = ([0; LANES], None);
         for lane in lanes(run.exec) {
-            let place @ (rank, at) = self.mbarrier_at(warp, run, lane, op, addresses[lane])?;
+            let place @ (rank, at) = self.mbarrier_at(warp, run, lane, (op.space, false), addresses[lane])?;
             let count = if arrives { count.as_ref().map_or(1, |c| i64::from(c[lane] as u32)) } else { 0 };
             let tx = tx.as_ref().map_or(0, |t| i64::from(t[lane] as u32));
             let name = self.cluster.shared[rank].name.clone();
             let Some(bar) = self.cluster.mbarriers[rank].get_mut(&at) else { continue };
             states[lane] = u64::from(bar.phases) << 32 | u64::from(bar.pending);
             let pending = i64::from(bar.pending) - count;
+            let dropped = if drop { count } else { 0 };
             let wrong = if arrives && count == 0 || pending < 0 {
                 let (phase, left) = (bar.phases - bar.base, bar.pending);
                 Some(format!("{count} arrivals at {name}+{at}, whose phase {phase} lacks {left}"))
+            } else if dropped > i64::from(bar.count) {
+                Some(format!("{dropped} arrivals dropped at {name}+{at}, whose phases count {}", bar.count))
             } else if !last && pending == 0 {
                 Some(format!("arrive.noComplete completes the phase of {name}+{at}"))
             } else if tx > MOST || (bar.tx + sign * tx).abs() > MOST {
@@ -333,7 +357,7 @@ impl Context<'_> {
                 return Err(self.fault(Kind::Barrier, warp, lane, run.inst, format!("mbarrier: {what}")));
             }
             (bar.tx, bar.pending) = (bar.tx + sign * tx, pending as u32);
-            bar.count -= u32::from(drop);
+            bar.count -= dropped as u32;
             if !relaxed && told != Some(place) {
                 bar.arrived.join(&warp.publishes(run.exec));
                 told = Some(place);
@@ -357,7 +381,7 @@ impl Context<'_> {
     ) -> Result<Next, Box<Fault>> {
         let (mut over, mut again, mut told) = (0, 0, None);
         for lane in lanes(run.exec) {
-            let (_, at) = self.mbarrier_at(warp, run, lane, op, addresses[lane])?;
+            let (_, at) = self.mbarrier_at(warp, run, lane, (op.space, true), addresses[lane])?;
             let mut yes = self.phase_over(warp, run, lane, at, phase[lane], parity)?;
             if !yes && warp.beside.failed >> lane & 1 == 1 {
                 let n = self.cluster.completes(self.rank, at).unwrap_or(0);
@@ -413,16 +437,17 @@ impl Context<'_> {
         warp: &Warp,
         run: &Run<'_>,
         lane: usize,
-        (op, address): (&Mbar, u64),
+        address: u64,
         (ranks, multicast, proxied): (&[usize], bool, bool),
     ) -> Result<usize, Box<Fault>> {
-        let (rank, at) = self.mbarrier_at(warp, run, lane, op, address)?;
+        let (rank, at) = self.mbarrier_at(warp, run, lane, (Space::Cluster, false), address)?;
         if !multicast && ranks != [rank] {
             let what = format!("mbarrier: it is rank {rank}'s, the bytes go to rank {}", ranks[0]);
             return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
         }
         for rank in ranks {
-            self.mbarrier_at(warp, run, lane, op, mapped(at as u64, *rank as u32))?;
+            let address = mapped(at as u64, *rank as u32);
+            self.mbarrier_at(warp, run, lane, (Space::Cluster, false), address)?;
             let init = self.cluster.shared[*rank].races.unfenced(at, 8, &warp.clock, Proxy::Mbarriers);
             if let Some(init) = init.filter(|_| proxied) {
                 let what = format!(

@@ -20,6 +20,7 @@ impl Context<'_> {
                 Err(self.fault(Kind::Trap, warp, lane, run.inst, "the kernel trapped"))
             }
             Op::Brx { table, index } => {
+                self.known(warp, run, &[*index], "the number of its target is")?;
                 let (targets, index) =
                     (&self.module.tables[*table as usize], warp.get(frame, *index, &self.module.consts));
                 for lane in lanes(exec) {
@@ -46,6 +47,7 @@ impl Context<'_> {
             | Op::Match { mask: members, .. }
             | Op::Redux { mask: members, .. }
             | Op::Elect { mask: members, .. } => {
+                self.known(warp, run, &[*members], "its mask of lanes is")?;
                 let members = warp.get(frame, *members, &self.module.consts);
                 self.together(warp, run, mask, &members)
             }
@@ -119,7 +121,8 @@ impl Context<'_> {
             }
             Op::Mma(mma) => self.multiply(warp, run, mma),
             Op::Shfl { mode, d, p, s, .. } => {
-                let known = warp.known(frame, s[0]);
+                let (known, to) =
+                    (warp.known(frame, s[0]), warp.known(frame, s[1]) & warp.known(frame, s[2]));
                 let [a, b, c] = s.map(|s| warp.get(frame, s, consts));
                 let (mut o, mut o_known, mut inside) = ([0; LANES], 0, 0);
                 for lane in lanes(exec) {
@@ -129,8 +132,8 @@ impl Context<'_> {
                     // A lane that does not take part has no value to give.
                     o_known |= (known & exec) >> from << lane & 1 << lane;
                 }
-                warp.put(frame, *d, exec, &o, o_known);
-                warp.put_predicate(frame, *p, exec, inside, !0);
+                warp.put(frame, *d, exec, &o, o_known & to);
+                warp.put_predicate(frame, *p, exec, inside, to);
             }
             Op::Vote { mode, d, a, .. } => {
                 let (value, known) = warp.predicate(frame, *a);
@@ -186,6 +189,7 @@ impl Context<'_> {
     /// Lanes may come to it from different places.
     fn warp_barrier(&mut self, warp: &mut Warp, run: &Run<'_>, members: Src) -> Result<Next, Box<Fault>> {
         warp.go(run.exec, run.pc);
+        self.known(warp, run, &[members], "its mask of lanes is")?;
         let first = run.exec.trailing_zeros() as usize;
         let member = warp.look(run.frame, members, &self.module.consts)[first] as u32;
         let set = lanes(run.exec)
@@ -226,6 +230,8 @@ impl Context<'_> {
                 format!("barrier: lanes {gone:#010x} of its warp have exited and never come to it"),
             );
         }
+        self.known(warp, run, &[*id], "the barrier's number is")?;
+        self.known(warp, run, count.as_slice(), "its number of threads is")?;
         let value = |s: Src| warp.look(run.frame, s, &self.module.consts)[lane] as u32;
         let (id, count) = (value(*id), count.map(value));
         if id as usize >= GATES {
@@ -245,8 +251,9 @@ impl Context<'_> {
                 format!("barrier {id} for {is:?} threads, while others wait there for {was:?}"),
             );
         }
-        let (votes, _) = warp.predicate(run.frame, *p);
+        let (votes, known) = warp.predicate(run.frame, *p);
         let gate = &mut self.barriers[id as usize];
+        gate.unknown |= here & !known != 0;
         gate.expected = count;
         gate.arrived += if *aligned && count.is_some() { LANES as u32 } else { here.count_ones() };
         gate.votes = (gate.votes.0 + (votes & here).count_ones(), gate.votes.1 + here.count_ones());

@@ -1,6 +1,7 @@
 //! Bytes with a shadow: what is allocated, what is written, who touched it last.
 
 use super::race::Clock;
+use super::report::{Bad, Kind};
 use super::shadow::Races;
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -147,7 +148,7 @@ impl Region {
     #[inline]
     pub fn plain(&self, offset: i64, bytes: usize, write: bool) -> Option<usize> {
         let at = usize::try_from(offset).ok()?;
-        let inside = at & (bytes - 1) == 0 && at + bytes <= self.data.len() && !self.freed;
+        let inside = at & (bytes - 1) == 0 && at + bytes <= self.data.len();
         let sound = inside && !(write && self.constant);
         let valid =
             sound && (self.all(at, bytes, State::Written) || write && self.all(at, bytes, State::Unwritten));
@@ -155,42 +156,38 @@ impl Region {
     }
 
     /// The place of an access, or what is wrong with it.
-    pub fn place(&self, offset: i64, bytes: usize, write: bool) -> Result<usize, String> {
-        let kind = if write { "write" } else { "read" };
-        let size = self.data.len() as i64;
-        if self.freed {
-            return Err(format!("{kind} of {bytes} bytes in {}, which was freed", self.name));
-        }
-        if offset as usize & (bytes - 1) != 0 && offset >= 0 && offset + bytes as i64 <= size {
-            return Err(format!("misaligned: {kind} of {bytes} bytes at offset {offset} of {}", self.name));
+    pub fn place(&self, offset: i64, bytes: usize, write: bool) -> Result<usize, Bad> {
+        let inside = offset >= 0 && offset + bytes as i64 <= self.data.len() as i64 && !self.freed;
+        if inside && offset as usize & (bytes - 1) != 0 {
+            let kind = if write { "write" } else { "read" };
+            let what = format!("misaligned: {kind} of {bytes} bytes at offset {offset} of {}", self.name);
+            return Err((Kind::Access, what));
         }
         self.range(offset, bytes, write)
     }
 
     /// The same, however aligned.
-    pub fn range(&self, offset: i64, bytes: usize, write: bool) -> Result<usize, String> {
-        let kind = if write { "write" } else { "read" };
-        let size = self.data.len() as i64;
+    pub fn range(&self, offset: i64, bytes: usize, write: bool) -> Result<usize, Bad> {
+        let (kind, name, size) = (if write { "write" } else { "read" }, &self.name, self.data.len() as i64);
+        let bad = |what: String| Err((Kind::Access, what));
         if self.freed {
-            return Err(format!("{kind} of {bytes} bytes in {}, which was freed", self.name));
+            return bad(format!("{kind} of {bytes} bytes in {name}, which was freed"));
         }
         if offset < 0 {
-            let name = &self.name;
-            return Err(format!("out of bounds: {kind} of {bytes} bytes, {} bytes before {name}", -offset));
+            return bad(format!("out of bounds: {kind} of {bytes} bytes, {} bytes before {name}", -offset));
         }
         if offset + bytes as i64 > size {
             let past = offset - size;
             let at =
                 if past < 0 { "across the end of".into() } else { format!("{past} bytes past the end of") };
-            return Err(format!("out of bounds: {kind} of {bytes} bytes, {at} {} ({size} bytes)", self.name));
+            return bad(format!("out of bounds: {kind} of {bytes} bytes, {at} {name} ({size} bytes)"));
         }
         let at = offset as usize;
         if self.constant && write {
-            return Err(format!("write of {bytes} bytes into {}, which is constant", self.name));
+            return bad(format!("write of {bytes} bytes into {name}, which is constant"));
         }
         if self.state[at..at + bytes].contains(&State::Guard) {
-            let name = &self.name;
-            return Err(format!(
+            return bad(format!(
                 "out of bounds: {kind} of {bytes} bytes at {name}+{at}, between its variables"
             ));
         }
@@ -198,42 +195,48 @@ impl Region {
     }
 
     /// What hinders a read of these bytes.
-    pub fn readable(&self, at: usize, bytes: usize) -> Result<(), String> {
-        match self.state[at..at + bytes].iter().position(|s| *s != State::Written) {
-            None => Ok(()),
-            Some(i) if self.state[at + i] == State::Flying => Err(format!(
-                "read of {}+{} while cp.async is still copying to it; a cp.async.wait_group is missing",
-                self.name,
-                at + i
-            )),
-            Some(i) if self.state[at + i] == State::Bulk => Err(format!(
-                "read of {}+{} while a bulk copy to it is under way; wait for its mbarrier first",
-                self.name,
-                at + i
-            )),
-            Some(i) if self.state[at + i] == State::Barrier => {
-                Err(format!("read of {}+{}, which is an mbarrier: nobody may look inside", self.name, at + i))
+    pub fn readable(&self, at: usize, bytes: usize) -> Result<(), Bad> {
+        let Some(i) = self.state[at..at + bytes].iter().position(|s| *s != State::Written) else {
+            return Ok(());
+        };
+        let place = format!("{}+{}", self.name, at + i);
+        Err(match self.state[at + i] {
+            State::Flying => (
+                Kind::Uninitialised,
+                format!(
+                    "read of {place} while cp.async is still copying to it; a cp.async.wait_group is missing"
+                ),
+            ),
+            State::Bulk => (
+                Kind::Race,
+                format!("read of {place} while a bulk copy to it is under way; wait for its mbarrier first"),
+            ),
+            State::Barrier => {
+                (Kind::Access, format!("read of {place}, which is an mbarrier: nobody may look inside"))
             }
-            Some(i) => {
-                Err(format!("uninitialised: read of {}+{}, which nothing has written", self.name, at + i))
-            }
-        }
+            _ => (Kind::Uninitialised, format!("uninitialised: read of {place}, which nothing has written")),
+        })
     }
 
     /// What hinders a write to these bytes.
-    pub fn writable(&self, at: usize, bytes: usize) -> Result<(), String> {
-        let name = &self.name;
+    pub fn writable(&self, at: usize, bytes: usize) -> Result<(), Bad> {
         let range = &self.state[at..at + bytes];
-        match range.iter().position(|s| matches!(s, State::Flying | State::Bulk | State::Barrier)) {
-            None => Ok(()),
-            Some(i) if range[i] == State::Barrier => {
-                Err(format!("write to {name}+{}, which is an mbarrier; mbarrier.inval first", at + i))
+        let held = |s: &State| matches!(s, State::Flying | State::Bulk | State::Barrier);
+        let Some(i) = range.iter().position(held) else { return Ok(()) };
+        let place = format!("{}+{}", self.name, at + i);
+        Err(match range[i] {
+            State::Barrier => {
+                (Kind::Access, format!("write to {place}, which is an mbarrier; mbarrier.inval first"))
             }
-            Some(i) if range[i] == State::Bulk => {
-                Err(format!("write to {name}+{at} while a bulk copy to it is under way"))
-            }
-            Some(_) => Err(format!("write to {name}+{at} while cp.async is still copying to it")),
-        }
+            State::Bulk => (Kind::Race, format!("write to {place} while a bulk copy to it is under way")),
+            _ => (Kind::Race, format!("write to {place} while cp.async is still copying to it")),
+        })
+    }
+
+    /// The first of some bytes that nothing has written.
+    pub fn unwritten(&self, at: i64, bytes: usize) -> Option<usize> {
+        let at = usize::try_from(at).ok()?;
+        self.state.get(at..at + bytes)?.iter().position(|s| *s == State::Unwritten).map(|i| at + i)
     }
 
     /// Up to 8 bytes as a number.

@@ -41,14 +41,15 @@
 //!   thread on the way from the write to the operation.
 //! - Divergence: each lane has its own program counter (see `warp`). Warps and up to 8 blocks at a time are
 //!   interleaved by the launch's seed; the same seed gives the same run, on any number of cores (see `chunks`).
-//! - `cp.async`: its bytes may not be looked at before the wait that covers them. Under an even seed they arrive at that
-//!   wait, under an odd one at once.
+//! - `cp.async`: its bytes may not be looked at, and its source not written, before the wait that covers them. Under an
+//!   even seed they arrive at that wait, under an odd one at once.
 //!
 //! # What is reported
 //! Each finding ends the launch as an [`Error`](crate::error::Error) that names the kernel, `file.cu:line` (compile with
 //! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
-//! nothing has written (a register only when it reaches an address, a store or a branch); data races, with both sides;
-//! barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction budget that is used up.
+//! nothing has written (a register only when it reaches an address, a store, a branch, or what a barrier or a copy counts);
+//! data races, with both sides; barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction
+//! budget that is used up, each chunk of the grid having its own (see `chunks`).
 //! Of a warpgroup: registers touched under a product that no wait has covered; a missing `wgmma.fence`, proxy fence or
 //! commit; bad descriptors, and operands that are out of bounds, not written, or written too late or too early; warps
 //! that do not come to `wgmma` and `setmaxnreg` together or disagree; registers that the pool never has.
@@ -61,7 +62,7 @@
 //! # What is not
 //! `wgmma` on 8-bit and sparse operands; tensor copies by `im2col`, interleaved, or with maps changed on the device;
 //! vector atomics; textures, surfaces, calls by address, `printf`; f64 with directed rounding; `.cc` on `mad`. Each is
-//! refused by name when the file is read. Fences, warp barriers and waits at mbarriers order for their whole warp, so a
+//! refused by name: `printf` and such maps when they are come to, the others when the file is read. Fences, warp barriers and waits at mbarriers order for their whole warp, so a
 //! race that needs one lane's to be missing can be overlooked (an arrival at an mbarrier speaks for its own lanes only).
 //! Lanes may come to an aligned barrier or a `wgmma` one after the other. Registers are counted, not limited. Scopes are
 //! taken at their widest. `griddepcontrol` does nothing. Times are not modelled: clocks stand still.
@@ -132,7 +133,7 @@ pub struct Launch {
     pub seed: u64,
     /// Warp instructions after which the launch is given up, by any of the chunks that it is run in.
     pub budget: u64,
-    /// Threads that run it, at most; 0: as many as there are cores. They change no bit, count or report.
+    /// Threads that run it, at most; 0: as many as rayon's pool has. They change no bit, count or report.
     pub workers: usize,
 }
 
@@ -243,14 +244,6 @@ impl Emulator {
         Ok(())
     }
 
-    /// The address and size of a variable of the first module that has one of this name.
-    pub fn symbol(&self, name: &str) -> Option<(u64, usize)> {
-        self.modules.iter().find_map(|m| {
-            let i = m.module.globals.iter().position(|(v, _)| v.name == name)?;
-            Some((m.symbols[i], m.module.globals[i].0.size))
-        })
-    }
-
     /// The bytes of a `const __grid_constant__ CUtensorMap` parameter; the array must be wholly within an allocation.
     pub fn tensor_map(&self, map: &TensorMap) -> Result<[u8; 128]> {
         let encoded = map.encode()?;
@@ -289,7 +282,7 @@ impl Emulator {
     pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let (region, at) = self.region(address, bytes)?;
         let region = &self.memory.regions[region];
-        region.readable(at, bytes).map_err(|what| Error::Device(format!("copy to the host: {what}")))?;
+        region.readable(at, bytes).map_err(|(_, what)| Error::Device(format!("copy to the host: {what}")))?;
         Ok(region.data[at..at + bytes].to_vec())
     }
 

@@ -10,8 +10,8 @@ pub struct Inst {
     pub guard: Option<(u32, bool)>,
     /// What it does.
     pub op: Op,
-    /// It names a register that some `wgmma` of its function holds.
-    pub shares: bool,
+    /// Registers that it reads or (true) writes and that some `wgmma` of its function holds.
+    pub shares: Box<[(u32, bool)]>,
     /// Index into the module's locations.
     pub loc: u32,
     /// Line of the PTX text.
@@ -42,7 +42,7 @@ pub struct Variable {
     pub offset: usize,
     /// Initial bytes, where there are any.
     pub init: Vec<u8>,
-    /// Addresses within `init`: (offset, index of a variable of the module).
+    /// Addresses within `init`: (offset, name of a variable of the module).
     pub init_addresses: Vec<(usize, String)>,
 }
 
@@ -61,7 +61,7 @@ pub struct Function {
     pub start: u32,
     /// Behind the last instruction; equal to `start` where there is only a declaration.
     pub end: u32,
-    /// Registers, predicates.
+    /// General registers.
     pub registers: u32,
     /// Predicates.
     pub predicates: u32,

@@ -306,21 +306,20 @@ impl<'a> Parser<'a> {
         if variable.size as u64 > MOST {
             return self.wrong(format!("{} bytes of shared memory", variable.size));
         }
-        let offset = place(&mut self.module.shared, variable, 0);
+        let offset = place(&mut self.module.shared, &variable, 0);
         self.shared.insert(name, Some(offset as u64));
         Ok(())
     }
 
     fn function(&mut self, entry: bool) -> Parsed<()> {
         let mut function = Function { entry, ..Function::default() };
-        let mut names = HashMap::new();
         if !entry && self.takes('(') {
-            function.results = self.parameters(&mut function.param_bytes, &mut names)?;
+            function.results = self.parameters(&mut function.param_bytes)?;
         }
         let name = self.word()?;
         function.name = name.to_string();
         if self.takes('(') {
-            function.params = self.parameters(&mut function.param_bytes, &mut names)?;
+            function.params = self.parameters(&mut function.param_bytes)?;
         }
         let mut body = false;
         while !self.takes(';') {
@@ -367,27 +366,26 @@ impl<'a> Parser<'a> {
         // Known by name and parameters before its body is read: it may call itself.
         self.module.functions[index as usize] = function.clone();
         if body {
-            let function = Body::new(self, function, names).read()?;
+            let function = Body::new(self, function).read()?;
             self.module.functions[index as usize] = function;
         }
         Ok(())
     }
 
-    fn parameters(&mut self, bytes: &mut u32, names: &mut HashMap<&'a str, u64>) -> Parsed<Vec<Variable>> {
+    fn parameters(&mut self, bytes: &mut u32) -> Parsed<Vec<Variable>> {
         let mut list = Vec::new();
         while !self.takes(')') {
             match self.word()? {
                 ".param" => {}
                 other => return self.wrong(format!("expected .param, got `{other}`")),
             }
-            let (name, mut variable, ..) = self.variable()?;
+            let (_, mut variable, ..) = self.variable()?;
             variable.offset = (*bytes as usize).next_multiple_of(variable.align);
             let end = variable.offset + variable.size;
             if end > 1 << 16 {
                 return self.wrong("more than 64 KiB of parameters");
             }
             *bytes = end as u32;
-            names.insert(name, variable.offset as u64);
             list.push(variable);
             self.takes(',');
         }
@@ -429,11 +427,10 @@ impl<'a> Parser<'a> {
 }
 
 /// Gives a variable its offset behind the others, with a gap that nobody may touch.
-pub fn place(list: &mut Vec<Variable>, mut variable: Variable, from: usize) -> usize {
+pub fn place(list: &mut Vec<Variable>, variable: &Variable, from: usize) -> usize {
     let end = list.last().map_or(from, |v| v.offset + v.size + super::memory::GUARD);
-    variable.offset = end.next_multiple_of(variable.align.max(16));
-    let offset = variable.offset;
-    list.push(variable);
+    let offset = end.next_multiple_of(variable.align.max(16));
+    list.push(Variable { offset, ..variable.clone() });
     offset
 }
 

@@ -46,7 +46,7 @@ pub struct Products {
     marks: Vec<Mark>,
     /// `wgmma.fence` so far.
     fences: u32,
-    /// (number, instruction, first register, agent's time), oldest first.
+    /// (number, instruction, first register), oldest first.
     flying: VecDeque<(u64, u32, u32)>,
     issued: u64,
     /// The last product of each group that nobody has waited for.
@@ -255,7 +255,7 @@ impl Context<'_> {
     }
 
     /// `wgmma.wait_group`: all but the last `pending` groups of this warp are done.
-    pub fn finish(&mut self, group: &mut Warpgroup, warps: &mut [Warp], w: usize, pending: usize) -> Done {
+    pub fn finish(&mut self, group: &mut Warpgroup, warps: &mut [Warp], w: usize, pending: usize) {
         let products = &mut warps[w].products;
         let over = products.groups.len().saturating_sub(pending);
         let last = products.groups.drain(..over).next_back().unwrap_or(0);
@@ -277,20 +277,19 @@ impl Context<'_> {
         let pc = warp.pc[0];
         warp.waiting = 0;
         warp.go(!0, pc + 1);
-        Ok(())
     }
 
     /// An ordinary instruction that names registers of some wgmma.
     pub fn touch(&mut self, warp: &mut Warp, run: &Run<'_>) -> Done {
         let (mut bad, products) = (None, &mut warp.products);
         let fences = products.fences;
-        run.inst.op.registers(&mut |register, write| {
+        for (register, write) in &run.inst.shares {
             let mark = products.mark(run.frame.registers + register);
             mark.touched = (fences + 1, run.pc);
             if mark.flying != (0, 0) {
-                bad = Some((register, write, mark.flying.0 > 0));
+                bad = Some((*register, *write, mark.flying.0 > 0));
             }
-        });
+        }
         let Some((register, write, accumulator)) = bad else { return Ok(()) };
         let uses = |pc: u32, base: u32| match &self.module.insts[pc as usize].op {
             Op::Wgmma(op) => {
@@ -322,7 +321,7 @@ fn common(warps: &[Warp]) -> Clock {
     clock
 }
 
-/// Marks the instructions of a function that name registers which its `wgmma` hold.
+/// Notes which registers an instruction of a function names that its `wgmma` hold.
 pub fn mark_shared(insts: &mut [Inst]) {
     let mut held = HashSet::new();
     for inst in insts.iter() {
@@ -334,8 +333,12 @@ pub fn mark_shared(insts: &mut [Inst]) {
         return;
     }
     for inst in insts {
-        let mut shares = false;
-        inst.op.registers(&mut |r, _| shares |= held.contains(&r));
-        inst.shares = shares;
+        let mut shares = Vec::new();
+        inst.op.slots(&mut |r, write| {
+            if held.contains(r) {
+                shares.push((*r, write));
+            }
+        });
+        inst.shares = shares.into();
     }
 }

@@ -3,7 +3,6 @@
 //! An ordinary write is invisible to it until a proxy fence comes behind the write and before the operation.
 
 use super::access::{Done, Run, Where};
-use super::ptx::LANES;
 use super::race::{Proxy, Touch, Who};
 use super::report::{Fault, Kind};
 use super::shadow::parts;
@@ -26,9 +25,7 @@ pub struct Behalf<'a> {
 impl Context<'_> {
     fn who<'a>(behalf: &Behalf<'a>, run: &Run<'_>, strong: bool) -> Who<'a> {
         let Behalf { warp, lane, agent, time } = *behalf;
-        let thread = warp.index * LANES as u32 + lane as u32;
-        let (clock, floor, pc) = (&warp.clock, warp.floor, run.pc);
-        Who { clock, floor, thread, pc, strong, agent: Some((agent, time)) }
+        Who { agent: Some((agent, time)), ..warp.who(lane, run.pc, strong) }
     }
 
     /// The asynchronous proxy reads `bytes` of global or shared memory at `at`, on behalf of a warp at `run`'s line.
@@ -39,13 +36,13 @@ impl Context<'_> {
         &mut self,
         run: &Run<'_>,
         behalf: &Behalf<'_>,
-        (place, at): (Where, i64),
+        (place, at): (Where, usize),
         bytes: usize,
-    ) -> Result<usize, Box<Fault>> {
+    ) -> Done {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
-        let found = region.range(at, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at));
-        let at = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
+        let found = region.range(at as i64, bytes, false).and_then(|at| region.readable(at, bytes));
+        found.map_err(|bad| self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad))?;
         self.seen(run, behalf, place, at, bytes)?;
         let who = Self::who(behalf, run, false);
         for (from, n) in parts(at, bytes) {
@@ -53,7 +50,7 @@ impl Context<'_> {
                 return Err(self.race(warp, lane, run, (place, from), false, other));
             }
         }
-        Ok(at)
+        Ok(())
     }
 
     /// The same for a write: besides, nobody may be reading the bytes. `strong`: it is an atomic addition or the like.
@@ -62,14 +59,14 @@ impl Context<'_> {
         &mut self,
         run: &Run<'_>,
         behalf: &Behalf<'_>,
-        (place, at): (Where, i64),
+        (place, at): (Where, usize),
         bytes: usize,
         (strong, proxied): (bool, bool),
-    ) -> Result<usize, Box<Fault>> {
+    ) -> Done {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
-        let found = region.range(at, bytes, true).and_then(|at| region.writable(at, bytes).map(|()| at));
-        let at = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
+        let found = region.range(at as i64, bytes, true).and_then(|at| region.writable(at, bytes));
+        found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
         if proxied {
             self.seen(run, behalf, place, at, bytes)?;
         }
@@ -79,7 +76,7 @@ impl Context<'_> {
                 return Err(self.race(warp, lane, run, (place, from), true, other));
             }
         }
-        Ok(at)
+        Ok(())
     }
 
     /// Reports bytes whose last ordinary write is invisible to the asynchronous proxy.
@@ -107,9 +104,9 @@ impl Context<'_> {
         write: Touch,
     ) -> Box<Fault> {
         let (name, space) = match place {
-            Where::Global(i) => (&self.memory.regions[i].name, "global"),
-            Where::Shared(rank) => (&self.cluster.shared[rank].name, "shared::cta"),
-            Where::Local(_) => return self.bad(warp, lane, run.inst, "local memory".into()),
+            Where::Global(i) => (&*self.memory.regions[i].name, "global"),
+            Where::Shared(rank) => (&*self.cluster.shared[rank].name, "shared::cta"),
+            Where::Local(_) => ("local memory", "local"),
         };
         let what = format!(
             "fence: an ordinary write to {name}+{at} is invisible to the asynchronous proxy; \

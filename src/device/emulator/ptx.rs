@@ -85,6 +85,8 @@ pub enum Src {
     Const(u32),
     /// A value of the launch: special registers, then addresses of variables.
     Env(u32),
+    /// The address of a local variable of the running function.
+    Local(u32),
 }
 
 /// A predicate operand: a slot, perhaps negated, or a constant.
@@ -376,9 +378,10 @@ pub enum Op {
         source: Option<Src>,
     },
     CpCommit,
-    /// Waits until at most so many groups are pending.
+    /// Waits until at most so many groups are pending; `all`: of what is not committed, too.
     CpWait {
         pending: u32,
+        all: bool,
     },
     /// `n` matrices of 8 x 8 b16.
     Ldmatrix {

@@ -6,7 +6,8 @@
 //! hardware may run them one after the other. Within one warp an mbarrier orders like a warp barrier.
 //!
 //! What runs beside the warps (bulk copies, `wgmma`) acts as an *agent*: one for each thing that its completion is
-//! awaited by, that is an mbarrier (time: its phases) or a thread's groups (time: their number). Only who has waited
+//! awaited by, that is an mbarrier (time: its phases), a thread's groups (time: their number) or its `cp.async` (time: their
+//! number). Only who has waited
 //! for that, or has heard of it from one who did, is behind the agent's accesses.
 //!
 //! A clock also holds which writes a proxy fence has made visible to the asynchronous proxy: a fence does so for all
@@ -62,7 +63,11 @@ impl Clock {
                 false => merge(self.others.entry(*block).or_default(), times),
             }
         }
-        other.agents.iter().for_each(|(agent, time)| self.heard(*agent, *time));
+        let alike = self.agents.len() == other.agents.len();
+        match alike && self.agents.iter().zip(&other.agents).all(|(a, b)| a.0 == b.0) {
+            true => self.agents.iter_mut().zip(&other.agents).for_each(|(a, b)| a.1 = a.1.max(b.1)),
+            false => other.agents.iter().for_each(|(agent, time)| self.heard(*agent, *time)),
+        }
         for (warp, lanes, time) in &other.lanes {
             if *time > self.some(*warp, *lanes) {
                 self.lanes.retain(|l| (l.0, l.1) != (*warp, *lanes));
@@ -180,6 +185,8 @@ pub enum Agent {
     BulkWrites(u32, u32),
     /// A warp's groups of `wgmma`: block, warp.
     Wgmma(u32, u32),
+    /// The reads of a thread's `cp.async`: block, thread.
+    CopyReads(u32, u32),
 }
 
 /// The agents of a launch, by number.
@@ -209,7 +216,9 @@ impl Agents {
     pub fn owner(&self, number: u32) -> (u32, u32) {
         match self.list[number as usize] {
             Agent::Mbarrier(block, _) => (block, 0),
-            Agent::BulkReads(block, thread) | Agent::BulkWrites(block, thread) => (block, thread),
+            Agent::BulkReads(block, thread)
+            | Agent::BulkWrites(block, thread)
+            | Agent::CopyReads(block, thread) => (block, thread),
             Agent::Wgmma(block, warp) => (block, warp * 32),
         }
     }
@@ -230,6 +239,9 @@ impl Agents {
             }
             Some(Agent::Wgmma(block, warp)) => {
                 format!("asynchronous, in a wgmma group of block {block}, warp {warp}")
+            }
+            Some(Agent::CopyReads(block, thread)) => {
+                format!("asynchronous, a cp.async of block {block}, thread {thread}")
             }
             None => "asynchronous".to_string(),
         }

@@ -26,6 +26,9 @@ pub enum Kind {
     Trap,
 }
 
+/// What is wrong with an access, and of which kind that is.
+pub type Bad = (Kind, String);
+
 /// Where a thread stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
@@ -38,9 +41,24 @@ pub struct At {
 impl At {
     /// A thread of a block by their numbers, in a grid of blocks of these extents.
     pub fn of((grid, block): ([u32; 3], [u32; 3]), b: u32, thread: u32) -> At {
-        let spread = |i: u32, [x, y, _]: [u32; 3]| [i % x, i / x % y, i / x / y];
-        At { block: spread(b, grid), thread: spread(thread, block) }
+        At { block: coordinates(b, grid), thread: coordinates(thread, block) }
     }
+}
+
+/// A number's place in these extents, along x first.
+pub fn coordinates(i: u32, [x, y, _]: [u32; 3]) -> [u32; 3] {
+    [i % x, i / x % y, i / x / y]
+}
+
+/// The words of a race, for one of its sides and the other.
+pub fn raced(write: bool, name: &str, at: usize) -> String {
+    let act = if write { "writes" } else { "reads" };
+    format!("race: it {act} {name}+{at} without an order to another access")
+}
+
+/// [`spelled`] as the other side.
+pub fn other_access(spelled: &str) -> String {
+    format!("the other access: {spelled}")
 }
 
 /// Where an access was, and whose.
@@ -72,13 +90,15 @@ pub struct Fault {
     pub at: At,
     /// The other side of a race, who waits where, and the like.
     pub also: Vec<String>,
+    /// The allocation and its byte that it found without a value.
+    pub lacks: Option<(usize, usize)>,
 }
 
 impl Fault {
     /// A finding at an instruction; the machine adds the kernel.
     pub fn new(kind: Kind, module: &Module, inst: &Inst, at: At, what: impl Into<String>) -> Box<Fault> {
         let (what, place, line) = (what.into(), module.place(inst), inst.line);
-        Box::new(Fault { kind, what, kernel: String::new(), place, line, at, also: Vec::new() })
+        Box::new(Fault { kind, what, kernel: String::new(), place, line, at, also: Vec::new(), lacks: None })
     }
 
     /// Adds a line.

@@ -2,13 +2,14 @@
 
 use super::bulk::{Flight, Groups};
 use super::cluster::{Beside, Cluster};
+use super::copy::Copies;
 use super::environment::environment;
 use super::launch::Running;
 use super::memory::{GUARD, Region, State};
 use super::products::Products;
 use super::ptx::LANES;
 use super::race::{Clock, WARPS};
-use super::report::{Fault, Kind};
+use super::report::{Fault, Kind, coordinates};
 use super::step::{Context, GATES, Gate};
 use super::warp::{Warp, lanes};
 use super::warpgroup::{GROUP, WARPGROUPS, Warpgroup};
@@ -16,8 +17,6 @@ use std::collections::BTreeMap;
 
 /// A block.
 pub struct Block {
-    /// Its number in the grid.
-    pub index: u32,
     /// Its warps.
     pub warps: Vec<Warp>,
     gates: [Gate; GATES],
@@ -91,10 +90,9 @@ impl Running<'_> {
     /// What an instruction of block `b` may reach, and its warps.
     fn context<'a>(&'a mut self, of: &'a mut Resident, b: usize) -> (Context<'a>, &'a mut [Warp]) {
         let Resident { blocks, cluster } = of;
-        let Block { index, warps, gates, warpgroups } = &mut blocks[b];
-        let [x, y, _] = self.launch.grid;
+        let Block { warps, gates, warpgroups } = &mut blocks[b];
         let context = Context {
-            module: self.module,
+            module: self.plan.module,
             memory: self.memory,
             cluster,
             rank: b,
@@ -104,10 +102,9 @@ impl Running<'_> {
             warpgroups,
             barriers: gates,
             counts: &mut self.counts,
-            block: [*index % x, *index / x % y, *index / x / y],
-            extents: (self.launch.grid, self.launch.block),
-            early: self.launch.seed & 1 == 1,
-            mixed: self.launch.seed & 2 == 2,
+            extents: self.plan.extents(),
+            early: self.plan.launch.seed & 1 == 1,
+            mixed: self.plan.launch.seed & 2 == 2,
         };
         (context, warps)
     }
@@ -142,18 +139,18 @@ impl Running<'_> {
 
     /// A block leaves: nobody may be about to touch its memory.
     fn leaves(&mut self, of: &mut Resident, b: usize) -> Result<(), Box<Fault>> {
-        let (inst, name) = (|pc: u32| &self.module.insts[pc as usize], &of.cluster.shared[b].name);
+        let (inst, name) = (|pc: u32| &self.plan.module.insts[pc as usize], &of.cluster.shared[b].name);
         let late = |pc: u32, (block, thread): (u32, u32)| {
             let what = format!(
                 "{name} is still in use by what runs beside the block, which leaves without waiting for it"
             );
-            Fault::new(Kind::Race, self.module, inst(pc), self.at(block, thread), what)
+            Fault::new(Kind::Race, self.plan.module, inst(pc), self.at(block, thread), what)
         };
         let mut copies = of.blocks.iter().flat_map(Block::flights).chain(&of.cluster.flights);
         if let Some(flight) = copies.find(|f| f.uses(b)) {
             return Err(late(flight.pc, (flight.block, flight.thread)));
         }
-        let mut clock = Clock::blank(of.blocks[b].index);
+        let mut clock = Clock::blank(of.cluster.blocks[b]);
         of.blocks[b].warps.iter().for_each(|w| clock.join(&w.clock));
         // A block by itself, with nothing beside its warps, has been alone with its memory.
         let alone = of.blocks.len() == 1 && self.agents.none();
@@ -164,16 +161,18 @@ impl Running<'_> {
         };
         let Ok((block, thread)) = touch.by() else { return Err(late(touch.pc(), (clock.block, 0))) };
         let what = format!("touches {name}+{at}, whose block may have left by then");
-        Err(Fault::new(Kind::Race, self.module, inst(touch.pc()), self.at(block, thread), what)
+        Err(Fault::new(Kind::Race, self.plan.module, inst(touch.pc()), self.at(block, thread), what)
             .and("blocks of a cluster leave together: a cluster barrier is missing behind the last access"))
     }
 
     /// A cluster by its number.
     pub fn resident(&self, number: u32) -> Resident {
-        let ([gx, gy, _], [x, y, z]) = (self.launch.grid, self.launch.cluster);
-        let (nx, ny) = (gx / x, gy / y);
-        let (cx, cy, cz) = (number % nx * x, number / nx % ny * y, number / nx / ny * z);
-        let place = |rank: u32| cx + rank % x + gx * (cy + rank / x % y + gy * (cz + rank / x / y));
+        let ([gx, gy, gz], [x, y, z]) = (self.plan.launch.grid, self.plan.launch.cluster);
+        let [cx, cy, cz] = coordinates(number, [gx / x, gy / y, gz / z]);
+        let place = |rank: u32| {
+            let [rx, ry, rz] = coordinates(rank, [x, y, z]);
+            cx * x + rx + gx * (cy * y + ry + gy * (cz * z + rz))
+        };
         let blocks: Vec<u32> = (0..x * y * z).map(place).collect();
         let name = |rank: u32| match blocks.len() {
             1 => "shared memory".to_string(),
@@ -196,21 +195,21 @@ impl Running<'_> {
 
     /// A block's shared memory, and where its dynamic part begins.
     fn shared(&self, name: &str) -> (Region, usize) {
-        let statics = self.module.shared.iter().chain(&self.kernel.shared);
+        let statics = self.plan.module.shared.iter().chain(&self.plan.kernel.shared);
         let end = statics.clone().map(|v| v.offset + v.size).max().unwrap_or(0);
         let dynamic = if end == 0 { 0 } else { (end + GUARD).next_multiple_of(1024) };
-        let mut shared = Region::guarded(name, dynamic + self.launch.shared + GUARD);
+        let mut shared = Region::guarded(name, dynamic + self.plan.launch.shared + GUARD);
         statics.for_each(|v| shared.mark(v.offset, v.size, State::Unwritten));
-        shared.mark(dynamic, self.launch.shared, State::Unwritten);
+        shared.mark(dynamic, self.plan.launch.shared, State::Unwritten);
         (shared, dynamic)
     }
 
     fn block(&self, index: u32, dynamic: usize) -> Block {
-        let threads: u32 = self.launch.block.iter().product();
+        let threads: u32 = self.plan.launch.block.iter().product();
         let warps =
             (0..threads.div_ceil(LANES as u32)).map(|w| self.warp(index, w, threads, dynamic)).collect();
         let warpgroups = std::array::from_fn(|_| Warpgroup::new(self.registers));
-        Block { index, warps, gates: Default::default(), warpgroups }
+        Block { warps, gates: Default::default(), warpgroups }
     }
 
     fn warp(&self, block: u32, index: u32, threads: u32, dynamic: usize) -> Warp {
@@ -224,7 +223,8 @@ impl Running<'_> {
             defined: Vec::new(),
             predicates: Vec::new(),
             predicates_defined: Vec::new(),
-            env: environment(&self.launch, self.symbols, block, index, dynamic),
+            locals: Vec::new(),
+            env: environment(&self.plan.launch, self.plan.symbols, block, index, dynamic),
             pc: [0; LANES],
             frames: vec![Vec::new(); LANES],
             live: all,
@@ -238,15 +238,14 @@ impl Running<'_> {
             floor: 1,
             released: None,
             pending: None,
-            open: vec![Vec::new(); LANES],
-            groups: vec![Vec::new(); LANES],
+            copies: vec![Copies::default(); LANES],
             products: Products::default(),
             beside: Beside::default(),
             impatience: 0,
         };
-        warp.enter(all, None, self.index, self.kernel, 0);
-        let bytes = self.param.len();
-        lanes(all).for_each(|l| warp.param[l][..bytes].copy_from_slice(self.param));
+        warp.enter(all, None, self.plan.index, self.plan.kernel, 0);
+        let bytes = self.plan.param.len();
+        lanes(all).for_each(|l| warp.param[l][..bytes].copy_from_slice(&self.plan.param));
         warp
     }
 }
@@ -269,11 +268,12 @@ pub fn open_gates(block: &mut Block) {
             warp.floor = warp.clock.own[w];
             use super::ptx::Barrier::{Arrive, RedAnd, RedOr, RedPopc, Sync};
             let all = |yes: bool| if yes { !0 } else { 0 };
+            let known = all(!gate.unknown);
             match kind {
                 Sync | Arrive => {}
-                RedAnd => warp.put_predicate(&frame, d, mask, all(gate.votes.0 == gate.votes.1), !0),
-                RedOr => warp.put_predicate(&frame, d, mask, all(gate.votes.0 > 0), !0),
-                RedPopc => warp.put(&frame, d, mask, &[gate.votes.0.into(); LANES], !0),
+                RedAnd => warp.put_predicate(&frame, d, mask, all(gate.votes.0 == gate.votes.1), known),
+                RedOr => warp.put_predicate(&frame, d, mask, all(gate.votes.0 > 0), known),
+                RedPopc => warp.put(&frame, d, mask, &[gate.votes.0.into(); LANES], known),
             }
         }
     }

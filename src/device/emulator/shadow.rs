@@ -64,6 +64,12 @@ impl Races {
         bytes
     }
 
+    /// The last write to a byte.
+    pub fn written(&self, at: usize) -> Option<Touch> {
+        let page = self.pages.get(at / PAGE)?.as_ref()?;
+        Some(page.cells[(at % PAGE) >> page.grain].write).filter(|write| write.is_some())
+    }
+
     /// The cells of bytes within one page.
     #[inline]
     fn cells(&mut self, at: usize, bytes: usize) -> &mut [Cell] {

@@ -33,8 +33,6 @@ pub struct Context<'a> {
     pub barriers: &'a mut [Gate; GATES],
     /// By instruction.
     pub counts: &'a mut [Count],
-    /// The block's place in the grid.
-    pub block: [u32; 3],
     /// Extents of the grid and of a block.
     pub extents: ([u32; 3], [u32; 3]),
     /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.
@@ -59,6 +57,8 @@ pub struct Gate {
     pub clock: Option<Clock>,
     /// Lanes whose predicate was true, and all lanes.
     pub votes: (u32, u32),
+    /// A predicate among them has no value.
+    pub unknown: bool,
 }
 
 /// Where the group goes on.
@@ -79,7 +79,7 @@ impl Context<'_> {
 
     /// A thread of this block.
     pub fn at(&self, thread: u32) -> At {
-        At { block: self.block, ..At::of(self.extents, 0, thread) }
+        At::of(self.extents, self.cluster.blocks[self.rank], thread)
     }
 
     /// Runs a warp for about `turn` instructions, or until it can do no more; gives the number.
@@ -126,7 +126,7 @@ impl Context<'_> {
             } else if exec == 0 {
                 Next::On
             } else {
-                if inst.shares {
+                if !inst.shares.is_empty() {
                     self.touch(warp, &Run { frame, inst, pc, exec })?;
                 }
                 self.step(warp, &Run { frame, inst, pc, exec }, mask)?
@@ -192,14 +192,14 @@ impl Context<'_> {
             Op::CpAsync { to, from, size, source } => {
                 self.copy_async(warp, run, to, from, *size as usize, *source)?;
             }
-            Op::CpCommit => lanes(exec).for_each(|l| {
-                let open = std::mem::take(&mut warp.open[l]);
-                warp.groups[l].push(open);
-            }),
+            Op::CpCommit => lanes(exec).for_each(|l| warp.copies[l].commit()),
             Op::Bulk(op) => self.bulk(warp, run, op)?,
             Op::BulkCommit => lanes(exec).for_each(|l| warp.beside.bulk[l].commit()),
             Op::BulkWait { pending, read } => self.bulk_wait(warp, run, *pending as usize, *read),
-            Op::CpWait { pending } => self.copy_wait(warp, run, *pending as usize)?,
+            Op::CpWait { pending, all } => {
+                lanes(exec).filter(|_| *all).for_each(|l| warp.copies[l].commit());
+                self.copy_wait(warp, run, *pending as usize)?;
+            }
             Op::WgmmaFence => warp.products.fence(),
             Op::WgmmaCommit => warp.products.commit(),
             op if splits(op) => return self.meet(warp, run, mask),

@@ -6,10 +6,14 @@
 //! them once: the hardware promises every lane progress.
 
 use super::cluster::Beside;
+use super::copy::Copies;
 use super::memory::{Region, State};
 use super::products::Products;
 use super::ptx::{Function, LANES, Lanes, Pred, Src};
-use super::race::Clock;
+use super::race::{Clock, Who};
+
+/// Bytes of local memory that all functions of a lane may have together: about as many as one of them.
+const MOST_LOCAL: u32 = (super::parse::MOST as u32) + (super::memory::GUARD as u32);
 
 /// A function's storage within its warp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,23 +26,12 @@ pub struct Frame {
     pub param: u32,
     /// First byte of local memory.
     pub local: u32,
+    /// First of the addresses of local variables.
+    pub locals: u32,
     /// Which function.
     pub function: u32,
     /// Where to go on at its end.
     pub back: u32,
-}
-
-/// A copy that `cp.async` has begun.
-#[derive(Clone, Copy, Debug)]
-pub struct Copy {
-    /// Offset in shared memory.
-    pub to: usize,
-    /// Global address.
-    pub from: u64,
-    /// Bytes written, and those of them that are read; zeros fill the rest.
-    pub bytes: (usize, usize),
-    /// The instruction.
-    pub pc: u32,
 }
 
 /// Lanes that run the same instruction.
@@ -67,6 +60,8 @@ pub struct Warp {
     pub predicates: Vec<u32>,
     /// Lanes for which those have a value.
     pub predicates_defined: Vec<u32>,
+    /// Addresses of all frames' local variables.
+    pub locals: Vec<Lanes>,
     /// Special registers and addresses.
     pub env: Vec<Lanes>,
     /// Program counters.
@@ -95,10 +90,8 @@ pub struct Warp {
     pub released: Option<Box<Clock>>,
     /// What it has read, and the next fence acquires.
     pub pending: Option<Box<Clock>>,
-    /// Copies not yet committed, by lane.
-    pub open: Vec<Vec<Copy>>,
-    /// Committed groups, by lane, oldest first.
-    pub groups: Vec<Vec<Vec<Copy>>>,
+    /// `cp.async` by lane.
+    pub copies: Vec<Copies>,
     /// Its asynchronous matrix products.
     pub products: Products,
     /// Its part in what goes on beside the warps.
@@ -116,6 +109,18 @@ impl Warp {
         }
     }
 
+    /// A lane's thread in the block.
+    #[inline]
+    pub fn thread(&self, lane: usize) -> u32 {
+        self.index * LANES as u32 + lane as u32
+    }
+
+    /// Who a lane is that accesses memory by an instruction.
+    #[inline]
+    pub fn who(&self, lane: usize, pc: u32, strong: bool) -> Who<'_> {
+        Who { clock: &self.clock, floor: self.floor, thread: self.thread(lane), pc, strong, agent: None }
+    }
+
     /// The values of a source.
     #[inline]
     pub fn get(&self, frame: &Frame, s: Src, consts: &[Lanes]) -> Lanes {
@@ -129,6 +134,7 @@ impl Warp {
             Src::Reg(r) => &self.registers[(frame.registers + r) as usize],
             Src::Const(c) => &consts[c as usize],
             Src::Env(e) => &self.env[e as usize],
+            Src::Local(v) => &self.locals[(frame.locals + v) as usize],
         }
     }
 
@@ -231,12 +237,14 @@ impl Warp {
             predicates: f.predicates + from.predicates,
             param: f.param + from.param_bytes.next_multiple_of(16),
             local: f.local + from.local_bytes.next_multiple_of(16),
+            locals: f.locals + from.locals.len() as u32,
             function: index,
             back,
         });
         let registers = (frame.registers + to.registers) as usize;
         let predicates = (frame.predicates + to.predicates) as usize;
-        if registers > 1 << 17 || lanes(mask).any(|l| self.frames[l].len() > 255) {
+        let (local, locals) = (frame.local + to.local_bytes, frame.locals as usize + to.locals.len());
+        if registers > 1 << 17 || local > MOST_LOCAL || lanes(mask).any(|l| self.frames[l].len() > 255) {
             return false;
         }
         if self.registers.len() < registers {
@@ -246,6 +254,9 @@ impl Warp {
         if self.predicates.len() < predicates {
             self.predicates.resize(predicates, 0);
             self.predicates_defined.resize(predicates, 0);
+        }
+        if self.locals.len() < locals {
+            self.locals.resize(locals, [0; LANES]);
         }
         // A function starts with registers of which nothing is known.
         self.defined[frame.registers as usize..registers].iter_mut().for_each(|d| *d &= !mask);
@@ -264,8 +275,10 @@ impl Warp {
                 local.state.resize(end, State::Guard);
             }
             local.mark(frame.local as usize, to.local_bytes as usize, State::Guard);
-            for variable in &to.locals {
-                local.mark(frame.local as usize + variable.offset, variable.size, State::Unwritten);
+            for (address, variable) in self.locals[frame.locals as usize..].iter_mut().zip(&to.locals) {
+                let at = frame.local as usize + variable.offset;
+                address[lane] = at as u64;
+                local.mark(at, variable.size, State::Unwritten);
             }
         }
         true

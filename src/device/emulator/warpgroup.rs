@@ -69,15 +69,15 @@ impl Context<'_> {
     /// Whatever a warpgroup's warps have come for, once they are all there.
     pub fn warpgroup(&mut self, g: usize, warps: &mut [Warp]) -> Done {
         let mut group = std::mem::take(&mut self.warpgroups[g]);
-        let mut done = Ok(());
         for i in (0..group.come.len()).rev() {
             let (w, pc, _) = group.come[i];
             if let Op::WgmmaWait { pending } = self.module.insts[pc as usize].op {
                 group.come.remove(i);
-                done = done.and(self.finish(&mut group, warps, w % GROUP, pending));
+                self.finish(&mut group, warps, w % GROUP, pending);
             }
         }
-        if let (Ok(()), Some((w, pc, _))) = (&done, group.come.first().copied()) {
+        let mut done = Ok(());
+        if let Some((w, pc, _)) = group.come.first().copied() {
             done = match self.absent(&group, warps, g, w % GROUP, pc) {
                 Ok(true) => self.meet_all(&mut group, warps, pc),
                 Ok(false) => Ok(()),
@@ -226,8 +226,8 @@ impl Context<'_> {
 /// Registers of each thread when a kernel starts, where its bounds say so: the compiler hands out all that they allow.
 pub fn registers(kernel: &Function) -> u32 {
     let share = |threads: u32| {
-        let threads = threads.next_multiple_of(LANES as u32) * kernel.least_blocks.max(1);
-        ((1 << 16) / threads).min(256)
+        let threads = u64::from(threads).next_multiple_of(LANES as u64).max(1);
+        ((1 << 16) / (threads * u64::from(kernel.least_blocks.max(1)))).min(256) as u32
     };
     kernel.most_registers.or(kernel.most_threads.map(share)).unwrap_or(0) & !7
 }
