@@ -38,9 +38,10 @@ fn build() -> Result<()> {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=build.rs");
-    for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX", "REQUIRE_NVCC"] {
+    for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX", "REQUIRE_NVCC", "NVCC_CCBIN"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
+    commit();
     let out = PathBuf::from(std::env::var("OUT_DIR").map_err(|e| format!("OUT_DIR: {e}"))?);
     let sources = sources()?;
     let compiler = compiler(&out)?;
@@ -57,6 +58,30 @@ fn build() -> Result<()> {
     writeln!(text, "/// Every file of `kernels/`.\npub static FILES: &[&File] = &[{}];", files.join(", "))
         .unwrap();
     write(&out.join("kernels.rs"), text.as_bytes())
+}
+
+/// The commit that is built, for the records of benches: $LLM2VEC_COMMIT, or else what git says where this folder is the
+/// top of its work tree.
+fn commit() {
+    println!("cargo:rerun-if-env-changed=LLM2VEC_COMMIT");
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    if std::env::var("LLM2VEC_COMMIT").is_ok_and(|v| !v.is_empty())
+        || git(&["rev-parse", "--show-prefix"]).is_none_or(|below| !below.is_empty())
+    {
+        return;
+    }
+    // Asked anew with every change of the sources and of the branch. To commit what was built builds nothing: until then
+    // it stays the commit before, dirty.
+    let head = git(&["rev-parse", "--git-path", "HEAD"]);
+    for path in head.into_iter().chain(["src", "Cargo.toml", "Cargo.lock"].map(String::from)) {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    if let Some(commit) = git(&["describe", "--always", "--dirty"]) {
+        println!("cargo:rustc-env=LLM2VEC_COMMIT={commit}");
+    }
 }
 
 /// Every `kernels/*.cu`, in the order of names.
@@ -84,26 +109,26 @@ fn compiler(out: &Path) -> Result<Option<Nvcc>> {
         // Project-local environments, and what kernels/install_nvcc.sh puts beside the profile's folder.
         let target = out.ancestors().map(|dir| dir.join("nvcc"));
         let roots: Vec<PathBuf> = [".venv".into(), "venv".into()].into_iter().chain(target).collect();
-        found = nvcc::find(&nvcc::places(env, &roots))?;
+        let passed_over;
+        (found, passed_over) = nvcc::find(&nvcc::places(env, &roots))?;
+        passed_over.iter().for_each(|why| println!("cargo:warning=passed over: {why}"));
     }
-    match &found {
+    let lacks = match &found {
+        None => {
+            "no nvcc in $NVCC, $CUDA_HOME, PATH, /usr/local/cuda or pip's wheels; try kernels/install_nvcc.sh"
+        }
+        Some(_) if !nvcc::host_compiler(env) => "no gcc in PATH, which nvcc calls; NVCC_CCBIN names another",
         Some(nvcc) => {
-            println!(
-                "cargo:warning=kernels by nvcc {}.{} of {}",
-                nvcc.version.0, nvcc.version.1, nvcc.origin
-            );
+            let (major, minor) = nvcc.version;
+            println!("cargo:warning=kernels by nvcc {major}.{minor} of {}", nvcc.origin);
+            return Ok(found);
         }
-        None if required => {
-            return Err("REQUIRE_NVCC is set and there is no nvcc in $NVCC, $CUDA_HOME, PATH, /usr/local/cuda or pip's \
-                        wheels; try kernels/install_nvcc.sh"
-                .into());
-        }
-        None => println!(
-            "cargo:warning=no nvcc: this build has no CUDA kernels and runs on the CPU; set NVCC or CUDA_HOME, or run \
-             kernels/install_nvcc.sh"
-        ),
+    };
+    if required {
+        return Err(format!("REQUIRE_NVCC is set and there is {lacks}"));
     }
-    Ok(found)
+    println!("cargo:warning={lacks}; this build has no CUDA kernels and runs on the CPU");
+    Ok(None)
 }
 
 /// Compiles what changed, one file a worker; gives each file's resource table as Rust.

@@ -1,25 +1,25 @@
-//! `cargo bench --bench ops -- [filter]`: every op of the case table on the CPU at f32, and where a GPU answers on it too, there
-//! by CUDA events with the level-2 cache emptied before each call.
+//! `cargo bench --bench ops -- [filter]`: every op of the case table on the CPU at f32; where a GPU answers on it too, with
+//! the layers of four models at 16384 tokens, by CUDA events with the level-2 cache emptied before each call.
 //!
-//! The cases are the tests' own, so what is timed is what is checked. `llm2vec bench ops` has the sizes of real models.
+//! The cases are the tests' own, so what is timed is what is checked.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use llm2vec::bench::cases;
+use llm2vec::bench::cases::{self, large::large};
 use llm2vec::bench::measure::{Clock, Operands, Subject};
 use llm2vec::device::Device;
-use llm2vec::device::gpu::Gpu;
-use llm2vec::kernels;
 use std::time::Duration;
 
 fn devices() -> Vec<(&'static str, Device)> {
-    let built = kernels::FILES.iter().any(|f| !f.images.is_empty());
-    let gpu = if built { Gpu::cuda(0).ok() } else { None };
-    [("cpu", Device::cpu())].into_iter().chain(gpu.map(|gpu| ("cuda", Device::Gpu(gpu)))).collect()
+    let automatic = Device::by_name("auto").ok().filter(|device| matches!(device, Device::Gpu(_)));
+    [("cpu", Device::cpu())].into_iter().chain(automatic.map(|gpu| ("cuda", gpu))).collect()
 }
 
 fn ops(c: &mut Criterion) {
     for (name, device) in devices() {
-        let (operands, cases) = (Operands::new(&device), cases::all());
+        let (operands, mut cases) = (Operands::new(&device), cases::all());
+        if let Device::Gpu(_) = device {
+            cases.extend(cases::large_tiles().into_iter().chain(large(16384)));
+        }
         let mut clock = Clock::new(&device).unwrap();
         for case in &cases {
             // A GPU takes not every size of the table.

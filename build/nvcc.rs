@@ -59,26 +59,47 @@ pub fn version(banner: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// The first place that holds an nvcc, `None` if none does. One that is named by `$NVCC` must work, and any must be new enough.
-pub fn find(places: &[(String, PathBuf)]) -> Result<Option<Nvcc>, String> {
+/// The first place that holds an nvcc which will do, and what is wrong with those before it. One that is named by `$NVCC`
+/// must do.
+pub fn find(places: &[(String, PathBuf)]) -> Result<(Option<Nvcc>, Vec<String>), String> {
+    let mut passed_over = Vec::new();
     for (origin, path) in places {
         if !path.is_file() && origin != "$NVCC" {
             continue;
         }
-        let at = format!("nvcc of {origin} ({})", path.display());
-        let output =
-            Command::new(path).arg("--version").output().map_err(|e| format!("{at} does not start: {e}"))?;
-        let banner = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = version(&banner).ok_or_else(|| format!("{at} does not tell its version"))?;
-        if version < OLDEST {
-            return Err(format!(
-                "{at} is version {}.{}, the kernels need {}.{} or newer: set NVCC to another, or NVCC=none to build without",
-                version.0, version.1, OLDEST.0, OLDEST.1
-            ));
+        match ask(origin, path) {
+            Ok(nvcc) => return Ok((Some(nvcc), passed_over)),
+            Err(why) if origin == "$NVCC" => {
+                return Err(format!("{why}: set NVCC to another, or NVCC=none to build without"));
+            }
+            Err(why) => passed_over.push(why),
         }
-        return Ok(Some(Nvcc { path: path.clone(), origin: origin.clone(), version, banner }));
     }
-    Ok(None)
+    Ok((None, passed_over))
+}
+
+/// What an nvcc says of itself, if it is new enough.
+fn ask(origin: &str, path: &Path) -> Result<Nvcc, String> {
+    let at = format!("nvcc of {origin} ({})", path.display());
+    let output =
+        Command::new(path).arg("--version").output().map_err(|e| format!("{at} does not start: {e}"))?;
+    let banner = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = version(&banner).ok_or_else(|| format!("{at} does not tell its version"))?;
+    if version < OLDEST {
+        return Err(format!(
+            "{at} is version {}.{}, the kernels need {}.{} or newer",
+            version.0, version.1, OLDEST.0, OLDEST.1
+        ));
+    }
+    Ok(Nvcc { path: path.to_path_buf(), origin: origin.into(), version, banner })
+}
+
+/// Whether the C++ compiler is there that nvcc calls: gcc, unless the environment names another.
+pub fn host_compiler(env: impl Fn(&str) -> Option<String>) -> bool {
+    let named = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+    let path = env("PATH").unwrap_or_default();
+    let holds = |dir: PathBuf| ["gcc", "g++"].iter().any(|name| dir.join(name).is_file());
+    cfg!(windows) || named.iter().any(|name| env(name).is_some()) || std::env::split_paths(&path).any(holds)
 }
 
 /// The virtual architecture of a file's PTX and the real ones of its cubins.

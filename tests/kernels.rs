@@ -179,16 +179,83 @@ fn an_nvcc_is_asked_for_its_version() {
     };
     let nowhere = ("PATH".to_string(), dir.path().join("nowhere"));
     let good = says("good", "release 12.8, V12.8.1");
-    let found = nvcc::find(&[nowhere.clone(), good.clone()]).unwrap().unwrap();
+    let (old, mute) = (says("old", "release 12.6, V12.6.85"), says("mute", "hello"));
+    // What will not do is passed over, and said.
+    let (found, passed_over) =
+        nvcc::find(&[nowhere.clone(), old.clone(), mute.clone(), good.clone()]).unwrap();
+    let found = found.unwrap();
     assert_eq!((found.origin.as_str(), found.path, found.version), ("PATH", good.1, (12, 8)));
     assert_eq!(found.banner, "release 12.8, V12.8.1\n");
-    assert!(nvcc::find(std::slice::from_ref(&nowhere)).unwrap().is_none());
-    let old = nvcc::find(&[says("old", "release 12.6, V12.6.85")]).unwrap_err();
-    assert!(old.contains("is version 12.6, the kernels need 12.8 or newer"), "{old}");
-    let mute = nvcc::find(&[says("mute", "hello")]).unwrap_err();
-    assert!(mute.contains("does not tell its version"), "{mute}");
-    let named = nvcc::find(&[("$NVCC".into(), nowhere.1)]).unwrap_err();
-    assert!(named.contains("does not start"), "a compiler that the user names must be there: {named}");
+    assert!(passed_over[0].contains("is version 12.6, the kernels need 12.8 or newer"), "{passed_over:?}");
+    assert!(passed_over[1].contains("does not tell its version"), "{passed_over:?}");
+    assert!(nvcc::find(&[old.clone(), nowhere.clone()]).unwrap().0.is_none());
+    // A compiler that the user names must be there and do.
+    for (path, why) in [(old.1, "is version 12.6"), (mute.1, "its version"), (nowhere.1, "does not start")] {
+        let named = nvcc::find(&[("$NVCC".into(), path)]).unwrap_err();
+        assert!(named.contains(why) && named.contains("NVCC=none"), "{named}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn nvcc_needs_a_compiler_of_the_hosts() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = |name: &str| (name == "PATH").then(|| dir.path().display().to_string());
+    assert!(!nvcc::host_compiler(env));
+    assert!(nvcc::host_compiler(|name| (name == "NVCC_CCBIN").then(|| "clang++".into())));
+    std::fs::write(dir.path().join("g++"), "").unwrap();
+    assert!(nvcc::host_compiler(env));
+}
+
+/// The script takes what the build takes, and downloads nothing that is not asked for.
+#[cfg(unix)]
+#[test]
+fn the_installer_agrees_with_the_build() {
+    use std::os::unix::fs::PermissionsExt;
+    if std::path::Path::new("/usr/local/cuda/bin/nvcc").exists() || !here("kernels/install_nvcc.sh").exists()
+    {
+        println!("skipped: this machine has an nvcc of its own");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = |name: &str, script: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    };
+    // Pip that cannot install says that it was asked.
+    program("a b/python3", "case $* in *install*) echo asked >&2; exit 1 ;; esac");
+    program("a b/gcc", "");
+    let old = program("a b/nvcc", "echo 'release 12.6, V12.6.85'");
+    let new = program("new/nvcc", "echo 'release 12.10, V12.10.1'");
+    let run = |path: &[&str], set: &[(&str, &str)]| {
+        let mut list: Vec<PathBuf> = path.iter().map(|name| dir.path().join(name)).collect();
+        list.extend(["/usr/bin".into(), "/bin".into()]);
+        let mut command = std::process::Command::new("sh");
+        command.arg(here("kernels/install_nvcc.sh"));
+        for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX", "REQUIRE_NVCC", "NVCC_CCBIN"] {
+            command.env_remove(name);
+        }
+        command
+            .env("CARGO_TARGET_DIR", dir.path().join("target"))
+            .env("PATH", std::env::join_paths(list).unwrap());
+        let output = command.envs(set.iter().copied()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (status, said) = run(&["a b", "new"], &[]);
+    assert!(status == Some(0) && said.contains(&format!("there is {new}")), "{said}");
+    assert!(said.contains(&format!("passed over {old}")), "{said}");
+    let (status, said) = run(&["a b"], &[]);
+    assert!(status == Some(0) && said.contains("asked") && said.contains("pip could not install"), "{said}");
+    let (status, said) = run(&["a b"], &[("REQUIRE_NVCC", "1")]);
+    assert!(status == Some(1) && said.contains("pip could not install"), "{said}");
+    for nvcc in ["none", &old] {
+        let (status, said) = run(&["a b"], &[("NVCC", nvcc)]);
+        assert!(status == Some(0) && !said.contains("asked"), "{said}");
+        assert!(said.contains(&format!("NVCC={nvcc}")), "{said}");
+    }
 }
 
 const LOG: &str = "ptxas info    : 0 bytes gmem

@@ -19,7 +19,7 @@ for name in $(grep -rl --include=*.rs 'answers::cuda()' tests | sed 's|^tests/\(
 done
 
 rm -rf "$pack"
-mkdir -p "$pack/bin" "$pack/tests" "$pack/benches"
+mkdir -p "$pack/bin" "$pack/tests"
 # The kernels are what it is about.
 export REQUIRE_NVCC=1
 cargo build --release --bin llm2vec
@@ -29,11 +29,7 @@ cargo test --release --no-run --message-format=json "${tests[@]}" | built | whil
     # deps/NAME-HASH; the program itself is among what tests need.
     if [ "$name" != llm2vec ]; then strip -o "$pack/tests/${name%-*}" "$program"; fi
 done
-cargo bench --no-run --message-format=json --bench ops | built | while read -r program; do
-    name=$(basename "$program")
-    if [ "$name" != llm2vec ]; then strip -o "$pack/benches/${name%-*}" "$program"; fi
-done
-ls "$pack"/tests/* "$pack"/benches/* >/dev/null
+ls "$pack"/tests/* >/dev/null
 
 # Data where the tests look for it below LLM2VEC_ROOT.
 cp -r tests/golden tests/models tests/texts "$pack/tests/"

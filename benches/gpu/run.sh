@@ -26,6 +26,8 @@ failed=0 missing=0
 checks=()
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '/^set/d' >&2; exit 2; }
+# What a cut has left of a character goes, too.
+text() { if command -v iconv >/dev/null; then iconv -c -f UTF-8 -t UTF-8; else LC_ALL=C tr -d '\200-\377'; fi; }
 quoted() { printf '%s' "$1" | tr '\n\t\r' '   ' | sed 's/\\/\\\\/g; s/"/\\"/g; s/[[:cntrl:]]//g'; }
 
 # check NAME STATUS SECONDS DETAIL
@@ -44,13 +46,13 @@ attempt() {
     shift 2
     log=$results/$(printf '%s' "$name" | tr -c 'a-zA-Z0-9\n' '-').log
     start=$SECONDS
-    timeout "$limit" "$@" >"$log" 2>&1
+    timeout -k 5 "$limit" "$@" >"$log" 2>&1
     status=$?
     local last
-    last=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1 | cut -c 1-200)
+    last=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1 | cut -c 1-200 | text)
     case $status in
         0) check "$name" passed $((SECONDS - start)) "$last" ;;
-        124) check "$name" failed $((SECONDS - start)) "took longer than $limit s; see $log" ;;
+        124 | 137) check "$name" failed $((SECONDS - start)) "took longer than $limit s; see $log" ;;
         *) check "$name" failed $((SECONDS - start)) "exit status $status: $last; see $log" ;;
     esac
     return $status
@@ -59,12 +61,13 @@ attempt() {
 # publish NAME: the checks so far as a record
 publish() {
     local IFS=,
-    printf '{"kind": "checks", "device": "%s", "machine": "%s", "commit": "%s", "command": "%s", "date": "%s", "checks": [%s]}\n' \
-        "$(quoted "$(gpu)")" "$(quoted "$(uname -srm)")" "$(quoted "$LLM2VEC_COMMIT")" "run.sh $1" \
+    printf '{"kind": "checks", "device": "%s", "driver": "%s", "machine": "%s", "commit": "%s", "command": "%s", "date": "%s", "checks": [%s]}\n' \
+        "$(quoted "$(gpu)")" "$(quoted "$(driver)")" "$(quoted "$(uname -srm)")" "$(quoted "$LLM2VEC_COMMIT")" "run.sh $1" \
         "$(date -u '+%Y-%m-%d %H:%M:%S UTC')" "${checks[*]:-}" >"$results/$1.json"
     checks=()
 }
 
+driver() { "$llm2vec" doctor --json | sed -n 's/.*"name":"driver","status":"PASS","what":"\(.*\)","hint.*/\1/p'; }
 gpu() { "$llm2vec" doctor --json | sed -n 's/.*"name":"gpu","status":"[A-Z]*","what":"\(.*\)","hint.*/\1/p'; }
 
 # has STAGE [TOOL]...: whether all is here; says of each thing that is not
@@ -93,14 +96,24 @@ has() {
 
 tests() {
     if has tests; then
-        local programs=() program
+        local programs=() program number visible=()
+        # Tests take the first GPU that they see.
+        case $device in
+            cuda:*)
+                number=${device#cuda:}
+                if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+                    number=$(printf '%s' "$CUDA_VISIBLE_DEVICES" | cut -d , -f $((number + 1)))
+                fi
+                visible=(env "CUDA_VISIBLE_DEVICES=$number")
+                ;;
+        esac
         for program in "$here"/tests/*; do
             if [ -f "$program" ] && [ -x "$program" ]; then programs+=("$program"); fi
         done
         if [ ${#programs[@]} = 0 ]; then check tests failed 0 "the pack holds no test program"; fi
         for program in "${programs[@]}"; do
             # `llm2vec emulate` reads files that are not packed.
-            attempt "tests $(basename "$program")" $((530 / ${#programs[@]})) "$program" --nocapture --skip command::
+            attempt "tests $(basename "$program")" $((530 / ${#programs[@]})) ${visible[@]+"${visible[@]}"} "$program" --nocapture --skip command::
         done
     fi
     publish tests
@@ -118,10 +131,11 @@ sanitize() {
 
 bench() {
     if has bench; then
-        attempt "bench ops" 330 "$llm2vec" bench ops --device "$device" --cases large --output "$results/ops.json" --output "$results/ops.csv"
+        # --seconds ends after the round under way; a limit would lose what was timed.
+        attempt "bench ops" 300 "$llm2vec" bench ops --device "$device" --cases large --seconds 200 --output "$results/ops.json" --output "$results/ops.csv"
         for shape in S-LLaMA-1.3B Mistral-7B; do
-            attempt "bench encode $shape" 50 "$llm2vec" bench encode --shape $shape --device "$device" --output "$results/encode-$shape.json"
-            attempt "bench train $shape" 50 "$llm2vec" bench train --shape $shape --device "$device" --recompute --output "$results/train-$shape.json"
+            attempt "bench encode $shape" 50 "$llm2vec" bench encode --shape $shape --device "$device" --rounds 2 --samples 2 --output "$results/encode-$shape.json"
+            attempt "bench train $shape" 50 "$llm2vec" bench train --shape $shape --device "$device" --recompute --rounds 2 --samples 2 --output "$results/train-$shape.json"
         done
     fi
     publish bench
@@ -129,8 +143,8 @@ bench() {
 
 pytorch() {
     if has pytorch torch; then
-        attempt "bench ops against pytorch" 540 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
-            --against pytorch --python "$python" --output "$results/pytorch-ops.json" --output "$results/pytorch-ops.csv"
+        attempt "bench ops against pytorch" 480 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
+            --seconds 240 --patience 120 --against pytorch --python "$python" --output "$results/pytorch-ops.json" --output "$results/pytorch-ops.csv"
     fi
     publish pytorch
 }
@@ -145,7 +159,11 @@ if ! mkdir -p "$results" || [ ! -x "$llm2vec" ]; then
 fi
 if [ "$stage" = all ]; then
     tests; sanitize; bench; pytorch
-    "$llm2vec" bench report "$results" >"$results/report.md" && echo "report: $results/report.md"
+    if "$llm2vec" bench report "$results" >"$results/report.md"; then
+        echo "report: $results/report.md"
+    else
+        failed=1
+    fi
 else
     $stage
 fi

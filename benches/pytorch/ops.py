@@ -3,11 +3,13 @@
     llm2vec bench ops --list json > cases.json
     python benches/pytorch/ops.py --cases cases.json --device cuda:0           alone, without our binary
 
-bf16 on a GPU, f32 on the CPU. On a GPU a sample is one call between two events, the level-2 cache emptied before it; on
-the CPU the mean of as many calls as take 2 ms. A backward is `torch.autograd.grad` on a graph that is built once.
-Each op in the ways that its users have: eager, `torch.compile` (with --compile), PEFT's layer if it is installed (else its formula, named `peft formula`), each backend of SDPA, nested
-tensors, flash-attn's varlen kernel if it is installed. Packs of unequal length are padded before the clock starts. A variant named `bound: …` does less
-than the op (a LoRA layer without its adapter) and is not compared.
+bf16 on a GPU, f32 on the CPU; statistics are f32 on both. On a GPU a sample is one call between two events, the level-2
+cache emptied before it, and the device kept busy while the host queues the call; on the CPU the mean of as many calls as
+take 2 ms. A backward is `torch.autograd.grad` on a graph that is built once. Each op in the ways that its users have:
+eager, `torch.compile` (with --compile), PEFT's layer if it is installed, the formula of that layer, each backend of SDPA,
+nested tensors, flash-attn's varlen kernel if it is installed. Packs of unequal length are padded before the clock starts.
+A variant named `bound: …` does less than the op (a LoRA layer without its adapter) and is not compared. What cannot run
+gives its reason; the ops that PyTorch has no counterpart for say so.
 """
 
 import argparse
@@ -229,27 +231,24 @@ def lora_linear(case):
         return add(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
 
     def peft():
-        try:
-            from peft import LoraConfig
-            from peft.tuners.lora import Linear
-        except ImportError:
-            return both(case, lambda: formula(x, a, b), [x, *a, *b])
+        from peft import LoraConfig
+        from peft.tuners.lora import Linear
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=case.rate)
         layers = []
         for w, c in zip(ws, biases):
             base = torch.nn.Linear(k, w.shape[0], bias=c is not None, device=case.device, dtype=case.real)
-            layers.append(Linear(base.requires_grad_(False), "default", r=rank, lora_alpha=2 * rank,
-                                 lora_dropout=case.rate, config=LoraConfig(r=rank, lora_alpha=2 * rank)).to(case.device))
-            layers[-1].train()
+            layer = Linear(base.requires_grad_(False), "default", r=rank, lora_alpha=2 * rank, lora_dropout=case.rate,
+                           config=config).to(case.device).train()
+            # Versions differ in where they read the rate: without dropout it would do less than the op.
+            drops = [m.p for m in layer.modules() if isinstance(m, torch.nn.Dropout)]
+            assert drops == ([case.rate] if case.rate else []), f"its layer has dropouts of {drops}, not of {case.rate}"
+            layers.append(layer)
         learned = [p for layer in layers for p in layer.parameters() if p.requires_grad]
         run = lambda: add(torch.cat([layer(x) for layer in layers], 1) if len(layers) > 1 else layers[0](x))
         return both(case, run, [x, *learned])
-    try:
-        import peft as _
-        name = "peft"
-    except ImportError:
-        name = "peft formula"
     compiled_formula = compiled(formula)
-    variants[name] = peft
+    variants["peft"] = peft
+    variants["formula"] = lambda: both(case, lambda: formula(x, a, b), [x, *a, *b])
     variants["compile"] = lambda: both(case, lambda: compiled_formula(x, a, b), [x, *a, *b])
     return variants
 
@@ -266,11 +265,16 @@ def swiglu(case):
 
 def pool(case):
     if not case.words.split(" of ")[0].endswith("Mean") or "Weighted" in case.words:
-        return {}
+        raise Refused("only the mean is written here")
     n, c = case.shapes["x" if case.forward else "dx"]["shape"]
     x = torch.randn(n, c, device=case.device, dtype=case.real, requires_grad=not case.forward)
     spans = case.shapes["spans"]["ints"]
     pairs = list(zip(spans[::2], spans[1::2]))
+    if pairs == [(i * pairs[0][1], (i + 1) * pairs[0][1]) for i in range(len(pairs))] and pairs[-1][1] == n:
+        # Spans of one length, one behind the other: no loop.
+        eager = lambda x: x.view(len(pairs), -1, c).mean(1, dtype=torch.float32)
+        fast = compiled(eager)
+        return {"eager": lambda: both(case, lambda: eager(x), [x]), "compile": lambda: both(case, lambda: fast(x), [x])}
     return {"eager": lambda: both(case, lambda: torch.stack([x[a:b].float().mean(0) for a, b in pairs]), [x])}
 
 
@@ -304,6 +308,9 @@ def contrastive(case):
 
     def eager(q, c):
         return F.cross_entropy(q @ c.T * scale, labels)
+    # Neither equal ids nor a margin take a candidate out here.
+    if case.has("ids") or "margin: Some" in case.words:
+        return {"bound: eager, every candidate counts": lambda: both(case, lambda: eager(q, c), [q, c])}
     fast = compiled(eager)
     return {"eager": lambda: both(case, lambda: eager(q, c), [q, c]),
             "compile": lambda: both(case, lambda: fast(q, c), [q, c])}
@@ -342,7 +349,11 @@ class Clock:
             repeats = max(1, int(SHORTEST / max(time.perf_counter() - start, 1e-9)))
             return [self.cpu(run, repeats) for _ in range(count)]
         torch.cuda.synchronize()
-        return [self.cuda(run) for _ in range(count)]
+        start = time.perf_counter()
+        run()
+        # Twice what the host takes to queue the call, in cycles of 2 GHz; a fast GPU must not wait for it.
+        cycles = int(2e9 * min(1e-3 + 2 * (time.perf_counter() - start), 0.1))
+        return [self.cuda(run, cycles) for _ in range(count)]
 
     def cpu(self, run, repeats):
         start = time.perf_counter()
@@ -350,9 +361,10 @@ class Clock:
             run()
         return (time.perf_counter() - start) / repeats
 
-    def cuda(self, run):
+    def cuda(self, run, cycles):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         self.flush.zero_()
+        torch.cuda._sleep(cycles)
         start.record()
         run()
         end.record()
@@ -360,22 +372,31 @@ class Clock:
         return start.elapsed_time(end) * 1e-3
 
 
+def attempt(make, name, dead):
+    """What `make` gives; nothing where it fails, and the reason under its name in `dead`."""
+    try:
+        return make()
+    except Exception as e:  # whatever a library throws is its answer, and no end of the run
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        dead[name] = lines[0][:200]
+
+
 def measure(spec, clock, count, compile_too, dead):
     """Seconds, or a reason, by variant; `dead` keeps those that failed once."""
-    case = Case(spec, clock.device)
+    def variants():
+        case = Case(spec, clock.device)
+        make = OPS.get(case.noun)
+        if make is None:
+            raise Refused("no such op here")
+        return make(case)
     answer = {}
-    for name, make in OPS[case.noun](case).items():
-        if name in dead or name == "compile" and not compile_too:
-            answer.update({name: dead[name]} if name in dead else {})
-            continue
-        try:
-            answer[name] = clock.samples(make(), count)
-        except (Refused, ImportError, RuntimeError, TypeError, AttributeError, NotImplementedError) as e:
-            lines = str(e).strip().splitlines() or [type(e).__name__]
-            answer[name] = dead[name] = lines[0][:200]
+    for name, make in (attempt(variants, "PyTorch", dead) or {}).items():
+        if name not in dead and (name != "compile" or compile_too):
+            samples = attempt(lambda: clock.samples(make(), count), name, dead)
+            answer.update({name: samples} if samples else {})
     if clock.device.type == "cuda":
         torch.cuda.empty_cache()
-    return answer
+    return {**answer, **dead}
 
 
 def describe(device):
@@ -402,6 +423,12 @@ def prepare(settings):
         torch._dynamo.config.recompile_limit = 4096
     except AttributeError:
         torch._dynamo.config.cache_size_limit = 4096
+    try:
+        # A compiled backward gives its saved tensors away, and then runs but once.
+        from torch._functorch import config
+        config.donated_buffer = False
+    except (ImportError, AttributeError):
+        pass
     return device
 
 

@@ -2,14 +2,14 @@
 
 use super::cases::large::roofs;
 use super::cases::{Case, Fill, gpu_dtype};
-use super::record::{Counted, Roof, Row, Spread};
+use super::record::{Counted, Planned, Rival, Roof, Row, Spread};
 use super::rival::Python;
 use crate::device::gpu::{Gpu, Memory};
 use crate::device::{DType, Device};
 use crate::error::{Error, Result};
 use crate::rng::normal;
 use crate::tensor::Tensor;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How often.
 #[derive(Clone, Copy, Debug)]
@@ -18,10 +18,30 @@ pub struct Settings {
     pub rounds: usize,
     /// Times that a case is timed in a round.
     pub samples: usize,
+    /// After so long no round begins; what was timed until then is all.
+    pub time: Option<Duration>,
+}
+
+/// When rounds end.
+pub struct Deadline {
+    start: Instant,
+    time: Option<Duration>,
+}
+
+impl Deadline {
+    /// The clock starts.
+    pub fn new(time: Option<Duration>) -> Deadline {
+        Deadline { start: Instant::now(), time }
+    }
+
+    /// Whether this part of the time is over.
+    pub fn over(&self, part: f64) -> bool {
+        self.time.is_some_and(|time| self.start.elapsed() >= time.mul_f64(part))
+    }
 }
 
 /// A prime, so that no row of a matrix is like another: to draw as many numbers as a large operand has takes minutes.
-const DRAWN: usize = 1_000_003;
+pub(super) const DRAWN: usize = 1_000_003;
 
 /// More than the level-2 cache of any GPU.
 const FLUSH: usize = 256 << 20;
@@ -56,7 +76,7 @@ impl Operands {
             Fill::Level(_, x) => (1.0, Some(*x)),
             Fill::Poison(_) => (1.0, Some(f64::NAN)),
             Fill::Added(_) => (1.0, Some(7.0)),
-            Fill::Ints(..) => return on(&self.device, fill.tensor(DType::F64, name)),
+            Fill::Ints(shape, values) => return ints(&self.device, shape, values),
         };
         match &self.device {
             Device::Cpu(real) => {
@@ -88,10 +108,18 @@ impl Operands {
     }
 }
 
-fn on(device: &Device, ints: Tensor) -> Result<Tensor> {
+/// Calls that make a sample long enough, by the seconds of one.
+fn repeats(one: f64) -> usize {
+    (SHORTEST / one).ceil().clamp(1.0, 1e6) as usize
+}
+
+/// Integers on a device.
+pub(super) fn ints(device: &Device, shape: &[usize], values: &[i32]) -> Result<Tensor> {
+    let mut t = Tensor::zeros(DType::I32, shape);
+    t.host_mut()?.copy_from_slice(values);
     match device {
-        Device::Cpu(_) => Ok(ints),
-        Device::Gpu(gpu) => ints.to_gpu(gpu, DType::I32),
+        Device::Cpu(_) => Ok(t),
+        Device::Gpu(gpu) => t.to_gpu(gpu, DType::I32),
     }
 }
 
@@ -100,6 +128,7 @@ pub struct Subject<'a> {
     case: &'a Case,
     outputs: Vec<Tensor>,
     inputs: Vec<Tensor>,
+    /// Calls in a sample; 0 before the first.
     repeats: usize,
     samples: Vec<f64>,
 }
@@ -108,14 +137,23 @@ impl<'a> Subject<'a> {
     /// Made, and run once.
     pub fn new(operands: &Operands, case: &'a Case) -> Result<Subject<'a>> {
         let (outputs, inputs) = (operands.list(case, &case.outputs)?, operands.list(case, &case.inputs)?);
-        let mut subject = Subject { case, outputs, inputs, repeats: 1, samples: Vec::new() };
-        let start = Instant::now();
+        let mut subject = Subject { case, outputs, inputs, repeats: 0, samples: Vec::new() };
         subject.call(&operands.device)?;
-        match &operands.device {
-            Device::Cpu(_) => subject.repeats = (SHORTEST / start.elapsed().as_secs_f64()).ceil() as usize,
-            Device::Gpu(gpu) => gpu.synchronize()?,
+        if let Device::Gpu(gpu) = &operands.device {
+            gpu.synchronize()?;
         }
         Ok(subject)
+    }
+
+    /// With its weight as bf16 panels.
+    fn packed(mut self) -> Result<Subject<'a>> {
+        if let Some(at) = self.case.inputs.iter().position(|(name, _)| *name == "w") {
+            let w = &self.inputs[at];
+            let mut panels = Tensor::panels([w.shape()[0], w.shape()[1]]);
+            panels.put_rows(0, w.host::<f32>()?)?;
+            self.inputs[at] = panels;
+        }
+        Ok(self)
     }
 
     /// The call that is timed.
@@ -124,8 +162,15 @@ impl<'a> Subject<'a> {
     }
 
     fn sample(&mut self, clock: &mut Clock, samples: usize) -> Result<()> {
+        let device = clock.device.clone();
+        if self.repeats == 0 {
+            self.repeats = match device {
+                // The call that made it ready was cold, and too long to go by.
+                Device::Cpu(_) => repeats(clock.time(1, || self.call(&device))?),
+                Device::Gpu(_) => 1,
+            };
+        }
         for _ in 0..samples {
-            let device = clock.device.clone();
             let time = clock.time(self.repeats, || self.call(&device))?;
             self.samples.push(time);
         }
@@ -171,7 +216,8 @@ impl Clock {
 /// The cases that the roof is measured by, in sizes that a device needs to reach it.
 pub fn bounds(device: &Device) -> [Case; 2] {
     match device {
-        Device::Cpu(_) => roofs(8192, 256),
+        // Fewer rows do not reach it.
+        Device::Cpu(_) => roofs(8192, 2048),
         Device::Gpu(_) => roofs(65536, 8192),
     }
 }
@@ -181,9 +227,13 @@ pub fn bounds(device: &Device) -> [Case; 2] {
 pub struct Bounds<'a>([Option<Subject<'a>>; 2]);
 
 impl<'a> Bounds<'a> {
-    /// Of [`bounds`].
-    pub fn new(operands: &Operands, cases: &'a [Case; 2]) -> Bounds<'a> {
-        Bounds(cases.each_ref().map(|case| Subject::new(operands, case).ok()))
+    /// Of [`bounds`]; on the CPU the product's weight may be packed bf16 panels.
+    pub fn new(operands: &Operands, cases: &'a [Case; 2], panels: bool) -> Bounds<'a> {
+        let [copy, mut product] = cases.each_ref().map(|case| Subject::new(operands, case).ok());
+        if panels {
+            product = product.and_then(|product| product.packed().ok());
+        }
+        Bounds([copy, product])
     }
 
     /// Times both.
@@ -200,6 +250,7 @@ impl<'a> Bounds<'a> {
         Roof {
             bytes_per_second: rate(&self.0[0], |device, case| case.bytes(device) as f64),
             flops_per_second: rate(&self.0[1], |_, case| case.flops as f64),
+            product: gpu(device).map(|_| "our own kernel".into()),
         }
     }
 }
@@ -215,15 +266,26 @@ pub fn ops(
     let (operands, mut clock) = (Operands::new(device), Clock::new(device)?);
     let mut rows: Vec<Row> = cases.iter().map(|case| blank(device, case)).collect();
     let bounds = bounds(device);
-    let mut bounds = if settings.rounds > 0 { Bounds::new(&operands, &bounds) } else { Bounds::default() };
+    let mut bounds =
+        if settings.rounds > 0 { Bounds::new(&operands, &bounds, false) } else { Bounds::default() };
     let sizes: Vec<u64> = cases.iter().map(|case| operands.size(case)).collect();
+    let deadline = Deadline::new(settings.time);
     for group in groups(&sizes, device.available().map_or(u64::MAX, |free| free / 2)) {
+        if group.start > 0 && deadline.over(1.0) {
+            rows[group].iter_mut().for_each(|row| row.note = Some("not timed: --seconds were over".into()));
+            continue;
+        }
         let mut subjects: Vec<Option<Subject>> = Vec::new();
         for i in group.clone() {
             say(format!("preparing {} of {}: {} {}", i + 1, cases.len(), cases[i].op, cases[i].label));
             subjects.push(prepared(&operands, &cases[i], &mut rows[i]));
         }
+        // Groups share the time by their cases; each has a round.
+        let part = group.end as f64 / cases.len() as f64;
         for round in 1..=settings.rounds {
+            if round > 1 && deadline.over(part) {
+                break;
+            }
             say(format!("round {round} of {}, cases to {} of {}", settings.rounds, group.end, cases.len()));
             bounds.sample(&mut clock, settings.samples)?;
             for (i, subject) in group.clone().zip(&mut subjects) {
@@ -232,7 +294,7 @@ pub fn ops(
                     *subject = None;
                 }
                 if let (Some(rival), Some(_)) = (rival.as_deref_mut(), &*subject) {
-                    rival.run(i, settings.samples)?;
+                    rival.run(i, settings.samples);
                 }
             }
         }
@@ -243,8 +305,8 @@ pub fn ops(
             }
         }
     }
-    let roof = bounds.roof(device);
-    rows.iter_mut().for_each(|row| row.share = share(row, roof));
+    let roof = better(bounds.roof(device), &rows);
+    rows.iter_mut().for_each(|row| row.share = share(row, &roof));
     Ok((rows, roof))
 }
 
@@ -255,8 +317,9 @@ pub fn costs(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<Vec<Row>
     let one = |(i, case): (usize, &Case)| {
         say(format!("counting {} of {}: {} {}", i + 1, cases.len(), case.op, case.label));
         let mut row = blank(&device, case);
-        row.bytes = case.plan.bytes.map_or(row.bytes, |b| b as u64);
-        row.flops = case.plan.tensor_flops.unwrap_or(case.flops) as u64;
+        let [bytes, touched, flops] =
+            [case.plan.bytes, case.plan.once, case.plan.tensor_flops].map(|plan| plan.map(|n| n as u64));
+        row.planned = Some(Planned { bytes, touched, flops });
         match counted(gpu, &operands, case) {
             Ok(counted) => row.counted = Some(counted),
             Err(e) => fail(&mut row, &e),
@@ -273,6 +336,7 @@ fn counted(gpu: &Gpu, operands: &Operands, case: &Case) -> Result<Counted> {
     for (kernel, counters) in launches {
         let total = counters.total;
         sum.bytes += total.bytes;
+        sum.touched += counters.read + counters.written;
         sum.sectors += 32 * total.sectors;
         sum.flops += total.flops;
         sum.conflicts += total.conflicts;
@@ -331,8 +395,25 @@ fn groups(sizes: &[u64], most: u64) -> Vec<std::ops::Range<usize>> {
     list
 }
 
+/// The roof with the product of the rival's that is faster, if one is.
+fn better(roof: Roof, rows: &[Row]) -> Roof {
+    let products = rows.iter().flat_map(|row| {
+        let plain = row.rivals.iter().filter(|(name, _)| name.starts_with("F.linear"));
+        plain.filter_map(|(name, rival)| match rival {
+            Rival::Time(t) => Some((row.flops as f64 / t.median, name)),
+            Rival::Note(_) => None,
+        })
+    });
+    match products.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((rate, name)) if roof.flops_per_second.is_none_or(|ours| rate > ours) => {
+            Roof { flops_per_second: Some(rate), product: Some(format!("the rival's {name}")), ..roof }
+        }
+        _ => roof,
+    }
+}
+
 /// The least time that the roof leaves for the bytes and the operations of a row, over its median.
-fn share(row: &Row, roof: Roof) -> Option<f64> {
+fn share(row: &Row, roof: &Roof) -> Option<f64> {
     let least = |amount: u64, rate: Option<f64>| rate.map(|r| amount as f64 / r);
     let (bytes, flops) = (least(row.bytes, roof.bytes_per_second)?, least(row.flops, roof.flops_per_second)?);
     Some(bytes.max(flops) / row.time?.median)
@@ -348,7 +429,29 @@ pub fn gpu(device: &Device) -> Option<&Gpu> {
 
 #[cfg(test)]
 mod tests {
-    use super::groups;
+    use super::*;
+
+    #[test]
+    fn the_roof_is_the_better_product() {
+        let time = |median: f64| Rival::Time(Spread { median, least: median, samples: 1 });
+        let rivals = [("F.linear (cuBLAS)", 1e-3), ("bound: F.linear, no adapter", 1e-9), ("peft", 1e-9)];
+        let rivals = rivals.into_iter().map(|(name, s)| (name.to_string(), time(s))).collect();
+        let rows = [Row { flops: 1_000_000_000, rivals, ..Row::default() }, Row::default()];
+        let ours = |rate| Roof {
+            flops_per_second: Some(rate),
+            product: Some("our own kernel".into()),
+            ..Roof::default()
+        };
+        assert_eq!(better(ours(2e12), &rows), ours(2e12));
+        let theirs = better(ours(0.5e12), &rows);
+        assert_eq!(theirs.flops_per_second, Some(1e12));
+        assert_eq!(theirs.product.as_deref(), Some("the rival's F.linear (cuBLAS)"));
+    }
+
+    #[test]
+    fn short_calls_are_repeated() {
+        assert_eq!([1.0, 1e-3, 0.9e-3, 0.0].map(repeats), [1, 2, 3, 1_000_000]);
+    }
 
     #[test]
     fn groups_fit_and_leave_nothing_out() {

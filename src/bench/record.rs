@@ -1,9 +1,10 @@
 //! What a run of a bench measured, with all that is needed to repeat it: JSON between a run and its report.
 
-use crate::device::Device;
 use crate::device::gpu::Gpu;
+use crate::device::{Device, cuda};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// One run.
@@ -18,13 +19,13 @@ pub struct Record {
     pub machine: String,
     /// The GPU's driver.
     pub driver: Option<String>,
-    /// Of the sources, where the build or the caller knew it.
+    /// Of the sources, where git or the caller knew it; `-dirty` where they were changed since.
     pub commit: Option<String>,
-    /// The command line.
+    /// The command line, as a shell takes it, behind the variables of ours that were set.
     pub command: String,
     /// UTC.
     pub date: String,
-    /// The fastest copy and product of the run.
+    /// The medians of the run's copies and products.
     pub roof: Option<Roof>,
     /// What it was compared with.
     pub rival: Option<String>,
@@ -35,12 +36,15 @@ pub struct Record {
 }
 
 /// What the device reaches, measured in the same run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Roof {
     /// Of a copy, reads and writes together.
     pub bytes_per_second: Option<f64>,
     /// Of a plain product in the float that the device computes in.
     pub flops_per_second: Option<f64>,
+    /// Whose product that was, where it may not be the fastest there is.
+    #[serde(default)]
+    pub product: Option<String>,
 }
 
 /// One case.
@@ -63,6 +67,8 @@ pub struct Row {
     pub share: Option<f64>,
     /// What the emulator counted.
     pub counted: Option<Counted>,
+    /// What it was to count.
+    pub planned: Option<Planned>,
     /// Why there is nothing to show.
     pub note: Option<String>,
     /// Whether that is an error; else the device has no kernel for it.
@@ -84,17 +90,32 @@ pub struct Spread {
 
 /// What the emulator counted in one call, all launches together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counted {
     /// Launches of kernels, in order, each with its registers and occupancy.
     pub kernels: Vec<String>,
     /// That lanes asked global memory for.
     pub bytes: u64,
+    /// Of these each once for reading and once for writing.
+    pub touched: u64,
     /// 32-byte sectors of global memory, in bytes.
     pub sectors: u64,
     /// Tensor-core operations.
     pub flops: u64,
     /// Passes through shared memory beyond those that are needed.
     pub conflicts: u64,
+}
+
+/// What a case's kernels are held to, as far as it is stated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Planned {
+    /// Bytes asked for.
+    pub bytes: Option<u64>,
+    /// Bytes touched.
+    pub touched: Option<u64>,
+    /// Tensor-core operations.
+    pub flops: Option<u64>,
 }
 
 /// One way of the rival's.
@@ -148,8 +169,10 @@ impl Record {
     pub fn new(kind: &str, device: &Device, command: Vec<String>) -> Record {
         let gpu = matches!(device, Device::Gpu(_));
         let processor = field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
-        let commit =
-            std::env::var("LLM2VEC_COMMIT").ok().or_else(|| option_env!("LLM2VEC_COMMIT").map(Into::into));
+        let text =
+            |(name, value): (OsString, OsString)| name.into_string().ok().zip(value.into_string().ok());
+        let variables = std::env::vars_os().filter_map(text);
+        let named = std::env::var("LLM2VEC_COMMIT").ok().filter(|commit| !commit.is_empty());
         Record {
             kind: kind.into(),
             device: match device {
@@ -157,25 +180,37 @@ impl Record {
                 Device::Gpu(gpu) => described(gpu),
             },
             machine: format!("{processor}, {} threads", rayon::current_num_threads()),
-            driver: gpu.then(driver).flatten(),
-            commit,
-            command: command.join(" "),
+            driver: gpu.then(cuda::driver).flatten(),
+            commit: named.or_else(|| option_env!("LLM2VEC_COMMIT").map(Into::into)),
+            command: line(variables, &command),
             date: utc(SystemTime::now()),
             ..Record::default()
         }
     }
 }
 
-fn described(gpu: &Gpu) -> String {
-    let ((major, minor), name) = (gpu.capability(), gpu.name());
-    format!("{name}, sm_{major}{minor}, {} multiprocessors", gpu.processors())
+/// What repeats a run in a shell.
+fn line(variables: impl Iterator<Item = (String, String)>, command: &[String]) -> String {
+    let set = variables.filter(|(name, _)| name.starts_with("LLM2VEC_") && name != "LLM2VEC_COMMIT");
+    let mut set: Vec<String> = set.map(|(name, value)| format!("{name}={}", quoted(&value))).collect();
+    set.sort();
+    set.extend(command.iter().map(|word| quoted(word)));
+    set.join(" ")
 }
 
-/// What NVIDIA's kernel module says of itself.
-pub fn driver() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("NVRM version:"))?;
-    Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
+/// In quotes where a shell would make something else of it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// A GPU in a line.
+pub fn described(gpu: &Gpu) -> String {
+    let ((major, minor), name) = (gpu.capability(), gpu.name());
+    format!("{name}, sm_{major}{minor}, {} multiprocessors", gpu.processors())
 }
 
 fn field(file: &str, key: &str) -> Option<String> {
@@ -202,6 +237,17 @@ fn utc(time: SystemTime) -> String {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_command_can_be_pasted() {
+        let set = [("PATH", "/a"), ("LLM2VEC_THREADS", "2"), ("LLM2VEC_COMMIT", "b"), ("LLM2VEC_FILTER", "")];
+        let set = set.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let command = ["llm2vec", "--filter", "swiglu N=65", "it's"].map(String::from);
+        assert_eq!(
+            line(set, &command),
+            r"LLM2VEC_FILTER='' LLM2VEC_THREADS=2 llm2vec --filter 'swiglu N=65' 'it'\''s'"
+        );
+    }
 
     #[test]
     fn a_time_is_a_date() {

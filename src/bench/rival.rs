@@ -9,17 +9,23 @@ use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 const SCRIPT: &str = include_str!("../../benches/pytorch/ops.py");
 
 /// A Python that times its own ways.
 pub struct Python {
     child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    to: Sender<String>,
+    from: Receiver<String>,
+    /// How long it may take for an answer.
+    patience: Duration,
     /// What it says it is.
     pub name: String,
+    /// Why it answers no more.
+    pub lost: Option<String>,
     /// Samples, or why there are none: by case and variant.
     found: Vec<BTreeMap<String, Found>>,
     // Holds the script for as long as it runs.
@@ -33,7 +39,13 @@ enum Found {
 
 impl Python {
     /// Starts `python` on these cases; `gpu` is a CUDA ordinal.
-    pub fn start(python: &str, cases: &[Case], gpu: Option<usize>, compile: bool) -> Result<Python> {
+    pub fn start(
+        python: &str,
+        cases: &[Case],
+        gpu: Option<usize>,
+        compile: bool,
+        patience: Duration,
+    ) -> Result<Python> {
         let mut script = tempfile::Builder::new()
             .prefix("llm2vec-ops-")
             .suffix(".py")
@@ -49,15 +61,16 @@ impl Python {
         let mut child = child.map_err(|e| {
             Error::Device(format!("--against pytorch: {python} cannot be started ({e}); try --python NAME"))
         })?;
-        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { unreachable!() };
+        let (to, from) = lines(&mut child);
         let found = cases.iter().map(|_| BTreeMap::new()).collect();
-        let (from, name) = (BufReader::new(from), String::new());
-        let mut rival = Python { child, to, from, name, found, _script: script };
+        let mut rival =
+            Python { child, to, from, patience, name: String::new(), lost: None, found, _script: script };
         let device = gpu.map_or("cpu".into(), |n| format!("cuda:{n}"));
         let threads = rayon::current_num_threads();
-        rival
-            .tell(&json!({"device": device, "threads": threads, "compile": compile, "cases": list(cases)}))?;
-        let answer = rival.answer()?;
+        let settings =
+            json!({"device": device, "threads": threads, "compile": compile, "cases": list(cases)});
+        let answer =
+            rival.ask(&settings).map_err(|why| Error::Device(format!("--against pytorch: {why}")))?;
         match answer["name"].as_str() {
             Some(name) => rival.name = name.to_string(),
             None => {
@@ -69,28 +82,34 @@ impl Python {
         Ok(rival)
     }
 
-    /// Times every variant of a case.
-    pub fn run(&mut self, case: usize, samples: usize) -> Result<()> {
-        self.tell(&json!({"run": case, "samples": samples}))?;
-        let answer = self.answer()?;
-        let Some(variants) = answer.as_object() else {
-            return Err(self.lost("an answer that is no object"));
+    /// Times every variant of a case. Once it is lost, the reason is what it gives.
+    pub fn run(&mut self, case: usize, samples: usize) {
+        let answer = match &self.lost {
+            None => self.ask(&json!({"run": case, "samples": samples})),
+            Some(why) => Err(why.clone()),
         };
+        let variants = answer.and_then(|answer| match answer {
+            Value::Object(variants) => Ok(variants),
+            other => Err(said(&other.to_string())),
+        });
+        let variants = variants.unwrap_or_else(|why| {
+            self.lost = Some(why.clone());
+            [("PyTorch".to_string(), Value::String(why))].into_iter().collect()
+        });
         for (name, value) in variants {
             let found = match value {
-                Value::String(reason) => Found::Reason(reason.clone()),
+                Value::String(reason) => Found::Reason(reason),
                 _ => {
                     Found::Seconds(value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect())
                 }
             };
-            match (self.found[case].get_mut(name), found) {
+            match (self.found[case].get_mut(&name), found) {
                 (Some(Found::Seconds(all)), Found::Seconds(more)) => all.extend(more),
                 (_, found) => {
-                    self.found[case].insert(name.clone(), found);
+                    self.found[case].insert(name, found);
                 }
             }
         }
-        Ok(())
     }
 
     /// What a case's runs gave.
@@ -102,23 +121,34 @@ impl Python {
         std::mem::take(&mut self.found[case]).into_iter().map(|(name, f)| (name, rival(f))).collect()
     }
 
-    fn tell(&mut self, what: &Value) -> Result<()> {
-        // One that is gone will have said why, or does so in `answer`.
-        let _ = writeln!(self.to, "{what}").and_then(|()| self.to.flush());
-        Ok(())
-    }
-
-    fn answer(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        match self.from.read_line(&mut line) {
-            Ok(n) if n > 0 => serde_json::from_str(&line).map_err(|_| self.lost(line.trim())),
-            _ => Err(self.lost("nothing, and went away")),
+    /// A line to it, and its answer; or why there is none.
+    fn ask(&mut self, what: &Value) -> std::result::Result<Value, String> {
+        // Where it is gone, so is the answer.
+        let _ = self.to.send(what.to_string());
+        match self.from.recv_timeout(self.patience) {
+            Ok(line) => serde_json::from_str(&line).map_err(|_| said(line.trim())),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(format!("the child has not answered for {} s (--patience)", self.patience.as_secs()))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(said("nothing, and went away")),
         }
     }
+}
 
-    fn lost(&self, said: &str) -> Error {
-        Error::Device(format!("--against pytorch: the child said {said}; its own words are above"))
-    }
+fn said(what: &str) -> String {
+    format!("the child said {what}; its own words are above")
+}
+
+/// A child's pipes by threads of their own: one that neither reads nor answers holds up nobody.
+fn lines(child: &mut Child) -> (Sender<String>, Receiver<String>) {
+    let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else { unreachable!() };
+    let ((to, orders), (answers, from)) = (channel::<String>(), channel());
+    std::thread::spawn(move || orders.iter().try_for_each(|line| writeln!(stdin, "{line}")));
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stdout).lines().map_while(std::result::Result::ok);
+        lines.all(|line| answers.send(line).is_ok())
+    });
+    (to, from)
 }
 
 impl Drop for Python {

@@ -1,6 +1,6 @@
 //! Records as tables: text, Markdown, CSV.
 
-use super::record::{Record, Row};
+use super::record::{Record, Rival, Row};
 use crate::error::{Error, Result};
 
 /// How a table is written.
@@ -60,6 +60,8 @@ impl Record {
             (_, true) => head.extend([
                 "bytes",
                 "of plan",
+                "touched",
+                "of plan",
                 "sectors",
                 "tensor FLOPs",
                 "of plan",
@@ -88,9 +90,10 @@ impl Record {
 
     /// What a reader needs to judge the numbers, a line each.
     fn facts(&self, bullet: &str) -> String {
-        let roof = self.roof.unwrap_or_default();
+        let roof = self.roof.clone().unwrap_or_default();
         let copy = roof.bytes_per_second.map(|b| format!("copy {:.0} GB/s", b / 1e9));
-        let product = roof.flops_per_second.map(|f| format!("plain product {:.2} TFLOP/s", f / 1e12));
+        let by = roof.product.map_or(String::new(), |by| format!(" ({by})"));
+        let product = roof.flops_per_second.map(|f| format!("plain product {:.2} TFLOP/s{by}", f / 1e12));
         let roof: Vec<String> = copy.into_iter().chain(product).collect();
         let lines = [
             ("device", Some(self.device.clone())),
@@ -98,6 +101,7 @@ impl Record {
             ("driver", self.driver.clone()),
             ("roof", (!roof.is_empty()).then(|| roof.join(", "))),
             ("rival", self.rival.clone()),
+            ("no rival", self.alone()),
             ("commit", self.commit.clone()),
             ("command", Some(self.command.clone())),
             ("date", Some(self.date.clone())),
@@ -108,6 +112,32 @@ impl Record {
 }
 
 const NONE: &str = "-";
+
+impl Record {
+    /// Why rows have no rival, each reason once.
+    fn alone(&self) -> Option<String> {
+        let rows = self.rows.iter().filter(|row| self.rival.is_some() && row.best_rival().is_none());
+        let mut reasons: Vec<(String, &Row, usize)> = Vec::new();
+        for row in rows {
+            let why = row.rivals.iter().map(|(name, rival)| match rival {
+                Rival::Note(why) => format!("{name}: {why}"),
+                // A bound.
+                Rival::Time(_) => name.clone(),
+            });
+            let why: Vec<String> = why.collect();
+            let why = if why.is_empty() { "nothing was tried".into() } else { why.join("; ") };
+            match reasons.iter_mut().find(|(known, ..)| *known == why) {
+                Some((.., count)) => *count += 1,
+                None => reasons.push((why, row, 1)),
+            }
+        }
+        let one = |(why, row, count): &(String, &Row, usize)| match count {
+            1 => format!("{} {} ({why})", row.op, row.label),
+            n => format!("{} {} and {} more ({why})", row.op, row.label, n - 1),
+        };
+        (!reasons.is_empty()).then(|| reasons.iter().map(one).collect::<Vec<_>>().join("; "))
+    }
+}
 
 fn or_none(value: Option<String>) -> String {
     value.unwrap_or_else(|| NONE.into())
@@ -142,18 +172,20 @@ fn whole(row: &Row) -> Vec<String> {
 }
 
 fn cost(row: &Row) -> Vec<String> {
-    let Some(c) = &row.counted else { return noted(row, 7) };
-    let of = |got: u64, plan: u64| match plan {
-        0 => NONE.to_string(),
-        _ => format!("{:.1} %", 100.0 * got as f64 / plan as f64),
+    let Some(c) = &row.counted else { return noted(row, 9) };
+    let plan = row.planned.unwrap_or_default();
+    let of = |got: u64, plan: Option<u64>| match plan {
+        None | Some(0) => NONE.to_string(),
+        Some(plan) => format!("{:.1} %", 100.0 * got as f64 / plan as f64),
     };
-    let tensor = if c.flops == 0 { NONE.into() } else { of(c.flops, row.flops) };
     vec![
         c.bytes.to_string(),
-        of(c.bytes, row.bytes),
+        of(c.bytes, plan.bytes),
+        c.touched.to_string(),
+        of(c.touched, plan.touched),
         c.sectors.to_string(),
         c.flops.to_string(),
-        tensor,
+        of(c.flops, plan.flops),
         c.conflicts.to_string(),
         c.kernels.join("; "),
     ]
@@ -189,10 +221,11 @@ fn csv(row: &[String]) -> String {
 
 /// Words to the left, the rest to the right.
 fn is_word(column: &str) -> bool {
-    ["op", "case", "by", "kernels", "check", "result", "detail"].contains(&column)
+    ["op", "case", "by", "kernel", "target", "kernels", "check", "result", "detail"].contains(&column)
 }
 
-fn aligned(head: &[&str], body: &[Vec<String>]) -> String {
+/// Columns in line.
+pub fn aligned(head: &[&str], body: &[Vec<String>]) -> String {
     let width =
         |i: usize| body.iter().map(|r| r[i].chars().count()).chain([head[i].len()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..head.len()).map(width).collect();

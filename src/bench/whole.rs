@@ -1,7 +1,7 @@
 //! A whole pass over a pack: encoding, or a step of training; a real model or a random one, random tokens.
 
 use super::cases::large::SHAPES;
-use super::measure::{Bounds, Clock, Operands, Settings, bounds};
+use super::measure::{Bounds, Clock, DRAWN, Deadline, Operands, Settings, bounds, ints};
 use super::record::{Roof, Row, Spread};
 use crate::device::gpu::Graphs;
 use crate::device::{DType, Device};
@@ -20,7 +20,7 @@ use crate::ops::attention::Mask;
 use crate::ops::contrastive::InfoNce;
 use crate::ops::pool::{Pooling, pool_fwd};
 use crate::rng::normal;
-use crate::tensor::{Raw, Tensor};
+use crate::tensor::Raw;
 use crate::train::contrastive::{Batch, Contrastive, Rule, Sequence};
 use crate::train::learner::{self, Head, Learner};
 use half::bf16;
@@ -60,8 +60,6 @@ pub struct Model {
 }
 
 const RANK: usize = 16;
-/// Of normal numbers that random weights repeat; a prime, as in the cases.
-const DRAWN: usize = 1_000_003;
 
 impl Model {
     /// Of a folder, or of the local Hugging Face cache.
@@ -135,8 +133,12 @@ pub fn measure(
     runner()?;
     let (operands, mut clock, mut samples) = (Operands::new(device), Clock::new(device)?, Vec::new());
     let cases = bounds(device);
-    let mut bounds = Bounds::new(&operands, &cases);
-    for _ in 0..settings.rounds {
+    let mut bounds = Bounds::new(&operands, &cases, size.panels);
+    let deadline = Deadline::new(settings.time);
+    for round in 0..settings.rounds {
+        if round > 0 && deadline.over(1.0) {
+            break;
+        }
         bounds.sample(&mut clock, settings.samples)?;
         for _ in 0..settings.samples {
             let start = Instant::now();
@@ -214,15 +216,6 @@ fn encoder(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() ->
         // Waits for the device, as whoever wants vectors does.
         pooled.to_host().map(|_| ())
     })
-}
-
-fn ints(device: &Device, shape: &[usize], values: &[i32]) -> Result<Tensor> {
-    let mut t = Tensor::zeros(DType::I32, shape);
-    t.host_mut()?.copy_from_slice(values);
-    match device {
-        Device::Cpu(_) => Ok(t),
-        Device::Gpu(gpu) => t.to_gpu(gpu, DType::I32),
-    }
 }
 
 fn fits(device: &Device, build: impl FnOnce(&mut Arena)) -> Result<()> {

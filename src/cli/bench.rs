@@ -10,8 +10,13 @@ use crate::cli::{print, say};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::atomic;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
+use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Time ops and whole models; against PyTorch where it is installed.
 #[derive(Args)]
@@ -30,8 +35,8 @@ pub struct Bench {
 #[derive(Subcommand)]
 enum What {
     Ops(Box<Ops>),
-    Encode(Whole),
-    Train(Whole),
+    Encode(Encode),
+    Train(Train),
     Report(Report),
 }
 
@@ -50,7 +55,7 @@ struct Ops {
     #[arg(long, env = "LLM2VEC_TOKENS", value_name = "N", default_value_t = 16384)]
     tokens: usize,
     /// Print the cases and run none
-    #[arg(long, value_name = "FORM")]
+    #[arg(long, env = "LLM2VEC_LIST", value_name = "FORM")]
     list: Option<ListForm>,
     /// Time another library's ways as well, in turn with ours
     #[arg(long, env = "LLM2VEC_AGAINST", value_name = "LIBRARY")]
@@ -59,8 +64,11 @@ struct Ops {
     #[arg(long, env = "LLM2VEC_PYTHON", value_name = "PROGRAM", default_value = "python3")]
     python: String,
     /// PyTorch: torch.compile as well (compiles every case once, which takes long)
-    #[arg(long)]
+    #[arg(long, env = "LLM2VEC_COMPILE", value_parser = BoolishValueParser::new())]
     compile: bool,
+    /// Give the other library up once it has not answered for so long; a compilation takes minutes
+    #[arg(long, env = "LLM2VEC_PATIENCE", value_name = "SECONDS", default_value_t = 300)]
+    patience: u64,
     #[command(flatten)]
     common: Common,
 }
@@ -77,11 +85,14 @@ struct Common {
     /// Times that a case is timed in a round
     #[arg(long, env = "LLM2VEC_SAMPLES", value_name = "N", default_value_t = 5)]
     samples: usize,
+    /// Begin no second round after so long, and publish what was timed until then
+    #[arg(long, env = "LLM2VEC_SECONDS", value_name = "N")]
+    seconds: Option<u64>,
     /// FILE.md, .json, .csv or .txt; repeat for several. The table goes to stdout in any case
     #[arg(short, long, env = "LLM2VEC_OUTPUT", value_delimiter = ',', value_name = "FILE")]
     output: Vec<PathBuf>,
     /// No progress
-    #[arg(short, long)]
+    #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
     quiet: bool,
 }
 
@@ -102,21 +113,31 @@ enum Library {
     Pytorch,
 }
 
-/// Tokens per second of a whole pass of a model, real or random: encoding packs, or a step of SimCSE with its optimiser.
+/// Tokens per second of encoding whole packs to vectors, with a real model or a random one.
+#[derive(Args)]
+struct Encode {
+    #[command(flatten)]
+    whole: Whole,
+}
+
+/// Tokens per second of whole steps of SimCSE, optimiser and all, with a real model or a random one.
+#[derive(Args)]
+struct Train {
+    #[command(flatten)]
+    whole: Whole,
+    /// Keep only the input of every block
+    #[arg(long, env = "LLM2VEC_RECOMPUTE", value_parser = BoolishValueParser::new())]
+    recompute: bool,
+    /// On a GPU: queue kernel by kernel, as `train --no-graph` does
+    #[arg(long, env = "LLM2VEC_NO_GRAPH", value_parser = BoolishValueParser::new())]
+    no_graph: bool,
+}
+
+/// What both take.
 #[derive(Args)]
 struct Whole {
-    /// Random weights in the shape of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B or Llama-3-8B
-    #[arg(
-        long,
-        env = "LLM2VEC_SHAPE",
-        value_name = "NAME",
-        conflicts_with = "model",
-        required_unless_present = "model"
-    )]
-    shape: Option<String>,
-    /// Model folder, or a name in the local Hugging Face cache
-    #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
-    model: Option<String>,
+    #[command(flatten)]
+    what: Subject,
     /// Only the first N layers
     #[arg(long, env = "LLM2VEC_LAYERS", value_name = "N")]
     layers: Option<usize>,
@@ -126,17 +147,60 @@ struct Whole {
     /// Tokens in a text
     #[arg(long, env = "LLM2VEC_LENGTH", value_name = "N", default_value_t = 128)]
     length: usize,
-    /// On the CPU: weights packed as bf16, as `encode --dtype bf16` has them
-    #[arg(long)]
+    /// On the CPU: frozen weights packed as bf16, as `--dtype bf16` has them; a GPU computes in bf16 always
+    #[arg(long, env = "LLM2VEC_BF16", value_parser = BoolishValueParser::new())]
     bf16: bool,
-    /// train: keep only the input of every block
-    #[arg(long)]
-    recompute: bool,
-    /// train, on a GPU: queue kernel by kernel, as `train --no-graph` does
-    #[arg(long)]
-    no_graph: bool,
     #[command(flatten)]
     common: Common,
+}
+
+/// Whose weights; of one on the command line and one in the environment, the first.
+enum Subject {
+    Shape(String),
+    Model(String),
+}
+
+#[derive(Args)]
+struct SubjectFlags {
+    /// Random weights in the shape of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B or Llama-3-8B
+    #[arg(long, env = "LLM2VEC_SHAPE", value_name = "NAME")]
+    shape: Option<String>,
+    /// Model folder, or a name in the local Hugging Face cache
+    #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
+    model: Option<String>,
+}
+
+impl FromArgMatches for Subject {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Subject, clap::Error> {
+        let flags = SubjectFlags::from_arg_matches(matches)?;
+        let given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+        match (flags.shape, flags.model) {
+            (None, None) => Err(clap::Error::raw(
+                ErrorKind::MissingRequiredArgument,
+                "expected --shape NAME or --model DIR\n",
+            )),
+            (Some(_), Some(_)) if given("shape") == given("model") => {
+                Err(clap::Error::raw(ErrorKind::ArgumentConflict, "expected one of --shape and --model\n"))
+            }
+            (Some(shape), None) => Ok(Subject::Shape(shape)),
+            (Some(shape), _) if given("shape") => Ok(Subject::Shape(shape)),
+            (_, Some(model)) => Ok(Subject::Model(model)),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        Subject::from_arg_matches(matches).map(|subject| *self = subject)
+    }
+}
+
+impl Args for Subject {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        SubjectFlags::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        SubjectFlags::augment_args_for_update(command)
+    }
 }
 
 /// The Markdown tables of a folder of results, as the README has them.
@@ -151,8 +215,8 @@ impl Bench {
     pub fn run(self) -> Result<()> {
         match self.what {
             What::Ops(ops) => ops.run(),
-            What::Encode(whole) => whole.run(Task::Encode),
-            What::Train(whole) => whole.run(Task::Train),
+            What::Encode(encode) => encode.whole.run(Task::Encode, false, true),
+            What::Train(train) => train.whole.run(Task::Train, train.recompute, !train.no_graph),
             What::Report(report) => report.run(),
         }
     }
@@ -168,11 +232,12 @@ impl Common {
             return Err(Error::Usage(what));
         }
         self.output.iter().try_for_each(|file| Form::of(file).map(|_| ()))?;
-        Ok(Settings { rounds: self.rounds, samples: self.samples })
+        let time = self.seconds.map(Duration::from_secs);
+        Ok(Settings { rounds: self.rounds, samples: self.samples, time })
     }
 
     fn progress(&self) -> impl Fn(String) {
-        let quiet = self.quiet;
+        let quiet = self.quiet || !std::io::stderr().is_terminal();
         move |line| {
             if !quiet {
                 say(line);
@@ -203,12 +268,15 @@ impl Common {
 
 impl Ops {
     fn run(self) -> Result<()> {
-        if self.list.is_some() {
-            return print(&format!("{:#}\n", rival::list(&self.selected(false)?)));
-        }
         let settings = self.common.settings()?;
         let device = Device::by_name(&self.common.device)?;
         let cases = self.selected(measure::gpu(&device).is_some())?;
+        if self.compile && self.against.is_none() {
+            return Err(Error::Usage("--compile: only with --against pytorch".into()));
+        }
+        if self.list.is_some() {
+            return print(&format!("{:#}\n", rival::list(&cases)));
+        }
         let say = self.common.progress();
         let mut record = Record::new("ops", &device, std::env::args().collect());
         if let (Some(gpu), true) = (measure::gpu(&device), self.common.device.starts_with("emulated")) {
@@ -222,14 +290,19 @@ impl Ops {
         }
         let mut python = match self.against {
             Some(Library::Pytorch) => {
-                Some(Python::start(&self.python, &cases, self.ordinal(&device), self.compile)?)
+                let patience = Duration::from_secs(self.patience);
+                Some(Python::start(&self.python, &cases, self.ordinal(&device), self.compile, patience)?)
             }
             None => None,
         };
         record.rival = python.as_ref().map(|p| p.name.clone());
         let (rows, roof) = measure::ops(&device, &cases, settings, python.as_mut(), &say)?;
         (record.rows, record.roof) = (rows, Some(roof));
-        self.common.publish(&record)
+        self.common.publish(&record)?;
+        match python.and_then(|p| p.lost.clone()) {
+            None => Ok(()),
+            Some(why) => Err(Error::Device(format!("--against pytorch: {why}; all the rest was measured"))),
+        }
     }
 
     /// The cases that are asked for; the large ones are for GPUs, but not for the emulator.
@@ -240,14 +313,21 @@ impl Ops {
         let emulated = self.common.device.starts_with("emulated");
         let default = if gpu && !emulated { Set::Large } else { Set::Table };
         let set = self.cases.unwrap_or(default);
-        let table = (set != Set::Large).then(cases::all).into_iter().flatten();
-        let large = (set != Set::Table).then(|| large(self.tokens)).into_iter().flatten();
+        let mut cases = Vec::new();
+        if set != Set::Large {
+            cases.extend(cases::all());
+            // Kernels that no smaller size takes.
+            cases.extend(gpu.then(cases::large_tiles).into_iter().flatten());
+        }
+        if set != Set::Table {
+            cases.extend(large(self.tokens));
+        }
         let words: Vec<&str> = self.filter.split_whitespace().collect();
         let wanted = |case: &Case| {
             let name = format!("{} {}", case.op, case.label);
             words.iter().all(|word| name.contains(word))
         };
-        let cases: Vec<Case> = table.chain(large).filter(wanted).collect();
+        cases.retain(wanted);
         match cases.is_empty() {
             true => Err(Error::Usage(format!("--filter \"{}\": no case has all these words", self.filter))),
             false => Ok(cases),
@@ -262,12 +342,12 @@ impl Ops {
 }
 
 impl Whole {
-    fn run(self, task: Task) -> Result<()> {
+    fn run(self, task: Task, recompute: bool, graph: bool) -> Result<()> {
         let settings = self.common.settings()?;
         let device = self.device()?;
-        let mut model = match (&self.model, &self.shape) {
-            (Some(dir), _) => Model::open(dir)?,
-            (None, shape) => Model::random(shape.as_deref().unwrap_or_default())?,
+        let mut model = match &self.what {
+            Subject::Model(dir) => Model::open(dir)?,
+            Subject::Shape(name) => Model::random(name)?,
         };
         if let Some(layers) = self.layers {
             model.cut(layers)?;
@@ -279,9 +359,9 @@ impl Whole {
         let size = Size {
             tokens: self.tokens,
             length: self.length,
-            panels: self.bf16,
-            recompute: self.recompute,
-            graph: !self.no_graph,
+            panels: self.bf16 && matches!(device, Device::Cpu(_)),
+            recompute,
+            graph,
         };
         let mut record = Record::new(kind, &device, std::env::args().collect());
         self.common.progress()(format!("{load} of {}: loading", model.name));

@@ -1,12 +1,12 @@
 //! `llm2vec doctor`: what this machine and this build have to compute with.
 
-use crate::bench::record::driver;
 use crate::cli::print;
 use crate::device::{Device, bf16, cuda, images};
 use crate::error::Result;
 use crate::kernels;
 use crate::memory::gib;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 #[command(after_help = "Example:\n  llm2vec doctor --json | grep WARN")]
 pub struct Doctor {
     /// One JSON object a line
-    #[arg(long)]
+    #[arg(long, env = "LLM2VEC_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
 }
 
@@ -82,19 +82,22 @@ fn gpus() -> Finding {
     let hint = "everything runs on the CPU; for a GPU install NVIDIA's driver";
     match cuda::gpus() {
         Ok(list) if list.is_empty() => warn("gpu", "the driver sees none".into(), hint),
-        Ok(list) => {
-            let one = |g: &cuda::Description| {
-                let (major, minor) = g.capability;
-                format!("{} (sm_{major}{minor}, {} GiB)", g.name, gib(g.memory as u64))
-            };
-            pass("gpu", list.iter().map(one).collect::<Vec<_>>().join(", "))
-        }
+        Ok(list) => pass("gpu", listed(&list)),
         Err(why) => warn("gpu", why, hint),
     }
 }
 
+/// GPUs in a line.
+pub fn listed(gpus: &[cuda::Description]) -> String {
+    let one = |g: &cuda::Description| {
+        let (major, minor) = g.capability;
+        format!("{} (sm_{major}{minor}, {} GiB)", g.name, gib(g.memory as u64))
+    };
+    gpus.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
 fn driver_version() -> Finding {
-    match driver() {
+    match cuda::driver() {
         Some(version) => pass("driver", version),
         None => warn("driver", "no NVIDIA kernel module".into(), "it comes with NVIDIA's driver"),
     }

@@ -44,8 +44,8 @@ pub struct Emulate {
     /// Bytes of dynamic shared memory
     #[arg(long, env = "LLM2VEC_SMEM", value_name = "BYTES", default_value_t = 0)]
     smem: usize,
-    /// An argument of the kernel, in order
-    #[arg(long, value_name = "WHAT")]
+    /// An argument of the kernel, in order; several are apart by ;
+    #[arg(long, env = "LLM2VEC_ARG", value_delimiter = ';', value_name = "WHAT")]
     arg: Vec<String>,
     /// Picks the schedule of warps and blocks
     #[arg(long, env = "LLM2VEC_SEED", value_name = "N", default_value_t = 0)]

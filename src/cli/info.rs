@@ -1,14 +1,20 @@
 //! `llm2vec info`: what would run, without running it.
 
+use crate::bench::record::described;
+use crate::bench::table::aligned;
+use crate::cli::doctor::listed;
 use crate::cli::{ModelFlags, print, say};
+use crate::device::images::Resource;
 use crate::device::{Device, cuda};
 use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
 use crate::kernels;
-use crate::memory::gib;
 use crate::model::config::RopeScaling;
 use crate::model::weights::Storage;
-use clap::Args;
+use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, FromArgMatches};
 
 /// Say what would run: model, settings, memory plan, devices; reads no weight.
 #[derive(Args)]
@@ -17,19 +23,64 @@ use clap::Args;
 )]
 pub struct Info {
     #[command(flatten)]
-    model: Option<ModelFlags>,
+    what: What,
+}
+
+/// Of what; a model on the command line and kernels in the environment are the model, and the other way round.
+enum What {
+    Kernels,
+    Model(Box<ModelFlags>),
+}
+
+#[derive(Args)]
+struct KernelFlags {
     /// Say instead what the CUDA kernels of this build take: registers, shared memory, occupancy, bytes
-    #[arg(long, exclusive = true)]
+    #[arg(long, env = "LLM2VEC_KERNELS", value_parser = BoolishValueParser::new())]
     kernels: bool,
+}
+
+impl FromArgMatches for What {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<What, clap::Error> {
+        let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let kernels = KernelFlags::from_arg_matches(matches)?.kernels;
+        let flags = ModelFlags::augment_args(clap::Command::new("model"));
+        match flags.get_arguments().find(|arg| given(arg.get_id().as_str())) {
+            Some(flag) if given("kernels") => {
+                let what = format!("--kernels and --{}: expected one of them\n", flag.get_id());
+                Err(clap::Error::raw(ErrorKind::ArgumentConflict, what))
+            }
+            None if kernels => Ok(What::Kernels),
+            _ if matches.value_source("model").is_none() => Err(clap::Error::raw(
+                ErrorKind::MissingRequiredArgument,
+                "expected --model DIR or --kernels\n",
+            )),
+            _ => Ok(What::Model(Box::new(ModelFlags::from_arg_matches(matches)?))),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        What::from_arg_matches(matches).map(|what| *self = what)
+    }
+}
+
+impl Args for What {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let command = KernelFlags::augment_args(ModelFlags::augment_args(command));
+        command.mut_arg("model", |model| model.required(false))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        What::augment_args(command)
+    }
 }
 
 impl Info {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        if self.kernels {
-            return print(&kernel_table()?);
-        }
-        let model = self.model.ok_or_else(|| Error::Usage("expected --model DIR or --kernels".into()))?;
+        let model = match self.what {
+            What::Kernels => return print(&kernel_table()?),
+            What::Model(model) => model,
+        };
         let setup = Setup::open(&model.options()?)?;
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let mut lines = model_lines(&setup);
@@ -91,21 +142,13 @@ fn setting_lines(setup: &Setup) -> Vec<Line> {
 fn device_lines(device: &Device) -> Vec<Line> {
     let gpus = match cuda::gpus() {
         Ok(list) if list.is_empty() => "none".into(),
-        Ok(list) => {
-            let one = |g: &cuda::Description| {
-                format!("{} (sm_{}{}, {} GiB)", g.name, g.capability.0, g.capability.1, gib(g.memory as u64))
-            };
-            list.iter().map(one).collect::<Vec<_>>().join(", ")
-        }
+        Ok(list) => listed(&list),
         Err(why) => why,
     };
     let bf16 = crate::device::bf16::native().unwrap_or("bf16 widened");
     let device = match device {
         Device::Cpu(_) => format!("cpu, {} threads, {bf16}", rayon::current_num_threads()),
-        Device::Gpu(gpu) => {
-            let ((major, minor), processors) = (gpu.capability(), gpu.processors());
-            format!("{}, sm_{major}{minor}, {processors} multiprocessors", gpu.name())
-        }
+        Device::Gpu(gpu) => described(gpu),
     };
     vec![("device", device), ("gpus", gpus), ("kernels", kernel_line())]
 }
@@ -129,18 +172,15 @@ fn kernel_table() -> Result<String> {
                 .into(),
         ));
     };
-    let mut text = format!(
-        "{:<20} {:<8} {:>9} {:>7} {:>7} {:>7} {:>10} {:>10}\n",
-        "kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"
-    );
-    for r in kernels::FILES.iter().flat_map(|f| f.resources) {
+    let head = ["kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"];
+    let row = |r: &Resource| {
         let (blocks, part) = r.occupancy(0);
         let occupancy = format!("{blocks} = {:.0} %", part * 100.0);
-        text += &format!(
-            "{:<20} {:<8} {:>9} {:>7} {:>7} {:>7} {occupancy:>10} {:>10}\n",
-            r.kernel, r.target, r.registers, r.shared, r.spilled, r.threads, r.code
-        );
-    }
+        let numbers = [r.registers, r.shared, r.spilled, r.threads].map(|n| n.to_string());
+        [r.kernel.into(), r.target.into()].into_iter().chain(numbers).chain([occupancy, r.code.to_string()])
+    };
+    let rows = kernels::FILES.iter().flat_map(|f| f.resources).map(|r| row(r).collect());
+    let mut text = aligned(&head, &rows.collect::<Vec<_>>());
     let images = kernels::FILES.iter().flat_map(|f| f.images);
     let bytes: usize = images.clone().map(|i| i.bytes.len()).sum();
     text += &format!(

@@ -33,6 +33,13 @@ pub fn gpus() -> std::result::Result<Vec<Description>, String> {
     (0..count).map(|i| describe(i).map_err(|e| format!("GPU {i}: {:?}", e.0))).collect()
 }
 
+/// What NVIDIA's kernel module says of itself.
+pub fn driver() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("NVRM version:"))?;
+    Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
 /// How many there are, once the driver answers and is not too old to hold all that is called here.
 fn count() -> std::result::Result<i32, String> {
     // SAFETY: opens libcuda and looks for nothing else; cudarc would panic without this probe.
