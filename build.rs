@@ -68,9 +68,11 @@ fn commit() {
         let output = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
     };
-    if std::env::var("LLM2VEC_COMMIT").is_ok_and(|v| !v.is_empty())
-        || git(&["rev-parse", "--show-prefix"]).is_none_or(|below| !below.is_empty())
-    {
+    if let Some(named) = std::env::var("LLM2VEC_COMMIT").ok().filter(|v| !v.is_empty()) {
+        println!("cargo:rustc-env=BUILD_COMMIT={named}");
+        return;
+    }
+    if git(&["rev-parse", "--show-prefix"]).is_none_or(|below| !below.is_empty()) {
         return;
     }
     // Asked anew with every change of the sources and of the branch. To commit what was built builds nothing: until then
@@ -80,7 +82,7 @@ fn commit() {
         println!("cargo:rerun-if-changed={path}");
     }
     if let Some(commit) = git(&["describe", "--always", "--dirty"]) {
-        println!("cargo:rustc-env=LLM2VEC_COMMIT={commit}");
+        println!("cargo:rustc-env=BUILD_COMMIT={commit}");
     }
 }
 

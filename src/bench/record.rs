@@ -181,7 +181,7 @@ impl Record {
             },
             machine: format!("{processor}, {} threads", rayon::current_num_threads()),
             driver: gpu.then(cuda::driver).flatten(),
-            commit: named.or_else(|| option_env!("LLM2VEC_COMMIT").map(Into::into)),
+            commit: named.or_else(|| option_env!("BUILD_COMMIT").map(Into::into)),
             command: line(variables, &command),
             date: utc(SystemTime::now()),
             ..Record::default()
@@ -191,7 +191,10 @@ impl Record {
 
 /// What repeats a run in a shell.
 fn line(variables: impl Iterator<Item = (String, String)>, command: &[String]) -> String {
-    let set = variables.filter(|(name, _)| name.starts_with("LLM2VEC_") && name != "LLM2VEC_COMMIT");
+    // `cargo run` hands on what the build script has set.
+    let ours =
+        |name: &str| name.starts_with("LLM2VEC_") && !["LLM2VEC_COMMIT", "LLM2VEC_NVCC"].contains(&name);
+    let set = variables.filter(|(name, _)| ours(name));
     let mut set: Vec<String> = set.map(|(name, value)| format!("{name}={}", quoted(&value))).collect();
     set.sort();
     set.extend(command.iter().map(|word| quoted(word)));
@@ -240,7 +243,13 @@ mod tests {
 
     #[test]
     fn a_command_can_be_pasted() {
-        let set = [("PATH", "/a"), ("LLM2VEC_THREADS", "2"), ("LLM2VEC_COMMIT", "b"), ("LLM2VEC_FILTER", "")];
+        let set = [
+            ("PATH", "/a"),
+            ("LLM2VEC_THREADS", "2"),
+            ("LLM2VEC_COMMIT", "b"),
+            ("LLM2VEC_NVCC", "13.0"),
+            ("LLM2VEC_FILTER", ""),
+        ];
         let set = set.iter().map(|(name, value)| (name.to_string(), value.to_string()));
         let command = ["llm2vec", "--filter", "swiglu N=65", "it's"].map(String::from);
         assert_eq!(

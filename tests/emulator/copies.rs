@@ -52,9 +52,7 @@ fn a_source_is_read_until_the_wait() {
     found(&format!("COPY\n{write}\n{wait}"), &["asynchronous, a cp.async of block 0, thread "]);
     found(&format!("COPY\ncp.async.commit_group;\nMORE\n{write}\n{wait}"), &["race in k"]);
     found(
-        &format!(
-            "COPY\ncp.async.commit_group;\nMORE\ncp.async.commit_group;\ncp.async.wait_group 1;\nst.global.u32 [%d1+128], 5;"
-        ),
+        "COPY\ncp.async.commit_group;\nMORE\ncp.async.commit_group;\ncp.async.wait_group 1;\nst.global.u32 [%d1+128], 5;",
         &["race in k"],
     );
     gives(
