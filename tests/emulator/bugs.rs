@@ -130,7 +130,7 @@ fn barriers_that_not_all_come_to() {
         "deadlock",
         line(1, 64),
         &[out()],
-        &["a barrier of the block that never opens"],
+        &["barrier 1 of the block, to which 32 of 64 threads have come, that never opens"],
     );
 }
 

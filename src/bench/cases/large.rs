@@ -1,18 +1,12 @@
 //! Every op of a layer at the sizes of real models, to be timed; too large to be tested against f64.
 
-use super::{Added, Case, DMEAN, DROPOUT, Ints, Level, Normal, Plan, Poison, attention, losses};
-use crate::ops::adamw::{AdamW, adamw_norm, adamw_step};
+use super::{Added, Case, DMEAN, DROPOUT, Normal, Plan, Poison, adamw, attention, losses, rows};
 use crate::ops::attention::{Heads, Mask};
 use crate::ops::contrastive::InfoNce;
 use crate::ops::dropout::Dropout;
-use crate::ops::embed::embed_fwd;
-use crate::ops::l2norm::{l2norm_bwd, l2norm_fwd};
 use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
 use crate::ops::masked_xent::masked_xent_bwd;
-use crate::ops::pool::{Pooling, pool_bwd, pool_fwd};
-use crate::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
-use crate::ops::rope::{rope_bwd, rope_fwd};
-use crate::ops::swiglu::{swiglu_bwd, swiglu_fwd};
+use crate::ops::pool::Pooling;
 
 /// The dimensions of a decoder's layer.
 #[derive(Clone, Copy, Debug)]
@@ -96,15 +90,19 @@ pub fn large(tokens: usize) -> Vec<Case> {
 /// What the roof is measured by, both ops of the table: a copy of so many rows of 4096, and a plain product of so many.
 pub fn roofs(copied: usize, multiplied: usize) -> [Case; 2] {
     let product = linear("plain", [multiplied, 4096, 4096], &[], false, false, true);
-    [embed(copied, 4096, copied, 1), product]
+    [rows::embed([copied, 4096], copied, 1), product]
 }
 
 fn layer(shape: Shape, n: usize) -> Vec<Case> {
     let Shape { width: c, heads, feed_forward: f, vocab, .. } = shape;
     let (q, kv) = (heads.query * heads.width, heads.key * heads.width);
-    let mut list = vec![embed(n, c, vocab, 7919)];
+    let mut list = vec![
+        rows::embed([n, c], vocab, 7919),
+        rows::rmsnorm_forward([n, c]),
+        rows::rmsnorm_backward([n, c], true),
+    ];
     for forward in [true, false] {
-        list.extend([rmsnorm(n, c, forward), rope(n, heads, forward), swiglu(n, f, forward)]);
+        list.extend([rows::rope(n, heads, LENGTHS[2].min(n), 1, forward), rows::swiglu([n, f], forward)]);
         for (name, k, rows, residual) in [
             ("qkv", c, &[q, kv, kv][..], false),
             ("o", q, &[c], true),
@@ -121,7 +119,7 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
             list.extend([false, true].map(|drop| attention_of(&pack, heads, drop, forward)));
         }
         list.push(pool(n, c, forward));
-        list.push(l2norm((n / 128).max(1), c, forward));
+        list.push(rows::l2norm([(n / 128).max(1), c], 1e-12, forward));
         let queries = (n / 32).max(1);
         list.push(contrastive(queries, c, forward));
         list.push(masked_xent([n, c, vocab, (n / 5).max(1)], forward));
@@ -129,7 +127,7 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
     // All that one layer's adapters learn.
     let linears = [(c, q + 2 * kv, 3), (q, c, 1), (c, 2 * f, 2), (f, c, 1)];
     let learned = linears.iter().map(|(k, m, s)| RANK * (k * s + m)).sum::<usize>();
-    list.extend(adamw(learned));
+    list.extend([adamw::step(&[learned]), adamw::norm(&[("g", &[learned])])]);
     list
 }
 
@@ -140,106 +138,6 @@ fn attention_of(pack: &[usize], heads: Heads, drop: bool, forward: bool) -> Case
     let name = if drop { " drop" } else { "" };
     let label = format!("{}xT={length} H={query} G={key} D={width}{name} Full", pack.len());
     Case { label, ..case }
-}
-
-fn embed(n: usize, c: usize, v: usize, step: usize) -> Case {
-    Case {
-        op: "embed_fwd",
-        label: format!("N={n} C={c} V={v}"),
-        outputs: vec![("x", Poison(vec![n, c]))],
-        inputs: vec![
-            ("table", Normal(vec![v, c])),
-            ("ids", Ints(vec![n], (0..n).map(|i| (i * step % v) as i32).collect())),
-        ],
-        flops: 0,
-        elements: 2 * n * c,
-        plan: Plan::default(),
-        run: Box::new(|d, o, i| embed_fwd(d, &mut o[0], &i[0], &i[1])),
-    }
-}
-
-fn rmsnorm(n: usize, c: usize, forward: bool) -> Case {
-    let label = format!("N={n} C={c}");
-    let (x, w) = (("x", Normal(vec![n, c])), ("w", Normal(vec![c])));
-    if forward {
-        return Case {
-            op: "rmsnorm_fwd",
-            label,
-            outputs: vec![("y", Poison(vec![n, c])), ("rstd", Poison(vec![n]))],
-            inputs: vec![x, w],
-            flops: 4 * n * c,
-            elements: 2 * n * c + c + n,
-            plan: Plan::default(),
-            run: Box::new(|d, o, i| {
-                let [y, rstd] = o else { unreachable!() };
-                rmsnorm_fwd(d, y, rstd, &i[0], &i[1], 1e-5)
-            }),
-        };
-    }
-    Case {
-        op: "rmsnorm_bwd",
-        label,
-        outputs: vec![("dx", Poison(vec![n, c]))],
-        inputs: vec![
-            ("dy", Normal(vec![n, c])),
-            ("skip", Normal(vec![n, c])),
-            x,
-            w,
-            ("rstd", Level(vec![n], 0.8)),
-        ],
-        flops: 8 * n * c,
-        elements: 4 * n * c + c + n,
-        plan: Plan::default(),
-        run: Box::new(|d, o, i| rmsnorm_bwd(d, &mut o[0], &i[0], Some(&i[1]), &i[2], &i[3], &i[4])),
-    }
-}
-
-fn rope(n: usize, heads: Heads, forward: bool) -> Case {
-    let turned = n * (heads.query + heads.key) * heads.width;
-    let (positions, half) = (LENGTHS[2].min(n), heads.width / 2);
-    Case {
-        op: if forward { "rope_fwd" } else { "rope_bwd" },
-        label: format!("N={n} H={} G={} D={}", heads.query, heads.key, heads.width),
-        outputs: vec![(if forward { "qkv" } else { "dqkv" }, Normal(vec![n, heads.columns()]))],
-        inputs: vec![
-            ("cos", Normal(vec![positions, half])),
-            ("sin", Normal(vec![positions, half])),
-            ("positions", Ints(vec![n], (0..n).map(|i| (i % positions) as i32).collect())),
-        ],
-        flops: 3 * turned,
-        elements: 2 * turned,
-        plan: Plan::default(),
-        run: match forward {
-            true => Box::new(move |d, o, i| rope_fwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
-            false => Box::new(move |d, o, i| rope_bwd(d, &mut o[0], &i[0], &i[1], &i[2], heads)),
-        },
-    }
-}
-
-fn swiglu(n: usize, f: usize, forward: bool) -> Case {
-    let (label, gate_up) = (format!("N={n} F={f}"), ("gate_up", Normal(vec![n, 2 * f])));
-    if forward {
-        return Case {
-            op: "swiglu_fwd",
-            label,
-            outputs: vec![("a", Poison(vec![n, f]))],
-            inputs: vec![gate_up],
-            flops: 5 * n * f,
-            elements: 3 * n * f,
-            plan: Plan::default(),
-            run: Box::new(|d, o, i| swiglu_fwd(d, &mut o[0], &i[0])),
-        };
-    }
-    Case {
-        op: "swiglu_bwd",
-        label,
-        outputs: vec![("dgate_up", Poison(vec![n, 2 * f]))],
-        inputs: vec![("da", Normal(vec![n, f])), gate_up],
-        flops: 12 * n * f,
-        elements: 5 * n * f,
-        plan: Plan::default(),
-        run: Box::new(|d, o, i| swiglu_bwd(d, &mut o[0], &i[0], &i[1])),
-    }
 }
 
 /// The projection `name`, whose segments have `rows`; with adapters, dropped, where there are any.
@@ -334,82 +232,9 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
     }
 }
 
+/// Equal spans one after the other.
 fn pool(n: usize, c: usize, forward: bool) -> Case {
     let length = LENGTHS[0].min(n);
-    let b = (n / length).max(1);
-    let spans = (0..b).flat_map(|i| [(i * length) as i32, ((i + 1) * length) as i32]).collect();
-    let (x, y) = (vec![n, c], vec![b, c]);
-    Case {
-        op: if forward { "pool_fwd" } else { "pool_bwd" },
-        label: format!("N={n} B={b} C={c} Mean"),
-        outputs: vec![if forward { ("y", Poison(y.clone())) } else { ("dx", Poison(x.clone())) }],
-        inputs: vec![
-            if forward { ("x", Normal(x)) } else { ("dy", Normal(y)) },
-            ("spans", Ints(vec![b, 2], spans)),
-        ],
-        flops: 2 * n * c,
-        elements: n * c + b * c,
-        plan: Plan::default(),
-        run: match forward {
-            true => Box::new(|d, o, i| pool_fwd(d, &mut o[0], &i[0], &i[1], Pooling::Mean)),
-            false => Box::new(|d, o, i| pool_bwd(d, &mut o[0], &i[0], &i[1], Pooling::Mean)),
-        },
-    }
-}
-
-fn l2norm(b: usize, c: usize, forward: bool) -> Case {
-    let label = format!("B={b} C={c}");
-    if forward {
-        return Case {
-            op: "l2norm_fwd",
-            label,
-            outputs: vec![("y", Poison(vec![b, c])), ("norm", Poison(vec![b]))],
-            inputs: vec![("x", Normal(vec![b, c]))],
-            flops: 3 * b * c,
-            elements: 2 * b * c + b,
-            plan: Plan::default(),
-            run: Box::new(|d, o, i| {
-                let [y, norm] = o else { unreachable!() };
-                l2norm_fwd(d, y, norm, &i[0], 1e-12)
-            }),
-        };
-    }
-    Case {
-        op: "l2norm_bwd",
-        label,
-        outputs: vec![("dx", Poison(vec![b, c]))],
-        inputs: vec![("dy", Normal(vec![b, c])), ("y", Normal(vec![b, c])), ("norm", Level(vec![b], 1.3))],
-        flops: 5 * b * c,
-        elements: 3 * b * c + b,
-        plan: Plan::default(),
-        run: Box::new(|d, o, i| l2norm_bwd(d, &mut o[0], &i[0], &i[1], &i[2], 1e-12)),
-    }
-}
-
-fn adamw(n: usize) -> [Case; 2] {
-    let by = AdamW { rate: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.01, step: 3 };
-    let step = Case {
-        op: "adamw_step",
-        label: format!("n={n}"),
-        outputs: vec![("p", Normal(vec![n])), ("m", Normal(vec![n])), ("v", Level(vec![n], 0.5))],
-        inputs: vec![("g", Normal(vec![n]))],
-        flops: 14 * n,
-        elements: 7 * n,
-        plan: Plan::default(),
-        run: Box::new(move |d, o, i| {
-            let [p, m, v] = o else { unreachable!() };
-            adamw_step(d, p, m, v, &i[0], None, by)
-        }),
-    };
-    let norm = Case {
-        op: "adamw_norm",
-        label: format!("n={n}"),
-        outputs: vec![("norm", Poison(vec![1]))],
-        inputs: vec![("g", Normal(vec![n]))],
-        flops: 2 * n,
-        elements: n,
-        plan: Plan::default(),
-        run: Box::new(|d, o, i| adamw_norm(d, &mut o[0], i)),
-    };
-    [step, norm]
+    let spans: Vec<_> = (0..(n / length).max(1)).map(|i| i * length..(i + 1) * length).collect();
+    rows::pool([n, c], &spans, Pooling::Mean, forward)
 }

@@ -292,6 +292,10 @@ impl Wait<'_> {
                 let at = self.warp.beside.awaits[self.set.trailing_zeros() as usize];
                 self.one.cluster.lacks(self.rank, at as usize)
             }
+            Op::Barrier { .. } => {
+                let lacks = self.one.blocks[self.rank].lacks(self.warp.index);
+                lacks.unwrap_or_else(|| waits_at(self.inst(module)).to_string())
+            }
             _ => waits_at(self.inst(module)).to_string(),
         }
     }

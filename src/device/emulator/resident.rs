@@ -28,6 +28,14 @@ impl Block {
     fn flights(&self) -> impl Iterator<Item = &Flight> {
         self.warps.iter().flat_map(|w| &w.beside.bulk).flat_map(Groups::flights)
     }
+
+    /// What the barrier lacks that a warp waits at, for who waits for ever.
+    pub fn lacks(&self, warp: u32) -> Option<String> {
+        let id = self.gates.iter().position(|gate| gate.waits.iter().any(|w| w.0 == warp as usize))?;
+        let (gate, live) = (&self.gates[id], self.warps.iter().map(|w| w.live.count_ones()).sum());
+        let (come, all) = (gate.arrived, gate.expected.unwrap_or(live));
+        Some(format!("barrier {id} of the block, to which {come} of {all} threads have come,"))
+    }
 }
 
 /// A cluster's blocks, by rank, and what they share.
