@@ -242,7 +242,7 @@ fn resident_as_planned(file: &File, ran: &Counted) {
         let dynamic = launches.map(|(_, c)| c.dynamic).max();
         let dynamic = dynamic.unwrap_or_else(|| panic!("no case ran {kernel}"));
         let planned = module.functions.iter().find(|f| f.name == kernel).unwrap().least_blocks.max(1);
-        let (blocks, _) = resource.occupancy(dynamic as u32);
+        let (blocks, _) = resource.occupancy(resource.threads, dynamic as u32);
         assert!(
             blocks >= planned,
             "{kernel} on {target}: {blocks} blocks with {dynamic} bytes, {planned} planned"

@@ -382,7 +382,7 @@ fn every_file_has_its_images_and_its_table() {
             assert!(r.registers > 0 && r.registers <= 255 && r.code > 0, "{} {}", r.kernel, r.target);
             assert!((32..=1024).contains(&r.threads), "{}: no __launch_bounds__", r.kernel);
             assert_eq!(r.spilled, 0, "{} {}", r.kernel, r.target);
-            let (blocks, part) = r.occupancy(0);
+            let (blocks, part) = r.occupancy(r.threads, 0);
             assert!(blocks >= 1 && part <= 1.0, "{} {}: {blocks} blocks", r.kernel, r.target);
         }
     }

@@ -4,6 +4,7 @@ use super::cases::large::roofs;
 use super::cases::{Case, Fill, gpu_dtype};
 use super::record::{Counted, Planned, Rival, Roof, Row, Spread};
 use super::rival::Python;
+use crate::device::emulator::Counters;
 use crate::device::gpu::{Gpu, Memory};
 use crate::device::{DType, Device};
 use crate::error::{Error, Result};
@@ -340,19 +341,19 @@ fn counted(gpu: &Gpu, operands: &Operands, case: &Case) -> Result<Counted> {
         sum.sectors += 32 * total.sectors;
         sum.flops += total.flops;
         sum.conflicts += total.conflicts;
-        sum.kernels.push(resources(gpu, kernel, counters.dynamic as u32));
+        sum.kernels.push(resources(gpu, kernel, &counters));
     }
     Ok(sum)
 }
 
-/// A kernel with what ptxas says that it takes on this GPU, and `dynamic` bytes of shared memory.
-fn resources(gpu: &Gpu, kernel: &str, dynamic: u32) -> String {
+/// A kernel with what ptxas says that it takes on this GPU, launched like this.
+fn resources(gpu: &Gpu, kernel: &str, launched: &Counters) -> String {
     let (major, minor) = gpu.capability();
     let target = format!("sm_{major}{minor}");
     let all = crate::kernels::FILES.iter().flat_map(|f| f.resources);
     let of = all.filter(|r| r.kernel == kernel).find(|r| r.target.trim_end_matches('a') == target);
     of.map_or(kernel.into(), |r| {
-        let (blocks, part) = r.occupancy(dynamic);
+        let (blocks, part) = r.occupancy(launched.threads, launched.dynamic as u32);
         format!("{kernel} ({} registers, {blocks} blocks = {:.0} % occupancy)", r.registers, 100.0 * part)
     })
 }

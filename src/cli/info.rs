@@ -174,7 +174,7 @@ fn kernel_table() -> Result<String> {
     };
     let head = ["kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"];
     let row = |r: &Resource| {
-        let (blocks, part) = r.occupancy(0);
+        let (blocks, part) = r.occupancy(r.threads, 0);
         let occupancy = format!("{blocks} = {:.0} %", part * 100.0);
         let numbers = [r.registers, r.shared, r.spilled, r.threads].map(|n| n.to_string());
         [r.kernel.into(), r.target.into()].into_iter().chain(numbers).chain([occupancy, r.code.to_string()])

@@ -49,18 +49,18 @@ pub struct Resource {
 }
 
 impl Resource {
-    /// Largest blocks that one multiprocessor holds at a time where a launch adds `dynamic` bytes of shared memory to
-    /// each, and the warps in them as a part of the most.
+    /// Blocks of so many threads that one multiprocessor holds at a time where a launch adds `dynamic` bytes of shared
+    /// memory to each, and the warps in them as a part of the most.
     ///
     /// Registers are handed out to a warp in units of 256, shared memory to a block in units of 128 bytes and with 1 KiB
     /// for the system (CUDA programming guide, technical specifications by compute capability).
-    pub fn occupancy(&self, dynamic: u32) -> (u32, f64) {
+    pub fn occupancy(&self, threads: u32, dynamic: u32) -> (u32, f64) {
         let (warps, blocks, shared) = match self.target.trim_start_matches("sm_").trim_end_matches('a') {
             "80" => (64, 32, 164 << 10),
             "90" => (64, 32, 228 << 10),
             _ => (48, 24, 100 << 10),
         };
-        let of_block = self.threads.div_ceil(32).max(1);
+        let of_block = threads.div_ceil(32).max(1);
         let by_registers = (65536 / (self.registers * 32).next_multiple_of(256).max(256)) / 4 * 4 / of_block;
         let by_shared = shared / ((self.shared + dynamic + 1024).next_multiple_of(128));
         let resident = by_registers.min(by_shared).min(warps / of_block).min(blocks);
@@ -156,7 +156,7 @@ mod tests {
     fn occupancy_is_that_of_the_guide() {
         let of = |target, registers, dynamic, threads| {
             Resource { kernel: "", target, registers, shared: 0, spilled: 0, threads, code: 0 }
-                .occupancy(dynamic)
+                .occupancy(threads, dynamic)
         };
         assert_eq!(of("sm_90", 32, 0, 256), (8, 1.0));
         assert_eq!(of("sm_90", 33, 0, 256), (6, 0.75), "40 registers are handed out: 48 warps fit");

@@ -62,6 +62,8 @@ pub struct Counters {
     pub read: u64,
     /// Bytes of global memory that were written, each once.
     pub written: u64,
+    /// Threads of a block.
+    pub threads: u32,
     /// Bytes of shared memory that the launch gave each block beside what the kernel declares.
     pub dynamic: usize,
     /// By `file.cu:line`.

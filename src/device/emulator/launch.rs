@@ -70,7 +70,7 @@ pub fn run(
     match plan.run(memory) {
         Ok(counts) => {
             let mut counters = Counters::new(module, &counts);
-            counters.dynamic = launch.shared;
+            (counters.threads, counters.dynamic) = (launch.block.iter().product(), launch.shared);
             for [read, written] in memory.regions.iter().map(|r| r.races.touched()) {
                 counters.read += read;
                 counters.written += written;
