@@ -49,7 +49,7 @@ fn a_source_is_read_until_the_wait() {
     let wait = "cp.async.commit_group;\ncp.async.wait_group 0;";
     let write = "st.global.u32 [%d1], 5;";
     gives(&format!("COPY\n{wait}\n{write}\nld.shared.u32 %r0, [%r9];"), 0);
-    found(&format!("COPY\n{write}\n{wait}"), &["asynchronous, a cp.async of block 0, thread "]);
+    found(&format!("COPY\n{write}\n{wait}"), &["asynchronous, a cp.async of block 0, warp 0"]);
     found(&format!("COPY\ncp.async.commit_group;\nMORE\n{write}\n{wait}"), &["race in k"]);
     found(
         "COPY\ncp.async.commit_group;\nMORE\ncp.async.commit_group;\ncp.async.wait_group 1;\nst.global.u32 [%d1+128], 5;",
@@ -61,6 +61,10 @@ fn a_source_is_read_until_the_wait() {
         ),
         0,
     );
+    // Of lanes that copy apart, one waits for its own alone.
+    let apart = "@%p0 COPY\n@!%p0 COPY\ncp.async.commit_group;\n@%p0 cp.async.wait_group 0;\n";
+    found(&format!("{apart}@%p0 st.global.u32 [%d1+4], 5;\n{wait}"), &["race in k"]);
+    gives(&format!("{apart}@%p0 st.global.u32 [%d1], 5;\n{wait}\nld.shared.u32 %r0, [%r9];"), 0);
     // Another thread of the block, behind a barrier.
     let others =
         "xor.b32 %r1, %r8, 1;\nmul.wide.u32 %d3, %r1, 4;\nld.param.u64 %d4, [in];\nadd.u64 %d3, %d3, %d4;";

@@ -88,6 +88,8 @@ pub struct Flight {
     pub arrivals: u32,
     /// The number of the thread's `cp.async` that it is; zero: none.
     pub copy: u32,
+    /// The agent that reads for that one, and its time.
+    pub reads: (u32, u32),
 }
 
 /// A lane's bulk groups.
@@ -222,6 +224,7 @@ impl Context<'_> {
             bytes: size.unwrap_or(0),
             arrivals: 0,
             copy: 0,
+            reads: (0, 0),
         };
         match (&op.from, &op.to) {
             (End::Box(_, coords), _) => {

@@ -23,6 +23,8 @@ struct Copy {
     pc: u32,
     /// Of its thread's, from 1.
     number: u32,
+    /// The agent that reads for it, and its time.
+    reads: (u32, u32),
     /// By an mbarrier.
     tracked: bool,
 }
@@ -34,6 +36,8 @@ pub struct Copies {
     /// Committed, oldest first.
     closed: Vec<Vec<Copy>>,
     issued: u32,
+    /// The agent that reads for them.
+    agent: Option<u32>,
 }
 
 impl Copies {
@@ -67,22 +71,24 @@ impl Context<'_> {
             self.count(Space::Global, &Run { exec: reading, ..*run }, &from, size);
         }
         self.count(Space::Shared, run, &to, size);
+        lanes(run.exec).for_each(|lane| warp.copies[lane].issued += 1);
+        // A warp that copies as one waits as one: its first lane's agent reads for all.
+        let first = (run.exec == warp.live).then(|| run.exec.trailing_zeros() as usize);
         for lane in lanes(run.exec) {
             let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
-            warp.copies[lane].issued += 1;
-            let (thread, number, mut source) = (warp.thread(lane), warp.copies[lane].issued, None);
+            let agent = self.reader(warp, first.unwrap_or(lane));
+            let (number, mut source) = (warp.copies[lane].issued, None);
             if reads > 0 {
                 if from[lane] & (size as u64 - 1) != 0 {
                     let what = format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]);
                     return Err(self.fault(Kind::Access, warp, lane, run.inst, what));
                 }
-                let agent = Some((self.agents.number(Agent::CopyReads(warp.clock.block, thread)), number));
                 // A part of the bytes may be all that is there.
                 let step = if reads == size { size } else { 1 };
                 for i in (0..reads).step_by(step) {
                     let address = from[lane] + i as u64;
                     let place =
-                        self.read_for(warp, run, Space::Global, lane, address, step, (false, agent))?;
+                        self.read_for(warp, run, Space::Global, lane, address, step, (false, Some(agent)))?;
                     if let ((Where::Global(region), at), None) = (place, source) {
                         source = Some((region, at));
                     }
@@ -90,7 +96,7 @@ impl Context<'_> {
             }
             let (_, at) = self.write(warp, run, Space::Shared, lane, to[lane], &[0; 16][..size], false)?;
             let bytes = (size, reads);
-            let copy = Copy { to: at, from: source, bytes, pc: run.pc, number, tracked: false };
+            let copy = Copy { to: at, from: source, bytes, pc: run.pc, number, reads: agent, tracked: false };
             self.own().mark(at, size, State::Flying);
             warp.copies[lane].open.push(copy);
             if self.early {
@@ -98,6 +104,13 @@ impl Context<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The agent that reads for a lane's copies, and its time at the last of them.
+    fn reader(&mut self, warp: &mut Warp, lane: usize) -> (u32, u32) {
+        let agent = Agent::CopyReads(warp.clock.block, warp.thread(lane));
+        let copies = &mut warp.copies[lane];
+        (*copies.agent.get_or_insert_with(|| self.agents.number(agent)), copies.issued)
     }
 
     /// The bytes of a copy arrive.
@@ -134,9 +147,9 @@ impl Context<'_> {
                 }
                 self.own().mark(copy.to, copy.bytes.0, State::Written);
             }
-            if let Some(last) = copies.last() {
-                let reads = self.agents.number(Agent::CopyReads(block, thread));
-                warp.clock.heard(reads, last.number);
+            let of_agents = copies.chunk_by(|a, b| a.reads.0 == b.reads.0).filter_map(<[Copy]>::last);
+            of_agents.for_each(|last| warp.clock.heard(last.reads.0, last.reads.1));
+            if !copies.is_empty() {
                 self.land_arrivals(block, thread);
             }
         }
@@ -154,9 +167,8 @@ impl Context<'_> {
     ) -> Done {
         let (block, thread) = (warp.clock.block, warp.thread(lane));
         let mut clock = warp.publishes(run.exec).into_owned();
-        let under_way =
-            |number: u32| move |f: &Flight| (f.block, f.thread, f.copy) == (block, thread, number);
-        let flight = |pc: u32, from: Where, pieces: Vec<Piece>, (copy, arrivals): (u32, u32)| Flight {
+        let key = |number: u32| (block, thread, number);
+        let flight = |pc: u32, from: Where, pieces: Vec<Piece>, copy: Option<&Copy>| Flight {
             pc,
             block,
             thread,
@@ -167,26 +179,27 @@ impl Context<'_> {
             reduce: None,
             mbarrier: Some(at),
             bytes: 0,
-            arrivals,
-            copy,
+            arrivals: u32::from(copy.is_none()),
+            copy: copy.map_or(0, |c| c.number),
+            reads: copy.map_or((0, 0), |c| c.reads),
         };
         let (mut flights, mut copies) = (Vec::new(), std::mem::take(&mut warp.copies[lane]));
         for group in copies.closed.iter_mut().chain([&mut copies.open]) {
             // What it knows to have arrived needs no wait any more.
             group.retain(|copy| {
-                let there = self.cluster.landed.get(&(block, thread, copy.number)).copied();
+                let there = self.cluster.landed.get(&key(copy.number)).copied();
                 let known = there.is_some_and(|(agent, time)| warp.clock.knows(agent, time));
                 if known {
-                    self.cluster.landed.remove(&(block, thread, copy.number));
+                    self.cluster.landed.remove(&key(copy.number));
                 }
                 !known
             });
             for copy in group {
-                if let Some((agent, time)) = self.cluster.landed.get(&(block, thread, copy.number)) {
+                if let Some((agent, time)) = self.cluster.landed.get(&key(copy.number)) {
                     clock.heard(*agent, *time);
                     continue;
                 }
-                let mine = under_way(copy.number);
+                let mine = |f: &Flight| (f.block, f.thread, f.copy) == key(copy.number);
                 if self.cluster.flights.iter().any(|f| mine(f) && f.mbarrier == Some(at)) {
                     continue;
                 }
@@ -196,11 +209,11 @@ impl Context<'_> {
                 let read = Piece { from: Some(from), to: copy.to, bytes: reads };
                 let rest = Piece { from: None, to: copy.to + reads, bytes: size - reads };
                 let pieces = [read, rest].into_iter().filter(|p| p.bytes > 0).collect();
-                flights.push(flight(copy.pc, Where::Global(region), pieces, (copy.number, 0)));
+                flights.push(flight(copy.pc, Where::Global(region), pieces, Some(copy)));
             }
         }
         warp.copies[lane] = copies;
-        flights.push(flight(run.pc, Where::Local(0), Vec::new(), (0, 1)));
+        flights.push(flight(run.pc, Where::Local(0), Vec::new(), None));
         if !self.cluster.joins(rank, at, &clock, !counted) {
             let what = format!("mbarrier: {}+{at} lacks no arrival in this phase", self.own().name);
             return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
@@ -218,13 +231,12 @@ impl Context<'_> {
     /// A copy has arrived that mbarriers track: who waits for any of them is behind it.
     pub fn landed(&mut self, flight: &Flight, rank: usize, at: usize) {
         let Some(writes) = self.cluster.current(rank, at) else { return };
-        let reads = self.agents.number(Agent::CopyReads(flight.block, flight.thread));
         let key = (flight.block, flight.thread, flight.copy);
         let same = |f: &Flight| (f.block, f.thread, f.copy) == key;
         let others = self.cluster.flights.iter().filter(|f| same(f)).filter_map(|f| f.mbarrier);
         for at in others.chain([at]).collect::<Vec<_>>() {
             if let Some(bar) = self.cluster.mbarriers[rank].get_mut(&at) {
-                bar.hears((reads, flight.copy));
+                bar.hears(flight.reads);
                 bar.hears(writes);
             }
         }

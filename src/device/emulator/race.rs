@@ -185,7 +185,7 @@ pub enum Agent {
     BulkWrites(u32, u32),
     /// A warp's groups of `wgmma`: block, warp.
     Wgmma(u32, u32),
-    /// The reads of a thread's `cp.async`: block, thread.
+    /// The reads of a thread's `cp.async`, or of its warp's, whose first it is: block, thread.
     CopyReads(u32, u32),
 }
 
@@ -223,9 +223,9 @@ impl Agents {
         }
     }
 
-    /// Whether nothing has run beside the warps.
-    pub fn none(&self) -> bool {
-        self.list.is_empty()
+    /// Whether nothing beside the warps has touched shared memory: `cp.async` reads the global one.
+    pub fn none_in_shared(&self) -> bool {
+        self.list.iter().all(|agent| matches!(agent, Agent::CopyReads(..)))
     }
 
     /// What an agent is called in a report.
@@ -241,7 +241,7 @@ impl Agents {
                 format!("asynchronous, in a wgmma group of block {block}, warp {warp}")
             }
             Some(Agent::CopyReads(block, thread)) => {
-                format!("asynchronous, a cp.async of block {block}, thread {thread}")
+                format!("asynchronous, a cp.async of block {block}, warp {}", thread / 32)
             }
             None => "asynchronous".to_string(),
         }
