@@ -206,7 +206,8 @@ impl Context<'_> {
         } else {
             self.count(space, run, &addresses, bytes);
             for lane in lanes(run.exec) {
-                let (place, at) = self.read(warp, run, space, lane, addresses[lane], bytes, order.strong)?;
+                let (place, at) =
+                    self.read(warp, run, space, lane, addresses[lane], bytes, (order.strong, None))?;
                 let size = ty.size();
                 let region = self.region(&mut warp.local, place);
                 for (i, values) in values.iter_mut().enumerate().take(d.len()) {
@@ -227,25 +228,10 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Checks one lane's read and gives its place.
-    #[allow(clippy::too_many_arguments)]
-    pub fn read(
-        &mut self,
-        warp: &mut Warp,
-        run: &Run<'_>,
-        space: Space,
-        lane: usize,
-        address: u64,
-        bytes: usize,
-        strong: bool,
-    ) -> Result<(Where, usize), Box<Fault>> {
-        self.read_for(warp, run, space, lane, address, bytes, (strong, None))
-    }
-
-    /// The same for what goes on until an agent's time.
+    /// Checks one lane's read and gives its place; it goes on until the agent's time, where there is one.
     #[allow(clippy::too_many_arguments)]
     #[inline]
-    pub fn read_for(
+    pub fn read(
         &mut self,
         warp: &mut Warp,
         run: &Run<'_>,
@@ -376,7 +362,7 @@ impl Context<'_> {
         self.count(space, run, &addresses, bytes);
         let mut old = [0; LANES];
         for lane in lanes(run.exec) {
-            let (place, at) = self.read(warp, run, space, lane, addresses[lane], bytes, true)?;
+            let (place, at) = self.read(warp, run, space, lane, addresses[lane], bytes, (true, None))?;
             old[lane] = self.region(&mut warp.local, place).get(at, bytes);
             self.acquire(warp, place, at, order.acquire);
             let modify = if matches!(place, Where::Global(_)) { modify_global } else { modify };

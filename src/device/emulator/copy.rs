@@ -88,7 +88,7 @@ impl Context<'_> {
                 for i in (0..reads).step_by(step) {
                     let address = from[lane] + i as u64;
                     let place =
-                        self.read_for(warp, run, Space::Global, lane, address, step, (false, Some(agent)))?;
+                        self.read(warp, run, Space::Global, lane, address, step, (false, Some(agent)))?;
                     if let ((Where::Global(region), at), None) = (place, source) {
                         source = Some((region, at));
                     }

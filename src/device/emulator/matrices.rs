@@ -36,7 +36,8 @@ impl Context<'_> {
         let (givers, addresses) = self.rows(warp, run, addr, d.len())?;
         let mut rows = [[0u8; 16]; LANES];
         for lane in lanes(givers) {
-            let (place, at) = self.read(warp, run, Space::Shared, lane, addresses[lane], 16, false)?;
+            let (place, at) =
+                self.read(warp, run, Space::Shared, lane, addresses[lane], 16, (false, None))?;
             rows[lane].copy_from_slice(&self.region(&mut warp.local, place).data[at..at + 16]);
         }
         for (i, d) in d.iter().enumerate() {
