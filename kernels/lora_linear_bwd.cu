@@ -11,10 +11,10 @@
 //           ranks and a run of tokens, 32 at a time; its part of scale b stays in registers as fragments, and so do its
 //           sums of db. dxa is summed over the block's columns and then, by lora_linear_round, over tiles; db over the runs,
 //           by lora_linear_add. lora_linear_dx_128 and _64: product.cuh with w as it lies; the low-rank terms come first,
-//           a fragment at a time, masked before they are mixed: the mask of a warp's part is drawn ahead, into bits. lora_linear_da: 128 columns of x and a run of
-//           tokens a block; x goes through registers, where each segment's mask is drawn once an element, to one tile of
-//           shared memory a segment. Blocks of 256 threads, two a multiprocessor, three of lora_linear_da;
-//           those of dx have 128, two of _128 a multiprocessor and four of _64.
+//           a fragment at a time, masked before they are mixed: the mask of a warp's part is drawn ahead, into bits.
+//           lora_linear_da: 128 columns of x and a run of tokens a block; x goes through registers, where each segment's
+//           mask is drawn once an element, to one tile of shared memory a segment. Blocks of 256 threads, two a
+//           multiprocessor, three of lora_linear_da; those of dx have 128, two of _128 a multiprocessor and four of _64.
 // Cost      flops 2 N' (M' K' + 2 M' R' + 2 S R' K') and the masks; bytes: dy and x once each for 16 and 64 ranks, dy and w
 //           once a tile in dx, and the parts: exactly that of src/ops/lora_linear/plan.rs, launch by launch.
 // Numerics  bf16 products, f32 sums in a fixed order: parts are added in theirs, and no block adds to another's. dxa and dx

@@ -97,7 +97,8 @@ impl Encoder {
 
     /// One vector per prompt, in order: row i of `rows` is `[C]` for `prompts[i]`.
     ///
-    /// Prompts are sorted by length and packed without padding, so a text's vector does not depend on its company; on a GPU but for rounding.
+    /// Prompts are sorted by length and packed without padding, so a text's vector does not depend on its company; on a
+    /// GPU but for rounding.
     pub fn encode(
         &mut self,
         prompts: &[Prompt],

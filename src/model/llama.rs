@@ -119,16 +119,16 @@ impl Decoder<'_> {
         let (d, w, heads, eps) =
             (self.device, &self.weights.layers[i], self.config.heads, self.config.norm_eps);
         let drop = |place| Noise::at(self.noise, i, place);
-        rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps)?; //                           1 h         <- before
-        linear_fwd(d, Some(qkv), xa_qkv, h, &w.qkv, None, drop(Place::Qkv))?; //                            2 qkv       <- h
-        rope_fwd(d, qkv, &self.rope.cos, &self.rope.sin, positions, heads)?; //                3 qkv       <- qkv
-        attention_fwd(d, attention, lse.as_mut(), qkv, starts, heads, self.mask, drop(Place::Attention))?; //  4 attention <- qkv
-        linear_fwd(d, Some(middle), xa_o, attention, &w.o, Some(before), drop(Place::O))?; //               5 middle    <- before, attention
-        rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                               6 h2        <- middle
-        linear_fwd(d, Some(gate_up), xa_gate_up, h2, &w.gate_up, None, drop(Place::GateUp))?; //           7 gate_up   <- h2
-        swiglu_fwd(d, act, gate_up)?; //                                                       8 act       <- gate_up
+        rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps)?; //                                              1 h         <- before
+        linear_fwd(d, Some(qkv), xa_qkv, h, &w.qkv, None, drop(Place::Qkv))?; //                                  2 qkv       <- h
+        rope_fwd(d, qkv, &self.rope.cos, &self.rope.sin, positions, heads)?; //                                   3 qkv       <- qkv
+        attention_fwd(d, attention, lse.as_mut(), qkv, starts, heads, self.mask, drop(Place::Attention))?; //     4 attention <- qkv
+        linear_fwd(d, Some(middle), xa_o, attention, &w.o, Some(before), drop(Place::O))?; //                     5 middle    <- before, attention
+        rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                                                  6 h2        <- middle
+        linear_fwd(d, Some(gate_up), xa_gate_up, h2, &w.gate_up, None, drop(Place::GateUp))?; //                  7 gate_up   <- h2
+        swiglu_fwd(d, act, gate_up)?; //                                                                          8 act       <- gate_up
         let after = (!again).then_some(after);
-        linear_fwd(d, after, xa_down, act, &w.down, Some(middle), drop(Place::Down)) //               9 after     <- middle, act
+        linear_fwd(d, after, xa_down, act, &w.down, Some(middle), drop(Place::Down)) //                           9 after     <- middle, act
     }
 
     /// What the gradients of block `i` read of [`Shared`], from what is kept of it: the same bits again, rstd's too.
@@ -170,7 +170,7 @@ impl Decoder<'_> {
         let (d, w, heads) = (self.device, &self.weights.layers[i], self.config.heads);
         let drop = |place| Noise::at(self.noise, i, place);
         let LayerGrads { qkv: g_qkv, o: g_o, gate_up: g_gate_up, down: g_down } = grads;
-        linear_bwd(d, Some(dact), g_down, &mut dxa[3], d_outer, act, &xa[3], &w.down, drop(Place::Down))?; //            9
+        linear_bwd(d, Some(dact), g_down, &mut dxa[3], d_outer, act, &xa[3], &w.down, drop(Place::Down))?; //     9
         swiglu_bwd(d, dgate_up, dact, gate_up)?; //                                                               8
         linear_bwd(
             d,
@@ -182,9 +182,9 @@ impl Decoder<'_> {
             &xa[2],
             &w.gate_up,
             drop(Place::GateUp),
-        )?; //     7
+        )?; //                                                                                                    7
         rmsnorm_bwd(d, d_middle, dh, Some(d_outer), middle, &w.mlp_norm, rstd2)?; //                              6
-        linear_bwd(d, Some(dattention), g_o, &mut dxa[1], d_middle, attention, &xa[1], &w.o, drop(Place::O))?; //        5
+        linear_bwd(d, Some(dattention), g_o, &mut dxa[1], d_middle, attention, &xa[1], &w.o, drop(Place::O))?; // 5
         attention_bwd(
             d,
             dqkv,
@@ -196,10 +196,10 @@ impl Decoder<'_> {
             heads,
             self.mask,
             drop(Place::Attention),
-        )?; //   4
+        )?; //                                                                                                    4
         rope_bwd(d, dqkv, &self.rope.cos, &self.rope.sin, positions, heads)?; //                                  3
         let dx = (i > 0).then_some(&mut *dh);
-        linear_bwd(d, dx, g_qkv, &mut dxa[0], dqkv, h, &xa[0], &w.qkv, drop(Place::Qkv))?; //                            2
+        linear_bwd(d, dx, g_qkv, &mut dxa[0], dqkv, h, &xa[0], &w.qkv, drop(Place::Qkv))?; //                     2
         if i == 0 {
             return Ok(());
         }

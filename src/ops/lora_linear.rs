@@ -59,7 +59,8 @@ impl Lora<'_> {
 /// | `residual` | [N, M]   | activation                               | read                         |
 ///
 /// With packed panels `x` is rounded to bf16 as well; sums are always f32 or better. A GPU takes f32 A and B, K, M and
-/// rows of segments that are multiples of 8, and up to three segments. Errors if a shape does not fit. Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; dropout of its input as in PEFT.
+/// rows of segments that are multiples of 8, and up to three segments. Errors if a shape does not fit.
+/// Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; dropout of its input as in PEFT.
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear_fwd(
     device: &Device,

@@ -2,7 +2,8 @@
 //!
 //! What a chunk is depends on the grid alone, and so do its dice: bits, counters and the first report are the same on any
 //! number of cores. Chunks cannot tell each other anything, so bytes that one of them writes and another one touches are a
-//! race. Each has the launch's budget of instructions. A kernel that has atomic or volatile accesses to global memory could: its grid is one chunk.
+//! race. A kernel that has atomic or volatile accesses to global memory could: its grid is one chunk. Each chunk has the
+//! launch's budget of instructions.
 
 use super::Launch;
 use super::bulk::End;

@@ -62,10 +62,11 @@
 //! # What is not
 //! `wgmma` on 8-bit and sparse operands; tensor copies by `im2col`, interleaved, or with maps changed on the device;
 //! vector atomics; textures, surfaces, calls by address, `printf`; f64 with directed rounding; `.cc` on `mad`. Each is
-//! refused by name: `printf` and such maps when they are come to, the others when the file is read. Fences, warp barriers and waits at mbarriers order for their whole warp, so a
-//! race that needs one lane's to be missing can be overlooked (an arrival at an mbarrier speaks for its own lanes only).
-//! Lanes may come to an aligned barrier or a `wgmma` one after the other. Registers are counted, not limited. Scopes are
-//! taken at their widest. `griddepcontrol` does nothing. Times are not modelled: clocks stand still.
+//! refused by name: `printf` and such maps when they are come to, the others when the file is read. Fences, warp barriers,
+//! waits at mbarriers, and those for `cp.async` that a warp has issued as one, order for their whole warp, so a race that
+//! needs one lane's to be missing can be overlooked (an arrival at an mbarrier speaks for its own lanes only). Lanes may
+//! come to an aligned barrier or a `wgmma` one after the other. Registers are counted, not limited. Scopes are taken at
+//! their widest. `griddepcontrol` does nothing. Times are not modelled: clocks stand still.
 
 mod access;
 mod allocate;

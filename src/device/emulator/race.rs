@@ -6,9 +6,9 @@
 //! hardware may run them one after the other. Within one warp an mbarrier orders like a warp barrier.
 //!
 //! What runs beside the warps (bulk copies, `wgmma`) acts as an *agent*: one for each thing that its completion is
-//! awaited by, that is an mbarrier (time: its phases), a thread's groups (time: their number) or its `cp.async` (time: their
-//! number). Only who has waited
-//! for that, or has heard of it from one who did, is behind the agent's accesses.
+//! awaited by, that is an mbarrier (time: its phases), a thread's bulk groups or its `cp.async` (time: their number; one
+//! agent for a warp that copies as one). Only who has waited for that, or has heard of it from one who did, is behind the
+//! agent's accesses.
 //!
 //! A clock also holds which writes a proxy fence has made visible to the asynchronous proxy: a fence does so for all
 //! that its thread knows of, whoever wrote it, as the ISA's causality order says (a fence anywhere on the way counts).

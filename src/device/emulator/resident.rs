@@ -160,7 +160,7 @@ impl Running<'_> {
         }
         let mut clock = Clock::blank(of.cluster.blocks[b]);
         of.blocks[b].warps.iter().for_each(|w| clock.join(&w.clock));
-        // A block by itself, with nothing beside its warps, has been alone with its memory.
+        // A block by itself, its memory touched by its warps alone, has nobody to wait for.
         let alone = of.blocks.len() == 1 && self.agents.none_in_shared();
         let foreign = if alone { None } else { of.cluster.shared[b].races.foreign(&clock) };
         let Some((at, touch)) = foreign else {
