@@ -14,6 +14,7 @@ pub mod kernels;
 pub mod memory;
 pub mod model;
 pub mod ops;
+pub mod pretrained;
 pub mod rng;
 pub mod tensor;
 pub mod text;

@@ -13,8 +13,8 @@ use llm2vec::{
         hf::{self, Checkpoint},
         output::{Output, OutputDtype},
         peft::{self, Adapter},
-        settings::{self, Settings},
     },
+    pretrained::{names, sentence_transformers, settings::Settings},
 };
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -203,22 +203,22 @@ fn model_names_are_looked_up_in_the_cache() {
     let cache = dir.path().join("hub");
     let root = cache.join("models--org--name");
     fs::create_dir_all(root.join("snapshots/abc")).unwrap();
-    assert_eq!(hf::cached_model("org/name", &cache).unwrap(), root.join("snapshots/abc"));
+    assert_eq!(names::cached_model("org/name", &cache).unwrap(), root.join("snapshots/abc"));
     fs::create_dir_all(root.join("snapshots/def")).unwrap();
-    refused(hf::cached_model("org/name", &cache), &["2 snapshots"]);
+    refused(names::cached_model("org/name", &cache), &["2 snapshots"]);
     fs::create_dir_all(root.join("refs")).unwrap();
     fs::write(root.join("refs/main"), "def\n").unwrap();
-    assert_eq!(hf::cached_model("org/name", &cache).unwrap(), root.join("snapshots/def"));
+    assert_eq!(names::cached_model("org/name", &cache).unwrap(), root.join("snapshots/def"));
     fs::write(root.join("refs/main"), "../../..").unwrap();
-    refused(hf::cached_model("org/name", &cache), &["not there"]);
-    refused(hf::cached_model("org/other", &cache), &["org/other", "models--org--other"]);
+    refused(names::cached_model("org/name", &cache), &["not there"]);
+    refused(names::cached_model("org/other", &cache), &["org/other", "models--org--other"]);
     for name in ["../x", "a/b/c", "/abs/olute", ""] {
-        refused(hf::cached_model(name, &cache), &["hub id"]);
+        refused(names::cached_model(name, &cache), &["hub id"]);
     }
-    assert_eq!(hf::model_dir(dir.path().to_str().unwrap()).unwrap(), dir.path());
+    assert_eq!(names::model_dir(dir.path().to_str().unwrap()).unwrap(), dir.path());
     let file = dir.path().join("f");
     fs::write(&file, "").unwrap();
-    refused(hf::model_dir(file.to_str().unwrap()), &["is a file"]);
+    refused(names::model_dir(file.to_str().unwrap()), &["is a file"]);
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn settings_round_trip() {
 #[test]
 fn sentence_transformers_round_trip() {
     let dir = folder();
-    assert_eq!(settings::st_pooling(dir.path()).unwrap(), None);
+    assert_eq!(sentence_transformers::st_pooling(dir.path()).unwrap(), None);
     for (ours, back) in [
         ("mean", "mean"),
         ("weighted-mean", "weighted-mean"),
@@ -281,18 +281,18 @@ fn sentence_transformers_round_trip() {
         ("eos", "last"),
         ("bos", "bos"),
     ] {
-        settings::write_st(dir.path(), ours, 64, 512).unwrap();
-        assert_eq!(settings::st_pooling(dir.path()).unwrap().as_deref(), Some(back));
+        sentence_transformers::write_st(dir.path(), ours, 64, 512).unwrap();
+        assert_eq!(sentence_transformers::st_pooling(dir.path()).unwrap().as_deref(), Some(back));
     }
     assert_eq!(file_names(dir.path()), ["1_Pooling", "modules.json", "sentence_bert_config.json"]);
-    refused(settings::write_st(dir.path(), "max", 64, 512), &["max", "weighted-mean"]);
+    refused(sentence_transformers::write_st(dir.path(), "max", 64, 512), &["max", "weighted-mean"]);
     let config = dir.path().join("1_Pooling/config.json");
     fs::write(&config, r#"{"pooling_mode_max_tokens": true}"#).unwrap();
-    refused(settings::st_pooling(dir.path()), &["pooling_mode_max_tokens"]);
+    refused(sentence_transformers::st_pooling(dir.path()), &["pooling_mode_max_tokens"]);
     fs::write(&config, r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#).unwrap();
-    refused(settings::st_pooling(dir.path()), &["cls_token + pooling_mode_mean_tokens"]);
+    refused(sentence_transformers::st_pooling(dir.path()), &["cls_token + pooling_mode_mean_tokens"]);
     fs::write(&config, "{}").unwrap();
-    refused(settings::st_pooling(dir.path()), &["no pooling mode"]);
+    refused(sentence_transformers::st_pooling(dir.path()), &["no pooling mode"]);
 }
 
 /// Files of the shared workshop, where a checkout has them.

@@ -5,7 +5,6 @@ use super::measure::{Bounds, Clock, DRAWN, Deadline, Operands, Settings, bounds,
 use super::record::{Roof, Row, Spread};
 use crate::device::gpu::Graphs;
 use crate::device::{DType, Device};
-use crate::encode::files::ModelFiles;
 use crate::error::{Error, Result};
 use crate::format::hf;
 use crate::memory::Arena;
@@ -19,6 +18,8 @@ use crate::ops::adamw::AdamW;
 use crate::ops::attention::Mask;
 use crate::ops::contrastive::InfoNce;
 use crate::ops::pool::{Pooling, pool_fwd};
+use crate::pretrained::files::ModelFiles;
+use crate::pretrained::names;
 use crate::rng::normal;
 use crate::tensor::Raw;
 use crate::train::contrastive::{Batch, Contrastive, Rule, Sequence};
@@ -64,7 +65,7 @@ const RANK: usize = 16;
 impl Model {
     /// Of a folder, or of the local Hugging Face cache.
     pub fn open(name: &str) -> Result<Model> {
-        let dir = hf::model_dir(name)?;
+        let dir = names::model_dir(name)?;
         let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
         let (files, _) = ModelFiles::open(&dir, &config, &[])?;
         Ok(Model { name: name.into(), config, files: Some(files) })

@@ -2,11 +2,11 @@
 
 use crate::cli::{ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
 use crate::encode::Encoder;
-use crate::encode::setup::Setup;
 use crate::encode::texts::Item;
 use crate::error::{Error, Result};
 use crate::format::input::{self, Format, Record};
 use crate::format::output::{Output, OutputDtype};
+use crate::pretrained::open::Setup;
 use clap::{Args, ValueEnum};
 
 /// Turn texts into vectors.

@@ -2,11 +2,12 @@
 
 use crate::cli::{ModelFlags, say};
 use crate::device::DType;
-use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
-use crate::format::{atomic, hf, settings};
+use crate::format::{atomic, hf};
 use crate::model::lora::Delta;
 use crate::model::weights::Source;
+use crate::pretrained::open::Setup;
+use crate::pretrained::sentence_transformers;
 use crate::tensor::Raw;
 use clap::Args;
 use half::{bf16, f16};
@@ -51,7 +52,7 @@ fn write(setup: &Setup, to: &std::path::Path) -> Result<()> {
     let config = setup.dir.join("config.json");
     std::fs::copy(&config, to.join("config.json")).map_err(|e| Error::io(&config, e))?;
     setup.settings().write(to)?;
-    settings::write_st(to, setup.pooling.name(), setup.config.width, setup.limits.max_length)?;
+    sentence_transformers::write_st(to, setup.pooling.name(), setup.config.width, setup.limits.max_length)?;
 
     let checkpoint = &setup.files.checkpoint;
     let has_table = checkpoint.find("model.embed_tokens.weight").is_some();

@@ -13,9 +13,9 @@ pub mod signal;
 mod train;
 
 use crate::device::Device;
-use crate::encode::setup::{MOST_TOKENS, Options};
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result};
+use crate::pretrained::open::{MOST_TOKENS, Options};
 use crate::text::prompt::Compat;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};

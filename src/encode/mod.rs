@@ -1,7 +1,5 @@
 //! The encoder: a checkpoint, a tokenizer and settings in; a vector per text out.
 
-pub mod files;
-pub mod setup;
 pub mod texts;
 
 use crate::device::Device;
@@ -14,10 +12,10 @@ use crate::model::state::{Keep, State};
 use crate::model::weights::{Storage, Weights};
 use crate::ops::l2norm::l2norm_fwd;
 use crate::ops::pool::pool_fwd;
+use crate::pretrained::open::{Options, Setup};
 use crate::tensor::Tensor;
 use crate::text::pack::{Pack, pack};
 use crate::text::prompt::Prompt;
-use setup::{Options, Setup};
 
 /// Everything that is allocated, once.
 pub struct Buffers {
@@ -56,6 +54,25 @@ impl Buffers {
             norm: arena.statistic(&[tokens]),
             spans: arena.tensor(crate::device::DType::I32, &[tokens, 2]),
         }
+    }
+}
+
+impl Setup {
+    /// What would be allocated, counted on a planning arena.
+    pub fn plan(&self) -> Arena {
+        let mut arena = Arena::planning(&self.device);
+        self.buffers(&mut arena);
+        arena
+    }
+
+    /// Everything that is allocated.
+    fn buffers(&self, arena: &mut Arena) -> Buffers {
+        let positions = self.limits.max_length;
+        let mut buffers = Buffers::new(arena, &self.config, self.storage, self.tokens, positions);
+        if self.check_finite {
+            buffers.state.watch(arena, &self.config);
+        }
+        buffers
     }
 }
 

@@ -1,12 +1,12 @@
 //! Where an adapter comes from and where it goes: fresh factors before training, PEFT's pairs after it.
 
 use crate::error::{Error, Result};
-use crate::format::chain::{self, Link};
 use crate::format::peft::{Adapter, AdapterConfig, Pair};
-use crate::format::settings::Settings;
 use crate::model::config::Config;
 use crate::model::lora::Delta;
 use crate::model::weights::Weights;
+use crate::pretrained::chain::{self, Link};
+use crate::pretrained::settings::Settings;
 use crate::rng::philox;
 use crate::train::config::{MODULES, TrainConfig};
 use std::path::Path;

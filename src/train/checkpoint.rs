@@ -3,11 +3,11 @@
 
 use crate::device::mapped::Mapped;
 use crate::error::{Error, Result};
-use crate::format::chain::hex;
 use crate::format::hf::{self, Floats, RawTensor, read_json};
 use crate::format::peft::{self, Adapter};
-use crate::format::settings::{self, Settings};
 use crate::format::{atomic, hf::Checkpoint as Tensors};
+use crate::pretrained::chain::hex;
+use crate::pretrained::settings::{self, Settings};
 use crate::train::config;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};

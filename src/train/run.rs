@@ -2,16 +2,16 @@
 
 use crate::device::Device;
 use crate::device::gpu::Graphs;
-use crate::encode::files::fitting;
-use crate::encode::setup::{self, Setup};
 use crate::error::{Error, Result};
 use crate::format::hf::copy_side_files;
 use crate::format::peft::Adapter;
-use crate::format::settings::Settings;
 use crate::memory::{Arena, gib};
 use crate::model::llama::Noise;
 use crate::model::state::Keep;
 use crate::ops::adamw::AdamW;
+use crate::pretrained::files::fitting;
+use crate::pretrained::open::{self, Setup};
+use crate::pretrained::settings::Settings;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Checkpoint, Existing, Losses, Moments, Named, State};
 use crate::train::config::{Stage, TrainConfig};
@@ -108,7 +108,7 @@ impl Trainer {
             None => None,
         };
         config.validate().map_err(Error::Usage)?;
-        let setup = Setup::open(&setup::Options {
+        let setup = Setup::open(&open::Options {
             adapters: below,
             pooling: Some(config.pooling_mode.clone()),
             attention: Some(if config.bidirectional { "full" } else { "causal" }.into()),
@@ -118,7 +118,7 @@ impl Trainer {
             bf16: options.bf16,
             check_finite: options.check_finite,
             device: options.device.clone(),
-            ..setup::Options::new(model)
+            ..open::Options::new(model)
         })?;
         if let Some((_, dir)) = &start {
             adapter::on_its_layers(dir, &setup.files.chain)?;

@@ -1,11 +1,11 @@
 //! What a stage feeds the learner: its data, and the batch that a step makes of it.
 
-use crate::encode::setup::Setup;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::llama::Noise;
 use crate::ops::contrastive::InfoNce;
+use crate::pretrained::open::Setup;
 use crate::train::blocks::{Block, Blocks};
 use crate::train::config::{Stage, TrainConfig};
 use crate::train::contrastive::{Batch, Contrastive, Rule, Sequence};

@@ -2,7 +2,6 @@
 #![allow(dead_code)] // each test file uses its own part
 
 use llm2vec::device::Device;
-use llm2vec::encode::files::ModelFiles;
 use llm2vec::format::hf;
 use llm2vec::format::peft::{self, Adapter, AdapterConfig, Pair};
 use llm2vec::memory::Arena;
@@ -12,6 +11,7 @@ use llm2vec::model::rope::RopeTables;
 use llm2vec::model::state::{Keep, State};
 use llm2vec::model::weights::{Storage, Weights};
 use llm2vec::ops::attention::Mask;
+use llm2vec::pretrained::files::ModelFiles;
 use llm2vec::rng::normal;
 use llm2vec::train::learner::{Head, Learner, Size};
 use std::path::{Path, PathBuf};

@@ -3,12 +3,12 @@
 use std::fs;
 
 use llm2vec::format::{
-    hf::{self, Checkpoint},
+    hf::Checkpoint,
     input::{self, Format, Records},
     npy,
     peft::Adapter,
-    settings::{self, Settings},
 };
+use llm2vec::pretrained::{names, sentence_transformers, settings::Settings};
 use proptest::prelude::*;
 
 use super::{
@@ -121,9 +121,9 @@ proptest! {
         }
         let _ = Adapter::open(dir.path());
         let _ = Settings::read(dir.path());
-        let _ = settings::st_pooling(dir.path());
+        let _ = sentence_transformers::st_pooling(dir.path());
         let _ = Checkpoint::open(dir.path());
-        let _ = hf::model_dir(text);
+        let _ = names::model_dir(text);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use super::{Golden, Path};
 use llm2vec::device::Device;
-use llm2vec::encode::files::ModelFiles;
 use llm2vec::memory::Arena;
 use llm2vec::model::state::Keep;
 use llm2vec::model::weights::Storage;
@@ -10,6 +9,7 @@ use llm2vec::ops::adamw::AdamW;
 use llm2vec::ops::attention::Mask;
 use llm2vec::ops::contrastive::InfoNce;
 use llm2vec::ops::pool::Pooling;
+use llm2vec::pretrained::files::ModelFiles;
 use llm2vec::tensor::Tensor;
 use llm2vec::train::contrastive::{Batch, Contrastive, Rule, Sequence};
 use llm2vec::train::learner::{Head, Learner, Size};

@@ -2,10 +2,10 @@
 
 use crate::command::{Tiny, failed, folder, good, llm2vec, names, off, prose, str, vectors};
 use crate::{Data, common, log, train, values};
-use llm2vec::encode::files::ModelFiles;
 use llm2vec::format::hf::{Checkpoint, read_json};
 use llm2vec::format::peft::Adapter;
-use llm2vec::format::settings::Settings;
+use llm2vec::pretrained::files::ModelFiles;
+use llm2vec::pretrained::settings::Settings;
 use safetensors::Dtype;
 use serde_json::json;
 use std::path::Path;

@@ -2,12 +2,12 @@
 
 use super::{adapter, refused};
 use crate::common::novel5m;
-use llm2vec::encode::setup::{Options, Setup};
 use llm2vec::error::Result;
-use llm2vec::format::chain::Link;
 use llm2vec::format::hf::{self, Checkpoint};
 use llm2vec::format::peft::{Adapter, save};
-use llm2vec::format::settings::Settings;
+use llm2vec::pretrained::chain::Link;
+use llm2vec::pretrained::open::{Options, Setup};
+use llm2vec::pretrained::settings::Settings;
 use llm2vec::train::checkpoint::write_adapter;
 use std::path::{Path, PathBuf};
 use std::process::Command;

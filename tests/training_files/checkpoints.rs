@@ -1,9 +1,9 @@
 //! Checkpoints: bit-exact, whole or not at all, refused where they are damaged or another run's.
 
 use super::{adapter, child, child_folder, normal, refused};
-use llm2vec::format::chain::Link;
 use llm2vec::format::peft::Adapter;
-use llm2vec::format::settings::Settings;
+use llm2vec::pretrained::chain::Link;
+use llm2vec::pretrained::settings::Settings;
 use llm2vec::train::checkpoint::{Checkpoint, Existing, Losses, Moments, Named, State, claim, latest};
 use serde_json::{Value, json};
 use std::fs;

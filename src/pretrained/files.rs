@@ -2,13 +2,13 @@
 
 use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::format::chain::{self, Link};
 use crate::format::hf::{Checkpoint, RawTensor};
 use crate::format::peft::{Adapter, Pair};
-use crate::format::settings::Settings;
 use crate::model::config::Config;
 use crate::model::lora::Delta;
 use crate::model::weights::{Source, check};
+use crate::pretrained::chain::{self, Link};
+use crate::pretrained::settings::Settings;
 use crate::tensor::Raw;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

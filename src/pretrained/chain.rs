@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::peft::Adapter;
 use crate::error::{Error, Result};
+use crate::format::peft::Adapter;
 
 /// One adapter of a stack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

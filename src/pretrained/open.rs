@@ -1,17 +1,19 @@
 //! What to run: the caller's options, the model folder's own settings, and the reference's defaults.
 
 use crate::device::Device;
-use crate::encode::Buffers;
-use crate::encode::files::ModelFiles;
 use crate::error::{Error, Result};
 use crate::format::hf;
-use crate::format::settings::{self, Settings};
 use crate::memory::Arena;
 use crate::model::config::{Attention, Config, Family};
 use crate::model::plan;
-use crate::model::weights::Storage;
+use crate::model::rope::RopeTables;
+use crate::model::state::{Keep, State};
+use crate::model::weights::{Storage, Weights};
 use crate::ops::attention::Mask;
 use crate::ops::pool::Pooling;
+use crate::pretrained::files::ModelFiles;
+use crate::pretrained::settings::{self, Settings};
+use crate::pretrained::{names, sentence_transformers};
 use crate::text::prompt::{Compat, Limits, Prompt, Prompter};
 use crate::text::reference::eos_text;
 use crate::text::template::Template;
@@ -194,7 +196,7 @@ pub const MOST_TOKENS: usize = 1 << 24;
 impl Setup {
     /// Opens everything that is small or mapped, and checks it; reads no weight yet.
     pub fn open(o: &Options) -> Result<Setup> {
-        let dir = hf::model_dir(&o.model)?;
+        let dir = names::model_dir(&o.model)?;
         let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
         plan::check(&o.device, &config)?;
         let (files, warnings) = ModelFiles::open(&dir, &config, &o.adapters)?;
@@ -262,23 +264,6 @@ impl Setup {
         Ok(span)
     }
 
-    /// What would be allocated, counted on a planning arena.
-    pub fn plan(&self) -> Arena {
-        let mut arena = Arena::planning(&self.device);
-        self.buffers(&mut arena);
-        arena
-    }
-
-    /// Everything that is allocated.
-    pub(super) fn buffers(&self, arena: &mut Arena) -> Buffers {
-        let positions = self.limits.max_length;
-        let mut buffers = Buffers::new(arena, &self.config, self.storage, self.tokens, positions);
-        if self.check_finite {
-            buffers.state.watch(arena, &self.config);
-        }
-        buffers
-    }
-
     /// These settings, and what is stacked here, as `llm2vec_config.json` records them.
     pub fn settings(&self) -> Settings {
         let attention = match self.attention {
@@ -313,7 +298,9 @@ fn storage(
         Device::Cpu(_) => {}
     }
     let mut arena = Arena::planning(&o.device);
-    Buffers::new(&mut arena, config, Storage::Real, tokens, positions);
+    Weights::new(&mut arena, config, Storage::Real);
+    RopeTables::new(&mut arena, config, positions);
+    State::new(&mut arena, config, tokens, 0, Keep::Nothing);
     let narrow = files.checkpoint_dtype().is_some_and(|t| t.size() == 2);
     let fits = o.device.available().is_none_or(|free| arena.total() <= free);
     Ok(if fits || !narrow { Storage::Real } else { Storage::Bf16 })
@@ -342,5 +329,8 @@ fn saved_settings(dir: &Path, adapters: &[PathBuf]) -> Result<(PathBuf, Settings
             return Ok((folder.into(), s));
         }
     }
-    Ok((dir.into(), Settings { pooling_mode: settings::st_pooling(dir)?, ..Settings::default() }))
+    Ok((
+        dir.into(),
+        Settings { pooling_mode: sentence_transformers::st_pooling(dir)?, ..Settings::default() },
+    ))
 }

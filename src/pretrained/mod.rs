@@ -1,0 +1,8 @@
+//! What a model folder and its adapters say: where they are, what they weigh, how they want to be used.
+
+pub mod chain;
+pub mod files;
+pub mod names;
+pub mod open;
+pub mod sentence_transformers;
+pub mod settings;
