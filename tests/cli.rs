@@ -19,6 +19,8 @@ use std::process::{Command, Stdio};
 mod broken;
 #[path = "cli/encode.rs"]
 mod encode;
+#[path = "cli/folders.rs"]
+mod folders;
 #[path = "cli/inputs.rs"]
 mod inputs;
 #[path = "cli/merge.rs"]

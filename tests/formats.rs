@@ -14,7 +14,7 @@ use llm2vec::{
         output::{Output, OutputDtype},
         peft::{self, Adapter},
     },
-    pretrained::{names, sentence_transformers, settings::Settings},
+    pretrained::settings::Settings,
 };
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -22,6 +22,8 @@ use tempfile::TempDir;
 
 #[path = "formats/adapters.rs"]
 mod adapters;
+#[path = "formats/folders.rs"]
+mod folders;
 #[path = "formats/hostile.rs"]
 mod hostile;
 #[path = "formats/texts.rs"]
@@ -198,30 +200,6 @@ fn shards_are_checked() {
 }
 
 #[test]
-fn model_names_are_looked_up_in_the_cache() {
-    let dir = folder();
-    let cache = dir.path().join("hub");
-    let root = cache.join("models--org--name");
-    fs::create_dir_all(root.join("snapshots/abc")).unwrap();
-    assert_eq!(names::cached_model("org/name", &cache).unwrap(), root.join("snapshots/abc"));
-    fs::create_dir_all(root.join("snapshots/def")).unwrap();
-    refused(names::cached_model("org/name", &cache), &["2 snapshots"]);
-    fs::create_dir_all(root.join("refs")).unwrap();
-    fs::write(root.join("refs/main"), "def\n").unwrap();
-    assert_eq!(names::cached_model("org/name", &cache).unwrap(), root.join("snapshots/def"));
-    fs::write(root.join("refs/main"), "../../..").unwrap();
-    refused(names::cached_model("org/name", &cache), &["not there"]);
-    refused(names::cached_model("org/other", &cache), &["org/other", "models--org--other"]);
-    for name in ["../x", "a/b/c", "/abs/olute", ""] {
-        refused(names::cached_model(name, &cache), &["hub id"]);
-    }
-    assert_eq!(names::model_dir(dir.path().to_str().unwrap()).unwrap(), dir.path());
-    let file = dir.path().join("f");
-    fs::write(&file, "").unwrap();
-    refused(names::model_dir(file.to_str().unwrap()), &["is a file"]);
-}
-
-#[test]
 fn json_errors_name_line_and_column() {
     let dir = folder();
     let path = dir.path().join("config.json");
@@ -240,59 +218,6 @@ fn side_files_are_copied_where_present() {
     fs::write(from.path().join("secret.txt"), "x").unwrap();
     hf::copy_side_files(from.path(), to.path()).unwrap();
     assert_eq!(file_names(to.path()), ["tokenizer.json"]);
-}
-
-// ---- settings ----
-
-#[test]
-fn settings_round_trip() {
-    let dir = folder();
-    assert_eq!(Settings::read(dir.path()).unwrap(), None);
-    let path = dir.path().join("llm2vec_config.json");
-    fs::write(
-        &path,
-        r#"{"pooling_mode":"mean","max_length":512,"doc_max_length":400,"skip_instruction":true,"x":1}"#,
-    )
-    .unwrap();
-    let read = Settings::read(dir.path()).unwrap().unwrap();
-    assert_eq!(
-        (read.pooling_mode.as_deref(), read.max_length, read.skip_instruction),
-        (Some("mean"), Some(512), Some(true))
-    );
-    read.write(dir.path()).unwrap();
-    assert_eq!(Settings::read(dir.path()).unwrap().unwrap(), read);
-    assert!(!fs::read_to_string(&path).unwrap().contains("null"));
-    for (text, word) in
-        [(r#"{"max_length":-1}"#, "max_length"), (r#"{"normalize":"yes"}"#, "normalize"), ("[]", "object")]
-    {
-        fs::write(&path, text).unwrap();
-        refused(Settings::read(dir.path()), &["llm2vec_config.json", word]);
-    }
-}
-
-#[test]
-fn sentence_transformers_round_trip() {
-    let dir = folder();
-    assert_eq!(sentence_transformers::st_pooling(dir.path()).unwrap(), None);
-    for (ours, back) in [
-        ("mean", "mean"),
-        ("weighted-mean", "weighted-mean"),
-        ("last", "last"),
-        ("eos", "last"),
-        ("bos", "bos"),
-    ] {
-        sentence_transformers::write_st(dir.path(), ours, 64, 512).unwrap();
-        assert_eq!(sentence_transformers::st_pooling(dir.path()).unwrap().as_deref(), Some(back));
-    }
-    assert_eq!(file_names(dir.path()), ["1_Pooling", "modules.json", "sentence_bert_config.json"]);
-    refused(sentence_transformers::write_st(dir.path(), "max", 64, 512), &["max", "weighted-mean"]);
-    let config = dir.path().join("1_Pooling/config.json");
-    fs::write(&config, r#"{"pooling_mode_max_tokens": true}"#).unwrap();
-    refused(sentence_transformers::st_pooling(dir.path()), &["pooling_mode_max_tokens"]);
-    fs::write(&config, r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#).unwrap();
-    refused(sentence_transformers::st_pooling(dir.path()), &["cls_token + pooling_mode_mean_tokens"]);
-    fs::write(&config, "{}").unwrap();
-    refused(sentence_transformers::st_pooling(dir.path()), &["no pooling mode"]);
 }
 
 /// Files of the shared workshop, where a checkout has them.

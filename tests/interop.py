@@ -1,9 +1,13 @@
-"""Round trips with the real readers and writers: NumPy, safetensors, Transformers, PEFT.
+"""Round trips with the real readers and writers: NumPy, safetensors, Transformers, PEFT, sentence-transformers and the
+reference implementation, each used as its users do.
 
-    python tests/interop.py --binary target/release/llm2vec
+    tests/interop.sh                                   # makes the Python environments below target/interop, runs this
+    python tests/interop.py --binary target/release/llm2vec [--older FOLDER] [--oldest FOLDER] [--record]
 
-Python with numpy, safetensors, torch 2.15, transformers 5.23, peft 0.21. CPU, under a minute. One line per check; exit
-status 0 only if all pass, and also 0, with a line that says so, where torch is not installed.
+Python with numpy, safetensors, torch 2.15, transformers 5.24, peft 0.21, sentence-transformers 6.2. `--older` has
+transformers 5.2 and `--oldest` transformers 4.44, peft 0.12 and llm2vec 0.2.3, each a folder of `pip install -t`. CPU, a
+few minutes. One line per check; exit status 0 only if all pass, and also 0, with a line that says so, where torch is not
+installed. `--record` keeps what was seen of merged folders under tests/golden/merged, for tests without Python.
 """
 
 import argparse
@@ -22,7 +26,7 @@ warnings.simplefilter("ignore")
 try:
     import numpy as np
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+    import transformers
     from safetensors.torch import load_file, save_file
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
@@ -44,8 +48,8 @@ TEXTS = [
 
 
 class Binary:
-    def __init__(self, path, folder):
-        self.path, self.folder = path, folder
+    def __init__(self, path, folder, older=None, oldest=None, record=False):
+        self.path, self.folder, self.older, self.oldest, self.record = path, folder, older, oldest, record
         self.input = folder / "texts.jsonl"
         self.input.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS), encoding="utf-8")
 
@@ -83,6 +87,8 @@ def smallest_cosine(a, b):
 
 def random_adapter(folder):
     """An adapter that PEFT itself writes, both factors random."""
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(5)
     peft = get_peft_model(load(MODEL), LoraConfig(r=4, lora_alpha=8, target_modules=MODULES, init_lora_weights=False))
     peft.save_pretrained(folder)
@@ -151,6 +157,8 @@ def encode_equals_transformers(run):
 
 
 def merge_equals_peft(run, dtype):
+    from peft import PeftModel
+
     base = MODEL if dtype == torch.bfloat16 else widened_model(run.folder / "widened")
     kind = str(dtype).removeprefix("torch.")
     adapter, merged = random_adapter(run.folder / f"adapter-{kind}"), run.folder / f"merged-{kind}"
@@ -178,6 +186,8 @@ def merge_equals_peft(run, dtype):
 
 
 def live_adapter_equals_peft(run):
+    from peft import PeftModel
+
     adapter = random_adapter(run.folder / "adapter-live")
     ours = np.load(run.encode("live.npy", "--adapter", adapter))
     theirs = means(PeftModel.from_pretrained(load(MODEL), adapter).eval(), AutoTokenizer.from_pretrained(MODEL))
@@ -188,6 +198,8 @@ def live_adapter_equals_peft(run):
 
 
 def peft_loads_golden_adapters(_):
+    from peft import PeftModel, get_peft_model_state_dict
+
     folders = sorted(TESTS.glob("golden/*/lora_init"))
     assert folders, "no tests/golden/*/lora_init"
     for folder in folders:
@@ -206,6 +218,8 @@ def peft_loads_golden_adapters(_):
 
 def peft_loads_a_trained_adapter(run):
     """What `train` writes is PEFT's to the letter: its tensors, and the states that the model gives with it."""
+    from peft import AutoPeftModelForFeatureExtraction, PeftModel, get_peft_model_state_dict
+
     data, folder = TESTS / "texts" / "persuasion.train.txt.gz", run.folder / "trained"
     run("train", "simcse", "--model", MODEL, "--data", data, "--output", folder, "--steps", 3, "--batch", 8,
         "--max-length", 32, "--lr", 1e-2, "--rank", 4, "--modules", "q_proj,v_proj,o_proj,up_proj,down_proj", "--quiet")
@@ -214,12 +228,165 @@ def peft_loads_a_trained_adapter(run):
     assert kept.keys() == file.keys(), kept.keys() ^ file.keys()
     assert all(torch.equal(kept[k], file[k]) for k in file)
     assert len(file) == 2 * 5 * peft.base_model.config.num_hidden_layers, len(file)
+    opened = AutoPeftModelForFeatureExtraction.from_pretrained(folder)
+    assert type(opened).__name__ == "PeftModelForFeatureExtraction", type(opened)
     ours = np.load(run.encode("trained.npy", "--adapter", folder))
     theirs = means(peft, AutoTokenizer.from_pretrained(folder))
     cosine, base = smallest_cosine(ours, theirs), smallest_cosine(np.load(run.encode("f32.npy")), theirs)
     assert cosine > 0.99999, f"smallest cosine {cosine:.7f}"
     assert base < 0.999, f"training changed nothing to speak of ({base:.7f})"
     return f"{len(file)} tensors; smallest cosine {cosine:.7f}, without the adapter {base:.3f}"
+
+
+# ---- merged folders, opened as their users do: no mask, no pooling, no length of our own ----------------------------
+
+GOLDEN = TESTS / "golden" / "merged"
+
+# Name, and the flags of `merge`. tests/cli/merge.rs makes the same folders.
+MERGED = {
+    "mean": ["--pool-over", "all"],
+    "eos-normalize": ["--pooling", "eos", "--normalize", "--max-length", "24"],
+    "weighted-mean": ["--pooling", "weighted-mean", "--pool-over", "all"],
+    "causal-last": ["--pooling", "last", "--attention", "causal"],
+}
+
+
+def plain_base(folder):
+    """novel5m in float32, its merges written as Transformers 4 reads them too."""
+    widened_model(folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    merges = tokenizer["model"]["merges"]
+    tokenizer["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in merges]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def small_adapter(run, base):
+    """The adapter of the fixtures; made once, since its numbers are committed."""
+    if run.record:
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(11)
+        config = LoraConfig(r=2, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        peft = get_peft_model(load(MODEL), config)
+        peft.peft_config["default"].base_model_name_or_path = "novel5m"
+        peft.save_pretrained(GOLDEN / "adapter")
+        (GOLDEN / "adapter" / "README.md").unlink()
+    return GOLDEN / "adapter"
+
+
+def merged(run, name):
+    base, folder = run.folder / "plain-base", run.folder / f"merged-{name}"
+    if not base.exists():
+        plain_base(base)
+    if not folder.exists():
+        run("merge", "--model", base, "--adapter", small_adapter(run, base), "--output", folder, *MERGED[name])
+    return folder
+
+
+def own(run, folder, *args):
+    """What `encode -m FOLDER` gives, no other flag but these."""
+    out = run.folder / "own.npy"
+    run("encode", "--model", folder, "--input", run.input, "--output", out, "--device", "cpu", *args)
+    return np.load(out)
+
+
+def same(ours, theirs, what):
+    gap, size = abs(ours - theirs).max(), max(abs(theirs).max(), 1.0)
+    assert gap <= 1e-5 * size, f"{what}: off by {gap:.1e}, the largest number is {size:.1f}"
+    return f"{what} {gap:.0e}"
+
+
+def elsewhere(run, packages, mode, folder, *more):
+    """Vectors of TEXTS by this file in a process that has other packages first."""
+    out = run.folder / "elsewhere.npy"
+    command = [sys.executable, __file__, "--child", mode, str(folder), str(run.input), str(out), *map(str, more)]
+    env = os.environ | {"PYTHONPATH": str(packages)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, f"{mode}: {done.stderr.strip()[-600:]}"
+    return np.load(out)
+
+
+def sentence_transformers_open_merged_folders(run):
+    from sentence_transformers import SentenceTransformer
+
+    found, expected = [], {}
+    for name in MERGED:
+        folder = merged(run, name)
+        theirs = SentenceTransformer(str(folder)).encode(TEXTS)
+        found.append(same(own(run, folder), theirs, name))
+        expected[name] = torch.from_numpy(theirs).contiguous()
+        if run.record:
+            keep_files(folder, GOLDEN / name)
+    if run.record:
+        save_file(expected, GOLDEN / "expected.safetensors")
+        (GOLDEN / "texts.json").write_text(json.dumps(TEXTS, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return ", ".join(found)
+
+
+def keep_files(folder, to):
+    """All but weights and tokenizer; of the latter its post-processor."""
+    shutil.rmtree(to, ignore_errors=True)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in ("model.safetensors", "tokenizer.json"):
+            target = to / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (to / "post_processor.json").write_text(json.dumps(tokenizer["post_processor"], indent=2) + "\n")
+
+
+def stock_means(folder):
+    """Mean over every token of `AutoModel.from_pretrained(folder)`, with no other argument."""
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = []
+    for text in TEXTS:
+        with torch.no_grad():
+            rows.append(model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].float().mean(0))
+    return torch.stack(rows).numpy()
+
+
+def auto_model_opens_a_merged_folder(run):
+    folder = merged(run, "mean")
+    found = [same(own(run, folder), stock_means(folder), f"transformers {transformers.__version__}")]
+    if run.older:
+        found.append(same(own(run, folder), elsewhere(run, run.older, "means", folder), "5.2"))
+    if run.oldest:
+        # Causal there, whatever config.json says; the model card says so.
+        causal = own(run, folder, "--attention", "causal")
+        found.append(same(causal, elsewhere(run, run.oldest, "means", folder), "4.44, causal"))
+        assert "5.2" in (folder / "README.md").read_text()
+    return ", ".join(found)
+
+
+def reference_opens_what_we_write(run):
+    """`LLM2Vec.from_pretrained(base, our adapter)` and of a merged folder."""
+    if not run.oldest:
+        return "skipped: no --oldest"
+    folder, base, found = merged(run, "mean"), run.folder / "plain-base", []
+    theirs = elsewhere(run, run.oldest, "reference", folder)
+    found.append(same(own(run, folder, "--compat", "reference"), theirs, "merged"))
+    data, trained = TESTS / "texts" / "persuasion.train.txt.gz", run.folder / "trained-reference"
+    run("train", "simcse", "--model", base, "--data", data, "--output", trained, "--steps", 3, "--batch", 8, "--max-length", 32,
+        "--lr", 1e-2, "--rank", 4, "--quiet")
+    theirs = elsewhere(run, run.oldest, "reference", base, trained)
+    found.append(same(own(run, base, "--adapter", trained, "--compat", "reference"), theirs, "adapter"))
+    return ", ".join(found)
+
+
+def child(mode, folder, texts, out, *more):
+    """In a process with other versions first on its path."""
+    global TEXTS
+    TEXTS = [json.loads(line)["text"] for line in Path(texts).read_text(encoding="utf-8").splitlines()]
+    if mode == "means":
+        rows = stock_means(folder)
+    else:
+        from llm2vec import LLM2Vec
+
+        model = LLM2Vec.from_pretrained(folder, *more, torch_dtype=torch.float32, device_map="cpu")
+        rows = model.encode(TEXTS).numpy()
+    np.save(out, rows)
 
 
 CHECKS = [
@@ -233,6 +400,9 @@ CHECKS = [
     ("merge equals PEFT's, float32", lambda run: merge_equals_peft(run, torch.float32)),
     ("PEFT loads the golden adapters", peft_loads_golden_adapters),
     ("PEFT loads a trained adapter", peft_loads_a_trained_adapter),
+    ("sentence-transformers opens merged folders", sentence_transformers_open_merged_folders),
+    ("AutoModel opens a merged folder", auto_model_opens_a_merged_folder),
+    ("the reference opens what we write", reference_opens_what_we_write),
 ]
 
 
@@ -240,6 +410,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", type=Path, default=Path("target/release/llm2vec"))
     parser.add_argument("--filter", default="", help="only checks whose name contains this")
+    parser.add_argument("--older", type=Path, help="a folder with transformers 5.2")
+    parser.add_argument("--oldest", type=Path, help="a folder with transformers 4.44 and llm2vec 0.2.3")
+    parser.add_argument("--record", action="store_true", help="keep fixtures under tests/golden/merged")
     a = parser.parse_args()
     if not a.binary.exists():
         sys.exit(f"error: no binary at {a.binary}: run `cargo build --release`")
@@ -252,7 +425,7 @@ def main():
     os.environ["LLM2VEC_DEVICE"] = "cpu"  # whose numbers are compared
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        run = Binary(a.binary.resolve(), Path(folder))
+        run = Binary(a.binary.resolve(), Path(folder), a.older, a.oldest, a.record)
         for name, check in CHECKS:
             if a.filter in name:
                 try:
@@ -265,4 +438,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        main()

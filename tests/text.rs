@@ -5,7 +5,7 @@ mod common;
 use common::{here, novel5m};
 use llm2vec::error::Result;
 use llm2vec::text::pack::pack;
-use llm2vec::text::prompt::{Compat, Limits, Prompt, Prompter};
+use llm2vec::text::prompt::{Compat, Limits, Prompt, Prompter, Rules};
 use llm2vec::text::reference::eos_text;
 use llm2vec::text::template::{NONE, Template};
 use llm2vec::text::tokenizer::{Encoded, Tokenizer};
@@ -30,8 +30,20 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::open(&novel5m()).unwrap()
 }
 
+fn rules(template: Template, limits: Limits) -> Rules {
+    Rules {
+        template,
+        limits,
+        append_eos: false,
+        reference_eos: "",
+        compat: Compat::Default,
+        prompt: String::new(),
+        pool_prompt: true,
+    }
+}
+
 fn prompter(template: Template, limits: Limits) -> Prompter {
-    Prompter::new(tokenizer(), template, limits, false, Compat::Default, "").unwrap()
+    Prompter::new(tokenizer(), rules(template, limits)).unwrap()
 }
 
 fn prompt(template: Template, limits: Limits, instruction: &str, text: &str) -> Result<Prompt> {
@@ -168,7 +180,7 @@ fn eos_is_appended_once_and_stays_outside_the_span() {
     let tokenizer = tokenizer();
     let eos = tokenizer.eos_id().unwrap();
     let limits = Limits { max_length: 9, doc_max_length: 400 };
-    let with_eos = Prompter::new(tokenizer, NONE, limits, true, Compat::Default, "").unwrap();
+    let with_eos = Prompter::new(tokenizer, Rules { append_eos: true, ..rules(NONE, limits) }).unwrap();
     let got = with_eos.prompt("", &TEXTS[0].repeat(3)).unwrap();
     assert_eq!((got.ids.len(), got.ids.last(), got.text, got.cut), (9, Some(&eos), 1..8, true));
     let got = with_eos.prompt("", &("one ".repeat(20) + "<eos>")).unwrap();
@@ -214,7 +226,7 @@ fn a_long_text_is_cut_as_if_it_were_tokenised_whole() {
         for (family, doc_max_length) in [("none", 400), ("mistral", 401), ("qwen2", 37)] {
             let (template, limits) = (Template::by_name(family).unwrap(), Limits { doc_max_length, ..WIDE });
             let open = || Tokenizer::open(&dir).unwrap();
-            let prompter = Prompter::new(open(), template, limits, false, Compat::Default, "").unwrap();
+            let prompter = Prompter::new(open(), rules(template, limits)).unwrap();
             texts.iter().for_each(|text| cut_as_if_whole(&open(), &prompter, template, limits, text));
         }
     }
@@ -277,15 +289,13 @@ fn compat_reference_makes_the_references_rows() {
         let limits = Limits { max_length: row.max_length, doc_max_length: row.doc_max_length };
         let template = Template::for_model(&row.model);
         let eos = row.pooling == "eos_token";
-        let prompter = Prompter::new(
-            tokenizer(),
-            template,
-            limits,
-            eos,
-            Compat::Reference,
-            eos_text(template, &row.model, row.qwen2),
-        )
-        .unwrap();
+        let rules = Rules {
+            append_eos: eos,
+            compat: Compat::Reference,
+            reference_eos: eos_text(template, &row.model, row.qwen2),
+            ..rules(template, limits)
+        };
+        let prompter = Prompter::new(tokenizer(), rules).unwrap();
         let got = prompter.prompt(&row.instruction, &row.text);
         let place = format!("{:?} {:?} {limits:?} {:?}", row.model, row.instruction, row.text);
         match (row.span, got) {

@@ -6,7 +6,6 @@ use super::record::{Roof, Row, Spread};
 use crate::device::gpu::Graphs;
 use crate::device::{DType, Device};
 use crate::error::{Error, Result};
-use crate::format::hf;
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::llama::{Decoder, Noise};
@@ -18,8 +17,7 @@ use crate::ops::adamw::AdamW;
 use crate::ops::attention::Mask;
 use crate::ops::contrastive::InfoNce;
 use crate::ops::pool::{Pooling, pool_fwd};
-use crate::pretrained::files::ModelFiles;
-use crate::pretrained::names;
+use crate::pretrained::files::{ModelFiles, Stack};
 use crate::rng::normal;
 use crate::tensor::Raw;
 use crate::train::contrastive::{Batch, Contrastive, Rule, Sequence};
@@ -65,9 +63,9 @@ const RANK: usize = 16;
 impl Model {
     /// Of a folder, or of the local Hugging Face cache.
     pub fn open(name: &str) -> Result<Model> {
-        let dir = names::model_dir(name)?;
-        let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
-        let (files, _) = ModelFiles::open(&dir, &config, &[])?;
+        let stack = Stack::open(name, &[])?;
+        let config = Config::parse(&stack.config)?;
+        let (files, _) = ModelFiles::open(&stack.base, &config, &stack.adapters)?;
         Ok(Model { name: name.into(), config, files: Some(files) })
     }
 

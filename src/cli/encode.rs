@@ -81,7 +81,10 @@ impl Encode {
         let mut left = range.end - range.start;
         let setup = Setup::open(&options)?;
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
-        let c = setup.config.width;
+        if !self.texts.quiet {
+            say(setup.attention_line());
+        }
+        let c = setup.dimensions();
         // Before the weights: a wrong name or a missing folder should not cost the time to load them.
         let mut output = self.output.as_ref().map(|o| Output::create(o, c, self.dtype())).transpose()?;
         let mut encoder = Encoder::load(setup)?;

@@ -1,4 +1,5 @@
-//! `llm2vec merge`: adapters folded into the weights, as a folder that Transformers loads as it is.
+//! `llm2vec merge`: adapters, if any, folded into the weights, as a folder that Transformers, sentence-transformers and
+//! the reference open to the same vectors.
 
 use crate::cli::{ModelFlags, say};
 use crate::device::DType;
@@ -6,17 +7,19 @@ use crate::error::{Error, Result};
 use crate::format::{atomic, hf};
 use crate::model::lora::Delta;
 use crate::model::weights::Source;
+use crate::pretrained::export;
 use crate::pretrained::open::Setup;
-use crate::pretrained::sentence_transformers;
 use crate::tensor::Raw;
 use clap::Args;
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-/// Fold adapters into the weights and write a Hugging Face folder.
+/// Write an encoder as a Hugging Face and sentence-transformers folder, adapters folded into its weights.
 #[derive(Args)]
-#[command(after_help = "Example:\n  llm2vec merge -m DIR --adapter mntp --adapter simcse -o merged")]
+#[command(after_help = "Examples:
+  llm2vec merge -m DIR --adapter mntp --adapter simcse --pool-over all -o merged
+  llm2vec merge -m DIR --pooling eos --normalize -o encoder     (a base without an adapter)")]
 pub struct Merge {
     #[command(flatten)]
     model: ModelFlags,
@@ -29,9 +32,6 @@ impl Merge {
     /// Runs the command: everything is written under a temporary name beside the target, then renamed.
     pub fn run(self) -> Result<()> {
         let options = self.model.options()?;
-        if options.adapters.is_empty() {
-            return Err(Error::Usage("merge needs at least one --adapter".into()));
-        }
         if self.output.exists() {
             return Err(Error::Usage(format!(
                 "--output {} exists; merge writes a new folder",
@@ -42,18 +42,16 @@ impl Merge {
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(".".as_ref());
         let folder = atomic::folder_in(parent, ".merge-")?;
-        write(&setup, folder.path())?;
-        atomic::publish_folder(folder, &self.output)
+        let notes = export::write(&setup, folder.path())?;
+        write_weights(&setup, folder.path())?;
+        atomic::publish_folder(folder, &self.output)?;
+        say(setup.attention_line());
+        notes.iter().for_each(say);
+        Ok(())
     }
 }
 
-fn write(setup: &Setup, to: &std::path::Path) -> Result<()> {
-    hf::copy_side_files(&setup.dir, to)?;
-    let config = setup.dir.join("config.json");
-    std::fs::copy(&config, to.join("config.json")).map_err(|e| Error::io(&config, e))?;
-    setup.settings().write(to)?;
-    sentence_transformers::write_st(to, setup.pooling.name(), setup.config.width, setup.limits.max_length)?;
-
+fn write_weights(setup: &Setup, to: &std::path::Path) -> Result<()> {
     let checkpoint = &setup.files.checkpoint;
     let has_table = checkpoint.find("model.embed_tokens.weight").is_some();
     let mut tensors = Vec::new();

@@ -20,7 +20,6 @@ use crate::text::prompt::Compat;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::Write;
-use std::path::PathBuf;
 
 /// Turn decoder-only LLMs into text encoders.
 #[derive(Parser)]
@@ -78,21 +77,24 @@ fn print(text: &str) -> Result<()> {
 /// Flags that say which model runs and how.
 #[derive(Args)]
 struct ModelFlags {
-    /// Model folder (config.json, tokenizer.json, model.safetensors), or a name in the local Hugging Face cache
+    /// Model folder (config.json, tokenizer.json, model.safetensors) or adapter that names its base, or org/name[@revision] in the local Hugging Face cache
     #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
     model: String,
-    /// PEFT LoRA folder to merge; repeat for several, in order (MNTP before SimCSE or supervised)
-    #[arg(long, env = "LLM2VEC_ADAPTER", value_delimiter = ',', value_name = "DIR")]
-    adapter: Vec<PathBuf>,
-    /// mean, weighted-mean, last, eos or bos [default: what the folder records, else mean]
+    /// PEFT LoRA folder or name to merge; repeat for several, in order (MNTP before SimCSE or supervised)
+    #[arg(long, env = "LLM2VEC_ADAPTER", value_name = "DIR")]
+    adapter: Vec<String>,
+    /// mean, weighted-mean, last, eos, bos or first [default: what the folder records, else mean]
     #[arg(long, env = "LLM2VEC_POOLING", value_name = "MODE")]
     pooling: Option<String>,
-    /// Pool the text's own tokens, or all: BOS, instruction and template too [default: text]
+    /// Pool the text's own tokens, or all: BOS, instruction and template too [default: text; all for a sentence-transformers folder]
     #[arg(long, env = "LLM2VEC_POOL_OVER", value_name = "SPAN")]
     pool_over: Option<PoolOver>,
-    /// full (bidirectional), causal (as pre-trained), window (bidirectional in the config's window) [default: full]
+    /// full (bidirectional), causal (as pre-trained), window (bidirectional in the config's window) [default: what the folder says, else full]
     #[arg(long, env = "LLM2VEC_ATTENTION", value_name = "MASK")]
     attention: Option<String>,
+    /// One of the folder's prompts (config_sentence_transformers.json) in front of every text [default: its default one]
+    #[arg(long, env = "LLM2VEC_PROMPT", value_name = "NAME")]
+    prompt: Option<String>,
     /// none, llama2, llama3, mistral, qwen2 [default: by the model's name, as the reference does]
     #[arg(long, env = "LLM2VEC_TEMPLATE", value_name = "NAME")]
     template: Option<String>,
@@ -102,9 +104,10 @@ struct ModelFlags {
     /// Most tokens of the text itself [default: 400]
     #[arg(long, env = "LLM2VEC_DOC_MAX_LENGTH", value_name = "TOKENS")]
     doc_max_length: Option<usize>,
-    /// Scale every vector to unit length
-    #[arg(long, env = "LLM2VEC_NORMALIZE", value_parser = BoolishValueParser::new())]
-    normalize: bool,
+    /// Scale every vector to unit length, or with =false not [default: what the folder records, else not]
+    #[arg(long, env = "LLM2VEC_NORMALIZE", value_parser = BoolishValueParser::new(), num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", value_name = "WHETHER")]
+    normalize: Option<bool>,
     /// Reproduce the reference implementation's ids and pooled span, quirks included
     #[arg(long, env = "LLM2VEC_COMPAT", value_name = "reference")]
     compat: Option<CompatFlag>,
@@ -163,10 +166,11 @@ impl ModelFlags {
             pooling: self.pooling.clone(),
             pool_all: self.pool_over.map(|p| matches!(p, PoolOver::All)),
             attention: self.attention.clone(),
+            prompt: self.prompt.clone(),
             template: self.template.clone(),
             max_length: self.max_length,
             doc_max_length: self.doc_max_length,
-            normalize: self.normalize.then_some(true),
+            normalize: self.normalize,
             compat: if self.compat.is_some() { Compat::Reference } else { Compat::Default },
             bf16: matches!(self.dtype, ComputeDtype::Bf16),
             tokens: self.tokens,

@@ -1,5 +1,6 @@
 //! The encoder: a checkpoint, a tokenizer and settings in; a vector per text out.
 
+mod steps;
 pub mod texts;
 
 use crate::device::Device;
@@ -13,6 +14,7 @@ use crate::model::weights::{Storage, Weights};
 use crate::ops::l2norm::l2norm_fwd;
 use crate::ops::pool::pool_fwd;
 use crate::pretrained::open::{Options, Setup};
+use crate::pretrained::sentence_transformers::Step;
 use crate::tensor::Tensor;
 use crate::text::pack::{Pack, pack};
 use crate::text::prompt::Prompt;
@@ -100,9 +102,9 @@ impl Encoder {
         Ok(Encoder { setup, buffers })
     }
 
-    /// C, the numbers in a vector.
+    /// The numbers in a vector: C, or what the modules behind the pooling make of it.
     pub fn width(&self) -> usize {
-        self.setup.config.width
+        self.setup.dimensions()
     }
 
     /// The ids of a text and the span to pool; an error if nothing is left to pool.
@@ -126,8 +128,14 @@ impl Encoder {
         let lengths: Vec<usize> = prompts.iter().map(|p| p.ids.len()).collect();
         for items in pack(&lengths, self.setup.tokens) {
             let batch: Vec<&Prompt> = items.iter().map(|&i| &prompts[i]).collect();
-            let vectors = self.run(&batch)?;
-            for (vector, &i) in vectors.read_f32()?.chunks_exact(c).zip(&items) {
+            let pooled = self.run(&batch)?.read_f32()?.into_owned();
+            let vectors = steps::apply(&self.setup.steps, pooled, self.setup.config.width)?;
+            let vectors = if self.setup.normalize && !self.setup.steps.is_empty() {
+                steps::apply(&[Step::Normalize], vectors, c)?
+            } else {
+                vectors
+            };
+            for (vector, &i) in vectors.chunks_exact(c).zip(&items) {
                 rows[i * c..][..c].copy_from_slice(vector);
             }
             progress(items.len(), items.iter().map(|&i| lengths[i]).sum());
@@ -150,7 +158,7 @@ impl Encoder {
         Decoder { device, config, weights, rope, mask, noise: None }.forward(state)?;
         state.verdict()?;
         pool_fwd(device, pooled, &state.hidden, spans, setup.pooling.op())?;
-        if !setup.normalize {
+        if !setup.normalize || !setup.steps.is_empty() {
             return Ok(pooled);
         }
         unit.set_rows(batch.len())?;

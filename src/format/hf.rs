@@ -20,13 +20,18 @@ use crate::{
 const MAX_JSON_BYTES: u64 = 100_000_000;
 
 /// What travels with the weights when a model is written elsewhere.
-pub const SIDE_FILES: [&str; 6] = [
+pub const SIDE_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
     "tokenizer.model",
     "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
 ];
 
 /// Whether `name` names a file of the folder it is joined to, and nothing outside it.

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-const CONFIG: &str = "adapter_config.json";
+/// The name of the configuration's file.
+pub const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 
 /// The projections that an adapter may be on, and where in the layer each is.
@@ -126,7 +127,7 @@ impl AdapterConfig {
             "rank_pattern": self.rank_pattern,
             "revision": null,
             "target_modules": self.target_modules,
-            "task_type": null,
+            "task_type": "FEATURE_EXTRACTION",
             "use_dora": false,
             "use_rslora": self.use_rslora,
         })
@@ -402,7 +403,7 @@ fn pair(
 }
 
 /// The elements as f32, exactly; NaN and infinities are refused.
-fn floats(path: &Path, tensor: &RawTensor<'_>) -> Result<Vec<f32>> {
+pub(crate) fn floats(path: &Path, tensor: &RawTensor<'_>) -> Result<Vec<f32>> {
     let values: Vec<f32> = match tensor.dtype {
         Dtype::F32 => tensor.data.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c)).collect(),
         Dtype::F16 => tensor.data.as_chunks().0.iter().map(|c| f16::from_le_bytes(*c).to_f32()).collect(),

@@ -99,6 +99,17 @@ pub enum Attention {
     Window,
 }
 
+impl Attention {
+    /// The name that `--attention` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Attention::Full => "full",
+            Attention::Causal => "causal",
+            Attention::Window => "window",
+        }
+    }
+}
+
 impl Config {
     /// Refuses ids that the embedding has no row for: a GPU sees it too late to say so, and gives NaN.
     pub fn check_ids(&self, mut ids: impl Iterator<Item = i64>) -> Result<()> {

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use super::names::{Located, stem};
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -19,8 +21,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// The link that stands for `adapter`.
-    pub fn of(adapter: &Adapter) -> Link {
+    /// The link that stands for `adapter`, which was found as `at`.
+    pub fn new(at: &Located, adapter: &Adapter) -> Link {
         let mut hash = Sha256::new();
         let mut pairs: Vec<_> = adapter.pairs.iter().collect();
         pairs.sort_by_key(|p| (p.layer, &p.module));
@@ -31,7 +33,8 @@ impl Link {
                 hash.update(chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
             }
         }
-        Link { name: name(&adapter.dir), sha256: hex(&hash.finalize()) }
+        let name = if at.hub { at.name.clone() } else { name(&adapter.dir) };
+        Link { name, sha256: hex(&hash.finalize()) }
     }
 }
 
@@ -48,6 +51,25 @@ fn name(dir: &Path) -> String {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// What the published names say: the adapter that `…-mntp-unsup-simcse` and `…-mntp-supervised` were trained on top of,
+/// as a name like theirs. Their files do not record it, and name the bare model as their base.
+pub fn implied(name: &str) -> Option<&str> {
+    let name = name.trim_end_matches('/');
+    let stage = ["-unsup-simcse", "-supervised"].iter().find_map(|stage| name.strip_suffix(stage));
+    stage.filter(|below| below.ends_with("-mntp"))
+}
+
+/// Refuses a published adapter that is put on the bare model; in a folder of the same name, which may be anybody's,
+/// gives a warning instead.
+pub fn check_implied(at: &Located, below: &[Link]) -> Result<Option<String>> {
+    let Some(mntp) = implied(&at.name).filter(|_| below.is_empty()) else { return Ok(None) };
+    let what = format!("was trained on top of {} by its name, here it is put on the bare model", stem(mntp));
+    match at.hub {
+        true => Err(Error::file(&at.name, format!("{what}; put --adapter {mntp} before it"))),
+        false => Ok(Some(format!("adapter {} {what}", at.name))),
+    }
 }
 
 /// Refuses the adapter in `dir`, which records that it was trained on top of `recorded`, on top of anything else.

@@ -1,17 +1,107 @@
-//! The files behind a model: its checkpoint, and the adapters to merge into it.
+//! The files behind a model: which folders a name stands for, the checkpoint, and the adapters to merge into it.
 
 use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::format::hf::{Checkpoint, RawTensor};
-use crate::format::peft::{Adapter, Pair};
+use crate::format::hf::{Checkpoint, RawTensor, read_json};
+use crate::format::peft::{self, Adapter, Pair};
 use crate::model::config::Config;
 use crate::model::lora::Delta;
 use crate::model::weights::{Source, check};
 use crate::pretrained::chain::{self, Link};
+use crate::pretrained::names::{Located, locate, locate_all, stem};
+use crate::pretrained::sentence_transformers::Modules;
 use crate::pretrained::settings::Settings;
 use crate::tensor::Raw;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// The folders behind `--model` and `--adapter`.
+pub struct Stack {
+    /// The folder of configuration and tokenizer, by the name that was asked for.
+    pub asked: Located,
+    /// The folder of the weights: the same, or the base of the adapter that `asked` is.
+    pub base: Located,
+    /// Adapters from the base up.
+    pub adapters: Vec<Located>,
+    /// What sentence-transformers' files in `asked` say.
+    pub modules: Option<Modules>,
+    /// Of `asked`, or of the base where `asked` has none.
+    pub config: Value,
+}
+
+/// An adapter on an adapter on … : more than anyone has, and an end to two that name each other.
+const DEEPEST: usize = 8;
+
+impl Stack {
+    /// Finds the folders. A model may be a whole one, or an adapter that names its base: what training writes, and the
+    /// published layout. Of the latter, what `…-mntp-supervised` was trained on top of is found by its name.
+    pub fn open(model: &str, adapters: &[String]) -> Result<Stack> {
+        let mut asked = locate(model)?;
+        let modules = Modules::read(&asked.dir)?;
+        if let Some(modules) = &modules {
+            asked.dir.clone_from(&modules.transformer);
+        }
+        let (mut base, mut stacked) = (asked.clone(), Vec::new());
+        while is_adapter(&base.dir) {
+            if stacked.len() == DEEPEST {
+                return Err(Error::file(&asked.dir, format!("{DEEPEST} adapters on adapters and no model")));
+            }
+            let below = below(&base)?;
+            stacked.insert(0, std::mem::replace(&mut base, below));
+        }
+        stacked.extend(locate_all(adapters)?);
+        let config = [&asked, &base].map(|at| at.dir.join("config.json"));
+        let config = config.iter().find(|path| path.exists()).unwrap_or(&config[1]);
+        let mut config = read_json(config)?;
+        if let (Some(keys), Some(modules)) = (config.as_object_mut(), &modules) {
+            keys.extend(modules.config.clone());
+        }
+        Ok(Stack { asked, base, adapters: stacked, modules, config })
+    }
+
+    /// The folder that holds `tokenizer.json`.
+    pub fn tokenizer_dir(&self) -> &Path {
+        let has = |at: &&Located| at.dir.join("tokenizer.json").exists();
+        [&self.asked, &self.base].into_iter().find(has).map_or(&self.asked.dir, |at| &at.dir)
+    }
+
+    /// The names that may have a template, the most telling first.
+    pub fn names(&self) -> [&str; 2] {
+        [&self.asked.name, &self.base.name]
+    }
+}
+
+/// Whether the folder holds an adapter and no weights of its own.
+fn is_adapter(dir: &Path) -> bool {
+    let whole = ["model.safetensors", "model.safetensors.index.json"].iter().any(|n| dir.join(n).exists());
+    !whole && dir.join(peft::CONFIG).exists()
+}
+
+/// What the adapter at `at` is to be put on: by its name, else by its configuration.
+fn below(at: &Located) -> Result<Located> {
+    let recorded = Settings::read(&at.dir)?.is_some_and(|s| s.adapters.is_some());
+    if let Some(name) = chain::implied(&at.name).filter(|_| !recorded) {
+        return locate(name).map_err(|e| {
+            let what = format!("by its name it was trained on top of {}: {e}", stem(name));
+            Error::file(&at.name, what)
+        });
+    }
+    let path = at.dir.join(peft::CONFIG);
+    let json = read_json(&path)?;
+    let text = |key: &str| json.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let Some(name) = text("base_model_name_or_path") else {
+        let what = "names no base_model_name_or_path; give the base as --model and this folder as --adapter";
+        return Err(Error::file(path, what));
+    };
+    let name = text("revision").map_or(name.to_string(), |revision| format!("{name}@{revision}"));
+    locate(&name).map_err(|e| {
+        let what = format!(
+            "the base that it names is not here: {e}; or give another as --model and this folder as --adapter"
+        );
+        Error::file(path, what)
+    })
+}
 
 /// A mapped checkpoint and the deltas of its adapters, in the order they were named.
 pub struct ModelFiles {
@@ -25,21 +115,22 @@ pub struct ModelFiles {
 
 impl ModelFiles {
     /// Opens and checks everything against `config`; also gives warnings, one line each.
-    pub fn open(dir: &Path, config: &Config, adapters: &[PathBuf]) -> Result<(ModelFiles, Vec<String>)> {
-        let checkpoint = Checkpoint::open(dir)?;
+    pub fn open(base: &Located, config: &Config, adapters: &[Located]) -> Result<(ModelFiles, Vec<String>)> {
+        let checkpoint = Checkpoint::open(&base.dir)?;
         let mut files =
-            ModelFiles { dir: dir.to_path_buf(), checkpoint, chain: Vec::new(), deltas: Vec::new() };
+            ModelFiles { dir: base.dir.clone(), checkpoint, chain: Vec::new(), deltas: Vec::new() };
         check(config, &files)?;
         let mut warnings = Vec::new();
         let recorded = |folder: &Path| Ok(Settings::read(folder)?.and_then(|s| s.adapters));
-        files.chain = recorded(dir)?.unwrap_or_default();
-        for folder in adapters {
-            let adapter = Adapter::open(folder)?;
-            if let Some(below) = recorded(folder)? {
-                chain::check(folder, &below, &files.chain)?;
+        files.chain = recorded(&base.dir)?.unwrap_or_default();
+        for at in adapters {
+            let adapter = Adapter::open(&at.dir)?;
+            match recorded(&at.dir)? {
+                Some(below) => chain::check(&at.dir, &below, &files.chain)?,
+                None => warnings.extend(chain::check_implied(at, &files.chain)?),
             }
-            files.chain.push(Link::of(&adapter));
-            warnings.extend(other_base(dir, config, &adapter));
+            files.chain.push(Link::new(at, &adapter));
+            warnings.extend(other_base(base, config, &adapter));
             files.deltas.push(fitting(config, adapter)?);
         }
         Ok((files, warnings))
@@ -93,13 +184,12 @@ impl Source for ModelFiles {
     }
 }
 
-/// A line if the adapter says it was made for another base than the model in `dir`.
-fn other_base(dir: &Path, config: &Config, adapter: &Adapter) -> Option<String> {
+/// A line if the adapter says it was made for another base than `model`.
+fn other_base(model: &Located, config: &Config, adapter: &Adapter) -> Option<String> {
     let base = adapter.config.base_model_name_or_path.as_deref().filter(|b| !b.is_empty())?;
-    let stem = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or("").to_lowercase();
-    let full = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf()).to_string_lossy().into_owned();
+    let full = model.dir.canonicalize().unwrap_or_else(|_| model.dir.clone()).to_string_lossy().into_owned();
     let snapshot = format!("models--{}", base.replace('/', "--"));
-    let same = stem(base) == stem(&full) || stem(base) == stem(&config.name) || full.contains(&snapshot);
+    let same = [model.stem(), stem(&config.name)].contains(&stem(base)) || full.contains(&snapshot);
     let adapter = adapter.dir.display();
     (!same).then(|| format!("adapter {adapter} names the base \"{base}\", the model is {full}"))
 }

@@ -2,7 +2,6 @@
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::format::hf;
 use crate::memory::Arena;
 use crate::model::config::{Attention, Config, Family};
 use crate::model::plan;
@@ -10,78 +9,16 @@ use crate::model::rope::RopeTables;
 use crate::model::state::{Keep, State};
 use crate::model::weights::{Storage, Weights};
 use crate::ops::attention::Mask;
-use crate::ops::pool::Pooling;
-use crate::pretrained::files::ModelFiles;
+use crate::pretrained::files::{ModelFiles, Stack};
+use crate::pretrained::pooling::PoolingMode;
+use crate::pretrained::sentence_transformers::{Modules, Step};
 use crate::pretrained::settings::{self, Settings};
-use crate::pretrained::{names, sentence_transformers};
-use crate::text::prompt::{Compat, Limits, Prompt, Prompter};
+use crate::text::prompt::{Compat, Limits, Prompt, Prompter, Rules};
 use crate::text::reference::eos_text;
-use crate::text::template::Template;
+use crate::text::template::{NONE, Template};
 use crate::text::tokenizer::Tokenizer;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-/// Which vector of a text is its embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PoolingMode {
-    /// Average.
-    Mean,
-    /// Average with weights 1, 2, …, n.
-    WeightedMean,
-    /// The last token of the pooled span.
-    Last,
-    /// The EOS token, appended where the tokenizer does not.
-    Eos,
-    /// The BOS token, which the tokenizer must put first.
-    Bos,
-}
-
-impl PoolingMode {
-    /// By our name, the reference's, or sentence-transformers'.
-    pub fn by_name(name: &str) -> Result<PoolingMode> {
-        match name.replace('_', "-").as_str() {
-            "mean" => Ok(PoolingMode::Mean),
-            "weighted-mean" => Ok(PoolingMode::WeightedMean),
-            "last" | "last-token" => Ok(PoolingMode::Last),
-            "eos" | "eos-token" => Ok(PoolingMode::Eos),
-            "bos" | "bos-token" | "cls" => Ok(PoolingMode::Bos),
-            _ => {
-                Err(Error::Usage(format!("pooling `{name}`: expected mean, weighted-mean, last, eos or bos")))
-            }
-        }
-    }
-
-    /// The op's name.
-    pub fn op(self) -> Pooling {
-        match self {
-            PoolingMode::Mean => Pooling::Mean,
-            PoolingMode::WeightedMean => Pooling::WeightedMean,
-            PoolingMode::Last | PoolingMode::Eos => Pooling::Last,
-            PoolingMode::Bos => Pooling::First,
-        }
-    }
-
-    /// Our name.
-    pub fn name(self) -> &'static str {
-        match self {
-            PoolingMode::Mean => "mean",
-            PoolingMode::WeightedMean => "weighted-mean",
-            PoolingMode::Last => "last",
-            PoolingMode::Eos => "eos",
-            PoolingMode::Bos => "bos",
-        }
-    }
-
-    /// The name that the reference writes into `llm2vec_config.json`.
-    pub fn reference_name(self) -> &'static str {
-        match self {
-            PoolingMode::Mean => "mean",
-            PoolingMode::WeightedMean => "weighted_mean",
-            PoolingMode::Last => "last_token",
-            PoolingMode::Eos => "eos_token",
-            PoolingMode::Bos => "bos_token",
-        }
-    }
-}
 
 /// `--attention` by name.
 fn attention_by_name(name: &str) -> Result<Attention> {
@@ -98,14 +35,16 @@ fn attention_by_name(name: &str) -> Result<Attention> {
 pub struct Options {
     /// Model folder, or a name in the local Hugging Face cache.
     pub model: String,
-    /// Adapter folders, merged in this order.
-    pub adapters: Vec<PathBuf>,
+    /// Adapters, folders or names likewise, merged in this order.
+    pub adapters: Vec<String>,
     /// Pooling mode name; default `mean`.
     pub pooling: Option<String>,
     /// Pool every token (BOS, instruction and template too) instead of the text's own.
     pub pool_all: Option<bool>,
     /// `full`, `causal` or `window`; default `full`.
     pub attention: Option<String>,
+    /// The name of a prompt in the folder; default the folder's own default.
+    pub prompt: Option<String>,
     /// Template name; default by the model's name, as the reference does.
     pub template: Option<String>,
     /// Most tokens in a row; default 512.
@@ -135,6 +74,7 @@ impl Options {
             pooling: None,
             pool_all: None,
             attention: None,
+            prompt: None,
             template: None,
             max_length: None,
             doc_max_length: None,
@@ -150,8 +90,10 @@ impl Options {
 
 /// The options with every `None` decided, and the files behind them.
 pub struct Setup {
-    /// The model folder.
+    /// The folder of the tokenizer's files.
     pub dir: PathBuf,
+    /// The folders behind the names.
+    pub stack: Stack,
     /// Its configuration.
     pub config: Config,
     /// Its weights, mapped.
@@ -168,9 +110,13 @@ pub struct Setup {
     pub pool_all: bool,
     /// Attention by name.
     pub attention: Attention,
+    /// What decided it, in words.
+    pub attention_by: String,
     /// The mask that follows from it.
     pub mask: Mask,
-    /// Unit vectors.
+    /// What happens to a vector after pooling.
+    pub steps: Vec<Step>,
+    /// Unit vectors, after that.
     pub normalize: bool,
     /// Tokens in a pack.
     pub tokens: usize,
@@ -196,66 +142,109 @@ pub const MOST_TOKENS: usize = 1 << 24;
 impl Setup {
     /// Opens everything that is small or mapped, and checks it; reads no weight yet.
     pub fn open(o: &Options) -> Result<Setup> {
-        let dir = names::model_dir(&o.model)?;
-        let config = Config::parse(&hf::read_json(&dir.join("config.json"))?)?;
+        let stack = Stack::open(&o.model, &o.adapters)?;
+        let config = Config::parse(&stack.config)?;
         plan::check(&o.device, &config)?;
-        let (files, warnings) = ModelFiles::open(&dir, &config, &o.adapters)?;
-        let (from, saved) = saved_settings(&dir, &o.adapters)?;
-        let pooling = named(&o.pooling, &saved.pooling_mode, &from, PoolingMode::by_name)?;
-        let pooling = pooling.unwrap_or(PoolingMode::Mean);
-        let attention = named(&o.attention, &saved.attention, &from, attention_by_name)?;
-        let attention = attention.unwrap_or(Attention::Full);
-        let template = named(&o.template, &saved.template, &from, Template::by_name)?;
-        let template = template.unwrap_or_else(|| Template::for_model(&config.name));
-        let limits = Limits {
-            max_length: o.max_length.or(saved.max_length).unwrap_or(512),
-            doc_max_length: o.doc_max_length.or(saved.doc_max_length).unwrap_or(400),
-        };
-        let lengths = [("--max-length", limits.max_length), ("--doc-max-length", limits.doc_max_length)];
-        if let Some((flag, n)) = lengths.iter().find(|(_, n)| !(1..=MOST_TOKENS).contains(n)) {
-            return Err(Error::Usage(format!("{flag} {n}: expected 1 to {MOST_TOKENS}")));
+        let (files, warnings) = ModelFiles::open(&stack.base, &config, &stack.adapters)?;
+        let (from, saved) = saved_settings(&stack)?;
+        let pooling = named(
+            &o.pooling,
+            &saved.pooling_mode,
+            &from.join(settings::REFERENCE_FILE),
+            PoolingMode::by_name,
+        )?;
+        let modules = stack.modules.as_ref();
+        let pooling = pooling.or(modules.map(|m| m.pooling)).unwrap_or(PoolingMode::Mean);
+        let (attention, attention_by) = attention(o, &stack, &config, (&from, &saved))?;
+        let template = named(&o.template, &saved.template, &own_file(&from), Template::by_name)?;
+        let template = template.unwrap_or_else(|| {
+            let names = stack.names().into_iter().chain([config.name.as_str()]);
+            names.map(Template::for_model).find(|t| *t != NONE).unwrap_or(NONE)
+        });
+        let dir = stack.tokenizer_dir().to_path_buf();
+        let mut tokenizer = Tokenizer::open(&dir)?;
+        if modules.is_some_and(|m| m.lower_case) {
+            tokenizer.lower_case()?;
         }
+        let limits = limits(o, &saved, modules, &tokenizer, &config)?;
         let usual = if let Device::Cpu(_) = o.device { CPU_TOKENS } else { GPU_TOKENS };
         let tokens = o.tokens.unwrap_or(usual).max(limits.max_length);
         let storage = storage(o, &config, &files, tokens, limits.max_length)?;
-        let name = template.name;
-        let tokenizer = Tokenizer::open(&dir)?;
-        let append_eos = pooling == PoolingMode::Eos;
-        let reference_eos = eos_text(template, &config.name, config.family == Family::Qwen2);
+        let pool_all = o.pool_all.or(saved.skip_instruction.map(|skip| !skip)).unwrap_or(modules.is_some());
+        let (normalize, steps) = after_pooling(o.normalize, saved.normalize, modules);
+        let rules = Rules {
+            template,
+            limits,
+            append_eos: pooling == PoolingMode::Eos,
+            reference_eos: eos_text(template, &config.name, config.family == Family::Qwen2),
+            compat: match (o.compat, modules) {
+                (Compat::Default, Some(_)) if template == NONE => Compat::SentenceTransformers,
+                (compat, _) => compat,
+            },
+            prompt: prompt(o, modules)?,
+            pool_prompt: modules.is_none_or(|m| m.include_prompt),
+        };
+        if !rules.pool_prompt && pool_all && pooling == PoolingMode::WeightedMean {
+            let what = "weighted-mean without the prompt (include_prompt false) is not built in; use --pool-over text";
+            return Err(Error::Unsupported(what.into()));
+        }
         Ok(Setup {
-            prompter: Prompter::new(tokenizer, template, limits, append_eos, o.compat, reference_eos)?,
-            template: name,
+            prompter: Prompter::new(tokenizer, rules)?,
+            template: template.name,
             limits,
             pooling,
-            pool_all: o.pool_all.or(saved.skip_instruction.map(|skip| !skip)).unwrap_or(false),
+            pool_all,
             mask: config.mask(attention)?,
             attention,
-            normalize: o.normalize.or(saved.normalize).unwrap_or(false),
+            attention_by,
+            steps,
+            normalize,
             tokens,
             storage,
             warnings,
             check_finite: o.check_finite,
             device: o.device.clone(),
             dir,
+            stack,
             config,
             files,
         })
     }
 
+    /// What an adapter records as its base.
+    pub fn base_reference(&self) -> PathBuf {
+        self.stack.base.reference().into()
+    }
+
+    /// The numbers in a vector.
+    pub fn dimensions(&self) -> usize {
+        self.steps.iter().fold(self.config.width, |width, step| match step {
+            Step::Normalize => width,
+            Step::Dense(dense) => dense.outputs,
+            Step::Cut(most) => width.min(*most),
+        })
+    }
+
+    /// One line that says which attention is taken, and why.
+    pub fn attention_line(&self) -> String {
+        format!("attention: {}, by {}", self.attention.name(), self.attention_by)
+    }
+
     /// The rows of a prompt that its vector is made from.
     pub fn span(&self, prompt: &Prompt) -> Result<std::ops::Range<usize>> {
-        let all = 0..prompt.ids.len();
+        let row = 0..prompt.ids.len();
         let span = match self.pooling {
-            PoolingMode::Eos => all,
+            PoolingMode::Eos => row,
             PoolingMode::Bos => {
                 let bos = self.prompter.tokenizer().bos_id();
                 if bos.is_none() || prompt.ids.first().copied() != bos {
                     let what = "--pooling bos: the tokenizer puts no BOS token first; use another pooling";
                     return Err(Error::Unsupported(what.into()));
                 }
-                all
+                row
             }
-            _ if self.pool_all => all,
+            PoolingMode::First => prompt.all.clone(),
+            _ if self.pool_all => prompt.all.clone(),
             _ => prompt.text.clone(),
         };
         if span.is_empty() {
@@ -266,21 +255,52 @@ impl Setup {
 
     /// These settings, and what is stacked here, as `llm2vec_config.json` records them.
     pub fn settings(&self) -> Settings {
-        let attention = match self.attention {
-            Attention::Full => "full",
-            Attention::Causal => "causal",
-            Attention::Window => "window",
-        };
         Settings {
             pooling_mode: Some(self.pooling.reference_name().into()),
             max_length: Some(self.limits.max_length),
             doc_max_length: Some(self.limits.doc_max_length),
             skip_instruction: Some(!self.pool_all),
             template: Some(self.template.into()),
-            attention: Some(attention.into()),
+            attention: Some(self.attention.name().into()),
             normalize: Some(self.normalize),
             adapters: Some(self.files.chain.clone()),
         }
+    }
+}
+
+/// The text in front of every text, of sentence-transformers' prompts.
+fn prompt(o: &Options, modules: Option<&Modules>) -> Result<String> {
+    match (modules, &o.prompt) {
+        (Some(modules), name) => modules.prompt(name.as_deref()),
+        (None, None) => Ok(String::new()),
+        (None, Some(name)) => {
+            let what =
+                "the model's folder has no prompts (config_sentence_transformers.json); use --instruction";
+            Err(Error::Usage(format!("prompt `{name}`: {what}")))
+        }
+    }
+}
+
+/// Lengths by flag, by the recorded settings, by sentence-transformers' files and rules, by the reference's defaults.
+fn limits(
+    o: &Options,
+    saved: &Settings,
+    modules: Option<&Modules>,
+    tokenizer: &Tokenizer,
+    config: &Config,
+) -> Result<Limits> {
+    let usual = |m: &Modules| {
+        let positions = config.max_positions;
+        m.max_length.unwrap_or(tokenizer.max_length().map_or(positions, |n| n.min(positions)))
+    };
+    let max_length = o.max_length.or(saved.max_length).or(modules.map(usual)).unwrap_or(512);
+    let doc = modules.map_or(400, |_| max_length);
+    let limits =
+        Limits { max_length, doc_max_length: o.doc_max_length.or(saved.doc_max_length).unwrap_or(doc) };
+    let lengths = [("--max-length", limits.max_length), ("--doc-max-length", limits.doc_max_length)];
+    match lengths.iter().find(|(_, n)| !(1..=MOST_TOKENS).contains(n)) {
+        Some((flag, n)) => Err(Error::Usage(format!("{flag} {n}: expected 1 to {MOST_TOKENS}"))),
+        None => Ok(limits),
     }
 }
 
@@ -315,22 +335,68 @@ fn named<T>(
 ) -> Result<Option<T>> {
     match (flag, saved) {
         (Some(name), _) => by_name(name).map(Some),
-        (None, Some(name)) => {
-            by_name(name).map(Some).map_err(|e| Error::file(from.join(settings::FILE), e.to_string()))
-        }
+        (None, Some(name)) => by_name(name).map(Some).map_err(|e| Error::file(from, e.to_string())),
         (None, None) => Ok(None),
     }
 }
 
 /// The nearest recorded settings: the last adapter's folder, the ones before it, the model's; and which it was.
-fn saved_settings(dir: &Path, adapters: &[PathBuf]) -> Result<(PathBuf, Settings)> {
-    for folder in adapters.iter().rev().map(PathBuf::as_path).chain([dir]) {
-        if let Some(s) = Settings::read(folder)? {
-            return Ok((folder.into(), s));
+fn saved_settings(stack: &Stack) -> Result<(PathBuf, Settings)> {
+    let adapters = stack.adapters.iter().rev();
+    for at in adapters.chain([&stack.asked, &stack.base]) {
+        if let Some(s) = Settings::read(&at.dir)? {
+            return Ok((at.dir.clone(), s));
         }
     }
-    Ok((
-        dir.into(),
-        Settings { pooling_mode: sentence_transformers::st_pooling(dir)?, ..Settings::default() },
-    ))
+    Ok((stack.base.dir.clone(), Settings::default()))
+}
+
+/// The file in `from` that our own keys stand in: the reference's in older folders.
+fn own_file(from: &Path) -> PathBuf {
+    let [ours, theirs] = [settings::FILE, settings::REFERENCE_FILE].map(|name| from.join(name));
+    if ours.exists() { ours } else { theirs }
+}
+
+/// The attention and what decided it: the flag, our own file, `config.json`, what sentence-transformers would do, full.
+fn attention(
+    o: &Options,
+    stack: &Stack,
+    config: &Config,
+    (from, saved): (&Path, &Settings),
+) -> Result<(Attention, String)> {
+    let file = own_file(from);
+    if let Some(attention) = named(&o.attention, &saved.attention, &file, attention_by_name)? {
+        let by = if o.attention.is_some() { "--attention".into() } else { file.display().to_string() };
+        return Ok((attention, by));
+    }
+    let flag = |key: &str| stack.config.get(key).and_then(Value::as_bool);
+    let bidirectional = match config.window {
+        Some(_) => Attention::Window,
+        None => Attention::Full,
+    };
+    for (key, sees_all) in [("is_causal", false), ("use_bidirectional_attention", true)] {
+        if let Some(value) = flag(key) {
+            let attention = if value == sees_all { bidirectional } else { Attention::Causal };
+            return Ok((attention, format!("\"{key}\": {value} in config.json")));
+        }
+    }
+    Ok(match &stack.modules {
+        Some(_) => {
+            let by = "sentence-transformers' default for this model, without is_causal in config.json; \
+                      --attention full is LLM2Vec's";
+            (Attention::Causal, by.into())
+        }
+        None => (Attention::Full, "LLM2Vec's default".into()),
+    })
+}
+
+/// What happens after pooling: whether vectors are scaled to unit length at the end, and other modules before that.
+fn after_pooling(flag: Option<bool>, saved: Option<bool>, modules: Option<&Modules>) -> (bool, Vec<Step>) {
+    let mut steps = modules.map_or(Vec::new(), |m| m.steps.clone());
+    let unit = |step: &Step| matches!(step, Step::Normalize);
+    let last = steps.last().is_some_and(unit);
+    while steps.last().is_some_and(unit) {
+        steps.pop();
+    }
+    (flag.or(saved).unwrap_or(last), steps)
 }

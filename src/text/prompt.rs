@@ -22,6 +22,8 @@ pub enum Compat {
     Default,
     /// The reference implementation's, quirks included ([`reference`]).
     Reference,
+    /// sentence-transformers': prompt and text as one string, cut between tokens whatever they stand for.
+    SentenceTransformers,
 }
 
 /// A row of ids.
@@ -31,36 +33,47 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// The positions that are the text's own; empty if it has no token.
     pub text: Range<usize>,
+    /// All positions, but for those of a prompt that is not to be pooled.
+    pub all: Range<usize>,
     /// Whether a limit cut the text.
     pub cut: bool,
+}
+
+/// How a row is put together.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// What stands around instruction and text.
+    pub template: Template,
+    /// Lengths.
+    pub limits: Limits,
+    /// For EOS pooling: where the tokenizer appends none, an EOS is appended.
+    pub append_eos: bool,
+    /// What the reference appends then ([`reference::eos_text`]).
+    pub reference_eos: &'static str,
+    /// Whose rules.
+    pub compat: Compat,
+    /// In front of a text without an instruction, as it is; may be empty.
+    pub prompt: String,
+    /// Whether the tokens of prompt or instruction are pooled where all are.
+    pub pool_prompt: bool,
 }
 
 /// Turns texts into prompts.
 pub struct Prompter {
     tokenizer: Tokenizer,
-    template: Template,
-    limits: Limits,
+    rules: Rules,
     eos: Option<u32>,
-    compat: Compat,
-    reference_eos: &'static str,
 }
 
 impl Prompter {
-    /// `append_eos` is for EOS pooling; `reference_eos` is what the reference appends then ([`reference::eos_text`]).
-    pub fn new(
-        tokenizer: Tokenizer,
-        template: Template,
-        limits: Limits,
-        append_eos: bool,
-        compat: Compat,
-        reference_eos: &'static str,
-    ) -> Result<Prompter> {
-        let eos = append_eos.then(|| tokenizer.eos_id()).flatten();
-        if append_eos && eos.is_none() {
+    /// Errors if an EOS is to be appended and the tokenizer has none.
+    pub fn new(tokenizer: Tokenizer, rules: Rules) -> Result<Prompter> {
+        let eos = rules.append_eos.then(|| tokenizer.eos_id()).flatten();
+        if rules.append_eos && eos.is_none() {
             let what = "EOS pooling: tokenizer_config.json names no eos_token that the tokenizer has; use --pooling last";
             return Err(Error::Unsupported(what.into()));
         }
-        Ok(Prompter { tokenizer, template, limits, eos, compat, reference_eos })
+        Ok(Prompter { tokenizer, rules, eos })
     }
 
     /// The tokenizer.
@@ -70,31 +83,46 @@ impl Prompter {
 
     /// The row for `text` under `instruction` (which may be empty).
     pub fn prompt(&self, instruction: &str, text: &str) -> Result<Prompt> {
-        if self.compat == Compat::Reference {
-            let eos = self.eos.map(|_| self.reference_eos);
-            return reference::prompt(&self.tokenizer, self.template, self.limits, eos, instruction, text);
+        let Rules { template, limits, compat, .. } = self.rules;
+        if compat == Compat::Reference {
+            let eos = self.eos.map(|_| self.rules.reference_eos);
+            return reference::prompt(&self.tokenizer, template, limits, eos, instruction, text);
         }
         let instruction = instruction.trim();
-        let text = if self.template == NONE { text } else { text.trim() };
-        let mut full = self.template.prefix.to_string();
-        if !instruction.is_empty() {
-            full.push_str(instruction);
-            full.push(' ');
+        let text = if template == NONE { text } else { text.trim() };
+        let mut full = template.prefix.to_string();
+        match instruction {
+            "" => full.push_str(&self.rules.prompt),
+            given => full.extend([given, " "]),
         }
+        let before = if self.rules.pool_prompt { 0 } else { self.prompt_tokens(&full)? };
         // A tokenizer takes a hundred times the memory of its text: of a long one, the middle is certain to be cut.
-        let (start, most) = (full.len(), self.limits.doc_max_length.min(self.limits.max_length));
+        let (start, most) = (full.len(), limits.doc_max_length.min(limits.max_length));
         let mut bytes = most.saturating_mul(32).saturating_add(HEAD_BYTES);
         loop {
             let (head, tail) = ends(text, bytes);
             full.truncate(start);
-            [head, tail, self.template.suffix].iter().for_each(|part| full.push_str(part));
+            [head, tail, template.suffix].iter().for_each(|part| full.push_str(part));
             let row = self.tokenizer.encode(&full, true)?;
             let in_head = |o: &&(usize, usize)| o.1 > start && o.1 <= start + head.len();
             if tail.is_empty() || row.offsets.iter().filter(in_head).count() >= most + SPARE_TOKENS {
-                return self.cut(row, start..start + head.len() + tail.len());
+                let mut prompt = self.cut(row, start..start + head.len() + tail.len())?;
+                prompt.all.start = before.min(prompt.ids.len());
+                return Ok(prompt);
             }
             bytes = bytes.saturating_mul(4);
         }
+    }
+
+    /// Tokens that `prompt` takes at the front of a row, as sentence-transformers counts them: those of the prompt alone,
+    /// without a special token at their end.
+    fn prompt_tokens(&self, prompt: &str) -> Result<usize> {
+        if prompt.is_empty() {
+            return Ok(0);
+        }
+        let row = self.tokenizer.encode(prompt, true)?;
+        let closed = row.ids.last().is_some_and(|&id| self.tokenizer.is_special(id));
+        Ok(row.ids.len() - usize::from(closed))
     }
 
     /// Finds the text's tokens, and takes the last of them out until both limits are met.
@@ -107,17 +135,23 @@ impl Prompter {
         let first = (0..row.ids.len()).find(|&i| own(i)).unwrap_or(0);
         let count = (first..row.ids.len()).take_while(|&i| own(i)).count();
         let around = row.ids.len() - count + usize::from(eos.is_some());
-        let room = self.limits.max_length.saturating_sub(around);
+        let limits = self.rules.limits;
+        let room = limits.max_length.saturating_sub(around);
         if room == 0 && count > 0 {
             return Err(Error::Usage(format!(
                 "instruction and template take {around} tokens; --max-length {} leaves none for the text",
-                self.limits.max_length
+                limits.max_length
             )));
         }
-        let kept = whole_characters(&row.offsets[first..first + count], room.min(self.limits.doc_max_length));
+        let most = room.min(limits.doc_max_length);
+        let kept = match self.rules.compat {
+            Compat::SentenceTransformers => count.min(most),
+            _ => whole_characters(&row.offsets[first..first + count], most),
+        };
         row.ids.drain(first + kept..first + count);
         row.ids.extend(eos);
-        Ok(Prompt { ids: row.ids, text: first..first + kept, cut: kept < count })
+        let all = 0..row.ids.len();
+        Ok(Prompt { ids: row.ids, text: first..first + kept, all, cut: kept < count })
     }
 }
 

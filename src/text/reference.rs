@@ -54,7 +54,8 @@ pub fn prompt(
         )));
     }
     let span = if counted == 0 { 0..ids.len() } else { ids.len() - counted..ids.len() };
-    Ok(Prompt { ids, text: span, cut })
+    let all = 0..ids.len();
+    Ok(Prompt { ids, text: span, all, cut })
 }
 
 /// Tokens with specials, cut on the right as Transformers does: the text loses tokens, the specials stay.

@@ -12,6 +12,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     mask: Option<u32>,
+    specials: Vec<u32>,
+    max_length: Option<usize>,
 }
 
 /// A tokenised text.
@@ -53,7 +55,32 @@ impl Tokenizer {
             inner.token_to_id(token)
         };
         let (bos, eos, mask) = (id("bos_token"), id("eos_token"), id("mask_token"));
-        Ok(Tokenizer { inner, path, bos, eos, mask })
+        let named =
+            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+        let specials = named.iter().filter_map(|key| id(key)).collect();
+        // Transformers writes 1e30 for "no limit".
+        let max_length = names.get("model_max_length").and_then(Value::as_u64);
+        let max_length = max_length.and_then(|n| usize::try_from(n).ok());
+        Ok(Tokenizer { inner, path, bos, eos, mask, specials, max_length })
+    }
+
+    /// Lower-cases every text before anything else, as sentence-transformers' `do_lower_case` asks for.
+    pub fn lower_case(&mut self) -> Result<()> {
+        use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Sequence};
+        let before = self.inner.get_normalizer().cloned();
+        let all = std::iter::once(NormalizerWrapper::Lowercase(Lowercase)).chain(before).collect();
+        let done = self.inner.with_normalizer(Some(Sequence::new(all)));
+        done.map(|_| ()).map_err(|e| Error::file(&self.path, format!("cannot lower-case its texts: {e}")))
+    }
+
+    /// The most tokens of a row that `tokenizer_config.json` asks for.
+    pub fn max_length(&self) -> Option<usize> {
+        self.max_length
+    }
+
+    /// Whether `tokenizer_config.json` gives the token a role: BOS, EOS, padding and so on.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.specials.contains(&id)
     }
 
     /// Ids run from 0 to one below this, added tokens included.
@@ -74,6 +101,11 @@ impl Tokenizer {
     /// The mask token, likewise.
     pub fn mask_id(&self) -> Option<u32> {
         self.mask
+    }
+
+    /// The spelling of a token.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// The id of a token by its exact spelling.

@@ -24,7 +24,7 @@ const EXTRA: &str = "extra.safetensors";
 const STATE: &str = "trainer_state.json";
 
 /// The trained adapter, beside the checkpoints as in each.
-const RESULT: [&str; 3] = [ADAPTER, "adapter_config.json", settings::FILE];
+const RESULT: [&str; 4] = [ADAPTER, "adapter_config.json", settings::FILE, settings::REFERENCE_FILE];
 
 /// An f32 tensor.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,6 +10,7 @@ use crate::model::llama::Noise;
 use crate::model::state::Keep;
 use crate::ops::adamw::AdamW;
 use crate::pretrained::files::fitting;
+use crate::pretrained::names::locate;
 use crate::pretrained::open::{self, Setup};
 use crate::pretrained::settings::Settings;
 use crate::tensor::Tensor;
@@ -101,10 +102,13 @@ impl Trainer {
             return Err(Error::Usage("training needs a --model and an --output folder".into()));
         };
         let output = PathBuf::from(output);
-        let mut below: Vec<PathBuf> = config.peft_model_name_or_path.iter().map(PathBuf::from).collect();
+        let mut below = config.peft_model_name_or_path.clone();
         let start = match config.continue_adapter.then(|| below.pop()) {
             Some(None) => return Err(Error::Usage("--continue needs an --adapter to train on".into())),
-            Some(Some(dir)) => Some((adapter::continued(&dir, config)?, dir)),
+            Some(Some(name)) => {
+                let dir = locate(&name)?.dir;
+                Some((adapter::continued(&dir, config)?, dir))
+            }
             None => None,
         };
         config.validate().map_err(Error::Usage)?;
@@ -142,7 +146,7 @@ impl Trainer {
                 lines.push(format!("training on from {}", dir.display()));
                 adapter
             }
-            (None, None) => adapter::fresh(&setup.config, config, &setup.dir),
+            (None, None) => adapter::fresh(&setup.config, config, &setup.base_reference()),
         };
         let (mut learner, loss) = build(&mut Arena::new(&setup.device), config, &setup, start)?;
         learner.load(&setup.files)?;
@@ -211,7 +215,12 @@ impl Trainer {
     }
 
     fn adapter(&self) -> Result<Adapter> {
-        adapter::trained(&self.setup.config, &self.config, &self.setup.dir, &self.learner.weights)
+        adapter::trained(
+            &self.setup.config,
+            &self.config,
+            &self.setup.base_reference(),
+            &self.learner.weights,
+        )
     }
 
     /// How the adapter wants to be used. The training's lengths are none of it (Q-S2: the reference records them, and
@@ -296,7 +305,7 @@ fn plan(config: &TrainConfig, setup: &Setup, start: Option<Adapter>) -> Result<A
         )));
     }
     let mut arena = Arena::planning(&setup.device);
-    let start = start.unwrap_or_else(|| adapter::fresh(&setup.config, config, &setup.dir));
+    let start = start.unwrap_or_else(|| adapter::fresh(&setup.config, config, &setup.base_reference()));
     build(&mut arena, config, setup, start)?;
     arena.check(hint)?;
     Ok(arena)

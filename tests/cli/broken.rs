@@ -259,7 +259,6 @@ fn command_lines() {
         (to(&["--max-length", "-1"]), "-1"),
         (to(&["--nearest", "2"]), "share stdout"),
         (vec!["encode", "-m", m, "-o", "-", "--shard", "1/2"], "stdin"),
-        (vec!["merge", "-m", m, "-o", "x"], "--adapter"),
         (vec!["merge", "-m", m, "--adapter", str(adapter.path()), "-o", m], "exists"),
     ] {
         let run = llm2vec(&args).output().unwrap();

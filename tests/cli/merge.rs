@@ -15,17 +15,20 @@ fn a_merged_model_gives_the_vectors_of_its_adapters() {
     for adapters in [vec!["--adapter", one], vec!["--adapter", one, "--adapter", two]] {
         let merged = dir.path().join(adapters.len().to_string());
         good(llm2vec(&[&["merge", "-m", tiny.path(), "-o", str(&merged)], &adapters[..]].concat()));
-        let live = vectors(&[&["-m", tiny.path()], &adapters[..], &input()].concat());
+        let live = vectors(&[&["-m", tiny.path(), "--pool-over", "all"], &adapters[..], &input()].concat());
         let whole = vectors(&[&["-m", str(&merged)], &input()[..]].concat());
         assert!(off(&whole, &live) <= 1e-5, "{}", off(&whole, &live));
         assert!(off(&plain, &live) > 1e-2, "the adapters do nothing");
-        for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "llm2vec_config.json"] {
+        for file in
+            ["config.json", "tokenizer.json", "tokenizer_config.json", "llm2vec_config.json", "README.md"]
+        {
             assert!(merged.join(file).is_file(), "{file}");
         }
     }
     // One adapter merged, the other on top of the result.
     let first = dir.path().join("2");
-    let stacked = vectors(&[&["-m", str(&first), "--adapter", two], &input()[..]].concat());
+    let stacked =
+        vectors(&[&["-m", str(&first), "--adapter", two, "--pool-over", "text"], &input()[..]].concat());
     let both = vectors(&[&["-m", tiny.path(), "--adapter", one, "--adapter", two], &input()[..]].concat());
     assert!(off(&stacked, &both) <= 1e-5);
     // A list, as the environment variable takes it.
@@ -40,17 +43,19 @@ fn merge_records_the_settings_and_encode_reads_them() {
     let (adapter, merged) = (str(adapter.path()), dir.path().join("merged"));
     let settings =
         ["--pooling", "weighted-mean", "--normalize", "--attention", "causal", "--pool-over", "all"];
-    let lengths = ["--max-length", "20", "--doc-max-length", "6", "--template", "mistral"];
+    let lengths = ["--max-length", "20", "--doc-max-length", "20", "--template", "mistral"];
     let flags = [&settings[..], &lengths].concat();
     good(llm2vec(
         &[&["merge", "-m", tiny.path(), "--adapter", adapter, "-o", str(&merged)], &flags[..]].concat(),
     ));
-    let mut recorded = hf::read_json(&merged.join("llm2vec_config.json")).unwrap();
-    let chain = recorded.as_object_mut().unwrap().remove("adapters").unwrap();
+    let theirs = hf::read_json(&merged.join("llm2vec_config.json")).unwrap();
+    let wanted = json!({"pooling_mode": "weighted_mean", "max_length": 20, "doc_max_length": 20,
+        "skip_instruction": false});
+    assert_eq!(theirs, wanted);
+    let mut ours = hf::read_json(&merged.join("llm2vec_encoder.json")).unwrap();
+    let chain = ours.as_object_mut().unwrap().remove("adapters").unwrap();
     assert_eq!(chain.as_array().unwrap().len(), 1, "what was merged: {chain}");
-    let wanted = json!({"pooling_mode": "weighted_mean", "max_length": 20, "doc_max_length": 6,
-        "skip_instruction": false, "template": "mistral", "attention": "causal", "normalize": true});
-    assert_eq!(recorded, wanted);
+    assert_eq!(ours, json!({"template": "mistral", "attention": "causal", "normalize": true}));
     let said = vectors(&[&["-m", tiny.path(), "--adapter", adapter], &flags[..], &input()].concat());
     let read = vectors(&[&["-m", str(&merged)], &input()[..]].concat());
     assert!(off(&read, &said) <= 1e-5, "{}", off(&read, &said));
@@ -59,15 +64,16 @@ fn merge_records_the_settings_and_encode_reads_them() {
     assert!(off(&last, &read) > 1e-2);
     let info = good(llm2vec(&["info", "-m", str(&merged)]));
     for word in
-        ["Causal", "weighted_mean over all tokens, unit length", "mistral", "20 tokens a row, 6 of them"]
+        ["Causal", "weighted_mean over all tokens, unit length", "mistral", "20 tokens a row, 20 of them"]
     {
         assert!(info.contains(word), "{word:?} is not in: {info}");
     }
-    // Without that file, sentence-transformers' own says the pooling.
-    fs::remove_file(merged.join("llm2vec_config.json")).unwrap();
-    assert!(
-        good(llm2vec(&["info", "-m", str(&merged)])).contains("weighted_mean over the text's own tokens")
-    );
+    // Without our files, sentence-transformers' own say the same, but for the template.
+    for name in ["llm2vec_config.json", "llm2vec_encoder.json"] {
+        fs::remove_file(merged.join(name)).unwrap();
+    }
+    let read = vectors(&[&["-m", str(&merged), "--template", "mistral"], &input()[..]].concat());
+    assert!(off(&read, &said) <= 1e-5, "{}", off(&read, &said));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use llm2vec::model::state::{Keep, State};
 use llm2vec::model::weights::{Storage, Weights};
 use llm2vec::ops::attention::Mask;
 use llm2vec::pretrained::files::ModelFiles;
+use llm2vec::pretrained::names::Located;
 use llm2vec::rng::normal;
 use llm2vec::train::learner::{Head, Learner, Size};
 use std::path::{Path, PathBuf};
@@ -95,13 +96,14 @@ impl Model {
         live: Option<&Path>,
     ) -> Model {
         let config = config(dir);
-        let (files, _) = ModelFiles::open(dir, &config, merged).unwrap();
+        let (files, _) =
+            ModelFiles::open(&at(dir), &config, &merged.iter().map(|m| at(m)).collect::<Vec<_>>()).unwrap();
         let mut arena = Arena::new(&device);
         let mut weights = Weights::new(&mut arena, &config, storage);
         weights.load(&config, &files).unwrap();
         let mut rank = 0;
         if let Some(live) = live {
-            let (files, _) = ModelFiles::open(dir, &config, &[live.to_path_buf()]).unwrap();
+            let (files, _) = ModelFiles::open(&at(dir), &config, &[at(live)]).unwrap();
             rank = files.rank(0);
             weights.attach(&mut arena, rank, files.adapter(0));
         }
@@ -131,6 +133,11 @@ impl Model {
     }
 }
 
+/// A folder, as the library names one.
+pub fn at(dir: &Path) -> Located {
+    Located::folder(dir)
+}
+
 /// A learner with a random adapter live on these projections of a folder's model.
 pub fn learner(
     dir: &Path,
@@ -142,8 +149,8 @@ pub fn learner(
 ) -> (Learner, Arena) {
     let (config, adapter) = (config(dir), tempfile::tempdir().unwrap());
     random_adapter(adapter.path(), &config, 9);
-    let (files, _) = ModelFiles::open(dir, &config, &[]).unwrap();
-    let (live, _) = ModelFiles::open(dir, &config, &[adapter.path().into()]).unwrap();
+    let (files, _) = ModelFiles::open(&at(dir), &config, &[]).unwrap();
+    let (live, _) = ModelFiles::open(&at(dir), &config, &[at(adapter.path())]).unwrap();
     let (rank, storage) = (live.rank(0), Storage::Real);
     let size = Size { tokens, positions: 512, rank, keep, storage, head: Head::None };
     let mut arena = Arena::new(device);

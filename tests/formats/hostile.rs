@@ -8,7 +8,7 @@ use llm2vec::format::{
     npy,
     peft::Adapter,
 };
-use llm2vec::pretrained::{names, sentence_transformers, settings::Settings};
+use llm2vec::pretrained::{names, sentence_transformers::Modules, settings::Settings};
 use proptest::prelude::*;
 
 use super::{
@@ -116,14 +116,22 @@ proptest! {
         adapter_files(dir.path(), serde_json::json!({}), halves(Q_KEY, 2));
         fs::create_dir(dir.path().join("1_Pooling")).unwrap();
         let text = if cut { &text[..text.len() - 1] } else { &text };
-        for name in ["adapter_config.json", "llm2vec_config.json", "1_Pooling/config.json", "model.safetensors.index.json"] {
+        let files = [
+            "adapter_config.json", "llm2vec_config.json", "llm2vec_encoder.json", "modules.json", "1_Pooling/config.json",
+            "sentence_bert_config.json", "config_sentence_transformers.json", "model.safetensors.index.json",
+        ];
+        for name in files {
             fs::write(dir.path().join(name), text).unwrap();
         }
         let _ = Adapter::open(dir.path());
         let _ = Settings::read(dir.path());
-        let _ = sentence_transformers::st_pooling(dir.path());
+        let _ = Modules::read(dir.path());
+        let two = r#"[{"type": "sentence_transformers.models.Transformer", "path": ""},
+            {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]"#;
+        fs::write(dir.path().join("modules.json"), two).unwrap();
+        let _ = Modules::read(dir.path());
         let _ = Checkpoint::open(dir.path());
-        let _ = names::model_dir(text);
+        let _ = names::locate(text);
     }
 
     #[test]

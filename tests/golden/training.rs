@@ -10,6 +10,7 @@ use llm2vec::ops::attention::Mask;
 use llm2vec::ops::contrastive::InfoNce;
 use llm2vec::ops::pool::Pooling;
 use llm2vec::pretrained::files::ModelFiles;
+use llm2vec::pretrained::names::Located;
 use llm2vec::tensor::Tensor;
 use llm2vec::train::contrastive::{Batch, Contrastive, Rule, Sequence};
 use llm2vec::train::learner::{Head, Learner, Size};
@@ -23,8 +24,9 @@ impl Golden {
     /// A learner with `lora_init` live, its head frozen.
     fn learner(&self, folder: &Path, adapter: &Path) -> (Learner, Arena) {
         let config = self.model.config.clone();
-        let (files, _) = ModelFiles::open(folder, &config, &[]).unwrap();
-        let (live, _) = ModelFiles::open(folder, &config, &[adapter.to_path_buf()]).unwrap();
+        let (files, _) = ModelFiles::open(&Located::folder(folder), &config, &[]).unwrap();
+        let (live, _) =
+            ModelFiles::open(&Located::folder(folder), &config, &[Located::folder(adapter)]).unwrap();
         let size = Size {
             tokens: TOKENS,
             positions: 1024,

@@ -5,6 +5,7 @@ use crate::{Data, common, log, train, values};
 use llm2vec::format::hf::{Checkpoint, read_json};
 use llm2vec::format::peft::Adapter;
 use llm2vec::pretrained::files::ModelFiles;
+use llm2vec::pretrained::names::Located;
 use llm2vec::pretrained::settings::Settings;
 use safetensors::Dtype;
 use serde_json::json;
@@ -144,7 +145,7 @@ fn a_trained_adapter_is_pefts() {
     let adapter = Adapter::open(&dir).unwrap();
     assert_eq!(adapter.pairs.len(), 3 * config.layers);
     assert!(adapter.pairs.iter().all(|p| p.scale == 1.5 && p.b.iter().any(|&b| b != 0.0)));
-    ModelFiles::open(tiny.dir.path(), &config, std::slice::from_ref(&dir)).unwrap();
+    ModelFiles::open(&Located::folder(tiny.dir.path()), &config, &[Located::folder(&dir)]).unwrap();
     // The folder is a whole one: what `encode` needs beside the base.
     let have = names(&dir);
     for file in

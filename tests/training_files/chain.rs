@@ -6,6 +6,7 @@ use llm2vec::error::Result;
 use llm2vec::format::hf::{self, Checkpoint};
 use llm2vec::format::peft::{Adapter, save};
 use llm2vec::pretrained::chain::Link;
+use llm2vec::pretrained::names::Located;
 use llm2vec::pretrained::open::{Options, Setup};
 use llm2vec::pretrained::settings::Settings;
 use llm2vec::train::checkpoint::write_adapter;
@@ -14,8 +15,12 @@ use std::process::Command;
 
 fn open(model: &Path, adapters: &[&Path]) -> Result<Setup> {
     let mut options = Options::new(model.to_string_lossy());
-    options.adapters = adapters.iter().map(PathBuf::from).collect();
+    options.adapters = adapters.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     Setup::open(&options)
+}
+
+fn link_of(dir: &Path) -> Link {
+    Link::new(&Located::folder(dir), &Adapter::open(dir).unwrap())
 }
 
 /// The adapter of `seed`, written as a run on top of `below` writes it.
@@ -50,7 +55,7 @@ fn adapters_are_taken_in_the_order_of_their_training_only() {
     save(&mntp, &adapter(4)).unwrap();
     refused(open(&model, &[&mntp, &simcse]), &["simcse: was trained on top of mntp", "put on mntp"]);
     // No record, as PEFT writes it: no check.
-    std::fs::remove_file(simcse.join("llm2vec_config.json")).unwrap();
+    std::fs::remove_file(simcse.join("llm2vec_encoder.json")).unwrap();
     assert_eq!(names(open(&model, &[&simcse]).unwrap()), ["simcse"]);
     std::fs::write(simcse.join("llm2vec_config.json"), r#"{"adapters": ["mntp"]}"#).unwrap();
     refused(open(&model, &[&simcse]), &["llm2vec_config.json", "\"adapters\"", "sha256"]);
@@ -68,7 +73,7 @@ fn a_merged_model_remembers_what_is_in_it() {
     assert_eq!(open(&merged, &[&simcse]).unwrap().files.chain.len(), 2);
     refused(open(&merged, &[&mntp, &simcse]), &["mntp: was trained on top of the bare model"]);
     let recorded = Settings::read(&merged).unwrap().unwrap().adapters.unwrap();
-    assert_eq!(recorded, [Link::of(&Adapter::open(&mntp).unwrap())]);
+    assert_eq!(recorded, [link_of(&mntp)]);
 }
 
 /// The link is of the numbers: another form of the same file gives the same, another scale does not.
@@ -76,7 +81,7 @@ fn a_merged_model_remembers_what_is_in_it() {
 fn links_are_of_what_an_adapter_does() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = train(&tmp.path().join("a"), 1, &[]);
-    let link = Link::of(&Adapter::open(&dir).unwrap());
+    let link = link_of(&dir);
     assert_eq!(link.sha256.len(), 64);
 
     let file = dir.join("adapter_model.safetensors");
@@ -93,12 +98,13 @@ fn links_are_of_what_an_adapter_does() {
         longer.zip(&values).map(|(name, (shape, v))| (name, hf::Floats { shape: shape.clone(), values: v }));
     hf::write_safetensors(&file, views.collect()).unwrap();
     let again = Adapter::open(&dir).unwrap();
-    assert_eq!(Link::of(&again), link);
+    assert_eq!(Link::new(&Located::folder(&dir), &again), link);
 
     let mut scaled = again.clone();
     scaled.pairs[0].scale *= 2.0;
     let mut nudged = again;
     nudged.pairs[0].b[511] += 1e-7;
-    assert_ne!(Link::of(&scaled).sha256, link.sha256);
-    assert_ne!(Link::of(&nudged).sha256, link.sha256);
+    for other in [scaled, nudged] {
+        assert_ne!(Link::new(&Located::folder(&dir), &other).sha256, link.sha256);
+    }
 }
