@@ -8,6 +8,8 @@ mod command;
 #[path = "device_model/commands.rs"]
 mod commands;
 mod common;
+#[path = "device_model/company.rs"]
+mod company;
 #[path = "device_model/pass.rs"]
 mod pass;
 #[path = "device_model/scales.rs"]

@@ -25,27 +25,43 @@ fn views<'a>(all: &'a [Vec<i32>], order: &[usize]) -> Vec<&'a [i32]> {
     order.iter().map(|&i| all[i].as_slice()).collect()
 }
 
+/// What a CPU computes in: the reals of activations, and how weights are kept.
+fn kinds() -> [(Device, Storage); 4] {
+    [
+        (Device::cpu(), Storage::Real),
+        (Device::cpu(), Storage::Bf16),
+        (Device::cpu(), Storage::Panels),
+        (Device::cpu_f64(), Storage::Real),
+    ]
+}
+
+/// Bit for bit, and under an adapter that stays beside the weights.
 #[test]
 fn a_sequence_is_the_same_alone_and_in_any_company() {
-    let mut worst = 0.0f64;
-    for dir in models() {
-        let mut model = Model::load(&dir, Device::cpu(), &[], None);
-        let texts = sequences(model.config.vocab, &[1, 2, 33, 7, 64, 1, 16, 129, 31]);
-        for mask in MASKS {
-            let alone: Vec<Vec<f64>> = texts.iter().map(|t| model.hidden(&[t], mask).remove(0)).collect();
-            for order in
-                [[0, 1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1, 0], [4, 0, 7, 2, 5, 8, 1, 6, 3]]
-            {
-                let packed = model.hidden(&views(&texts, &order), mask);
-                for (states, &i) in packed.iter().zip(&order) {
-                    let off = relative(states, &alone[i]);
-                    assert!(off <= 1e-5, "{} {mask:?}: text {i} is off by {off:e}", dir.display());
-                    worst = worst.max(off);
+    for (dir, (device, storage)) in models().iter().flat_map(|dir| kinds().map(|kind| (dir, kind))) {
+        let adapter = tempfile::tempdir().unwrap();
+        random_adapter(adapter.path(), &config(dir), 3);
+        for live in [None, Some(adapter.path())] {
+            let mut model = Model::stored(dir, device.clone(), storage, &[], live);
+            let texts = sequences(model.config.vocab, &[1, 2, 33, 7, 64, 1, 16, 129, 31]);
+            for mask in MASKS {
+                let alone: Vec<Vec<f64>> = texts.iter().map(|t| model.hidden(&[t], mask).remove(0)).collect();
+                for order in
+                    [[0, 1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1, 0], [4, 0, 7, 2, 5, 8, 1, 6, 3]]
+                {
+                    let packed = model.hidden(&views(&texts, &order), mask);
+                    for (states, &i) in packed.iter().zip(&order) {
+                        let (live, off) = (live.is_some(), relative(states, &alone[i]));
+                        assert!(
+                            off == 0.0,
+                            "{} {device:?} {storage:?} {mask:?}, adapter {live}: text {i} is off by {off:e}",
+                            dir.display()
+                        );
+                    }
                 }
             }
         }
     }
-    println!("packed against alone: worst {worst:.1e}");
 }
 
 /// Which rows of `[T, C]` differ, compared bit for bit.
@@ -182,23 +198,28 @@ fn encode(encoder: &mut Encoder, prompts: &[Prompt]) -> Vec<f64> {
 #[test]
 fn a_vector_does_not_depend_on_the_pack() {
     let texts = sentences();
-    let mut wide = novel_encoder(|o| o.normalize = Some(true));
-    let mut narrow = novel_encoder(|o| {
-        (o.normalize, o.max_length, o.tokens) = (Some(true), Some(40), Some(1));
-    });
-    let prompts: Vec<Prompt> = texts.iter().map(|t| wide.prompt("", t).unwrap()).collect();
-    let reversed: Vec<Prompt> = prompts.iter().rev().cloned().collect();
-    let c = wide.width();
-    let alone: Vec<f64> = prompts.iter().flat_map(|p| encode(&mut wide, std::slice::from_ref(p))).collect();
-    let backwards = encode(&mut wide, &reversed);
-    let backwards: Vec<f64> = backwards.chunks_exact(c).rev().flatten().copied().collect();
-    for (what, rows) in [
-        ("one pack", encode(&mut wide, &prompts)),
-        ("the other way round", backwards),
-        ("packs of 40 tokens", encode(&mut narrow, &prompts)),
-    ] {
-        let off = common::distance(&rows, &alone);
-        assert!(off <= 1e-5, "{what}: off by {off:e}");
+    for bf16 in [false, true] {
+        let mut wide = novel_encoder(|o| (o.normalize, o.bf16) = (Some(true), bf16));
+        let prompts: Vec<Prompt> = texts.iter().map(|t| wide.prompt("", t).unwrap()).collect();
+        let reversed: Vec<Prompt> = prompts.iter().rev().cloned().collect();
+        let c = wide.width();
+        let alone: Vec<f64> =
+            prompts.iter().flat_map(|p| encode(&mut wide, std::slice::from_ref(p))).collect();
+        let backwards = encode(&mut wide, &reversed);
+        let backwards: Vec<f64> = backwards.chunks_exact(c).rev().flatten().copied().collect();
+        let mut all = vec![
+            ("one pack".to_string(), encode(&mut wide, &prompts)),
+            ("the other way round".into(), backwards),
+        ];
+        for tokens in [1, 40, 77, 128] {
+            let mut narrow = novel_encoder(|o| {
+                (o.normalize, o.bf16, o.max_length, o.tokens) = (Some(true), bf16, Some(40), Some(tokens));
+            });
+            all.push((format!("packs of {tokens} tokens"), encode(&mut narrow, &prompts)));
+        }
+        for (what, rows) in all {
+            assert!(rows == alone, "bf16 {bf16}, {what}: off by {:e}", common::distance(&rows, &alone));
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Tiles;
+#[cfg(target_arch = "x86_64")]
+use avx512::Vectors;
 
 /// Output columns per panel: three vectors of 16.
 pub const PANEL: usize = 48;
@@ -57,12 +59,12 @@ impl Panels {
 
     /// `y[N, M] = x[N, K] w^T`, added to `y` where `add`. `x` is rounded to bf16, sums are f32.
     ///
-    /// Panics if the slices are not `n` rows long.
+    /// A row of `y` has the same bits whatever rows are beside it. Panics if the slices are not `n` rows long.
     pub fn matmul(&self, y: &mut [f32], x: &[f32], n: usize, add: bool) {
-        self.matmul_on(Tiles::load, y, x, n, add);
+        self.matmul_on(Native::load, y, x, n, add);
     }
 
-    fn matmul_on(&self, tiles: fn() -> Option<Tiles>, y: &mut [f32], x: &[f32], n: usize, add: bool) {
+    fn matmul_on<U: Unit>(&self, load: fn() -> U, y: &mut [f32], x: &[f32], n: usize, add: bool) {
         assert!(y.len() == n * self.rows && x.len() == n * self.cols);
         if n == 0 {
             return;
@@ -70,51 +72,88 @@ impl Panels {
         let pairs = pairs(self.cols);
         let block = block_rows(n);
         y.par_chunks_mut(block * self.rows).zip(x.par_chunks(block * self.cols)).for_each_init(
-            || (Vec::new(), tiles()),
-            |(xb, tiles), (y, x)| {
+            || (Vec::new(), load()),
+            |(xb, unit), (y, x)| {
                 let n = x.len() / self.cols;
                 round_rows(xb, x, self.cols);
                 for (p, w) in self.data.chunks(pairs * PANEL).enumerate() {
                     let width = PANEL.min(self.rows - p * PANEL);
-                    let y = &mut y[p * PANEL..];
-                    match tiles {
-                        Some(tiles) => tile_panel(tiles, y, (self.rows, width), xb, (n, pairs), w, add),
-                        None => {
-                            for (i, xr) in xb[..n * pairs].chunks(ROWS * pairs).enumerate() {
-                                tile_product(
-                                    &mut y[i * ROWS * self.rows..],
-                                    self.rows,
-                                    width,
-                                    xr,
-                                    pairs,
-                                    w,
-                                    add,
-                                );
-                            }
-                        }
-                    }
+                    unit.panel(&mut y[p * PANEL..], [self.rows, width], xb, [n, pairs], w, add);
                 }
             },
         );
     }
 }
 
-/// What multiplies bf16 on this CPU, for `info`.
-pub fn native() -> Option<&'static str> {
-    if Tiles::load().is_some() {
-        Some("AMX-BF16")
-    } else if avx512bf16() {
-        Some("AVX512-BF16")
-    } else {
-        None
+/// What multiplies rows by a panel.
+trait Unit {
+    /// `y[n, width] (+)= x w`, rows of `y` being `stride` apart; `x` is padded to whole tiles of 32 rows.
+    fn panel(
+        &self,
+        y: &mut [f32],
+        stride_and_width: [usize; 2],
+        x: &[[bf16; 2]],
+        n_and_pairs: [usize; 2],
+        w: &[[bf16; 2]],
+        add: bool,
+    );
+}
+
+/// The three that there are.
+enum Native {
+    Amx(Tiles),
+    Avx512(Vectors),
+    Widening,
+}
+
+impl Native {
+    /// The quickest that this CPU has.
+    fn load() -> Native {
+        match Tiles::load() {
+            Some(tiles) => Native::Amx(tiles),
+            None => Native::without_tiles(),
+        }
+    }
+
+    /// The quickest beside tiles.
+    fn without_tiles() -> Native {
+        Vectors::load().map_or(Native::Widening, Native::Avx512)
     }
 }
 
-fn avx512bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512f");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+impl Unit for Native {
+    fn panel(
+        &self,
+        y: &mut [f32],
+        [stride, width]: [usize; 2],
+        x: &[[bf16; 2]],
+        [n, pairs]: [usize; 2],
+        w: &[[bf16; 2]],
+        add: bool,
+    ) {
+        if let Native::Amx(tiles) = self {
+            let product = |y: &mut [f32], stride: usize, x: &[[bf16; 2]], add: bool| {
+                tiles.product(y, stride, x, pairs, w, add);
+            };
+            return tile_panel(product, y, [stride, width], x, [n, pairs], add);
+        }
+        for (i, x) in x[..n * pairs].chunks(ROWS * pairs).enumerate() {
+            let y = &mut y[i * ROWS * stride..];
+            match self {
+                Native::Avx512(vectors) => vectors.product(y, [stride, width], x, pairs, w, add),
+                _ => widening_product(y, [stride, width], x, pairs, w, add),
+            }
+        }
+    }
+}
+
+/// What multiplies bf16 on this CPU, for `info`.
+pub fn native() -> Option<&'static str> {
+    match Native::load() {
+        Native::Amx(_) => Some("AMX-BF16"),
+        Native::Avx512(_) => Some("AVX512-BF16"),
+        Native::Widening => None,
+    }
 }
 
 /// Tile registers exist on x86-64 alone.
@@ -128,6 +167,21 @@ impl Tiles {
     }
 
     fn product(&self, _: &mut [f32], _: usize, _: &[[bf16; 2]], _: usize, _: &[[bf16; 2]], _: bool) {
+        match *self {}
+    }
+}
+
+/// And so do these vectors.
+#[cfg(not(target_arch = "x86_64"))]
+enum Vectors {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Vectors {
+    fn load() -> Option<Vectors> {
+        None
+    }
+
+    fn product(&self, _: &mut [f32], _: [usize; 2], _: &[[bf16; 2]], _: usize, _: &[[bf16; 2]], _: bool) {
         match *self {}
     }
 }
@@ -170,60 +224,43 @@ fn round(x: f32) -> bf16 {
     bf16::from_bits(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
 }
 
-/// `y[n, width] (+)= x w` by tiles of 32 x 48; ragged ones go through a whole tile of their own.
+/// `y[n, width] (+)= x w` by tiles of 32 x 48: `product(y, stride, x, add)` is that of a whole one.
+///
+/// Ragged ones go through a whole tile of their own, which begins with what is in `y`: a row's sum is taken in the same
+/// order in both, or its bits would say how many rows are beside it.
 fn tile_panel(
-    tiles: &Tiles,
+    product: impl Fn(&mut [f32], usize, &[[bf16; 2]], bool),
     y: &mut [f32],
-    (stride, width): (usize, usize),
+    [stride, width]: [usize; 2],
     x: &[[bf16; 2]],
-    (n, pairs): (usize, usize),
-    w: &[[bf16; 2]],
+    [n, pairs]: [usize; 2],
     add: bool,
 ) {
     for (i, x) in x.chunks(TILE_ROWS * pairs).enumerate() {
         let (y, rows) = (&mut y[i * TILE_ROWS * stride..], TILE_ROWS.min(n - i * TILE_ROWS));
         if rows == TILE_ROWS && width == PANEL {
-            tiles.product(y, stride, x, pairs, w, add);
+            product(y, stride, x, add);
             continue;
         }
         let mut tile = [0.0; TILE_ROWS * PANEL];
-        tiles.product(&mut tile, PANEL, x, pairs, w, true);
-        for (y, t) in y.chunks_mut(stride).zip(tile.chunks(PANEL)).take(rows) {
-            for (y, &t) in y[..width].iter_mut().zip(t) {
-                *y = if add { *y + t } else { t };
-            }
+        let rows = || (0..rows).map(|r| (r * stride, r * PANEL));
+        if add {
+            rows().for_each(|(y_at, at)| tile[at..][..width].copy_from_slice(&y[y_at..][..width]));
         }
+        product(&mut tile, PANEL, x, true);
+        rows().for_each(|(y_at, at)| y[y_at..][..width].copy_from_slice(&tile[at..][..width]));
     }
 }
 
-/// `y[rows of x, width] (+)= x w`, `x` up to 8 rows of `pairs`, `w` one panel.
-fn tile_product(
+/// `y[rows of x, width] (+)= x w` in f32, `w` one panel.
+fn widening_product(
     y: &mut [f32],
-    stride: usize,
-    width: usize,
+    [stride, width]: [usize; 2],
     x: &[[bf16; 2]],
     pairs: usize,
     w: &[[bf16; 2]],
     add: bool,
 ) {
-    let rows = x.len() / pairs;
-    assert!(rows <= ROWS && w.len() == pairs * PANEL && y.len() >= (rows - 1) * stride + width);
-    #[cfg(target_arch = "x86_64")]
-    if avx512bf16() {
-        // SAFETY: the CPU has the instructions; the assert above bounds all three operands.
-        unsafe {
-            match rows {
-                8 => avx512::tile::<8>(y, stride, width, x, pairs, w, add),
-                r => {
-                    for i in 0..r {
-                        let y = &mut y[i * stride..];
-                        avx512::tile::<1>(y, stride, width, &x[i * pairs..], pairs, w, add);
-                    }
-                }
-            }
-        }
-        return;
-    }
     crate::device::cpu::simd(
         #[inline(always)]
         || {
@@ -245,8 +282,46 @@ fn tile_product(
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{PANEL, bf16};
+    use super::{PANEL, ROWS, bf16};
     use std::arch::x86_64::*;
+
+    /// The instructions are there.
+    pub struct Vectors(());
+
+    impl Vectors {
+        /// None where the CPU lacks AVX512-BF16.
+        pub fn load() -> Option<Vectors> {
+            let there =
+                std::is_x86_feature_detected!("avx512bf16") && std::is_x86_feature_detected!("avx512f");
+            there.then_some(Vectors(()))
+        }
+
+        /// `y[rows of x, width] (+)= x w`, `x` up to 8 rows of `pairs`, `w` one panel.
+        ///
+        /// Panics if a slice is too short.
+        pub fn product(
+            &self,
+            y: &mut [f32],
+            [stride, width]: [usize; 2],
+            x: &[[bf16; 2]],
+            pairs: usize,
+            w: &[[bf16; 2]],
+            add: bool,
+        ) {
+            let rows = x.len() / pairs;
+            assert!(rows <= ROWS && width <= PANEL && w.len() == pairs * PANEL);
+            assert!(y.len() >= (rows - 1) * stride + width);
+            // SAFETY: `load` has seen that the CPU has the instructions; the asserts bound all three operands.
+            unsafe {
+                if rows == ROWS {
+                    return tile::<ROWS>(y, stride, width, x, pairs, w, add);
+                }
+                for (i, x) in x.chunks_exact(pairs).enumerate() {
+                    tile::<1>(&mut y[i * stride..], stride, width, x, pairs, w, add);
+                }
+            }
+        }
+    }
 
     /// An `R` x 48 tile.
     ///
@@ -254,7 +329,7 @@ mod avx512 {
     /// - the CPU has avx512f and avx512bf16
     /// - `x` holds `R * pairs`, `w` holds `pairs * 48` pairs, `y` reaches `(R - 1) * stride + width`
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn tile<const R: usize>(
+    unsafe fn tile<const R: usize>(
         y: &mut [f32],
         stride: usize,
         width: usize,
@@ -303,25 +378,101 @@ mod avx512 {
 mod tests {
     use super::*;
 
+    /// Tile registers as the manual defines them: each step over 16 pairs sums the products of even and of odd k from zero,
+    /// and adds the sum of both to `y`.
+    struct Model;
+
+    impl Unit for Model {
+        fn panel(
+            &self,
+            y: &mut [f32],
+            ragged: [usize; 2],
+            x: &[[bf16; 2]],
+            [n, pairs]: [usize; 2],
+            w: &[[bf16; 2]],
+            add: bool,
+        ) {
+            let product = |y: &mut [f32], stride: usize, x: &[[bf16; 2]], add: bool| {
+                for (r, c) in (0..TILE_ROWS * PANEL).map(|i| (i / PANEL, i % PANEL)) {
+                    let mut sum = if add { y[r * stride + c] } else { 0.0 };
+                    for step in (0..pairs).step_by(16) {
+                        let half = |i: usize| {
+                            let product =
+                                |k: usize| x[r * pairs + k][i].to_f32() * w[k * PANEL + c][i].to_f32();
+                            (step..step + 16).fold(0.0, |sum, k| sum + product(k))
+                        };
+                        sum += half(0) + half(1);
+                    }
+                    y[r * stride + c] = sum;
+                }
+            };
+            tile_panel(product, y, ragged, x, [n, pairs], add);
+        }
+    }
+
+    type Product = fn(&Panels, &mut [f32], &[f32], usize, bool);
+
+    /// Every unit that this CPU has, and the model of the one that it may lack.
+    fn units() -> Vec<(&'static str, Product)> {
+        let mut units: Vec<(&str, Product)> = vec![
+            ("widening", |p, y, x, n, add| p.matmul_on(|| Native::Widening, y, x, n, add)),
+            ("tile model", |p, y, x, n, add| p.matmul_on(|| Model, y, x, n, add)),
+        ];
+        if Vectors::load().is_some() {
+            units.push(("AVX512-BF16", |p, y, x, n, add| p.matmul_on(Native::without_tiles, y, x, n, add)));
+        }
+        if Tiles::load().is_some() {
+            units.push(("AMX-BF16", Panels::matmul));
+        }
+        units
+    }
+
+    fn operands(n: usize, m: usize, k: usize) -> (Vec<f32>, Vec<f32>, Panels) {
+        let x = (0..n * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 31.0).collect();
+        let w: Vec<f32> = (0..m * k).map(|i| ((i * 53 % 89) as f32 - 44.0) / 29.0).collect();
+        let mut panels = Panels::zeros(m, k);
+        w.chunks(k).enumerate().for_each(|(r, row)| panels.set_row(r, row));
+        (x, w, panels)
+    }
+
     /// Ragged in every direction: tails of rows, columns and an odd K, adding and overwriting.
     #[test]
     fn equals_the_f64_product_of_the_rounded_operands() {
         for (n, m, k) in [(1, 1, 1), (3, 47, 5), (32, 48, 32), (33, 49, 33), (600, 100, 258)] {
-            let x: Vec<f32> = (0..n * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 31.0).collect();
-            let w: Vec<f32> = (0..m * k).map(|i| ((i * 53 % 89) as f32 - 44.0) / 29.0).collect();
-            let mut panels = Panels::zeros(m, k);
-            w.chunks(k).enumerate().for_each(|(r, row)| panels.set_row(r, row));
+            let (x, w, panels) = operands(n, m, k);
             let r = |v: f32| bf16::from_f32(v).to_f64();
-            for tiles in [Tiles::load, || None] {
+            for (unit, product) in units() {
                 let mut y = vec![f32::NAN; n * m];
-                panels.matmul_on(tiles, &mut y, &x, n, false);
-                panels.matmul_on(tiles, &mut y, &x, n, true);
+                product(&panels, &mut y, &x, n, false);
+                product(&panels, &mut y, &x, n, true);
                 for (i, got) in y.iter().enumerate() {
                     let exact: f64 = (0..k).map(|t| 2.0 * r(x[i / m * k + t]) * r(w[i % m * k + t])).sum();
                     assert!(
                         (*got as f64 - exact).abs() < 1e-5 * k as f64,
-                        "[{n},{m},{k}] {i}: {got} {exact}"
+                        "{unit} [{n},{m},{k}] {i}: {got} {exact}"
                     );
+                }
+            }
+        }
+    }
+
+    /// Rows of whole and of ragged tiles, adding to what is in `y` and overwriting.
+    #[test]
+    fn a_row_has_the_same_bits_whatever_rows_are_beside_it() {
+        const N: usize = 150;
+        for (m, k) in [(48, 64), (100, 258), (20, 700)] {
+            let (x, _, panels) = operands(N, m, k);
+            let before: Vec<f32> = (0..N * m).map(|i| ((i * 29 % 83) as f32 - 41.0) / 7.0).collect();
+            for ((unit, product), add) in units().into_iter().flat_map(|u| [(u, false), (u, true)]) {
+                let rows = |first: usize, n: usize| {
+                    let mut y = before[first * m..][..n * m].to_vec();
+                    product(&panels, &mut y, &x[first * k..][..n * k], n, add);
+                    y.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+                };
+                let all = rows(0, N);
+                for (first, n) in [(0, 1), (149, 1), (3, 7), (5, 8), (31, 9), (17, 32), (1, 33), (40, 95)] {
+                    let same = rows(first, n) == all[first * m..][..n * m];
+                    assert!(same, "{unit} [{m},{k}], add {add}: {n} rows from {first} differ");
                 }
             }
         }

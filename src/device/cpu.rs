@@ -1,7 +1,7 @@
 //! What the CPU functions of every op stand on: the float trait, the matrix product, SIMD dispatch.
 
 use crate::device::DType;
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Range, Sub};
 
 /// `f32` or `f64`: every CPU function is generic over it.
 pub trait Real:
@@ -154,6 +154,12 @@ impl<'a, T> Matrix<'a, T> {
         let ([r, c], [rs, cs]) = (self.shape, self.strides);
         Matrix { data: self.data, shape: [c, r], strides: [cs, rs] }
     }
+
+    /// Some of its columns.
+    fn columns(self, columns: Range<usize>) -> Self {
+        let first = (columns.start * self.strides[1]).min(self.data.len());
+        Matrix { data: &self.data[first..], shape: [self.shape[0], columns.len()], ..self }
+    }
 }
 
 fn last([r, c]: [usize; 2], [rs, cs]: [usize; 2]) -> usize {
@@ -207,6 +213,48 @@ pub fn matmul<T: Real>(
     }
 }
 
+/// Up to so many elements of `y` the GEMM crate takes dot products, in an order of their own.
+const DOTS: usize = 256;
+/// Up to so many rows and columns it cuts `k` at [`DEPTH`], and beyond by the sizes of caches, but never below that.
+const SMALL: usize = 64;
+const DEPTH: usize = 512;
+
+/// [`matmul`] whose rows of `y` have the same bits whatever rows are beside them: `a` is tokens, `b` a weight.
+///
+/// Few rows are padded to as many as the GEMM crate takes as it takes many (it also has a way of its own for one), and
+/// where few and many are cut along `k` in different places, it is cut here.
+pub fn token_matmul<T: Real>(
+    y: &mut [T],
+    stride: usize,
+    add: bool,
+    alpha: f64,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    parallel: bool,
+) {
+    let ([n, k], [_, m]) = (a.shape, b.shape);
+    assert!(k == b.shape[0] && last([n, m], [stride, 1]) <= y.len());
+    let rows = (DOTS / m.max(1) + 1).max(2);
+    if n == 0 || m == 0 || n >= rows {
+        let depth = if m <= SMALL { DEPTH } else { k.max(1) };
+        for first in (0..k.max(1)).step_by(depth) {
+            let part = first..k.min(first + depth);
+            let (a, b) = (a.columns(part.clone()), b.t().columns(part).t());
+            matmul(y, stride, add || first > 0, alpha, a, b, parallel);
+        }
+        return;
+    }
+    let (mut wide_a, mut wide_y) = (vec![T::ZERO; rows * k], vec![T::ZERO; rows * m]);
+    for (i, to) in wide_a.chunks_mut(k.max(1)).take(n).enumerate() {
+        to.iter_mut().enumerate().for_each(|(j, to)| *to = a.data[i * a.strides[0] + j * a.strides[1]]);
+    }
+    if add {
+        wide_y.chunks_mut(m).zip(y.chunks(stride)).take(n).for_each(|(to, y)| to.copy_from_slice(&y[..m]));
+    }
+    token_matmul(&mut wide_y, m, add, alpha, Matrix::rows(&wide_a, rows, k, k), b, parallel);
+    y.chunks_mut(stride).zip(wide_y.chunks(m)).take(n).for_each(|(y, from)| y[..m].copy_from_slice(from));
+}
+
 /// A figure in KiB from one of Linux's `/proc` tables, in bytes: `memory("/proc/self/status", "VmHWM:")`
 /// is the peak resident set. `None` on other systems.
 pub fn memory(table: &str, key: &str) -> Option<u64> {
@@ -239,5 +287,36 @@ mod tests {
         let (a, b) = (Matrix::rows(&a, 2, 3, 3), Matrix::rows(&b, 4, 3, 3).t());
         matmul(&mut y, 5, true, 2.0, a, b, false);
         assert_eq!(y, [11., 29., 47., 65., 1., 29., 101., 173., 245., 1.]);
+    }
+
+    /// At every border of the GEMM crate's ways: dot products, one row, and two rules for where `k` is cut.
+    fn rows_alone_and_among_others<T: Real>() {
+        const N: usize = 140;
+        let numbers = |n: usize, step: usize| -> Vec<T> {
+            (0..n).map(|i| T::of(((i * step % 1009) as f64 - 504.0) / 317.0)).collect()
+        };
+        for (m, k) in [(3, 90), (48, 1100), (64, 700), (65, 1300), (100, 33), (256, 64), (300, 1030), (40, 2)]
+        {
+            let (a, b, before) = (numbers(N * k, 37), numbers(m * k, 53), numbers(N * m, 71));
+            for (add, alpha) in [(false, 1.0), (true, 1.0), (false, 0.3), (true, 0.3)] {
+                let rows = |first: usize, n: usize| {
+                    let mut y = before[first * m..][..n * m].to_vec();
+                    let (a, b) = (Matrix::rows(&a[first * k..], n, k, k), Matrix::rows(&b, m, k, k).t());
+                    token_matmul(&mut y, m, add, alpha, a, b, true);
+                    y.into_iter().map(|y| y.f64().to_bits()).collect::<Vec<u64>>()
+                };
+                let all = rows(0, N);
+                for (first, n) in [(0, 1), (139, 1), (5, 2), (7, 5), (20, 64), (30, 65), (3, 130)] {
+                    let same = rows(first, n) == all[first * m..][..n * m];
+                    assert!(same, "[{m},{k}], add {add}, alpha {alpha}: {n} rows from {first} differ");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_tokens_has_the_same_bits_whatever_rows_are_beside_it() {
+        rows_alone_and_among_others::<f32>();
+        rows_alone_and_among_others::<f64>();
     }
 }

@@ -116,8 +116,10 @@ impl Encoder {
 
     /// One vector per prompt, in order: row i of `rows` is `[C]` for `prompts[i]`.
     ///
-    /// Prompts are sorted by length and packed without padding, so a text's vector does not depend on its company; on a
-    /// GPU but for rounding.
+    /// Prompts are sorted by length and packed without padding. On a CPU a text's vector has the same bits whatever its company
+    /// and the number of threads, in f32 and in bf16. On a GPU it has them where the text begins at a multiple of
+    /// [`attention_fwd::ROWS`](crate::kernels::attention_fwd::ROWS) rows of its pack, as the first does; elsewhere the keys of
+    /// attention are summed in other groups, and vectors agree but for bf16 rounding.
     pub fn encode(
         &mut self,
         prompts: &[Prompt],

@@ -3,7 +3,7 @@
 mod gpu;
 mod plan;
 
-use crate::device::cpu::{Matrix, Real, matmul};
+use crate::device::cpu::{Matrix, Real, matmul, token_matmul};
 use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
@@ -156,7 +156,7 @@ fn product<R: Real + Element>(
     for first in (0..m).step_by(tile(w, m)) {
         let rows = tile(w, m).min(m - first);
         let w = Matrix::rows(w.weight_rows(first, rows, &mut room)?, rows, k, k);
-        matmul(&mut y[first..], m, add, 1.0, x, w.t(), true);
+        token_matmul(&mut y[first..], m, add, 1.0, x, w.t(), true);
     }
     Ok(())
 }
@@ -175,19 +175,19 @@ fn low_rank<R: Real + Element>(
     match dropout {
         None => {
             let a = Matrix::rows(a, stacked, k, k);
-            matmul(xa, stacked, false, 1.0, Matrix::rows(x, n, k, k), a.t(), true);
+            token_matmul(xa, stacked, false, 1.0, Matrix::rows(x, n, k, k), a.t(), true);
         }
         Some(dropout) => dropped(x, k, lora, dropout, |first, s, _, x| {
             let a = Matrix::rows(&a[s * rank * k..], rank, k, k);
             let xa = &mut xa[first * stacked + s * rank..];
-            matmul(xa, stacked, false, 1.0, Matrix::rows(x, x.len() / k, k, k), a.t(), true);
+            token_matmul(xa, stacked, false, 1.0, Matrix::rows(x, x.len() / k, k, k), a.t(), true);
         }),
     }
     let Some(y) = y else { return Ok(()) };
     for (s, first, rows, scale) in lora.segments().filter(|s| s.3 != 0.0) {
         let b = Matrix::rows(&b[first * rank..], rows, rank, rank);
         let xa = Matrix::rows(&xa[s * rank..], n, rank, stacked);
-        matmul(&mut y[first..], m, true, scale, xa, b.t(), true);
+        token_matmul(&mut y[first..], m, true, scale, xa, b.t(), true);
     }
     Ok(())
 }

@@ -73,6 +73,14 @@ impl<'a> Pass<'a> {
         self.numbers()
     }
 
+    /// The hidden states `[N, C]` alone.
+    pub fn hidden(&mut self, ids: &[i32], starts: &[i32]) -> Vec<f64> {
+        self.batch(ids, starts);
+        let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, .. } = self;
+        Decoder { device, config, weights, rope, mask: *mask, noise: None }.forward(state).unwrap();
+        self.state.hidden.to_f64()
+    }
+
     /// [`Pass::graph`] under `--check-finite`: what it says.
     pub fn checked(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> String {
         self.state.watch(&mut Arena::new(&self.device), &self.tiny.config);
