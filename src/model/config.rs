@@ -122,7 +122,9 @@ pub enum Attention {
     Full,
     /// As the decoder was pre-trained (with its window, if it has one).
     Causal,
-    /// Bidirectional within the config's window.
+    /// Bidirectional within the config's window: keys at a distance of at most `sliding_window`, both sides, as
+    /// Transformers 5 masks a model of `"is_causal": false` by default (sdpa and eager). Its flash-attention backend
+    /// stops one short, and so does every backend for a causal model, where the window counts the query itself.
     Window,
 }
 
@@ -185,7 +187,7 @@ impl Config {
                 ));
             }
             (Attention::Causal, Some(w)) => ("causal", Mask::CausalWindow(w)),
-            (Attention::Window, Some(w)) => ("window", Mask::Window(w)),
+            (Attention::Window, Some(w)) => ("window", Mask::Window(w + 1)),
         };
         if self.windowed < self.layers {
             return unsupported(format!(

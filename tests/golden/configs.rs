@@ -1,10 +1,12 @@
 //! What Transformers makes of a config.json, keys left out and all: every file of `configs.json`, made by
 //! `make_configs.py`, is read to the same numbers, or refused where Transformers cannot run it either.
 
-use super::common::here;
+use super::common::{Model, distance, here};
+use llm2vec::device::Device;
 use llm2vec::format::hf::read_json;
 use llm2vec::model::config::{Attention, Config};
 use llm2vec::model::rope::frequencies;
+use llm2vec::ops::attention::Mask;
 use serde_json::Value;
 
 fn numbers(v: &Value) -> Vec<f64> {
@@ -71,4 +73,22 @@ fn every_config_is_read_as_transformers_reads_it() {
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), read + refused + wrong.len(), wrong.join("\n"));
     assert!(read > 80 && refused > 15, "{read} read, {refused} refused");
+}
+
+/// A file with `"is_causal": false` opened by Transformers as a user does: `--attention window` gives the same states
+/// with either back-end of a CPU, at distances up to the window and no further.
+#[test]
+fn a_window_on_both_sides_reaches_as_far_as_transformers() {
+    let window = &read_json(&here("tests/golden/configs.json")).unwrap()["window"];
+    let ids: Vec<i32> = numbers(&window["ids"]).iter().map(|&id| id as i32).collect();
+    let mut model =
+        Model::load(&here("tests/golden").join(window["model"].as_str().unwrap()), Device::cpu(), &[], None);
+    let mask = model.config.mask(Attention::Window).unwrap();
+    assert_eq!((model.config.window, mask), (Some(5), Mask::Window(6)));
+    let [got, narrow] = [mask, Mask::Window(5)].map(|mask| model.hidden(&[&ids], mask).remove(0));
+    for backend in ["sdpa", "eager"] {
+        let want = numbers(&window[backend]);
+        assert!(distance(&got, &want) < 1e-5, "{backend}: off by {:e}", distance(&got, &want));
+        assert!(distance(&narrow, &want) > 1e-3, "a window of one less is not told apart");
+    }
 }
