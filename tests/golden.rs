@@ -5,6 +5,8 @@
 //! tests/models, then ../shared/data/models).
 
 mod common;
+#[path = "golden/configs.rs"]
+mod configs;
 #[path = "golden/training.rs"]
 mod training;
 

@@ -193,7 +193,7 @@ fn bad_rows_are_counted_and_named_and_strict_stops_at_the_first() {
     let good = "{\"query\": \"q\", \"positive\": \"p\", \"negative\": [\"n\", \"m\"]}";
     let bad = [
         ("not json", "column 2"),
-        ("", "column 0"),
+        ("7", "not a JSON object"),
         ("[1]", "not a JSON object"),
         ("{\"query\": \"q\"}", "no \"positive\""),
         ("{\"query\": \" \", \"positive\": \"p\"}", "\"query\" is blank"),
@@ -225,6 +225,38 @@ fn bad_rows_are_counted_and_named_and_strict_stops_at_the_first() {
     let many = write(&dir, "many.txt", &format!("one\n{}", "\n".repeat(1000)));
     let report = Texts::open(&many, false).unwrap().report().clone();
     assert_eq!((report.rows, report.bad, report.named.len()), (1, 1000, 20));
+}
+
+/// What Python's `json` writes and pandas leaves out: blank lines, NaN, half a surrogate pair; under any name.
+#[test]
+fn json_lines_as_python_writes_them_are_rows() {
+    let dir = folder();
+    let texts = "\n{\"text\": \"a\", \"score\": NaN}\n \t\r\n{\"text\": \"half \\ud83d pair\"}\n\n";
+    let triple = "\n{\"query\": \"q\", \"positive\": \"p\", \"negative\": NaN, \"x\": -Infinity}\n\n";
+    for name in ["a.jsonl", "train.json", "data"] {
+        let mut data = Texts::open(&write(&dir, name, texts), true).unwrap();
+        assert_eq!((data.report().rows, data.report().bad), (2, 0), "{name}");
+        assert_eq!([0, 1].map(|i| data.read(i).unwrap()), ["a", "half \u{fffd} pair"]);
+        assert_eq!(Texts::lines(&dir.path().join(name), true).unwrap().report().rows, 2);
+        let mut data = Triples::open(&write(&dir, name, triple), &Instructions::none(), true).unwrap();
+        assert_eq!((data.report().rows, data.read(0).unwrap().negatives.len()), (1, 0), "{name}");
+    }
+}
+
+#[test]
+fn a_table_or_an_array_is_not_trained_on_as_text() {
+    let dir = folder();
+    for (name, text, word) in [
+        ("list.json", "[{\"text\": \"a\"},\n{\"text\": \"b\"}]\n", "JSON array"),
+        ("x.csv", "id,text\n1,\"a\"\n", "table"),
+        ("x.txt", "query\tpositive\nq\tp\n", "tab-separated"),
+        ("x.txt", "PAR1\u{15}\u{4}", "Parquet"),
+    ] {
+        let path = write(&dir, name, text);
+        refused(Texts::lines(&path, false), &[name, word, "JSONL"]);
+        refused(Texts::open(&path, false), &[name, word, "JSONL"]);
+        refused(Triples::open(&path, &Instructions::none(), false), &[name, word, "JSONL"]);
+    }
 }
 
 #[test]

@@ -96,7 +96,11 @@ type Line = (&'static str, String);
 
 fn model_lines(setup: &Setup) -> Vec<Line> {
     let (c, h) = (&setup.config, setup.config.heads);
-    let window = c.window.map_or(String::new(), |w| format!(", window {w} in pre-training"));
+    let window = match c.window {
+        None => String::new(),
+        Some(w) if c.windowed == c.layers => format!(", window {w} in pre-training"),
+        Some(w) => format!(", window {w} in {} layers in pre-training", c.windowed),
+    };
     let scaling = match c.rope_scaling {
         RopeScaling::None => "no scaling".into(),
         ref scaled => format!("scaling {scaled:?}"),

@@ -13,6 +13,8 @@ use ruzstd::decoding::{
 };
 use serde::Deserialize;
 
+use super::content::{self, Content};
+use super::jsonl;
 use crate::error::{Error, Result};
 
 /// Bounds the memory of one record: a longer line is a file of another kind by mistake.
@@ -26,7 +28,7 @@ const BUFFER_BYTES: usize = 1 << 16;
 pub enum Format {
     /// One text per line.
     Text,
-    /// One object per line: `{"text": …}` or `{"instruction": …, "text": …}`.
+    /// One object per line: `{"text": …}` or `{"instruction": …, "text": …}`; blank lines are skipped.
     Jsonl,
 }
 
@@ -100,6 +102,29 @@ impl Lines {
         Ok(Lines::new(path.to_path_buf(), packing, source))
     }
 
+    /// How texts lie in this input, by its name and its first bytes, before a line is read. What is neither text nor JSONL
+    /// is refused; `otherwise` says how the caller could be told to read it all the same.
+    pub fn format(&mut self, otherwise: &str) -> Result<Format> {
+        let (mut head, mut failed) = (Vec::new(), None);
+        if let Err(e) = (&mut self.source).take(content::HEAD_BYTES as u64).read_to_end(&mut head) {
+            failed = Some(e);
+        }
+        let whole = head.len() < content::HEAD_BYTES && failed.is_none();
+        let name = extension(&unpacked(&self.path));
+        let content = content::content(&head, whole, name.as_deref());
+        let source = std::mem::replace(&mut self.source, Box::new(io::empty()));
+        let failed = BufReader::new(Failed(failed));
+        self.source = Box::new(io::Cursor::new(head).chain(failed).chain(source));
+        match content {
+            Content::Text => Ok(Format::Text),
+            Content::JsonLines => Ok(Format::Jsonl),
+            Content::Other(what, todo) => {
+                let what = format!("is {what}; lines of text or JSONL were wanted: {todo}{otherwise}");
+                Err(Error::file(&self.path, what))
+            }
+        }
+    }
+
     fn new(path: PathBuf, packing: Option<&'static str>, source: Box<dyn BufRead + Send>) -> Lines {
         Lines { path, packing, source, place: 0, start: 0, end: 0, line: Vec::new() }
     }
@@ -167,6 +192,15 @@ impl Lines {
     }
 }
 
+/// Gives back, in its place, the error that reading ahead ran into.
+struct Failed(Option<io::Error>);
+
+impl Read for Failed {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        self.0.take().map_or(Ok(0), Err)
+    }
+}
+
 /// The records of one input, in order; ends after the first error.
 pub struct Records {
     lines: Lines,
@@ -174,15 +208,17 @@ pub struct Records {
     done: bool,
 }
 
-/// Opens `input`, a file name or `-` for standard input; `format` overrules what the name says.
+/// Opens `input`, a file name or `-` for standard input; `format` overrules what the name and the content say.
 pub fn open(input: &str, format: Option<Format>) -> Result<Records> {
-    if input == "-" {
-        let source = Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin()));
-        let lines = Lines::new("stdin".into(), None, source);
-        return Ok(Records { lines, format: format.unwrap_or(Format::Text), done: false });
-    }
-    let lines = Lines::open(Path::new(input))?;
-    let format = format.unwrap_or_else(|| Format::of(Path::new(input)));
+    let mut lines = match input {
+        "-" => {
+            let source = Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin()));
+            Lines::new("stdin".into(), None, source)
+        }
+        file => Lines::open(Path::new(file))?,
+    };
+    let format =
+        format.map_or_else(|| lines.format("; --input-format text reads its lines as they stand"), Ok)?;
     Ok(Records { lines, format, done: false })
 }
 
@@ -194,16 +230,18 @@ impl Records {
     }
 
     fn record(&mut self) -> Result<Option<Record>> {
-        if !self.lines.read()? {
-            return Ok(None);
-        }
-        let text = self.lines.text()?;
-        match self.format {
-            Format::Text => {
-                Ok(Some(Record { place: self.lines.place, instruction: None, text: text.to_string() }))
+        while self.lines.read()? {
+            let text = self.lines.text()?;
+            match self.format {
+                Format::Text => {
+                    let (place, text) = (self.lines.place, text.to_string());
+                    return Ok(Some(Record { place, instruction: None, text }));
+                }
+                Format::Jsonl if text.trim().is_empty() => {}
+                Format::Jsonl => return self.parse(text).map(Some),
             }
-            Format::Jsonl => self.parse(text).map(Some),
         }
+        Ok(None)
     }
 
     fn parse(&self, line: &str) -> Result<Record> {
@@ -214,19 +252,12 @@ impl Records {
             #[serde(default)]
             instruction: Option<String>,
         }
-        let body = line.trim_start();
-        if body.trim_end().is_empty() {
-            return Err(self.lines.wrong(format_args!("blank; {WANTED}")));
-        }
         // Asked here because serde would take an array for the fields in their order.
-        if !body.starts_with('{') {
+        if !line.trim_start().starts_with('{') {
             return Err(self.lines.wrong(format_args!("not a JSON object; {WANTED}")));
         }
-        let fields: Fields = serde_json::from_str(line).map_err(|e| {
-            let said = e.to_string();
-            let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
-            self.lines.wrong(format_args!("column {}: {said}; {WANTED}", e.column()))
-        })?;
+        let fields: Fields =
+            jsonl::parse(line).map_err(|what| self.lines.wrong(format_args!("{what}; {WANTED}")))?;
         Ok(Record { place: self.lines.place, instruction: fields.instruction, text: fields.text })
     }
 }

@@ -1,8 +1,10 @@
 //! What other tools read and write.
 
 pub(crate) mod atomic;
+mod content;
 pub mod hf;
 pub mod input;
+pub mod jsonl;
 pub mod npy;
 pub mod output;
 pub mod peft;

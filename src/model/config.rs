@@ -38,6 +38,31 @@ pub enum RopeScaling {
     },
 }
 
+/// What a family's class in Transformers takes for a key that the file leaves out, where the families differ.
+struct Defaults {
+    feed_forward: usize,
+    vocab: usize,
+    /// `None`: as many as query heads.
+    key_heads: Option<usize>,
+    max_positions: usize,
+}
+
+impl Family {
+    fn defaults(self) -> Defaults {
+        let [feed_forward, vocab, max_positions] = match self {
+            Family::Llama => [11008, 32000, 2048],
+            Family::Mistral => [14336, 32000, 1 << 17],
+            Family::Qwen2 => [22016, 151_936, 1 << 15],
+        };
+        let key_heads = match self {
+            Family::Llama => None,
+            Family::Mistral => Some(8),
+            Family::Qwen2 => Some(32),
+        };
+        Defaults { feed_forward, vocab, key_heads, max_positions }
+    }
+}
+
 /// A decoder's dimensions and constants.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -61,8 +86,10 @@ pub struct Config {
     pub rope_theta: f64,
     /// Their scaling.
     pub rope_scaling: RopeScaling,
-    /// Window of pre-training, if any.
+    /// Window of pre-training, if any layer has one.
     pub window: Option<usize>,
+    /// Layers that have it.
+    pub windowed: usize,
     /// Bias on q, k, v.
     pub qkv_bias: bool,
     /// Bias on o.
@@ -95,7 +122,9 @@ pub enum Attention {
     Full,
     /// As the decoder was pre-trained (with its window, if it has one).
     Causal,
-    /// Bidirectional within the config's window.
+    /// Bidirectional within the config's window: keys at a distance of at most `sliding_window`, both sides, as
+    /// Transformers 5 masks a model of `"is_causal": false` by default (sdpa and eager). Its flash-attention backend
+    /// stops one short, and so does every backend for a causal model, where the window counts the query itself.
     Window,
 }
 
@@ -128,51 +157,56 @@ impl Config {
             return unsupported("config.json is not a JSON object".into());
         }
         let family = family(v)?;
-        refuse_unknown_parts(v)?;
-        let width = size(v, "hidden_size", None)?;
-        let query = size(v, "num_attention_heads", None)?;
-        let key = size(v, "num_key_value_heads", Some(query))?;
-        let head = size(v, "head_dim", Some(width / query))?;
-        if !query.is_multiple_of(key) {
-            return unsupported(format!(
-                "num_attention_heads = {query} is not a multiple of num_key_value_heads = {key}"
-            ));
-        }
-        if head % 2 == 1 {
-            return unsupported(format!("head_dim = {head} is odd; rotary embedding needs an even width"));
-        }
-        let (rope_theta, rope_scaling) = rope(v)?;
-        let bias = flag(v, "attention_bias", false)?;
+        refuse_unknown_parts(v, family)?;
+        let usual = family.defaults();
+        let width = size(v, "hidden_size", 4096)?;
+        let heads = heads(v, width, usual.key_heads)?;
+        let layers = size(v, "num_hidden_layers", 32)?;
+        let max_positions = size(v, "max_position_embeddings", usual.max_positions)?;
+        let (rope_theta, rope_scaling) = rope(v, max_positions)?;
+        let (window, windowed) = windows(v, family, layers)?;
+        // The other families' classes have no such key: a Mistral never has a bias, a Qwen2 always on q, k, v.
+        let bias = family == Family::Llama && flag(v, "attention_bias", false)?;
         Ok(Config {
             family,
             width,
-            layers: size(v, "num_hidden_layers", None)?,
-            heads: Heads { query, key, width: head },
-            feed_forward: size(v, "intermediate_size", None)?,
-            vocab: size(v, "vocab_size", None)?,
-            max_positions: size(v, "max_position_embeddings", Some(2048))?,
+            layers,
+            heads,
+            feed_forward: size(v, "intermediate_size", usual.feed_forward)?,
+            vocab: size(v, "vocab_size", usual.vocab)?,
+            max_positions,
             norm_eps: number(v, "rms_norm_eps", 1e-6)?,
             rope_theta,
             rope_scaling,
-            window: window(v, family)?,
+            window,
+            windowed,
             qkv_bias: bias || family == Family::Qwen2,
-            o_bias: bias && family == Family::Llama,
+            o_bias: bias,
             tied: flag(v, "tie_word_embeddings", false)?,
             name: v.get("_name_or_path").and_then(Value::as_str).unwrap_or("").to_string(),
         })
     }
 
-    /// The mask for `attention`. `Window` needs a window in the config.
+    /// The mask for `attention`. `Window` needs a window in the config; but for `Full`, all layers must agree on it.
     pub fn mask(&self, attention: Attention) -> Result<Mask> {
-        match (attention, self.window) {
-            (Attention::Full, _) => Ok(Mask::Full),
-            (Attention::Causal, None) => Ok(Mask::Causal),
-            (Attention::Causal, Some(w)) => Ok(Mask::CausalWindow(w)),
-            (Attention::Window, Some(w)) => Ok(Mask::Window(w)),
-            (Attention::Window, None) => Err(Error::Usage(
-                "--attention window: config.json has no sliding_window; use full or causal".into(),
-            )),
+        let (name, window) = match (attention, self.window) {
+            (Attention::Full, _) => return Ok(Mask::Full),
+            (Attention::Causal, None) => return Ok(Mask::Causal),
+            (Attention::Window, None) => {
+                return Err(Error::Usage(
+                    "--attention window: config.json has no sliding_window; use full or causal".into(),
+                ));
+            }
+            (Attention::Causal, Some(w)) => ("causal", Mask::CausalWindow(w)),
+            (Attention::Window, Some(w)) => ("window", Mask::Window(w + 1)),
+        };
+        if self.windowed < self.layers {
+            return unsupported(format!(
+                "{} of {} layers have a sliding_window, --attention {name} needs the same in all; use --attention full",
+                self.windowed, self.layers
+            ));
         }
+        Ok(window)
     }
 
     /// The seven projections of a block.
@@ -218,7 +252,7 @@ fn family(v: &Value) -> Result<Family> {
     }
 }
 
-fn refuse_unknown_parts(v: &Value) -> Result<()> {
+fn refuse_unknown_parts(v: &Value, family: Family) -> Result<()> {
     let act = v.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
     if act != "silu" {
         return unsupported(format!(
@@ -231,41 +265,92 @@ fn refuse_unknown_parts(v: &Value) -> Result<()> {
             "quantization_config ({method}): quantised weights are not read; use the f32, f16 or bf16 checkpoint"
         ));
     }
-    if flag(v, "mlp_bias", false)? {
+    if family == Family::Llama && flag(v, "mlp_bias", false)? {
         return unsupported("mlp_bias = true: bias in the feed-forward block is not built in".into());
-    }
-    if number(v, "partial_rotary_factor", 1.0)? != 1.0 {
-        return unsupported("partial_rotary_factor other than 1 is not built in".into());
     }
     Ok(())
 }
 
-/// The window of pre-training. Qwen2 writes one and switches it off.
-fn window(v: &Value, family: Family) -> Result<Option<usize>> {
-    let on = match family {
-        Family::Llama => false,
-        Family::Mistral => v.get("sliding_window").is_some_and(|w| !w.is_null()),
-        Family::Qwen2 => flag(v, "use_sliding_window", false)?,
+/// H, G and D. Without `num_key_value_heads` the family's own number counts, with a null as many as query heads.
+fn heads(v: &Value, width: usize, usual: Option<usize>) -> Result<Heads> {
+    let given = |key: &str| v.get(key).is_some_and(|x| !x.is_null());
+    let query = size(v, "num_attention_heads", 32)?;
+    let key = match (v.get("num_key_value_heads"), usual) {
+        (Some(Value::Null), _) | (None, None) => query,
+        (_, usual) => size(v, "num_key_value_heads", usual.unwrap_or(query))?,
     };
-    if !on {
-        return Ok(None);
+    let head = if given("head_dim") { size(v, "head_dim", 0)? } else { width / query };
+    if !query.is_multiple_of(key) {
+        let usual = if given("num_key_value_heads") { "" } else { ", which is not given: the family's own" };
+        return unsupported(format!(
+            "num_attention_heads = {query} is not a multiple of num_key_value_heads = {key}{usual}"
+        ));
     }
-    if family == Family::Qwen2 && number(v, "max_window_layers", 0.0)? > 0.0 {
-        return unsupported(
-            "use_sliding_window with max_window_layers > 0: windows by layer are not built in".into(),
-        );
+    if head == 0 || head % 2 == 1 {
+        return unsupported(format!("head_dim = {head}; rotary embedding needs an even width above 0"));
     }
-    size(v, "sliding_window", None).map(Some)
+    Ok(Heads { query, key, width: head })
 }
 
-/// Theta and scaling, from `rope_parameters` (Transformers 5) or `rope_theta` and `rope_scaling` (before).
-fn rope(v: &Value) -> Result<(f64, RopeScaling)> {
-    let present = |key: &str| v.get(key).filter(|s| !s.is_null());
-    let scaling = present("rope_parameters").or(present("rope_scaling"));
-    let Some(s) = scaling else { return Ok((positive(v, "rope_theta", 1e4)?, RopeScaling::None)) };
-    let theta = if s.get("rope_theta").is_some() { s } else { v };
-    let theta = positive(theta, "rope_theta", 1e4)?;
-    let kind = s.get("rope_type").or(s.get("type")).and_then(Value::as_str).unwrap_or("default");
+/// The window of pre-training and how many layers have it. Llama's class reads no window; Mistral's has one unless the
+/// key is null; Qwen2's is off by default, and on only from a layer on. `layer_types` says it layer by layer (a Mistral
+/// with that key is opened by `AutoModel` as the Ministral, which is the same but for this).
+fn windows(v: &Value, family: Family, layers: usize) -> Result<(Option<usize>, usize)> {
+    let on = match family {
+        Family::Llama => false,
+        Family::Mistral => true,
+        Family::Qwen2 => flag(v, "use_sliding_window", false)?,
+    };
+    if !on || v.get("sliding_window").is_some_and(Value::is_null) {
+        return Ok((None, 0));
+    }
+    let window = size(v, "sliding_window", 4096)?;
+    let windowed = match v.get("layer_types").filter(|t| !t.is_null()) {
+        Some(types) => windowed_layers(types, layers)?,
+        None if family == Family::Mistral => layers,
+        None => layers.saturating_sub(number(v, "max_window_layers", 28.0)?.max(0.0) as usize),
+    };
+    Ok(((windowed > 0).then_some(window), windowed))
+}
+
+fn windowed_layers(types: &Value, layers: usize) -> Result<usize> {
+    let types = types.as_array().map_or(&[][..], Vec::as_slice);
+    if types.len() != layers {
+        return unsupported(format!("layer_types has {} entries for {layers} layers", types.len()));
+    }
+    let full = [Some("full_attention"), Some("attention")];
+    let others = types.iter().filter(|t| !full.contains(&t.as_str()));
+    match others.clone().find(|t| t.as_str() != Some("sliding_attention")) {
+        Some(other) => unsupported(format!(
+            "layer_types has {other}, which is not built in; expected full_attention or sliding_attention"
+        )),
+        None => Ok(others.count()),
+    }
+}
+
+/// Theta and scaling as Transformers 5 finds them: `rope_scaling`, the older key, replaces `rope_parameters` as a whole
+/// where both are there; theta is taken from the one that counts, else from the top, never from the other.
+fn rope(v: &Value, max_positions: usize) -> Result<(f64, RopeScaling)> {
+    let filled =
+        |key| v.get(key).filter(|s: &&Value| !s.is_null() && s.as_object().is_none_or(|o| !o.is_empty()));
+    let empty = Value::Object(Default::default());
+    let (name, s) = ["rope_scaling", "rope_parameters"]
+        .into_iter()
+        .find_map(|key| Some((key, filled(key)?)))
+        .unwrap_or(("rope_parameters", &empty));
+    if s.as_object().is_none_or(|o| o.values().any(Value::is_object)) {
+        return unsupported(format!(
+            "{name} is {s}, expected one object of numbers; rope by layer is not built in"
+        ));
+    }
+    let place = |key: &str| if s.get(key).is_some() { s } else { v };
+    let theta = positive(place("rope_theta"), "rope_theta", 1e4)?;
+    let part = place("partial_rotary_factor").get("partial_rotary_factor");
+    if let Some(part) = part.filter(|p| !p.is_null() && p.as_f64() != Some(1.0)) {
+        return unsupported(format!("partial_rotary_factor = {part} is not built in; expected 1"));
+    }
+    let kind = s.get("rope_type").or(s.get("type"));
+    let kind = kind.map_or("default", |k| k.as_str().unwrap_or("that is no string"));
     let scaling = match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: positive(s, "factor", f64::NAN)? },
@@ -273,7 +358,11 @@ fn rope(v: &Value) -> Result<(f64, RopeScaling)> {
             factor: positive(s, "factor", f64::NAN)?,
             low_freq: positive(s, "low_freq_factor", f64::NAN)?,
             high_freq: positive(s, "high_freq_factor", f64::NAN)?,
-            original: positive(s, "original_max_position_embeddings", f64::NAN)?,
+            original: {
+                // The one key for which the top goes first.
+                let key = "original_max_position_embeddings";
+                positive(if v.get(key).is_some() { v } else { s }, key, max_positions as f64)?
+            },
         },
         other => {
             return unsupported(format!(
@@ -294,9 +383,9 @@ fn rope(v: &Value) -> Result<(f64, RopeScaling)> {
 /// The most that any one dimension may be: keeps products of four of them far from overflow.
 const LARGEST: u64 = 1 << 24;
 
-fn size(v: &Value, key: &str, default: Option<usize>) -> Result<usize> {
-    match v.get(key).filter(|x| !x.is_null()) {
-        None => default.filter(|&d| d > 0).map_or_else(|| unsupported(format!("\"{key}\" is missing")), Ok),
+fn size(v: &Value, key: &str, default: usize) -> Result<usize> {
+    match v.get(key) {
+        None => Ok(default),
         Some(x) => match x.as_u64() {
             Some(n) if (1..=LARGEST).contains(&n) => Ok(n as usize),
             _ => unsupported(format!("\"{key}\" is {x}, expected an integer from 1 to {LARGEST}")),
@@ -305,7 +394,7 @@ fn size(v: &Value, key: &str, default: Option<usize>) -> Result<usize> {
 }
 
 fn number(v: &Value, key: &str, default: f64) -> Result<f64> {
-    match v.get(key).filter(|x| !x.is_null()) {
+    match v.get(key) {
         None => Ok(default),
         Some(x) => x.as_f64().map_or_else(|| unsupported(format!("\"{key}\" is {x}, expected a number")), Ok),
     }
@@ -381,6 +470,7 @@ mod tests {
     fn qwen2_has_biases_and_ignores_a_window_that_is_off() {
         let mut v = base();
         v["model_type"] = json!("qwen2");
+        v["num_key_value_heads"] = json!(4);
         v["sliding_window"] = json!(32768);
         let c = Config::parse(&v).unwrap();
         assert!(c.qkv_bias && !c.o_bias && c.window.is_none());

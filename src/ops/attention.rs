@@ -21,9 +21,10 @@ pub enum Mask {
     Full,
     /// Keys at or before the query.
     Causal,
-    /// Keys nearer than this on both sides.
+    /// Keys nearer than this on both sides, |i - j| < w: `Window(w + 1)` is Transformers' bidirectional window of w.
     Window(usize),
-    /// Keys at or before the query and nearer than this: Mistral v0.1 as it was pre-trained.
+    /// Keys at or before the query and nearer than this, i - j < w: Mistral v0.1 as it was pre-trained, and
+    /// Transformers' causal window of w.
     CausalWindow(usize),
 }
 

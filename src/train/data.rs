@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::input::Format;
+use crate::format::jsonl;
 use crate::rng::Stream;
 use crate::train::instructions::{Instruction, Instructions};
 use crate::train::rows::{Kind, Report, Rows};
@@ -132,14 +133,10 @@ impl Items for Triples {
 
 /// The fields of an object, or what is wrong with it.
 fn object(line: &str, wanted: &str) -> std::result::Result<serde_json::Map<String, Value>, String> {
-    match serde_json::from_str(line) {
+    match jsonl::parse(line) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(format!("not a JSON object; {wanted} was wanted")),
-        Err(e) => {
-            let said = e.to_string();
-            let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
-            Err(format!("column {}: {said}; {wanted} was wanted", e.column()))
-        }
+        Err(what) => Err(format!("{what}; {wanted} was wanted")),
     }
 }
 

@@ -192,8 +192,11 @@ fn listed(path: &Path, kind: Kind, report: &mut Report) -> Result<Vec<PathBuf>> 
 fn index(path: &Path, kind: Kind, strict: bool, report: &mut Report, hash: &mut Hash) -> Result<Indexed> {
     let plain = unpacked(path);
     let name = plain.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let format = if kind == Kind::Triple { Format::Jsonl } else { Format::of(path) };
     let mut lines = Lines::open(path)?;
+    let format = match (lines.format("")?, kind) {
+        (_, Kind::Triple) => Format::Jsonl,
+        (format, _) => format,
+    };
     let temporary = |e| Error::io(std::env::temp_dir(), e);
     let mut copy = match plain == path {
         true => None,
@@ -202,6 +205,9 @@ fn index(path: &Path, kind: Kind, strict: bool, report: &mut Report, hash: &mut 
     let (mut rows, mut copied) = (Vec::new(), 0);
     hash.add(name.as_bytes());
     while lines.read()? {
+        if format == Format::Jsonl && lines.line().trim_ascii().is_empty() {
+            continue;
+        }
         if let Err(e) = check(&lines, kind, format) {
             if strict {
                 return Err(e);

@@ -103,7 +103,7 @@ fn configurations() {
         ("hidden_size", json!(1u64 << 40), ["hidden_size", "1099511627776"]),
         ("hidden_size", json!(1 << 24), ["model.embed_tokens.weight", "expected"]),
         ("num_hidden_layers", json!(1 << 24), ["model.layers.2.", "no tensor"]),
-        ("num_attention_heads", json!(1 << 24), ["multiple", "\"head_dim\" is missing"]),
+        ("num_attention_heads", json!(1 << 24), ["multiple", "head_dim = 0"]),
         ("vocab_size", json!(1 << 24), ["model.embed_tokens.weight", "expected"]),
         ("head_dim", json!(1 << 24), ["q_proj", "expected"]),
         ("rope_scaling", json!({"rope_type": "yarn"}), ["yarn", "llama3"]),

@@ -27,7 +27,7 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
 fn texts() {
     let tiny = Tiny::new();
     let packed = gz(&fs::read(prose()).unwrap());
-    let cases: [(&str, &[u8], &[&str]); 16] = [
+    let cases: [(&str, &[u8], &[&str]); 19] = [
         ("a.txt", b"", &["holds no text"]),
         ("a.jsonl", b"", &["holds no text"]),
         ("a.txt.gz", &gz(b""), &["holds no text"]),
@@ -36,7 +36,10 @@ fn texts() {
         ("a.txt", b"one\ntwo\n\xc3\x28\n", &["line 3", "UTF-8"]),
         ("a.jsonl", b"{\"text\": \"\xff\"}\n", &["line 1", "UTF-8"]),
         ("a.jsonl", b"{\"text\": \"one\"}\n{\"text\": \"tw", &["line 2", "EOF"]),
-        ("a.jsonl", b"{\"text\": \"one\"}\n\n", &["line 2", "blank"]),
+        ("list.json", b"[{\"text\": \"one\"}]\n", &["JSON array", "JSONL", "--input-format text"]),
+        ("x.csv", b"id,text\n1,one\n", &["table", "JSONL", "--input-format text"]),
+        ("x.txt", b"id,text\n1,one\n", &["comma-separated", "JSONL"]),
+        ("x.txt", b"PAR1\x15\x04\x00", &["Parquet", "JSONL"]),
         ("a.jsonl", b"{\"texts\": \"one\"}\n", &["line 1", "`text`"]),
         ("a.jsonl", b"{\"text\": 7}\n", &["line 1", "string"]),
         ("a.jsonl", b"[\"one\"]\n", &["line 1", "not a JSON object"]),
@@ -60,6 +63,27 @@ fn texts() {
         |input: &str| llm2vec(&["encode", "-m", tiny.path(), "-o", "-", "-i", input]).output().unwrap();
     failed(from("/no/such/file.txt"), 1, &["/no/such/file.txt"]);
     failed(from(tiny.path()), 1, &["is a folder"]);
+}
+
+/// JSON lines are read as such under any name, blank lines skipped, as `train` reads them; a flag overrules.
+#[test]
+fn json_lines_under_any_name() {
+    let tiny = Tiny::new();
+    let lines = b"{\"text\": \"one\", \"score\": NaN}\n\n{\"text\": \"half \\ud83d\"}\n\n";
+    let run = |name: &str, bytes: &[u8], more: &[&str]| {
+        let dir = folder();
+        let input = dir.path().join(name);
+        fs::write(&input, bytes).unwrap();
+        vectors(&[&["-m", tiny.path(), "-i", str(&input)], more].concat())
+    };
+    let want = run("a.txt", "one\nhalf \u{fffd}\n".as_bytes(), &[]);
+    for name in ["a.jsonl", "a.json", "a.txt"] {
+        assert_eq!(run(name, lines, &[]), want, "{name}");
+    }
+    let prose = b"A dog, it ran.\nA cat, it sat.\n";
+    assert_eq!(run("f.csv", prose, &["--input-format", "text"]), run("f.txt", prose, &[]));
+    let as_text = run("a.json", b"{\"text\": \"one\"}\n", &["--input-format", "text"]);
+    assert_ne!(as_text, want[..32]);
 }
 
 #[test]

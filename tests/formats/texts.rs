@@ -66,9 +66,7 @@ fn jsonl_fields() {
     assert_eq!(got, [(1, None, "a"), (2, Some("do"), "b\n"), (3, None, "")]);
     let deep = format!("{{\"text\":\"a\",\"x\":{}", "[".repeat(1 << 20));
     for (line, words) in [
-        ("", &["line 2", "blank"][..]),
-        ("  \t", &["line 2", "blank"]),
-        ("{}", &["line 2", "missing field `text`", "column 2"]),
+        ("{}", &["line 2", "missing field `text`", "column 2"][..]),
         ("{\"text\": 5}", &["line 2", "column 10", "expected a string"]),
         ("{\"text\": \"a\"", &["line 2", "column 12"]),
         ("{\"text\": \"a\"} x", &["line 2", "column 15"]),
@@ -88,13 +86,147 @@ fn format_follows_the_name_unless_said() {
     let line = b"{\"text\": \"a\"}\n";
     assert_eq!(texts("a.JSONL.GZ", &gzip(line)), ["a"]);
     assert_eq!(texts("a.ndjson.zst", &zstd(line)), ["a"]);
-    assert_eq!(texts("a.json", line), ["{\"text\": \"a\"}"]);
+    // JSON lines are known by their first one, whatever the name.
+    for name in ["a.json", "a.txt", "a", "a.json.gz"] {
+        let bytes = if name.ends_with("gz") { gzip(line) } else { line.to_vec() };
+        assert_eq!(texts(name, &bytes), ["a"], "{name}");
+    }
+    assert_eq!(texts("a.txt", b"\n\n{\"text\": \"a\"}\n"), ["a"]);
+    let long = format!("{{\"text\": \"{}\"}}\n", "long ".repeat(50_000));
+    assert_eq!(texts("a.json", long.as_bytes())[0].len(), 250_000);
     let dir = folder();
     let path = write(dir.path(), "a.dat", line);
     let records: Vec<_> = input::open(&path, Some(Format::Jsonl)).unwrap().map(|r| r.unwrap().text).collect();
     assert_eq!(records, ["a"]);
     refused(input::open(dir.path().to_str().unwrap(), None), &["folder"]);
     refused(input::open(dir.path().join("none").to_str().unwrap(), None), &["none"]);
+}
+
+#[test]
+fn jsonl_as_python_writes_it() {
+    assert_eq!(texts("a.jsonl", b"\n{\"text\": \"a\"}\n \t\r\n{\"text\": \"b\"}\n\n"), ["a", "b"]);
+    let places: Vec<u64> =
+        all("a.jsonl", b"\n{\"text\": \"a\"}\n").unwrap().iter().map(|r| r.place).collect();
+    assert_eq!(places, [2], "a blank line is a line, but no record");
+    for (line, text) in [
+        (r#"{"text":"a","score":NaN}"#, "a"),
+        (r#"{"score":[Infinity,-Infinity,{"x":NaN}],"text":"NaN \" Infinity \\"}"#, "NaN \" Infinity \\"),
+        (r#"{"instruction":NaN,"text":"a"}"#, "a"),
+        (r#"{"text": "half \ud83d pair"}"#, "half \u{fffd} pair"),
+        (r#"{"text": "\ude00\ud83d\ud83d\ude00\ud83d"}"#, "\u{fffd}\u{fffd}😀\u{fffd}"),
+        (r#"{"text": "\\ud83d \ud83d\u0041\\"}"#, "\\ud83d \u{fffd}A\\"),
+    ] {
+        assert_eq!(texts("a.jsonl", line.as_bytes()), [text], "{line}");
+    }
+    refused(all("a.jsonl", br#"{"text": NaN}"#), &["line 1", "null, expected a string"]);
+    refused(all("a.jsonl", br#"{"text": "\ud83d", "x": }"#), &["line 1", "column 25", "expected value"]);
+    refused(all("a.jsonl", br#"{"text": "\ud83"#), &["line 1", "EOF"]);
+}
+
+/// What is certainly no text is refused by its content with what to do, unless it is said to be text.
+#[test]
+fn what_is_not_text_is_refused_by_content() {
+    let list = b"[{\"text\": \"A heavy rain fell.\"},\n{\"text\": \"The dog ran home.\"}]\n";
+    let pretty = b"{\n  \"text\": \"a\",\n  \"score\": NaN\n}\n";
+    let long = format!("[\n{}", "  {\"text\": \"a\", \"score\": NaN},\n".repeat(5000));
+    let wide: Vec<u8> = "some words of text\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let marked = [&b"\xff\xfe"[..], &wide].concat();
+    let csv = "id,text\r\n1,\"A heavy, heavy\nrain \"\"fell\"\".\"\r\n2,\"The dog, it ran.\"\r\n";
+    let rows: String = (0..5000).map(|i| format!("{i},a text of some words\n")).collect();
+    let safe = [&64u64.to_le_bytes()[..], b"{\"a\":{\"dtype\":\"F32\""].concat();
+    let cases: [(&str, &[u8], &str); 29] = [
+        ("a.json", list, "JSON array"),
+        ("a.txt", list, "JSON array"),
+        ("a.jsonl", list, "JSON array"),
+        ("a.txt", long.as_bytes(), "JSON array"),
+        ("a.json", b"[\"one\"]", "JSON array"),
+        ("a.txt", b"[\n\"one\",\n\"two\"\n]\n", "JSON array"),
+        ("a.json", b"[\"one\", \"two\"]\n[\"three\", \"four\"]\n", "JSON array"),
+        ("a.json", b"[{\"text\": \"cut", "JSON array"),
+        ("a.json", pretty, "several lines"),
+        ("a.txt", pretty, "several lines"),
+        ("a.txt", b"{\"sentence\": \"a\"}\n{\"sentence\": \"b\"}\n", "without a \"text\""),
+        ("a.csv", b"A heavy rain fell.\nThe dog ran, it seems.\n", "table"),
+        ("a.tsv", b"one\ttwo\n", "table"),
+        ("a.txt", csv.as_bytes(), "comma-separated"),
+        ("a", &[b"id,text\n", rows.as_bytes()].concat(), "comma-separated"),
+        ("a.txt", b",sentence\n0,a\n1,b\n", "comma-separated"),
+        ("a.txt", b"query\tpositive\tnegative\na\tb\tc\n", "tab-separated"),
+        ("a.parquet", b"PAR1\x15\x04", "Parquet"),
+        ("a.txt", b"ARROW1\0\0", "Arrow"),
+        ("a.npy", b"\x93NUMPY\x01\0", "NumPy"),
+        ("a.docx", b"PK\x03\x04\x14\0", "zip"),
+        ("a.txt", &gzip(b"some text\n"), "gzip"),
+        ("a.txt", &zstd(b"some text\n"), "zstd"),
+        ("a.txt", &wide, "UTF-16"),
+        ("a.txt", &marked, "UTF-16"),
+        ("a.safetensors", &safe, "safetensors"),
+        ("a.txt", b"%PDF-1.7\n", "PDF"),
+        ("a.txt.gz", &gzip(list), "JSON array"),
+        ("a.csv.gz", &gzip(b"one\n"), "table"),
+    ];
+    for (name, bytes, what) in cases {
+        refused(all(name, bytes), &[name, what, "wanted: ", "--input-format text"]);
+    }
+    let dir = folder();
+    let path = write(dir.path(), "a.csv", csv.as_bytes());
+    assert_eq!(input::open(&path, Some(Format::Text)).unwrap().count(), 4);
+    let path = write(dir.path(), "list.json", list);
+    assert_eq!(input::open(&path, Some(Format::Text)).unwrap().count(), 2);
+}
+
+/// Prose may begin like JSON, and have commas and tabs on every line.
+#[test]
+fn text_is_never_taken_for_data() {
+    for text in [
+        "[Illustration: a dog]\nOnce upon a time.\n",
+        "[1] See the notes.\n[2] Likewise.\n",
+        "[sic]\n",
+        "[1]\nA chapter.\n",
+        "[\"Halt!\", he said]\n",
+        "{The curtain rises.}\nA street.\n",
+        "{}\n{}\n",
+        "{\nint x;\n}\n",
+        "\"I am here,\" he said.\n\"And I,\" said she.\n",
+        "\"One whole line in quotes.\"\n",
+        "roses, red\nviolets, blue\nsugar, sweet\n",
+        "Roses,red\nViolets,blue\n",
+        "text, and more text\nmore, of it\n",
+        "The text,which has no space after its commas\nThe query,likewise\n",
+        "text\nsentence\nquery\n",
+        "one\ttwo\nthree\tfour\n",
+        "text,query\n",
+        "text,query\nthis line has, as it happens, more commas\n",
+        "The content\tof this\nline\tis tabbed\n",
+        "PAR for the course\nPK was here\n",
+        "NaN\nInfinity\n",
+        "  [x] done\n  [ ] not done\n",
+    ] {
+        let lines: Vec<&str> = text.lines().collect();
+        for name in ["a.txt", "a", "a.md"] {
+            assert_eq!(texts(name, text.as_bytes()), lines);
+        }
+    }
+    let mut files = 0;
+    for folder in ["tests/texts", "../shared/data/text", "../shared/data/columns"]
+        .map(|f| Path::new(env!("CARGO_MANIFEST_DIR")).join(f))
+    {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            println!("skipped: no {}", folder.display());
+            continue;
+        };
+        for path in entries.map(|e| e.unwrap().path()) {
+            if !path.to_str().unwrap().trim_end_matches(".gz").ends_with(".txt") {
+                continue;
+            }
+            let read = |format| -> Vec<Record> {
+                input::open(path.to_str().unwrap(), format).unwrap().collect::<Result<_>>().unwrap()
+            };
+            assert!(read(None) == read(Some(Format::Text)), "{}", path.display());
+            files += 1;
+        }
+    }
+    assert!(files >= 3, "{files} files");
 }
 
 #[test]
