@@ -21,5 +21,11 @@ mod broken;
 mod encode;
 #[path = "cli/inputs.rs"]
 mod inputs;
+#[path = "cli/limits.rs"]
+mod limits;
+#[path = "cli/lines.rs"]
+mod lines;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/signals.rs"]
+mod signals;
