@@ -25,7 +25,11 @@ mod inputs;
 mod limits;
 #[path = "cli/lines.rs"]
 mod lines;
+#[path = "cli/links.rs"]
+mod links;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/pipes.rs"]
+mod pipes;
 #[path = "cli/signals.rs"]
 mod signals;

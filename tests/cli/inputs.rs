@@ -182,7 +182,7 @@ fn a_closed_pipe() {
     };
     passed(run(&["info", "-m", tiny.path()]));
     passed(run(&[&encode[..], &["--nearest", "2"]].concat()));
-    failed(run(&[&encode[..], &["-o", "-"]].concat()), 1, &["stdout", "Broken pipe"]);
+    passed(run(&[&encode[..], &["-o", "-"]].concat()));
 }
 
 #[cfg(unix)]
