@@ -57,7 +57,7 @@ impl Deref for Mapped {
 }
 
 /// The maps there are, for the handler of a fault: it may neither lock nor allocate.
-static TABLE: [Row; 256] = [const { Row::EMPTY }; 256];
+static TABLE: [Row; 256] = [const { Row::free() }; 256];
 
 struct Row {
     /// The first address; 0 is a free row, 1 one that is being filled.
@@ -68,12 +68,14 @@ struct Row {
 }
 
 impl Row {
-    const EMPTY: Row = Row {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-        name: AtomicPtr::new(std::ptr::null_mut()),
-        name_bytes: AtomicUsize::new(0),
-    };
+    const fn free() -> Row {
+        Row {
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            name: AtomicPtr::new(std::ptr::null_mut()),
+            name_bytes: AtomicUsize::new(0),
+        }
+    }
 }
 
 /// A row that is taken, and the name that it points to.
