@@ -52,7 +52,7 @@ pub enum Error {
     /// A signal asked the run to stop, and it did so in good order; exit status 128 + its number.
     #[error("stopped by {}: {what}", signal_name(*signal))]
     Stopped {
-        /// SIGINT or SIGTERM.
+        /// SIGINT, SIGTERM or SIGHUP.
         signal: u8,
         /// What was saved, and how to go on.
         what: String,
@@ -85,10 +85,44 @@ impl Error {
 
 fn signal_name(signal: u8) -> String {
     match signal {
+        1 => "SIGHUP".into(),
         2 => "SIGINT".into(),
         15 => "SIGTERM".into(),
         other => format!("signal {other}"),
     }
+}
+
+/// No line to a person is longer, in characters.
+const LINE_CHARS: usize = 2000;
+
+/// What a message says, as one line that a terminal shows as it is: names of files and their contents can hold anything.
+///
+/// Line ends become spaces, other control characters and those that turn the direction of writing their escapes, and
+/// the middle of a very long line is left out.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' => line.push(' '),
+            c if c.is_control() || is_invisible(c) => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    let chars = line.chars().count();
+    if chars <= LINE_CHARS {
+        return line;
+    }
+    // The start says where, the end what to try.
+    let (start, end) = (LINE_CHARS / 2, LINE_CHARS / 4);
+    let head: String = line.chars().take(start).collect();
+    let tail: String = line.chars().skip(chars - end).collect();
+    format!("{head} [{} characters left out] {tail}", chars - start - end)
+}
+
+/// Unicode's marks of direction, its line and paragraph ends, and others without a shape of their own.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// What a caught panic said.

@@ -2,15 +2,26 @@
 
 use clap::Parser;
 use llm2vec::cli::{self, Cli};
+use llm2vec::text::tokenizer::panics_are_errors;
 use std::panic;
 use std::process::ExitCode;
 
+/// Says in one line that memory has run out.
+#[global_allocator]
+static ALLOCATOR: llm2vec::device::system::Allocator = llm2vec::device::system::Allocator;
+
 fn main() -> ExitCode {
     // A panic is a bug, ours or a library's. It ends like any error, in one line, unless a backtrace is asked for.
-    if std::env::var_os("RUST_BACKTRACE").is_none_or(|v| v == "0") {
-        panic::set_hook(Box::new(|_| {}));
-    }
-    let (what, status) = match panic::catch_unwind(|| cli::run(Cli::parse())) {
+    let traced = std::env::var_os("RUST_BACKTRACE").is_some_and(|v| v != "0");
+    let shown = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if traced && !panics_are_errors() {
+            shown(panic);
+        }
+    }));
+    let ended = panic::catch_unwind(|| cli::run(Cli::parse()));
+    cli::signal::settle();
+    let (what, status) = match ended {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(e)) => (e.to_string(), e.exit_code()),
         Err(panic) => {
@@ -18,7 +29,6 @@ fn main() -> ExitCode {
             (format!("internal: {what}; this is a bug, RUST_BACKTRACE=1 says where"), 1)
         }
     };
-    // One line, whatever a file or a library put into the message.
-    cli::say(format_args!("error: {}", what.replace(['\n', '\r'], " ")));
+    cli::say(format_args!("error: {what}"));
     ExitCode::from(status)
 }

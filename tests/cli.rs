@@ -23,5 +23,15 @@ mod encode;
 mod folders;
 #[path = "cli/inputs.rs"]
 mod inputs;
+#[path = "cli/limits.rs"]
+mod limits;
+#[path = "cli/lines.rs"]
+mod lines;
+#[path = "cli/links.rs"]
+mod links;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/pipes.rs"]
+mod pipes;
+#[path = "cli/signals.rs"]
+mod signals;

@@ -4,6 +4,7 @@ use crate::cli::{ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
 use crate::encode::Encoder;
 use crate::encode::texts::Item;
 use crate::error::{Error, Result};
+use crate::format::atomic;
 use crate::format::input::{self, Format, Record};
 use crate::format::output::{Output, OutputDtype};
 use crate::pretrained::open::Setup;
@@ -61,6 +62,11 @@ fn shard(s: &str) -> std::result::Result<(u64, u64), String> {
         .ok_or_else(|| "expected I/N with 1 <= I <= N, for instance 2/4".into())
 }
 
+/// Whether whoever read stdout has seen enough and left, as `head` does: no error.
+fn is_reader_gone(e: &Error) -> bool {
+    matches!(e, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
 /// Texts are read, sorted and packed in windows of at most this many, this much text and this much output.
 const WINDOW_TEXTS: usize = 32_768;
 const WINDOW_BYTES: usize = 32 << 20;
@@ -71,9 +77,11 @@ impl Encode {
         if self.nearest.is_some() && self.output.as_deref() == Some("-") {
             return Err(Error::Usage("--nearest and --output - would share stdout; give a file name".into()));
         }
-        let real = |path: &str| std::fs::canonicalize(path).ok();
-        if self.output.as_deref().and_then(real).is_some_and(|output| real(&self.input) == Some(output)) {
-            return Err(Error::Usage(format!("--output {} is the input; give another name", self.input)));
+        let input = if self.input == "-" { "/dev/stdin" } else { &self.input };
+        if let Some(output) =
+            self.output.as_ref().filter(|o| atomic::same_file((*o).as_ref(), input.as_ref()))
+        {
+            return Err(Error::Usage(format!("--output {output} is the input; give another name")));
         }
         let options = self.model.options()?;
         let range = self.range()?;
@@ -98,7 +106,10 @@ impl Encode {
             }
             let rows = self.encode_window(&mut encoder, &window, &mut tally)?;
             if let Some(output) = &mut output {
-                output.write_rows(&rows)?;
+                match output.write_rows(&rows) {
+                    Err(e) if is_reader_gone(&e) => return Ok(()),
+                    written => written?,
+                }
             }
             if let Some(nearest) = &mut nearest {
                 nearest.add(window.into_iter().map(|r| r.text), &rows)?;
@@ -108,7 +119,10 @@ impl Encode {
             return Err(Error::file(self.name(), "holds no text"));
         }
         if let Some(output) = output {
-            output.finish()?;
+            match output.finish() {
+                Err(e) if is_reader_gone(&e) => return Ok(()),
+                finished => finished?,
+            };
         }
         tally.finish();
         nearest.map_or(Ok(()), |n| n.print())
@@ -137,8 +151,14 @@ impl Encode {
     /// The records of this shard: parts of equal size in the input's order, so the input is counted first.
     fn range(&self) -> Result<std::ops::Range<u64>> {
         let Some((i, n)) = self.shard else { return Ok(0..u64::MAX) };
+        let what = "--shard counts the texts first and needs a file that can be read twice";
         if self.input == "-" {
-            return Err(Error::Usage("--shard needs a file that can be read twice, not stdin".into()));
+            return Err(Error::Usage(format!("{what}, not stdin; save the texts to a file")));
+        }
+        // Where there is no file, opening it says so.
+        if std::fs::metadata(&self.input).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            let hint = "is a pipe or a device; save the texts to a file";
+            return Err(Error::Usage(format!("{what}, and {} {hint}", self.input)));
         }
         let mut total = 0u64;
         for record in self.records()? {

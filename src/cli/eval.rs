@@ -2,7 +2,7 @@
 
 use crate::cli::{ModelFlags, TextFlags, print, progress::Tally, say};
 use crate::encode::Encoder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::sts::{self, Agreement, Report};
 use crate::format::atomic;
 use clap::{Args, Subcommand};
@@ -52,6 +52,13 @@ impl Sts {
     fn run(self) -> Result<()> {
         let options = self.model.options()?;
         let lists = self.data.iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
+        let lists = lists.concat();
+        if let Some(output) = &self.output
+            && lists.iter().any(|data| atomic::same_file(data, output))
+        {
+            let what = "is one of the data files; give another name";
+            return Err(Error::Usage(format!("--output {} {what}", output.display())));
+        }
         // Now, not after minutes of work: can it be written at all?
         self.output.as_deref().map(atomic::beside).transpose()?;
         let mut encoder = Encoder::open(&options)?;
@@ -59,7 +66,7 @@ impl Sts {
         let mut tally = Tally::new(self.texts.quiet);
         let (instruction, empty) = (&self.texts.instruction, self.texts.empty());
         let add = |texts, tokens| tally.add(texts, tokens);
-        let report = sts::run(&mut encoder, &lists.concat(), instruction, empty, add)?;
+        let report = sts::run(&mut encoder, &lists, instruction, empty, add)?;
         tally.cut = report.cut;
         tally.finish();
         if let Some(output) = &self.output {

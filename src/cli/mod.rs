@@ -14,7 +14,7 @@ mod train;
 
 use crate::device::Device;
 use crate::encode::texts::Empty;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::pretrained::open::{MOST_TOKENS, Options};
 use crate::text::prompt::Compat;
 use clap::builder::BoolishValueParser;
@@ -47,6 +47,7 @@ enum Command {
 /// Runs the parsed command line, on a thread of the pool: from outside, every parallel loop would cost two switches of
 /// threads.
 pub fn run(cli: Cli) -> Result<()> {
+    signal::watch()?;
     threads(cli.threads)?;
     rayon::scope(|_| match cli.command {
         Command::Encode(c) => c.run(),
@@ -60,9 +61,12 @@ pub fn run(cli: Cli) -> Result<()> {
     })
 }
 
-/// A line to stderr. Where that is closed or full there is nobody to tell, and no reason to fail.
+/// A line to stderr, whatever a file or a library put into it. Where stderr is closed or full there is nobody to tell,
+/// and no reason to fail.
 pub fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    // One write: what another thread says comes before or after.
+    let line = one_line(&line.to_string()) + "\n";
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Text to stdout; a reader that has seen enough and left is no error.
@@ -146,12 +150,17 @@ enum ComputeDtype {
 
 /// Sizes the thread pool.
 fn threads(n: Option<usize>) -> Result<()> {
-    let Some(n) = n else { return Ok(()) };
-    if !(1..=4096).contains(&n) {
+    if let Some(n) = n.filter(|n| !(1..=4096).contains(n)) {
         return Err(Error::Usage(format!("--threads {n}: expected 1 to 4096")));
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
-    pool.map_err(|e| Error::Device(format!("cannot start {n} threads: {e}")))
+    // Always here, because rayon's own first use would panic; 0 is its default.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n.unwrap_or(0)).build_global();
+    pool.map_err(|e| {
+        let wanted = n.map_or("the threads, one for each core".into(), |n| format!("{n} threads"));
+        let hint =
+            "try a smaller --threads, or raise the limit of processes (ulimit -u) or of memory (ulimit -v)";
+        Error::Device(format!("cannot start {wanted}: {e}; {hint}"))
+    })
 }
 
 impl ModelFlags {

@@ -15,6 +15,7 @@ pub mod emulator;
 pub mod gpu;
 pub mod images;
 pub mod mapped;
+pub mod system;
 
 use crate::error::{Error, Result};
 
@@ -122,7 +123,7 @@ impl Device {
     /// Bytes that can be taken now, where the system tells.
     pub fn available(&self) -> Option<u64> {
         match self {
-            Device::Cpu(_) => cpu::memory("/proc/meminfo", "MemAvailable:"),
+            Device::Cpu(_) => system::available(),
             Device::Gpu(gpu) => gpu.available(),
         }
     }

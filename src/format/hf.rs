@@ -291,8 +291,9 @@ pub fn write_safetensors<V: View>(path: &Path, tensors: Vec<(String, V)>) -> Res
     std::fs::set_permissions(temp.path(), permissions)
         .and_then(|()| std::fs::File::open(temp.path())?.sync_all())
         .map_err(|e| Error::io(path, e))?;
-    temp.into_temp_path().persist(path).map_err(|e| Error::io(path, e.error))?;
-    atomic::sync_folder(path)
+    let real = atomic::destination(path)?;
+    temp.into_temp_path().persist(&real).map_err(|e| Error::io(path, e.error))?;
+    atomic::sync_folder(&real)
 }
 
 /// Copies the tokenizer and generation files that a written model needs beside its weights, where there are any.

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, panic_message};
 use serde_json::Value;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -125,10 +126,22 @@ impl Tokenizer {
     }
 }
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of this thread is now one that becomes an error: a panic hook should be silent about it.
+pub fn panics_are_errors() -> bool {
+    GUARDED.get()
+}
+
 /// The library panics on some files that it has read without complaint, for instance where a special token of the
 /// post-processor has no id; the tokenizer is not used after that.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
+    let before = GUARDED.replace(true);
+    let ended = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(before);
+    match ended {
         Ok(done) => done.map_err(|e| e.to_string()),
         Err(panic) => Err(panic_message(&*panic).to_string()),
     }

@@ -141,7 +141,7 @@ fn places_where_no_output_can_be() {
 
 /// Through `sh`, for what only a shell can set up; `$0` and on are the command.
 #[cfg(target_os = "linux")]
-fn under(script: &str, command: &Command) -> Command {
+pub fn under(script: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", script]).arg(command.get_program()).args(command.get_args());
     command.get_envs().filter(|(_, v)| v.is_none()).for_each(|(k, _)| {
@@ -173,8 +173,7 @@ fn full_disks() {
     let merge = ["merge", "-m", tiny.path(), "--adapter", str(adapter.path()), "-o", str(&merged)];
     let encode = ["encode", "-m", tiny.path(), "-i", str(&many), "-o", str(&w)];
     for args in [&encode[..], &merge] {
-        // Ignored, the signal of a file that grows too large becomes an error of the write.
-        let run = under(r#"trap '' XFSZ; ulimit -f 1; exec "$0" "$@""#, &llm2vec(args)).output().unwrap();
+        let run = under(r#"ulimit -f 1; exec "$0" "$@""#, &llm2vec(args)).output().unwrap();
         failed(run, 1, &["File too large"]);
         assert_eq!(names(dir.path()), ["v.npy"]);
     }
@@ -207,7 +206,7 @@ fn a_closed_pipe() {
     };
     passed(run(&["info", "-m", tiny.path()]));
     passed(run(&[&encode[..], &["--nearest", "2"]].concat()));
-    failed(run(&[&encode[..], &["-o", "-"]].concat()), 1, &["stdout", "Broken pipe"]);
+    passed(run(&[&encode[..], &["-o", "-"]].concat()));
 }
 
 #[cfg(unix)]

@@ -8,6 +8,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::raise;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Sends itself what its folder's name says; exits with 7 where the second signal did not end it.
 #[test]
@@ -22,6 +23,7 @@ fn signalled() {
         }
         raise(if signal == "int" { SIGINT } else { SIGTERM }).unwrap();
         if n > 0 {
+            std::thread::sleep(Duration::from_secs(60)); // a thread ends the process
             std::process::exit(7);
         }
     }
