@@ -3,6 +3,8 @@
 #[path = "common/command.rs"]
 mod command;
 mod common;
+#[path = "train_cli/configurations.rs"]
+mod configurations;
 
 use command::{Raw, Tiny, failed, folder, good, llm2vec, names, str};
 use flate2::read::GzDecoder;

@@ -112,7 +112,11 @@ impl Trainer {
             adapters: below,
             pooling: Some(config.pooling_mode.clone()),
             attention: Some(if config.bidirectional { "full" } else { "causal" }.into()),
-            template: (config.stage == Stage::Simcse).then(|| "none".into()),
+            template: if config.stage == Stage::Simcse {
+                Some("none".into())
+            } else {
+                config.template.clone()
+            },
             max_length: Some(config.max_seq_length),
             doc_max_length: Some(config.max_seq_length),
             bf16: options.bf16,
