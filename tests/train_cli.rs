@@ -3,6 +3,10 @@
 #[path = "common/command.rs"]
 mod command;
 mod common;
+#[path = "train_cli/configurations.rs"]
+mod configurations;
+#[path = "train_cli/outputs.rs"]
+mod outputs;
 
 use command::{Raw, Tiny, failed, folder, good, llm2vec, names, str};
 use flate2::read::GzDecoder;

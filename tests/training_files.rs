@@ -6,6 +6,8 @@ mod common;
 mod chain;
 #[path = "training_files/checkpoints.rs"]
 mod checkpoints;
+#[path = "training_files/locks.rs"]
+mod locks;
 #[path = "training_files/logs.rs"]
 mod logs;
 #[path = "training_files/signals.rs"]

@@ -4,8 +4,8 @@ use crate::cli::{ComputeDtype, say, signal};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::train::blocks::Grouping;
-use crate::train::checkpoint::Existing;
 use crate::train::config::{Stage, TrainConfig};
+use crate::train::folder::Existing;
 use crate::train::mask::{MaskToken, Strategy};
 use crate::train::schedule::Decay;
 use crate::train::{log, run};
@@ -41,11 +41,11 @@ struct Flags {
     /// JSON configuration: ours, or one of the reference implementation's
     #[arg(long, env = "LLM2VEC_CONFIG", value_name = "FILE.json")]
     config: Option<PathBuf>,
-    /// Model folder, or a name in the local Hugging Face cache
+    /// Model folder, or org/name[@revision] in the local Hugging Face cache
     #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
     model: Option<String>,
     /// Adapter to merge before the new one is trained; repeat for several, in order
-    #[arg(long, env = "LLM2VEC_ADAPTER", value_delimiter = ',', value_name = "DIR")]
+    #[arg(long, env = "LLM2VEC_ADAPTER", value_name = "DIR")]
     adapter: Vec<String>,
     /// Train the last --adapter on instead of merging it
     #[arg(long = "continue", env = "LLM2VEC_CONTINUE", value_parser = BoolishValueParser::new())]
@@ -62,13 +62,13 @@ struct Flags {
     /// Stop at the first bad row
     #[arg(long, env = "LLM2VEC_STRICT", value_parser = BoolishValueParser::new())]
     strict: bool,
-    /// Folder of the run: checkpoints, then the adapter
+    /// Folder of the run, one at a time: checkpoints, then the adapter; nothing that is read may be in the way
     #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "DIR")]
     output: Option<String>,
-    /// Go on from the newest checkpoint in --output, bit for bit
+    /// Go on from the newest checkpoint in --output, bit for bit; model and data are known by content, not by name
     #[arg(long, env = "LLM2VEC_RESUME", value_parser = BoolishValueParser::new())]
     resume: bool,
-    /// Delete the run that --output holds
+    /// Delete the run that --output holds, and nothing that no run wrote
     #[arg(long, env = "LLM2VEC_OVERWRITE", value_parser = BoolishValueParser::new(), conflicts_with = "resume")]
     overwrite: bool,
 
@@ -289,6 +289,7 @@ impl Flags {
             check_finite: self.check_finite,
             graph: !self.no_graph,
             existing,
+            source: self.config,
             log: log::Options {
                 quiet: self.quiet,
                 jsonl: self.log.or(beside),

@@ -23,6 +23,12 @@ pub struct Link {
 impl Link {
     /// The link that stands for `adapter`, which was found as `at`.
     pub fn new(at: &Located, adapter: &Adapter) -> Link {
+        let name = if at.hub { at.name.clone() } else { name(&adapter.dir) };
+        Link { name, sha256: Link::hash(adapter) }
+    }
+
+    /// SHA-256 of what `adapter` does to the weights.
+    pub fn hash(adapter: &Adapter) -> String {
         let mut hash = Sha256::new();
         let mut pairs: Vec<_> = adapter.pairs.iter().collect();
         pairs.sort_by_key(|p| (p.layer, &p.module));
@@ -33,8 +39,7 @@ impl Link {
                 hash.update(chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
             }
         }
-        let name = if at.hub { at.name.clone() } else { name(&adapter.dir) };
-        Link { name, sha256: hex(&hash.finalize()) }
+        hex(&hash.finalize())
     }
 }
 

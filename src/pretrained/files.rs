@@ -8,7 +8,7 @@ use crate::model::config::Config;
 use crate::model::lora::Delta;
 use crate::model::weights::{Source, check};
 use crate::pretrained::chain::{self, Link};
-use crate::pretrained::names::{Located, locate, locate_all, stem};
+use crate::pretrained::names::{self, Located, locate, stem};
 use crate::pretrained::sentence_transformers::Modules;
 use crate::pretrained::settings::Settings;
 use crate::tensor::Raw;
@@ -50,7 +50,9 @@ impl Stack {
             let below = below(&base)?;
             stacked.insert(0, std::mem::replace(&mut base, below));
         }
-        stacked.extend(locate_all(adapters)?);
+        for name in names::split(adapters) {
+            stacked.push(locate(&name)?);
+        }
         let config = [&asked, &base].map(|at| at.dir.join("config.json"));
         let config = config.iter().find(|path| path.exists()).unwrap_or(&config[1]);
         let mut config = read_json(config)?;
@@ -64,6 +66,11 @@ impl Stack {
     pub fn tokenizer_dir(&self) -> &Path {
         let has = |at: &&Located| at.dir.join("tokenizer.json").exists();
         [&self.asked, &self.base].into_iter().find(has).map_or(&self.asked.dir, |at| &at.dir)
+    }
+
+    /// The folders in the order in which a file is looked for.
+    pub fn dirs(&self) -> [&Path; 2] {
+        [&self.asked.dir, &self.base.dir]
     }
 
     /// The names that may have a template, the most telling first.

@@ -64,14 +64,13 @@ pub fn locate(name: &str) -> Result<Located> {
     Ok(Located { name: name.into(), dir, hub: true })
 }
 
-/// Adapters by flag or configuration: each a folder or a name, or several with commas between where the whole is no
-/// folder.
-pub fn locate_all(names: &[String]) -> Result<Vec<Located>> {
+/// Names by flag or configuration: each one, or several with commas between where the whole is no folder.
+pub fn split(names: &[String]) -> Vec<String> {
     let split = |name: &String| match Path::new(name).exists() {
         true => vec![name.clone()],
         false => name.split(',').map(|part| part.trim().to_string()).collect(),
     };
-    names.iter().flat_map(split).filter(|name| !name.is_empty()).map(|name| locate(&name)).collect()
+    names.iter().flat_map(split).filter(|name| !name.is_empty()).collect()
 }
 
 /// The hub's cache by the variables that huggingface_hub reads, in its order; a variable that is empty is not set.

@@ -8,23 +8,20 @@ use crate::format::peft::{self, Adapter};
 use crate::format::{atomic, hf::Checkpoint as Tensors};
 use crate::pretrained::chain::hex;
 use crate::pretrained::settings::{self, Settings};
-use crate::train::config;
+use crate::train::identity::Identity;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "checkpoint-";
-const TEMPORARY: &str = ".checkpoint-";
-const ADAPTER: &str = "adapter_model.safetensors";
+pub(super) const TEMPORARY: &str = ".checkpoint-";
+pub(super) const ADAPTER: &str = "adapter_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EXTRA: &str = "extra.safetensors";
 const STATE: &str = "trainer_state.json";
-
-/// The trained adapter, beside the checkpoints as in each.
-const RESULT: [&str; 4] = [ADAPTER, "adapter_config.json", settings::FILE, settings::REFERENCE_FILE];
 
 /// An f32 tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,8 +84,11 @@ pub struct State {
     pub seed: u64,
     /// Where the data stands; known to the data's reader alone.
     pub position: Value,
-    /// Everything that decides the numbers of a step; a run goes on under the same only.
+    /// Every setting that decides the numbers of a step; a run goes on under the same only.
     pub configuration: Value,
+    /// What was read, by content; `null` in checkpoints of before it was recorded, whose configuration names the paths.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub inputs: Value,
     /// The losses so far.
     pub losses: Losses,
 }
@@ -136,12 +136,13 @@ impl Checkpoint {
         for name in file_names(dir)? {
             files.insert(name.clone(), sha256(&dir.join(&name))?);
         }
-        atomic::write_json(&dir.join(STATE), &StateFile { state: self.state.clone(), files })?;
+        let state = json!(StateFile { state: self.state.clone(), files });
+        atomic::write_json(&dir.join(STATE), &sealed(state))?;
 
-        let target = output.join(format!("{PREFIX}{}", self.state.step));
+        let target = output.join(folder_name(self.state.step));
         if target.exists() {
             // A run stopped right after it was resumed: never take away the checkpoint that it came from.
-            let same = Checkpoint::load(&target, &self.state.configuration);
+            let same = Checkpoint::read(&target);
             if same.is_ok_and(|c| c.state == self.state) {
                 return Ok(target);
             }
@@ -152,9 +153,25 @@ impl Checkpoint {
         Ok(target)
     }
 
-    /// Reads a checkpoint that was saved under `configuration`; one that is cut short, changed or another run's is an
-    /// error. Lists come back in the order of their names.
-    pub fn load(dir: &Path, configuration: &Value) -> Result<Checkpoint> {
+    /// The first tensor that holds NaN or infinity: of the adapter, of what else is trained, of the optimiser.
+    pub fn not_finite(&self) -> Option<String> {
+        let extra = || self.extra.iter().find(|t| !finite(&t.values)).map(|t| t.name.clone());
+        let moments = || {
+            let bad = |p: &&Moments| !finite(&p.m) || !finite(&p.v);
+            self.moments.iter().find(bad).map(|p| format!("AdamW's state of {}", p.name))
+        };
+        not_finite(&self.adapter).or_else(extra).or_else(moments)
+    }
+
+    /// Reads a checkpoint of the run that `identity` stands for; another's is an error.
+    pub fn load(dir: &Path, identity: &Identity) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::read(dir)?;
+        identity.check(dir, &checkpoint.state)?;
+        Ok(checkpoint)
+    }
+
+    /// Reads a checkpoint; one that is cut short or changed is an error. Lists come back in the order of their names.
+    pub fn read(dir: &Path) -> Result<Checkpoint> {
         let path = dir.join(STATE);
         let damaged = |what: String| {
             let hint = "delete this folder to resume from the one before it";
@@ -165,8 +182,12 @@ impl Checkpoint {
             Error::Io { source, .. } => damaged(source.to_string()),
             other => other,
         })?;
+        let json = unsealed(json).ok_or_else(|| damaged("changed since it was saved".into()))?;
         let StateFile { state, files } =
             StateFile::deserialize(json).map_err(|e| damaged(format!("not a state of training: {e}")))?;
+        if dir.file_name().is_none_or(|name| name.to_string_lossy() != folder_name(state.step)) {
+            return Err(damaged(format!("is of step {}, which is not its folder's", state.step)));
+        }
         for needed in [ADAPTER, OPTIMIZER] {
             if !files.contains_key(needed) {
                 return Err(damaged(format!("names no {needed}")));
@@ -177,7 +198,6 @@ impl Checkpoint {
                 return Err(damaged(format!("{name} is missing, cut short or not the file that was saved")));
             }
         }
-        same_configuration(dir, &state.configuration, configuration)?;
         let extra = if files.contains_key(EXTRA) { named(&dir.join(EXTRA))? } else { Vec::new() };
         let Some(moments) = moments(named(&dir.join(OPTIMIZER))?) else {
             return Err(damaged(format!("{OPTIMIZER} does not hold an m and a v for every parameter")));
@@ -187,67 +207,52 @@ impl Checkpoint {
     }
 }
 
+/// The first matrix of an adapter that holds NaN or infinity.
+pub fn not_finite(adapter: &Adapter) -> Option<String> {
+    let sides = adapter.pairs.iter().flat_map(|p| [("A", p, &p.a), ("B", p, &p.b)]);
+    let name =
+        |(side, p, _): (&str, &peft::Pair, _)| format!("lora_{side} of {} of layer {}", p.module, p.layer);
+    sides.into_iter().find(|(_, _, v)| !finite(v)).map(name)
+}
+
+fn finite(values: &[f32]) -> bool {
+    values.iter().all(|v| v.is_finite())
+}
+
+fn folder_name(step: u64) -> String {
+    format!("{PREFIX}{step}")
+}
+
+/// The key of a state's own hash.
+const SEAL: &str = "sha256";
+
+/// The state with the SHA-256 of itself: of its JSON in one line, keys sorted.
+fn sealed(mut state: Value) -> Value {
+    state[SEAL] = hex(&Sha256::digest(state.to_string())).into();
+    state
+}
+
+/// The state without its hash, if it is the one that was saved. One of before there was a hash passes.
+fn unsealed(mut state: Value) -> Option<Value> {
+    let seal = state.as_object_mut().and_then(|fields| fields.remove(SEAL));
+    seal.is_none_or(|seal| sealed(state.clone())[SEAL] == seal).then_some(state)
+}
+
 /// Writes a trained adapter as PEFT and `encode` read it.
 pub fn write_adapter(dir: &Path, adapter: &Adapter, settings: &Settings) -> Result<()> {
     peft::save(dir, adapter)?;
     settings.write(dir)
 }
 
-/// What to do with an output folder that holds a run already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
-    /// An error.
-    Refuse,
-    /// Go on from its newest checkpoint.
-    Resume,
-    /// Delete it.
-    Overwrite,
-}
-
-/// Makes `output` ready for a run: the checkpoint to go on from, if it is to and there is one. Also clears away what
-/// a killed run left half written.
-pub fn claim(output: &Path, existing: Existing) -> Result<Option<PathBuf>> {
-    if output.join("config.json").exists() {
-        let what = "holds a model (config.json); a folder of the run's own was wanted";
-        return Err(Error::Usage(format!("--output {} {what}", output.display())));
-    }
-    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
-    let old = steps(output)?;
-    let finished = output.join(ADAPTER);
-    match existing {
-        Existing::Refuse if !old.is_empty() || finished.exists() => {
-            let what = "already holds a run; try --resume, --overwrite or another folder";
-            return Err(Error::Usage(format!("--output {} {what}", output.display())));
-        }
-        Existing::Resume if old.is_empty() && finished.exists() => {
-            return Err(Error::file(output, "holds an adapter and no checkpoint to resume from"));
-        }
-        Existing::Refuse | Existing::Resume => {}
-        Existing::Overwrite => {
-            old.iter().try_for_each(|(_, dir)| remove(dir))?;
-            for name in RESULT {
-                let path = output.join(name);
-                if path.exists() {
-                    std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
-                }
-            }
-        }
-    }
-    let ours = |name: &str| name == config::FILE || RESULT.contains(&name) || hf::SIDE_FILES.contains(&name);
-    for name in file_names(output)? {
-        let path = output.join(&name);
-        if name.starts_with(TEMPORARY) {
-            std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
-        } else if atomic::meant(&name).is_some_and(ours) {
-            std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
-        }
-    }
-    latest(output)
-}
-
-/// Deletes all checkpoints but the newest `keep`, of which there is one at least.
+/// Deletes all checkpoints but the newest `keep`, of which there is one at least, and but those that hold a file of
+/// someone else's.
 pub fn prune(output: &Path, keep: usize) -> Result<()> {
-    steps(output)?.iter().rev().skip(keep.max(1)).try_for_each(|(_, dir)| remove(dir))
+    for (_, dir) in steps(output)?.iter().rev().skip(keep.max(1)) {
+        if stranger(dir)?.is_none() {
+            remove(dir)?;
+        }
+    }
+    Ok(())
 }
 
 /// The newest checkpoint in `output`.
@@ -256,18 +261,25 @@ pub fn latest(output: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// The checkpoints in `output`, oldest first.
-fn steps(output: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let step = |name: &str| {
-        let digits = name.strip_prefix(PREFIX)?;
-        digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
-    };
+pub(super) fn steps(output: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let names = file_names(output)?;
     let mut steps: Vec<_> = names.iter().filter_map(|n| Some((step(n)?, output.join(n)))).collect();
     steps.sort();
     Ok(steps)
 }
 
-fn file_names(dir: &Path) -> Result<Vec<String>> {
+/// The step of a checkpoint's folder, by its name.
+fn step(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix(PREFIX)?;
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
+/// Whether this is a checkpoint's name, or one that is being written or deleted.
+pub(super) fn is_name(name: &str) -> bool {
+    step(name).is_some() || name.starts_with(TEMPORARY)
+}
+
+pub(super) fn file_names(dir: &Path) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
     let name = |e: std::io::Result<std::fs::DirEntry>| {
         e.map(|e| e.file_name().to_string_lossy().into_owned()).map_err(|e| Error::io(dir, e))
@@ -276,35 +288,25 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Deletes a checkpoint, so that it is never seen in part: it loses its name first.
-fn remove(dir: &Path) -> Result<()> {
+pub(super) fn remove(dir: &Path) -> Result<()> {
     let parent = dir.parent().unwrap_or(Path::new("."));
     let aside = atomic::folder_in(parent, TEMPORARY)?;
     std::fs::rename(dir, aside.path().join("old")).map_err(|e| Error::io(dir, e))?;
     aside.close().map_err(|e| Error::io(dir, e))
 }
 
-fn sha256(path: &Path) -> Result<String> {
-    Ok(hex(&Sha256::digest(Mapped::open(path)?.as_bytes())))
+/// The first thing in a checkpoint's folder that no run has put there.
+pub(super) fn stranger(dir: &Path) -> Result<Option<String>> {
+    let settings = [settings::FILE, settings::REFERENCE_FILE];
+    let ours = [&[ADAPTER, OPTIMIZER, EXTRA, STATE, "adapter_config.json"][..], &settings].concat();
+    let mut names = file_names(dir)?;
+    names.sort();
+    let known = |name: &String| ours.contains(&name.as_str()) && dir.join(name).is_file();
+    Ok(names.into_iter().find(|name| !known(name)))
 }
 
-/// Names what differs, so that the user knows which flag to change.
-fn same_configuration(dir: &Path, saved: &Value, wanted: &Value) -> Result<()> {
-    // Through text, as the saved one went.
-    let wanted: Value = serde_json::from_str(&wanted.to_string())
-        .map_err(|e| Error::file(dir, format!("the configuration cannot be compared: {e}")))?;
-    if *saved == wanted {
-        return Ok(());
-    }
-    let keys = |v: &Value| v.as_object().map_or(Vec::new(), |o| o.keys().cloned().collect());
-    let mut all: Vec<String> = [keys(saved), keys(&wanted)].concat();
-    all.sort();
-    all.dedup();
-    let show = |v: &Value, key: &str| v.get(key).map_or("absent".into(), peft::brief);
-    let differ = all.iter().filter(|k| saved.get(k) != wanted.get(k));
-    let lines: Vec<_> =
-        differ.map(|k| format!("{k} {} there, {} here", show(saved, k), show(&wanted, k))).collect();
-    let what = format!("is of another configuration ({}); give the same to resume", lines.join("; "));
-    Err(Error::file(dir, what))
+fn sha256(path: &Path) -> Result<String> {
+    Ok(hex(&Sha256::digest(Mapped::open(path)?.as_bytes())))
 }
 
 /// The tensors of a file that [`Checkpoint::save`] wrote, bit for bit.

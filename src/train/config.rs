@@ -41,13 +41,14 @@ pub struct TrainConfig {
     /// Whether that folder may hold a run already.
     pub overwrite_output_dir: bool,
 
-    /// Name of the data; `E5` stands for its instructions.
+    /// The form of the data: `E5` (supervised, with its instructions) or `Wiki1M` (simcse). Another name is one that the
+    /// reference downloads, and is replaced by files.
     pub dataset_name: Option<String>,
     /// Training data of the contrastive stages, and of MNTP where `train_file` is absent: a file or a folder of files.
     pub dataset_file_path: Option<String>,
     /// Training data of MNTP.
     pub train_file: Option<String>,
-    /// Evaluation data of MNTP.
+    /// Evaluation data of MNTP; the other stages have none.
     pub validation_file: Option<String>,
     /// JSON file of instructions by data set.
     pub instructions: Option<String>,
@@ -88,7 +89,7 @@ pub struct TrainConfig {
     pub bidirectional: bool,
     /// Pooling mode.
     pub pooling_mode: String,
-    /// Template around a text, by name; absent means what `encode` would take.
+    /// Supervised: template around a text, by name; absent means what `encode` would take. The other stages have none.
     pub template: Option<String>,
     /// The contrastive loss; there is one.
     pub loss_class: String,
@@ -322,9 +323,6 @@ impl TrainConfig {
             ("save_steps", self.save_steps, usize::MAX),
             ("eval_steps", self.eval_steps, usize::MAX),
         ];
-        if self.hard_negatives > 1000 {
-            return Err(format!("\"hard_negatives\" is {}, at most 1000 was wanted", self.hard_negatives));
-        }
         if let Some((key, n, most)) = counts.iter().find(|(_, n, most)| !(1..=*most).contains(n)) {
             return Err(match n {
                 0 => format!("{key:?} is 0, at least 1 was wanted"),
@@ -371,6 +369,7 @@ impl TrainConfig {
                 self.loss_class
             ));
         }
+        self.validate_stage()?;
         let unknown = self.lora_modules.iter().find(|m| !MODULES.contains(&m.as_str()));
         match unknown {
             Some(module) => Err(format!("\"lora_modules\": {module:?} is none of {}", MODULES.join(", "))),
@@ -379,6 +378,43 @@ impl TrainConfig {
             }
             None => Ok(()),
         }
+    }
+
+    /// What no stage does, or another one.
+    fn validate_stage(&self) -> std::result::Result<(), String> {
+        if self.hard_negatives > 1000 {
+            return Err(format!("\"hard_negatives\" is {}, at most 1000 was wanted", self.hard_negatives));
+        }
+        let supervised = self.stage == Stage::Supervised;
+        if let Some(name) = self.template.as_deref().filter(|name| !supervised && *name != "none") {
+            let what =
+                "only supervised training puts a template around its texts, as in the reference; remove it";
+            return Err(format!("\"template\" is {name:?}: {what}"));
+        }
+        if let Some(file) = self.validation_file.as_deref().filter(|_| self.stage != Stage::Mntp) {
+            let what =
+                "only mntp (--validation) evaluates while it trains; remove it, and see eval for the adapter";
+            return Err(format!("\"validation_file\" is {file:?}: {what}"));
+        }
+        match (self.stage, self.dataset_name.as_deref()) {
+            (Stage::Simcse, Some("E5")) | (Stage::Supervised, Some("Wiki1M")) => {
+                let wanted = if supervised { "\"E5\", rows of JSON" } else { "\"Wiki1M\", a text a line" };
+                let got = self.dataset_name.as_deref().unwrap_or_default();
+                let what = "the form of another stage's data";
+                Err(format!("\"dataset_name\" is {got:?}, {what}; this one's is {wanted}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The name of data that the reference would download, in whose place files are read.
+    pub fn downloaded(&self) -> Option<&str> {
+        let form = match self.stage {
+            Stage::Mntp => None,
+            Stage::Simcse => Some("Wiki1M"),
+            Stage::Supervised => Some("E5"),
+        };
+        self.dataset_name.as_deref().filter(|name| form != Some(name))
     }
 
     /// LoRA's alpha.

@@ -5,7 +5,7 @@ use crate::device::cpu::memory;
 use crate::error::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -153,13 +153,33 @@ impl Log {
     }
 }
 
-/// Opens the JSONL file behind its lines up to step `done`, whose steps it adds to `points`. A line that is not ours
-/// is an error, so that a wrong file name costs nobody a file; a last line cut short by a kill is none.
+/// Opens the JSONL file behind its lines up to step `done`, whose steps it adds to `points`. One run at a time has it.
 fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
     let io = |e| Error::io(path, e);
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
-    let mut reader = BufReader::new(&file);
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        return Err(Error::Usage(format!("--log {} is another run's; name another", path.display())));
+    }
+    let keep = kept(path, &file, done, points)?;
+    file.set_len(keep).map_err(io)?;
+    file.seek(std::io::SeekFrom::End(0)).map_err(io)?;
+    Ok(file)
+}
+
+/// Refuses a file that is there and is no log.
+pub(super) fn check(path: &Path) -> Result<()> {
+    match File::open(path) {
+        Ok(file) => kept(path, &file, u64::MAX, &mut Vec::new()).map(|_| ()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Bytes of the lines up to step `done`, whose steps it adds to `points`. A line that is not ours is an error, so that
+/// a wrong file name costs nobody a file; a last line cut short by a kill is none.
+fn kept(path: &Path, file: &File, done: u64, points: &mut Vec<Point>) -> Result<u64> {
+    let io = |e| Error::io(path, e);
+    let mut reader = BufReader::new(file);
     let (mut keep, mut number, mut line) = (0, 0, Vec::new());
     loop {
         line.clear();
@@ -168,13 +188,13 @@ fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
         let whole = line.last() == Some(&b'\n');
         let json: Option<Value> = serde_json::from_slice(&line).ok();
         if !whole && json.is_none() && (got == 0 || line.starts_with(b"{")) {
-            break;
+            return Ok(keep);
         }
         let Some((json, step)) = json.and_then(|j| j["step"].as_u64().map(|step| (j, step))) else {
             return Err(not_ours(path, number));
         };
         if !whole {
-            break;
+            return Ok(keep);
         }
         // A run without a checkpoint begins again, evaluation before the first step included.
         if step > done || done == 0 {
@@ -188,9 +208,6 @@ fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
             points.push(Point { step, loss, lr });
         }
     }
-    file.set_len(keep).map_err(io)?;
-    file.seek(std::io::SeekFrom::End(0)).map_err(io)?;
-    Ok(file)
 }
 
 fn not_ours(path: &Path, number: u64) -> Error {

@@ -1,6 +1,6 @@
 //! Training ([`run`], by [`stage`]): what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]),
-//! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), what it keeps on disk ([`checkpoint`]) and
-//! what it shows meanwhile ([`log`], [`plot`], [`tensorboard`]).
+//! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), what it keeps on disk ([`checkpoint`] in a [`folder`]
+//! under a [`lock`], apart from what it reads by [`paths`]; [`identity`] tells one run from another) and what it shows meanwhile ([`log`], [`plot`], [`tensorboard`]).
 
 pub mod adapter;
 pub mod blocks;
@@ -8,11 +8,15 @@ pub mod checkpoint;
 pub mod config;
 pub mod contrastive;
 pub mod data;
+pub mod folder;
+pub mod identity;
 pub mod instructions;
 pub mod learner;
+pub mod lock;
 pub mod log;
 pub mod mask;
 pub mod mntp;
+pub mod paths;
 pub mod plot;
 pub mod rows;
 pub mod run;

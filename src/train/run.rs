@@ -10,20 +10,24 @@ use crate::model::llama::Noise;
 use crate::model::state::Keep;
 use crate::ops::adamw::AdamW;
 use crate::pretrained::files::fitting;
-use crate::pretrained::names::locate;
+use crate::pretrained::names;
 use crate::pretrained::open::{self, Setup};
 use crate::pretrained::settings::Settings;
 use crate::tensor::Tensor;
-use crate::train::checkpoint::{self, Checkpoint, Existing, Losses, Moments, Named, State};
+use crate::train::checkpoint::{self, Checkpoint, Losses, Moments, Named, State};
 use crate::train::config::{Stage, TrainConfig};
+use crate::train::data::Position;
+use crate::train::folder::{self, Existing, Folder};
+use crate::train::identity::Identity;
 use crate::train::learner::{Head, Learner, Size};
 use crate::train::log::{self, Log, Step};
 use crate::train::mntp::Outcome;
-use crate::train::schedule::{Decay, Schedule};
+use crate::train::paths::{Input, Outputs};
+use crate::train::schedule::Schedule;
 use crate::train::stage::{Feed, Loss, tokens};
 use crate::train::{adapter, plot};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,6 +47,8 @@ pub struct Options {
     pub graph: bool,
     /// What to do about a run that is there already.
     pub existing: Existing,
+    /// The file that the configuration came from, which the run must leave as it is.
+    pub source: Option<PathBuf>,
     /// Where the log goes; its steps are filled in here.
     pub log: log::Options,
     /// Draw loss and learning rate at the end.
@@ -55,7 +61,8 @@ pub struct Options {
 struct Trainer {
     config: TrainConfig,
     setup: Setup,
-    output: PathBuf,
+    folder: Folder,
+    identity: Identity,
     feed: Feed,
     schedule: Schedule,
     learner: Learner,
@@ -96,47 +103,35 @@ pub fn run(mut options: Options) -> Result<()> {
 
 impl Trainer {
     fn open(options: &mut Options) -> Result<Trainer> {
-        let config = &mut options.config;
-        let (Some(model), Some(output)) = (config.model_name_or_path.clone(), config.output_dir.clone())
-        else {
-            return Err(Error::Usage("training needs a --model and an --output folder".into()));
+        let Some(output) = options.config.output_dir.as_ref().map(PathBuf::from) else {
+            return Err(Error::Usage("training needs an --output folder".into()));
         };
-        let output = PathBuf::from(output);
-        let mut below = config.peft_model_name_or_path.clone();
-        let start = match config.continue_adapter.then(|| below.pop()) {
-            Some(None) => return Err(Error::Usage("--continue needs an --adapter to train on".into())),
-            Some(Some(name)) => {
-                let dir = locate(&name)?.dir;
-                Some((adapter::continued(&dir, config)?, dir))
-            }
-            None => None,
+        let (setup, start) = opened(options)?;
+        // Touches nothing yet: a mistake must cost neither an input nor the old run.
+        folder::holds_no_model(&output)?;
+        let config = &options.config;
+        let outputs = Outputs {
+            folder: &output,
+            existing: options.existing,
+            log: options.log.jsonl.as_deref(),
+            plot: options.plot.as_deref(),
+            tensorboard: options.log.tensorboard.as_deref(),
         };
-        config.validate().map_err(Error::Usage)?;
-        let setup = Setup::open(&open::Options {
-            adapters: below,
-            pooling: Some(config.pooling_mode.clone()),
-            attention: Some(if config.bidirectional { "full" } else { "causal" }.into()),
-            template: (config.stage == Stage::Simcse).then(|| "none".into()),
-            max_length: Some(config.max_seq_length),
-            doc_max_length: Some(config.max_seq_length),
-            bf16: options.bf16,
-            check_finite: options.check_finite,
-            device: options.device.clone(),
-            ..open::Options::new(model)
-        })?;
-        if let Some((_, dir)) = &start {
-            adapter::on_its_layers(dir, &setup.files.chain)?;
-        }
-        // Reads nothing of the old run yet: a mistake in the data must not cost it.
+        let from = start.as_ref().map(|(_, dir)| dir.as_path());
+        outputs.spare(&inputs(config, &setup, from, options.source.as_deref()))?;
+        outputs.probe()?;
         let (mut feed, mut lines) = Feed::open(config, &setup)?;
         let schedule = Schedule::new(config.learning_rate, &config.plan(feed.per_epoch()))?;
         let plan = plan(config, &setup, start.as_ref().map(|(adapter, _)| adapter.clone()))?;
         lines.push(plan_line(&plan));
 
-        let saved = match checkpoint::claim(&output, options.existing)? {
+        let identity = Identity::new(config, &setup, start.as_ref().map(|(adapter, _)| adapter))?;
+        let folder = Folder::claim(&output, options.existing)?;
+        lines.extend(folder.warning.iter().map(|w| format!("warning: {w}")));
+        let saved = match &folder.resume {
             Some(dir) => {
                 lines.push(format!("resuming from {}", dir.display()));
-                Some(resumed(&dir, config, &setup)?)
+                Some(resumed(dir, &identity, &setup)?)
             }
             None => None,
         };
@@ -153,20 +148,18 @@ impl Trainer {
         let (mut step, mut losses) = (0, Losses::default());
         if let Some(saved) = saved {
             (step, losses) = (saved.state.step, saved.state.losses);
-            let position = Deserialize::deserialize(&saved.state.position).map_err(|e| {
-                Error::Unsupported(format!("the checkpoint's data position cannot be read: {e}"))
-            })?;
-            feed.seek(position)?;
+            go_on(&mut feed, &saved.state, config)?;
             restore(&mut learner, saved)?;
         }
         options.log.steps = schedule.steps as u64;
         options.log.every = config.logging_steps as u64;
         let log = Log::open(&options.log, step)?;
+        folder.clear()?;
         setup.warnings.iter().for_each(|w| log.line(&format!("warning: {w}")));
         lines.iter().for_each(|line| log.line(line));
         let config = config.clone();
         config.save(&output)?;
-        Ok(Trainer { config, setup, output, feed, schedule, learner, loss, losses, step, log })
+        Ok(Trainer { config, setup, folder, identity, feed, schedule, learner, loss, losses, step, log })
     }
 
     /// One step of the optimiser: every batch of it, the update, the log, and the evaluation if it is due.
@@ -252,7 +245,8 @@ impl Trainer {
                 step: self.step,
                 seed: self.config.seed,
                 position: json!(self.feed.position()),
-                configuration: deciding(&self.config),
+                configuration: self.identity.configuration.clone(),
+                inputs: self.identity.inputs.clone(),
                 losses: self.losses,
             },
             adapter: self.adapter()?,
@@ -260,7 +254,10 @@ impl Trainer {
             extra: head.into_iter().collect::<Result<_>>()?,
             moments: moments.collect::<Result<_>>()?,
         };
-        saved.save(&self.output, self.keep()).map(|_| ())
+        match saved.not_finite() {
+            Some(what) => Err(Error::Diverged { step: self.step, what }),
+            None => saved.save(&self.folder.path, self.keep()).map(|_| ()),
+        }
     }
 
     /// Checkpoints to keep.
@@ -271,9 +268,13 @@ impl Trainer {
     /// The adapter, the tokenizer's files and the picture.
     fn finish(self, picture: Option<&Path>) -> Result<()> {
         // A run that was killed within its last save and resumed has nothing more to save.
-        checkpoint::prune(&self.output, self.keep())?;
-        copy_side_files(&self.setup.dir, &self.output)?;
-        checkpoint::write_adapter(&self.output, &self.adapter()?, &self.settings())?;
+        let (output, adapter) = (&self.folder.path, self.adapter()?);
+        checkpoint::prune(output, self.keep())?;
+        if let Some(what) = checkpoint::not_finite(&adapter) {
+            return Err(Error::Diverged { step: self.step, what });
+        }
+        copy_side_files(&self.setup.dir, output)?;
+        checkpoint::write_adapter(output, &adapter, &self.settings())?;
         if let Some(path) = picture {
             plot::draw(path, &self.log.points)?;
         }
@@ -282,7 +283,7 @@ impl Trainer {
         self.log.finish();
         self.log.line(&format!(
             "{steps} steps: loss {first:.4} at the first, {last:.4} at the last, {mean:.4} on average; adapter in {}",
-            self.output.display()
+            output.display()
         ));
         Ok(())
     }
@@ -290,6 +291,40 @@ impl Trainer {
 
 /// The name of the trained head in a checkpoint.
 const HEAD: &str = "lm_head.weight";
+
+/// The model with the adapters below the trained one, and the adapter to train on and its folder, if there is one.
+fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> {
+    let config = &mut options.config;
+    let Some(model) = config.model_name_or_path.clone() else {
+        return Err(Error::Usage("training needs a --model".into()));
+    };
+    let mut below = names::split(&config.peft_model_name_or_path);
+    let start = match config.continue_adapter.then(|| below.pop()) {
+        Some(None) => return Err(Error::Usage("--continue needs an --adapter to train on".into())),
+        Some(Some(name)) => {
+            let dir = names::locate(&name)?.dir;
+            Some((adapter::continued(&dir, config)?, dir))
+        }
+        None => None,
+    };
+    config.validate().map_err(Error::Usage)?;
+    let setup = Setup::open(&open::Options {
+        adapters: below,
+        pooling: Some(config.pooling_mode.clone()),
+        attention: Some(if config.bidirectional { "full" } else { "causal" }.into()),
+        template: if config.stage == Stage::Simcse { Some("none".into()) } else { config.template.clone() },
+        max_length: Some(config.max_seq_length),
+        doc_max_length: Some(config.max_seq_length),
+        bf16: options.bf16,
+        check_finite: options.check_finite,
+        device: options.device.clone(),
+        ..open::Options::new(model)
+    })?;
+    if let Some((_, dir)) = &start {
+        adapter::on_its_layers(dir, &setup.files.chain)?;
+    }
+    Ok((setup, start))
+}
 
 /// What a run would allocate, if there is room for it.
 fn plan(config: &TrainConfig, setup: &Setup, start: Option<Adapter>) -> Result<Arena> {
@@ -340,11 +375,45 @@ fn size(config: &TrainConfig, setup: &Setup) -> Size {
     }
 }
 
+/// Everything that a run reads, by the flag that names it.
+fn inputs(config: &TrainConfig, setup: &Setup, start: Option<&Path>, source: Option<&Path>) -> Vec<Input> {
+    let file = |flag, path: Option<&str>| path.map(|path| Input { flag, path: path.into() });
+    let folder = |flag, path: &Path| Input { flag, path: path.into() };
+    let mut list: Vec<Input> = setup.stack.dirs().map(|dir| folder("--model", dir)).into();
+    list.extend(setup.stack.adapters.iter().map(|at| folder("--adapter", &at.dir)));
+    list.extend(start.map(|dir| folder("--adapter", dir)));
+    list.extend(file("--data", config.data()));
+    list.extend(file("--validation", config.validation_file.as_deref()));
+    list.extend(file("--instructions", config.instructions.as_deref()));
+    list.extend(source.map(|path| Input { flag: "--config", path: path.into() }));
+    list
+}
+
 /// The checkpoint in `dir`, if it is this run's.
-fn resumed(dir: &Path, config: &TrainConfig, setup: &Setup) -> Result<Checkpoint> {
-    let saved = Checkpoint::load(dir, &deciding(config))?;
+fn resumed(dir: &Path, identity: &Identity, setup: &Setup) -> Result<Checkpoint> {
+    let saved = Checkpoint::load(dir, identity)?;
     adapter::on_its_layers(dir, &setup.files.chain)?;
     Ok(saved)
+}
+
+/// Takes the data to where the checkpoint left it, which must be where its step leaves it.
+fn go_on(feed: &mut Feed, state: &State, config: &TrainConfig) -> Result<()> {
+    let position = Position::deserialize(&state.position)
+        .map_err(|e| Error::Unsupported(format!("the checkpoint's data position cannot be read: {e}")))?;
+    feed.seek(position)?;
+    let batches = state.step.saturating_mul(config.gradient_accumulation_steps as u64);
+    let (size, before) = (feed.per_epoch() as u64, batches.saturating_sub(1));
+    let wanted = if batches == 0 { (0, 0) } else { (before / size, before % size + 1) };
+    if (position.epoch, position.batch) != wanted {
+        let Position { epoch, batch, .. } = position;
+        let what = format!("the checkpoint stands at batch {batch} of epoch {epoch} of its data");
+        let (step, (epoch, batch)) = (state.step, wanted);
+        return Err(Error::Unsupported(format!(
+            "{what}, after step {step} it is batch {batch} of epoch {epoch}; delete this checkpoint to resume from the \
+             one before it"
+        )));
+    }
+    Ok(())
 }
 
 /// Puts back what the optimiser knew, and a trained head.
@@ -365,31 +434,6 @@ fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
         learner.weights.round_head(&learner.device)?;
     }
     Ok(())
-}
-
-/// The part of a configuration that decides the numbers of a step: what may not change at a resume. Under a decay over
-/// the epochs a run may be given more steps.
-fn deciding(config: &TrainConfig) -> Value {
-    let mut all = json!(config);
-    let free = [
-        "output_dir",
-        "overwrite_output_dir",
-        "strict",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-        "eval_steps",
-        "per_device_eval_batch_size",
-        "validation_file",
-        "gradient_checkpointing",
-    ];
-    if let Some(fields) = all.as_object_mut() {
-        fields.retain(|key, _| !free.contains(&key.as_str()));
-        if config.decay == Decay::Epochs {
-            fields.remove("stop_after_n_steps");
-        }
-    }
-    all
 }
 
 fn plan_line(plan: &Arena) -> String {

@@ -49,11 +49,23 @@ impl Feed {
     /// Opens the data of `config`; also gives lines to show: what was found, what was left out.
     pub fn open(config: &TrainConfig, setup: &Setup) -> Result<(Feed, Vec<String>)> {
         let Some(data) = config.data() else {
-            let what =
-                "no training data: give --data (or train_file, dataset_file_path in the configuration)";
-            return Err(Error::Usage(what.into()));
+            let give = "--data (or train_file, dataset_file_path in the configuration)";
+            return Err(Error::Usage(match config.downloaded() {
+                Some(name) => {
+                    format!("dataset_name {name:?} is not downloaded: give its text in a file, by {give}")
+                }
+                None => format!("no training data: give {give}"),
+            }));
         };
-        let (data, size) = (Path::new(data), config.per_device_train_batch_size);
+        let (feed, mut lines) = Feed::read(config, setup, Path::new(data))?;
+        let line =
+            |name| format!("warning: dataset_name {name:?} is not downloaded: {data} is read in its place");
+        lines.splice(0..0, config.downloaded().map(line));
+        Ok((feed, lines))
+    }
+
+    fn read(config: &TrainConfig, setup: &Setup, data: &Path) -> Result<(Feed, Vec<String>)> {
+        let size = config.per_device_train_batch_size;
         let least = if config.stage == Stage::Mntp { 1 } else { 2.min(size) };
         let whole = config.stage == Stage::Supervised || config.dataloader_drop_last;
         let batching = Batching {

@@ -1,7 +1,7 @@
 //! Names, settings, and the folders of sentence-transformers: what they say is taken over, or refused by name.
 
 use super::*;
-use llm2vec::pretrained::names::{Located, cached, hub_cache, locate, locate_all};
+use llm2vec::pretrained::names::{Located, cached, hub_cache, locate, split};
 use llm2vec::pretrained::pooling::PoolingMode;
 use llm2vec::pretrained::sentence_transformers::{Modules, Step};
 
@@ -56,7 +56,7 @@ fn a_folder_may_have_a_comma_or_an_at_in_its_name() {
         str(&path).to_string()
     });
     let found = |given: &[String]| -> Vec<String> {
-        locate_all(given).unwrap().into_iter().map(|at| at.name).collect()
+        split(given).iter().map(|name| locate(name).unwrap().name).collect()
     };
     assert_eq!(found(&names), names);
     assert_eq!(found(&[format!("{},{}", names[1], names[2])]), names[1..]);

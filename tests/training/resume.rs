@@ -2,7 +2,10 @@
 
 use crate::command::{Tiny, failed, folder, good, str};
 use crate::{Data, log, same_run, train};
+use llm2vec::format::hf::Checkpoint as Tensors;
 use llm2vec::rng::philox;
+use llm2vec::train::checkpoint::Checkpoint;
+use llm2vec::train::lock::FILE;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Kills of each stage, at least.
-const KILLS: usize = 30;
+const KILLS: usize = 20;
 
 /// A stage with much of what it can do, on little data: epochs end, batches are short, several make a step.
 struct Case {
@@ -75,10 +78,10 @@ impl Case {
     fn killed(&self) {
         let dir = folder();
         let save_steps = if self.stage == "supervised" { "2" } else { "1" };
-        let flags = ["--steps", "40", "--keep", "2", "--save-steps", save_steps];
+        let flags = ["--steps", "20", "--keep", "2", "--save-steps", save_steps];
         let straight = dir.path().join("straight");
         let whole = self.straight(&straight, &flags);
-        let (mut kills, mut runs) = (0, 0);
+        let (mut kills, mut runs, mut saves) = (0, 0, 0);
         while kills < KILLS {
             let out = dir.path().join(format!("run-{runs}"));
             loop {
@@ -94,12 +97,36 @@ impl Case {
                     break;
                 }
                 kills += 1;
+                saves += usize::from(whole_files(&out));
             }
             same_run(&out, &straight);
             runs += 1;
         }
-        println!("{}: {kills} kills over {runs} runs; a straight one takes {whole:?}", self.stage);
+        assert!(saves > 0, "no kill fell into a save");
+        println!(
+            "{}: {kills} kills, {saves} within a save, over {runs} runs; a straight one takes {whole:?}",
+            self.stage
+        );
     }
+}
+
+/// What a killed run has left under a final name can be read; and whether it was killed within a save.
+fn whole_files(out: &Path) -> bool {
+    let mut half = false;
+    let entries = std::fs::read_dir(out).into_iter().flatten().map(|e| e.unwrap().path());
+    for path in entries {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        half |= name.starts_with('.') && name != FILE;
+        if name.starts_with("checkpoint-") {
+            Checkpoint::read(&path).unwrap();
+        } else if name == "adapter_model.safetensors" {
+            Tensors::open_file(&path).unwrap();
+        } else if name.ends_with(".json") && !name.starts_with('.') {
+            let text = std::fs::read(&path).unwrap();
+            serde_json::from_slice::<serde_json::Value>(&text).unwrap();
+        }
+    }
+    half
 }
 
 #[test]
@@ -130,6 +157,8 @@ fn a_checkpoint_without_its_trained_head_is_refused() {
     let path = saved.join("trainer_state.json");
     let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert!(state["files"].as_object_mut().unwrap().remove("extra.safetensors").is_some());
+    // One of before states had a hash of themselves.
+    assert!(state.as_object_mut().unwrap().remove("sha256").is_some());
     std::fs::write(&path, state.to_string()).unwrap();
     let output = case.run(&out, &[&flags[..], &["--resume"]].concat()).output().unwrap();
     failed(output, 1, &["the checkpoint has no lm_head.weight of the learner's shape"]);

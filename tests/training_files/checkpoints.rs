@@ -1,17 +1,33 @@
 //! Checkpoints: bit-exact, whole or not at all, refused where they are damaged or another run's.
 
 use super::{adapter, child, child_folder, normal, refused};
+use llm2vec::error::Result;
 use llm2vec::format::peft::Adapter;
 use llm2vec::pretrained::chain::Link;
 use llm2vec::pretrained::settings::Settings;
-use llm2vec::train::checkpoint::{Checkpoint, Existing, Losses, Moments, Named, State, claim, latest};
+use llm2vec::train::checkpoint::{Checkpoint, Losses, Moments, Named, State, latest};
+use llm2vec::train::folder::{Existing, Folder};
+use llm2vec::train::identity::Identity;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 fn configuration() -> Value {
     json!({"lr": 0.1 + 0.2, "steps": 10, "stage": "mntp", "r": 2, "dropout": 1.0})
+}
+
+fn identity() -> Identity {
+    let inputs = json!({"weights": "5 bytes, abc", "validation_file": "7 bytes, def"});
+    Identity { configuration: configuration(), paths: json!({"model": "here", "data": null}), inputs }
+}
+
+/// Takes the folder, deletes what is to be deleted, and gives it back.
+fn claim(output: &Path, existing: Existing) -> Result<Option<PathBuf>> {
+    let folder = Folder::claim(output, existing)?;
+    folder.clear()?;
+    Ok(folder.resume.clone())
 }
 
 /// Numbers that printing or parsing would spoil: denormals, -0, NaN with a payload, sums that are no short decimals.
@@ -34,6 +50,7 @@ fn checkpoint(step: u64, size: usize) -> Checkpoint {
             seed: u64::MAX - 1,
             position: json!({"file": 3, "byte": u64::MAX, "weight": 0.1f64 + 0.7}),
             configuration: configuration(),
+            inputs: identity().inputs,
             losses,
         },
         adapter: adapter(step),
@@ -77,7 +94,7 @@ fn checkpoints_round_trip_to_the_bit_and_the_last_k_stay() {
     for step in [2, 9, 10, 100] {
         let written = checkpoint(step, 64);
         let dir = written.save(&output, 2).unwrap();
-        equal(&Checkpoint::load(&dir, &configuration()).unwrap(), &written);
+        equal(&Checkpoint::load(&dir, &identity()).unwrap(), &written);
     }
     assert_eq!(names(&output), ["checkpoint-10", "checkpoint-100"]);
     assert_eq!(latest(&output).unwrap().unwrap(), output.join("checkpoint-100"));
@@ -98,7 +115,7 @@ fn checkpoints_round_trip_to_the_bit_and_the_last_k_stay() {
     assert_eq!(touched(), before);
     let mut other = again;
     other.state.seed = 1;
-    equal(&Checkpoint::load(&other.save(&output, 2).unwrap(), &configuration()).unwrap(), &other);
+    equal(&Checkpoint::load(&other.save(&output, 2).unwrap(), &identity()).unwrap(), &other);
     assert_eq!(names(&output), ["checkpoint-10", "checkpoint-100"]);
 }
 
@@ -119,16 +136,12 @@ fn damaged_checkpoints_are_refused_by_the_name_of_the_file() {
         let mut flipped = whole.clone();
         flipped[whole.len() * 2 / 3] ^= 0x10;
         for damaged in [&whole[..whole.len() / 2], &[], &flipped] {
-            // A flipped bit in the state itself may give another valid number: only its tensors are hashed.
-            if name == "trainer_state.json" && damaged == flipped {
-                continue;
-            }
             fs::write(&path, damaged).unwrap();
             let words = [name, "checkpoint-1", "delete this folder"];
-            refused(Checkpoint::load(&dir, &configuration()), &words);
+            refused(Checkpoint::load(&dir, &identity()), &words);
         }
         fs::remove_file(&path).unwrap();
-        refused(Checkpoint::load(&dir, &configuration()), &[name, "delete this folder"]);
+        refused(Checkpoint::load(&dir, &identity()), &[name, "delete this folder"]);
         fs::remove_dir_all(&dir).unwrap();
     }
 }
@@ -137,15 +150,78 @@ fn damaged_checkpoints_are_refused_by_the_name_of_the_file() {
 fn another_configuration_is_refused_by_the_keys_that_differ() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = checkpoint(1, 64).save(tmp.path(), 1).unwrap();
-    let mut other = configuration();
-    other["lr"] = json!(0.3);
-    other["r"] = json!(4);
-    other["new"] = json!(true);
+    let mut other = identity();
+    other.configuration["lr"] = json!(0.3);
+    other.configuration["r"] = json!(4);
+    other.configuration["new"] = json!(true);
     let line = refused(
         Checkpoint::load(&dir, &other),
         &["lr 0.30000000000000004 there, 0.3 here", "r 2 there, 4 here", "new absent there, true here"],
     );
     assert!(!line.contains("steps") && !line.contains("stage"), "{line}");
+    // Another path is no other run, other content is.
+    let mut other = identity();
+    other.paths["model"] = json!("there");
+    Checkpoint::load(&dir, &other).unwrap();
+    other.inputs["weights"] = json!("5 bytes, abd");
+    refused(Checkpoint::load(&dir, &other), &["another input", "weights", "5 bytes, abc", "5 bytes, abd"]);
+    // Validation may be left out.
+    let mut other = identity();
+    other.inputs.as_object_mut().unwrap().remove("validation_file");
+    Checkpoint::load(&dir, &other).unwrap();
+    other.inputs["validation_file"] = json!("8 bytes, def");
+    refused(Checkpoint::load(&dir, &other), &["validation_file", "7 bytes, def", "8 bytes, def"]);
+}
+
+/// Edits a checkpoint's state; `seal` puts its hash right again, `None` is a state of before there was one.
+fn edited(dir: &Path, seal: Option<bool>, edit: impl Fn(&mut Value)) {
+    let path = dir.join("trainer_state.json");
+    let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    edit(&mut state);
+    if seal != Some(false) {
+        state.as_object_mut().unwrap().remove("sha256");
+    }
+    if seal == Some(true) {
+        let hash: Vec<String> =
+            Sha256::digest(state.to_string()).iter().map(|byte| format!("{byte:02x}")).collect();
+        state["sha256"] = json!(hash.concat());
+    }
+    fs::write(&path, state.to_string()).unwrap();
+}
+
+#[test]
+fn an_edited_state_is_refused_and_one_without_a_hash_is_read() {
+    let tmp = tempfile::tempdir().unwrap();
+    let written = checkpoint(3, 64);
+    let fresh = || written.save(tmp.path(), 1).unwrap();
+    for edit in [
+        |state: &mut Value| state["step"] = json!(2),
+        |state: &mut Value| state["position"]["file"] = json!(4),
+        |state: &mut Value| state["losses"]["sum"] = json!(0.5),
+        |state: &mut Value| drop(state["files"].as_object_mut().unwrap().remove("extra.safetensors")),
+    ] {
+        let dir = fresh();
+        edited(&dir, Some(false), edit);
+        refused(Checkpoint::read(&dir), &["trainer_state.json", "changed since it was saved", "delete this"]);
+        fs::remove_dir_all(dir).unwrap();
+    }
+    let dir = fresh();
+    edited(&dir, Some(true), |_| {});
+    equal(&Checkpoint::read(&dir).unwrap(), &written);
+    // As it was written before there was a hash, or what was read was recorded: the paths are compared.
+    edited(&dir, None, |state| {
+        state.as_object_mut().unwrap().remove("inputs");
+        state["configuration"]["model"] = json!("here");
+        state["configuration"]["data"] = Value::Null;
+    });
+    let mut other = identity();
+    other.inputs["weights"] = json!("unknown then");
+    Checkpoint::load(&dir, &other).unwrap();
+    other.paths["model"] = json!("there");
+    refused(Checkpoint::load(&dir, &other), &["model \"here\" there, \"there\" here"]);
+    // Its folder says which step it is of.
+    edited(&dir, None, |state| state["step"] = json!(2));
+    refused(Checkpoint::read(&dir), &["is of step 2, which is not its folder's"]);
 }
 
 #[test]
@@ -167,7 +243,20 @@ fn a_folder_that_holds_a_run_is_refused_resumed_or_cleared() {
     assert_eq!(claim(&output, Existing::Overwrite).unwrap(), None);
     assert_eq!(names(&output), ["notes.txt"]);
 
+    // What no run wrote is not deleted with one, be it in its folder.
+    let dir = checkpoint(5, 64).save(&output, 3).unwrap();
+    fs::create_dir(dir.join("mine")).unwrap();
+    refused(claim(&output, Existing::Overwrite), &["checkpoint-5/mine", "no run wrote", "move it away"]);
+    checkpoint(6, 64).save(&output, 1).unwrap();
+    assert_eq!(names(&output), ["checkpoint-5", "checkpoint-6", "notes.txt"]);
+    fs::remove_dir(dir.join("mine")).unwrap();
+    checkpoint(7, 64).save(&output, 1).unwrap();
+    assert_eq!(names(&output), ["checkpoint-7", "notes.txt"]);
+    claim(&output, Existing::Overwrite).unwrap();
+    assert_eq!(names(&output), ["notes.txt"]);
+
     fs::write(output.join("adapter_model.safetensors"), "").unwrap();
+    refused(claim(&output, Existing::Overwrite), &["adapter_model.safetensors and no train_config.json"]);
     refused(claim(&output, Existing::Refuse), &["already holds a run"]);
     refused(claim(&output, Existing::Resume), &["no checkpoint to resume from"]);
     refused(claim(&crate::common::novel5m(), Existing::Overwrite), &["novel5m", "holds a model"]);
@@ -179,9 +268,8 @@ fn a_folder_that_holds_a_run_is_refused_resumed_or_cleared() {
 #[ignore = "run by the test below"]
 fn endless_saves() {
     let Some(output) = child_folder() else { return };
-    let from = latest(&output)
-        .unwrap()
-        .map_or(0, |dir| Checkpoint::load(&dir, &configuration()).unwrap().state.step);
+    let from =
+        latest(&output).unwrap().map_or(0, |dir| Checkpoint::load(&dir, &identity()).unwrap().state.step);
     for step in from + 1.. {
         checkpoint(step, 40_000).save(&output, 2).unwrap();
     }
@@ -203,7 +291,7 @@ fn a_killed_run_leaves_whole_checkpoints() {
         let found: Vec<_> = names(&output).into_iter().filter(|n| n.starts_with("checkpoint-")).collect();
         let mut steps: Vec<u64> = Vec::new();
         for name in &found {
-            let read = Checkpoint::load(&output.join(name), &configuration()).unwrap();
+            let read = Checkpoint::load(&output.join(name), &identity()).unwrap();
             equal(&read, &checkpoint(read.state.step, 40_000));
             steps.push(read.state.step);
         }

@@ -59,7 +59,9 @@ fn a_resumed_log_goes_on_behind_the_checkpoint() {
         [(1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train"), (4, "eval"), (5, "train")];
     assert_eq!(kept, wanted.map(|(n, kind)| (n, Value::from(kind))));
 
-    // A new run forgets the old one's.
+    // One run at a time writes it. A new one forgets what the old one wrote.
+    refused(Log::open(&options(dir), 0), &["log.jsonl is another run's", "name another"]);
+    drop(log);
     assert!(Log::open(&options(dir), 0).unwrap().points.is_empty());
     assert_eq!(fs::read(&file).unwrap(), b"");
 }

@@ -1,0 +1,108 @@
+//! A run's folder: who may train into it, and what of an earlier run is taken over, refused or deleted.
+
+use crate::error::{Error, Result};
+use crate::format::{atomic, hf};
+use crate::pretrained::settings;
+use crate::train::checkpoint::{self, ADAPTER, TEMPORARY, file_names, remove};
+use crate::train::config;
+use crate::train::lock::Lock;
+use std::path::{Path, PathBuf};
+
+/// The trained adapter, beside the checkpoints as in each.
+const RESULT: [&str; 4] = [ADAPTER, "adapter_config.json", settings::FILE, settings::REFERENCE_FILE];
+
+/// What to do with an output folder that holds a run already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// An error.
+    Refuse,
+    /// Go on from its newest checkpoint.
+    Resume,
+    /// Delete it.
+    Overwrite,
+}
+
+/// The folder of this process's run, which nobody else trains into while this lives.
+pub struct Folder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The checkpoint to go on from, if the run is to and there is one.
+    pub resume: Option<PathBuf>,
+    /// What a user should know and may ignore.
+    pub warning: Option<String>,
+    existing: Existing,
+    _lock: Lock,
+}
+
+impl Folder {
+    /// Makes `path` ready for a run, and clears away what a killed one left half written. The old run that is to be
+    /// overwritten is still there: [`Folder::clear`] deletes it once nothing can be wrong with the new one.
+    pub fn claim(path: &Path, existing: Existing) -> Result<Folder> {
+        holds_no_model(path)?;
+        std::fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
+        let mut lock = Lock::new(path)?;
+        let (old, finished) = (checkpoint::steps(path)?, path.join(ADAPTER).exists());
+        let usage = |what: String| Err(Error::Usage(format!("--output {} {what}", path.display())));
+        match existing {
+            Existing::Refuse if !old.is_empty() || finished => {
+                return usage("already holds a run; try --resume, --overwrite or another folder".into());
+            }
+            Existing::Resume if old.is_empty() && finished => {
+                return Err(Error::file(path, "holds an adapter and no checkpoint to resume from"));
+            }
+            Existing::Overwrite => {
+                for (_, dir) in &old {
+                    if let Some(name) = checkpoint::stranger(dir)? {
+                        let dir = dir.file_name().unwrap_or_default().to_string_lossy();
+                        return usage(format!("holds {dir}/{name}, which no run wrote; move it away first"));
+                    }
+                }
+            }
+            Existing::Refuse | Existing::Resume => {}
+        }
+        // Every run has written its configuration before anything else that has a name of its own.
+        let has = |name: &&&str| path.join(name).exists();
+        let theirs =
+            RESULT.iter().chain(&hf::SIDE_FILES).find(has).filter(|_| !path.join(config::FILE).exists());
+        if let Some(name) = theirs {
+            let what = format!("holds {name} and no {}", config::FILE);
+            return usage(format!("{what}: no run wrote it, and this one would; take another folder"));
+        }
+        for name in file_names(path)? {
+            let half = path.join(&name);
+            if name.starts_with(TEMPORARY) {
+                std::fs::remove_dir_all(&half).map_err(|e| Error::io(&half, e))?;
+            } else if atomic::meant(&name).is_some_and(is_written) {
+                std::fs::remove_file(&half).map_err(|e| Error::io(&half, e))?;
+            }
+        }
+        let resume = if existing == Existing::Resume { checkpoint::latest(path)? } else { None };
+        Ok(Folder { path: path.into(), resume, warning: lock.warning.take(), existing, _lock: lock })
+    }
+
+    /// Deletes the run that is to be overwritten, if one is: its checkpoints and its adapter.
+    pub fn clear(&self) -> Result<()> {
+        if self.existing != Existing::Overwrite {
+            return Ok(());
+        }
+        checkpoint::steps(&self.path)?.iter().try_for_each(|(_, dir)| remove(dir))?;
+        for path in RESULT.map(|name| self.path.join(name)).iter().filter(|path| path.exists()) {
+            std::fs::remove_file(path).map_err(|e| Error::io(path, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a model's folder.
+pub fn holds_no_model(path: &Path) -> Result<()> {
+    if path.join("config.json").exists() {
+        let what = "holds a model (config.json); a folder of the run's own was wanted";
+        return Err(Error::Usage(format!("--output {} {what}", path.display())));
+    }
+    Ok(())
+}
+
+/// Whether a run writes a file of this name into its folder.
+pub fn is_written(name: &str) -> bool {
+    name == config::FILE || RESULT.contains(&name) || hf::SIDE_FILES.contains(&name)
+}

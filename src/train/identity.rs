@@ -1,0 +1,206 @@
+//! What makes a resumed run the one that was stopped: the settings that decide its numbers, and what it reads, by
+//! content. A path is a name only: another spelling of it is the same file, and the same spelling may be another.
+
+use crate::error::{Error, Result};
+use crate::format::{hf, peft, peft::Adapter};
+use crate::pretrained::chain::{Link, hex};
+use crate::pretrained::files::Stack;
+use crate::pretrained::open::Setup;
+use crate::train::checkpoint::State;
+use crate::train::config::TrainConfig;
+use crate::train::schedule::Decay;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// What a run must have in common with its checkpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// Settings that decide the numbers of a step.
+    pub configuration: Value,
+    /// Where it reads: what checkpoints without `inputs` compare instead.
+    pub paths: Value,
+    /// What it reads, by content. The rows of the data have a hash in its position.
+    pub inputs: Value,
+}
+
+/// Settings that may change at a resume.
+const FREE: [&str; 10] = [
+    "output_dir",
+    "overwrite_output_dir",
+    "strict",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "per_device_eval_batch_size",
+    "gradient_checkpointing",
+    VALIDATION,
+];
+
+/// Settings that are paths.
+const PATHS: [&str; 5] =
+    ["model_name_or_path", "peft_model_name_or_path", "dataset_file_path", "train_file", "instructions"];
+
+/// May come or go at a resume; where it stays it is the same.
+const VALIDATION: &str = "validation_file";
+
+/// Bytes of a weights' file that are read at its beginning, middle and end: gigabytes are not read for a fingerprint.
+const SAMPLE: u64 = 1 << 20;
+
+impl Identity {
+    /// Of a run by `config`, which trains on from `start` if there is one.
+    pub fn new(config: &TrainConfig, setup: &Setup, start: Option<&Adapter>) -> Result<Identity> {
+        let (mut configuration, mut paths) = (Map::new(), Map::new());
+        if let Value::Object(fields) = json!(config) {
+            for (key, value) in fields.into_iter().filter(|(key, _)| !FREE.contains(&key.as_str())) {
+                // Under a decay over the epochs a run may be given more steps.
+                match key.as_str() {
+                    "stop_after_n_steps" if config.decay == Decay::Epochs => {}
+                    path if PATHS.contains(&path) => drop(paths.insert(key, value)),
+                    _ => drop(configuration.insert(key, value)),
+                }
+            }
+        }
+        let mut inputs = model(&setup.stack)?;
+        let mut note = |what: &str, value: String| inputs.insert(what.into(), value.into());
+        note("template", setup.template.into());
+        if let Some(start) = start {
+            note("continued adapter", Link::hash(start));
+        }
+        if let Some(file) = &config.instructions {
+            note("instructions", whole(Path::new(file))?);
+        }
+        if let Some(path) = &config.validation_file {
+            note(VALIDATION, files(Path::new(path))?);
+        }
+        Ok(Identity { configuration: configuration.into(), paths: paths.into(), inputs: inputs.into() })
+    }
+
+    /// Refuses `state`, of the checkpoint in `dir`, if it is another run's, by what differs.
+    pub fn check(&self, dir: &Path, state: &State) -> Result<()> {
+        // Through text, as the saved one went.
+        let mut wanted: Value = serde_json::from_str(&self.configuration.to_string())
+            .map_err(|e| Error::file(dir, format!("the configuration cannot be compared: {e}")))?;
+        let by_path = state.inputs.is_null();
+        if let (true, Value::Object(all), Value::Object(paths)) = (by_path, &mut wanted, &self.paths) {
+            all.extend(paths.clone());
+        }
+        let lines = differences(&state.configuration, &wanted);
+        if !lines.is_empty() {
+            let what = format!("is of another configuration ({lines}); give the same to resume");
+            return Err(Error::file(dir, what));
+        }
+        let (mut saved, mut wanted) = (state.inputs.clone(), self.inputs.clone());
+        if let (Value::Object(saved), Value::Object(wanted)) = (&mut saved, &mut wanted)
+            && saved.contains_key(VALIDATION) != wanted.contains_key(VALIDATION)
+        {
+            saved.remove(VALIDATION);
+            wanted.remove(VALIDATION);
+        }
+        if by_path || saved == wanted {
+            return Ok(());
+        }
+        let what = format!("was trained from another input ({})", differences(&saved, &wanted));
+        Err(Error::file(dir, format!("{what}; give the same to resume")))
+    }
+}
+
+/// Names what differs, so that the user knows which flag or file to change.
+fn differences(saved: &Value, wanted: &Value) -> String {
+    let keys = |v: &Value| v.as_object().map_or(Vec::new(), |o| o.keys().cloned().collect());
+    let mut all: Vec<String> = [keys(saved), keys(wanted)].concat();
+    all.sort();
+    all.dedup();
+    let show = |v: &Value, key: &str| v.get(key).map_or("absent".into(), peft::brief);
+    let differ = all.iter().filter(|k| saved.get(k) != wanted.get(k));
+    let lines: Vec<_> =
+        differ.map(|k| format!("{k} {} there, {} here", show(saved, k), show(wanted, k))).collect();
+    lines.join("; ")
+}
+
+/// The files of a model that decide its numbers.
+fn model(stack: &Stack) -> Result<Map<String, Value>> {
+    let mut all = Map::new();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let path = stack.dirs().map(|dir| dir.join(name)).into_iter().find(|path| path.exists());
+        if let Some(path) = path {
+            all.insert(name.into(), whole(&path)?.into());
+        }
+    }
+    let dir = &stack.base.dir;
+    let mut names = vec!["model.safetensors".to_string()];
+    if !dir.join(&names[0]).exists() {
+        let index = hf::read_json(&dir.join("model.safetensors.index.json"))?;
+        let shards = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+        names = shards.filter_map(|name| name.as_str().map(str::to_string)).collect();
+        names.sort();
+        names.dedup();
+    }
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    for name in names {
+        bytes += sampled(&dir.join(name), &mut hash)?;
+    }
+    all.insert("weights".into(), shown(bytes, hash).into());
+    Ok(all)
+}
+
+/// Adds a weights' file to `hash`: its size, its header, and samples of the rest.
+fn sampled(path: &Path, hash: &mut Sha256) -> Result<u64> {
+    let io = |e| Error::io(path, e);
+    let mut file = File::open(path).map_err(io)?;
+    let size = file.metadata().map_err(io)?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let header = u64::from_le_bytes(length).saturating_add(8).min(size);
+    hash.update(size.to_le_bytes());
+    for (from, most) in
+        [(0, header), (header, SAMPLE), (size / 2, SAMPLE), (size.saturating_sub(SAMPLE), SAMPLE)]
+    {
+        file.seek(SeekFrom::Start(from)).map_err(io)?;
+        hash_all(&mut (&mut file).take(most), hash).map_err(io)?;
+    }
+    Ok(size)
+}
+
+/// Size and hash of a small file.
+fn whole(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    let bytes = File::open(path).and_then(|mut file| hash_all(&mut file, &mut hash));
+    Ok(shown(bytes.map_err(|e| Error::io(path, e))?, hash))
+}
+
+/// The same of a file, or of all files in a folder.
+fn files(path: &Path) -> Result<String> {
+    if !path.is_dir() {
+        return whole(path);
+    }
+    let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+    let mut list: Vec<PathBuf> =
+        entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_file()).collect();
+    list.sort();
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    for path in &list {
+        let file = File::open(path).and_then(|mut file| hash_all(&mut file, &mut hash));
+        bytes += file.map_err(|e| Error::io(path, e))?;
+    }
+    Ok(shown(bytes, hash))
+}
+
+fn hash_all(from: &mut impl Read, hash: &mut Sha256) -> std::io::Result<u64> {
+    let (mut buffer, mut bytes) = (vec![0; 1 << 16], 0);
+    loop {
+        let got = from.read(&mut buffer)?;
+        if got == 0 {
+            return Ok(bytes);
+        }
+        hash.update(&buffer[..got]);
+        bytes += got as u64;
+    }
+}
+
+fn shown(bytes: u64, hash: Sha256) -> String {
+    format!("{bytes} bytes, {}", hex(&hash.finalize()))
+}
