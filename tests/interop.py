@@ -31,6 +31,8 @@ try:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 except ImportError as e:
+    if "--child" in sys.argv:
+        raise
     print(f"skipped: no torch, or a package that goes with it ({e})")
     sys.exit(0)
 
@@ -259,6 +261,9 @@ def plain_base(folder):
     merges = tokenizer["model"]["merges"]
     tokenizer["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in merges]
     path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}  # as the tokenizers of Llama and Mistral have it
+    path.write_text(json.dumps(json.loads(path.read_text()) | inputs))
     return folder
 
 

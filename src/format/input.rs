@@ -204,7 +204,8 @@ impl Read for Failed {
 /// The records of one input, in order; ends after the first error.
 pub struct Records {
     lines: Lines,
-    format: Format,
+    /// Not known before the first record of something that is no file: reading ahead would wait for whoever writes.
+    format: Option<Format>,
     done: bool,
 }
 
@@ -217,22 +218,30 @@ pub fn open(input: &str, format: Option<Format>) -> Result<Records> {
         }
         file => Lines::open(Path::new(file))?,
     };
-    let format =
-        format.map_or_else(|| lines.format("; --input-format text reads its lines as they stand"), Ok)?;
+    let format = match format {
+        None if Path::new(input).is_file() => Some(lines.format(OTHERWISE)?),
+        given => given,
+    };
     Ok(Records { lines, format, done: false })
 }
+
+const OTHERWISE: &str = "; --input-format text reads its lines as they stand";
 
 impl Records {
     /// Reads records from anything, for instance from memory; `name` stands in for the file's in errors.
     pub fn from_reader(name: &str, format: Format, source: impl Read + Send + 'static) -> Records {
         let source = Box::new(BufReader::with_capacity(BUFFER_BYTES, source));
-        Records { lines: Lines::new(name.into(), None, source), format, done: false }
+        Records { lines: Lines::new(name.into(), None, source), format: Some(format), done: false }
     }
 
     fn record(&mut self) -> Result<Option<Record>> {
+        let format = match self.format {
+            Some(format) => format,
+            None => *self.format.insert(self.lines.format(OTHERWISE)?),
+        };
         while self.lines.read()? {
             let text = self.lines.text()?;
-            match self.format {
+            match format {
                 Format::Text => {
                     let (place, text) = (self.lines.place, text.to_string());
                     return Ok(Some(Record { place, instruction: None, text }));

@@ -117,9 +117,9 @@ fn append_eos(setup: &Setup, to: &Path) -> Result<()> {
     } else if !is_template(post) {
         *post = json!({"type": "Sequence", "processors": [post.take(), empty]});
     }
-    let template = match post["processors"].as_array_mut() {
-        Some(list) => list.iter_mut().rev().find(|p| is_template(p)),
-        None => Some(post),
+    let template = match is_template(post) {
+        true => Some(post),
+        false => post["processors"].as_array_mut().and_then(|l| l.iter_mut().rev().find(|p| is_template(p))),
     };
     let Some(template) = template else {
         return Err(Error::file(path, "its post-processor has no place for an EOS"));
@@ -199,7 +199,6 @@ fn pooling(setup: &Setup) -> Value {
     let mode = setup.pooling.sentence_transformers_name();
     let mut keys = Map::new();
     keys.insert("embedding_dimension".into(), json!(setup.config.width));
-    keys.insert("word_embedding_dimension".into(), json!(setup.config.width));
     keys.insert("pooling_mode".into(), json!(mode));
     keys.extend(st::SWITCHES.iter().map(|(switch, name)| (switch.to_string(), json!(*name == mode))));
     let include = setup.stack.modules.as_ref().is_none_or(|m| m.include_prompt);
@@ -257,12 +256,19 @@ fn card(setup: &Setup) -> String {
         Attention::Window => ("bidirectional attention within its window", CARD_SINCE),
     };
     let unit = if setup.normalize { ", scaled to unit length" } else { "" };
-    let (pooling, dimensions) = (setup.pooling.name(), setup.dimensions());
+    let dimensions = setup.dimensions();
+    let pooling = match setup.pooling {
+        PoolingMode::Mean => "the mean of all tokens' states",
+        PoolingMode::WeightedMean => "the mean of all tokens' states with weights 1, 2, …",
+        PoolingMode::Last => "the last token's state",
+        PoolingMode::Eos => "the state of the EOS token, which the tokenizer appends",
+        PoolingMode::Bos | PoolingMode::First => "the first token's state",
+    };
     format!(
         "---\nlibrary_name: sentence-transformers\npipeline_tag: sentence-similarity\ntags:\n- sentence-transformers\n- \
          feature-extraction\n- llm2vec\n{base}---\n\n# {name} as a text encoder\n\nA decoder-only language model with {attention}, made \
-         into a text encoder by LLM2Vec (https://arxiv.org/abs/2404.05961). {adapters}\n\nA vector has {dimensions} numbers: {pooling} \
-         pooling over all tokens{unit}; at most {} tokens.\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\n\
+         into a text encoder by LLM2Vec (https://arxiv.org/abs/2404.05961). {adapters}\n\nA vector has {dimensions} numbers: \
+         {pooling}{unit}; a text is cut at {} tokens.\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\n\
          model = SentenceTransformer(\"this folder\")\nvectors = model.encode([\"A text.\", \"Another text.\"])\n```\n\nThe same \
          vectors come from `llm2vec encode -m FOLDER`. sentence-transformers 5.4 or later is needed.{since}\n",
         setup.limits.max_length

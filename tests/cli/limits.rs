@@ -19,7 +19,7 @@ fn no_threads_to_be_had() {
 #[test]
 fn address_space() {
     let model = common::novel5m();
-    let command = llm2vec(&["encode", "-m", str(&model), "-i", prose(), "-o", "-", "-t", "1"]);
+    let command = llm2vec(&["encode", "-m", str(&model), "-i", prose(), "-o", "-", "-t", "1", "-q"]);
     let mut refused_by_plan = 0;
     for kib in (64 << 10..1 << 20).step_by(16 << 10) {
         let run = under(&format!(r#"ulimit -v {kib}; exec "$0" "$@""#), &command).output().unwrap();

@@ -89,3 +89,151 @@ fn an_adapter_of_another_base_is_a_warning() {
     assert!(said.starts_with("warning: ") && said.contains("someone/other-model"), "{said}");
     passed(run);
 }
+
+/// What `tests/interop.py --record` has seen of sentence-transformers, Transformers and the reference.
+fn golden(path: &str) -> PathBuf {
+    common::here("tests/golden/merged").join(path)
+}
+
+/// novel5m in f32, under the name that the fixtures have.
+fn plain_base(dir: &Path) -> PathBuf {
+    let base = dir.join("plain-base");
+    fs::create_dir(&base).unwrap();
+    let from = common::novel5m();
+    for name in ["tokenizer.json", "special_tokens_map.json"] {
+        fs::copy(from.join(name), base.join(name)).unwrap();
+    }
+    let changed = [
+        ("config.json", "torch_dtype", json!("float32")),
+        ("tokenizer_config.json", "model_input_names", json!(["input_ids", "attention_mask"])),
+    ];
+    for (name, key, value) in changed {
+        let mut json = hf::read_json(&from.join(name)).unwrap();
+        json[key] = value;
+        fs::write(base.join(name), json.to_string()).unwrap();
+    }
+    let weights = hf::Checkpoint::open(&from).unwrap();
+    let wide = |t: hf::RawTensor| -> Vec<f32> {
+        t.data.as_chunks().0.iter().map(|c| half::bf16::from_le_bytes(*c).to_f32()).collect()
+    };
+    let values: Vec<_> = weights
+        .names()
+        .map(|name| weights.get(name).unwrap())
+        .map(|t| (t.name.to_string(), t.shape.clone(), wide(t)))
+        .collect();
+    let tensors = values.iter().map(|(name, shape, values)| {
+        assert_eq!(values.len(), shape.iter().product::<usize>(), "{name} is bf16");
+        (name.clone(), hf::Floats { shape: shape.clone(), values })
+    });
+    hf::write_safetensors(&base.join("model.safetensors"), tensors.collect()).unwrap();
+    base
+}
+
+/// The folder that `merge` writes is the one that others opened, file by file; and its vectors are those that
+/// sentence-transformers got from it.
+#[test]
+fn merged_folders_are_those_that_others_opened_to_the_same_vectors() {
+    let dir = folder();
+    let base = plain_base(dir.path());
+    let texts = hf::read_json(&golden("texts.json")).unwrap();
+    let lines = texts.as_array().unwrap().iter().map(|text| json!({"text": text}).to_string() + "\n");
+    let input = dir.path().join("texts.jsonl");
+    fs::write(&input, lines.collect::<String>()).unwrap();
+    let expected = hf::Checkpoint::open_file(&golden("expected.safetensors")).unwrap();
+    for (name, flags) in [
+        ("mean", &["--pool-over", "all"][..]),
+        ("eos-normalize", &["--pooling", "eos", "--normalize", "--max-length", "24"]),
+        ("weighted-mean", &["--pooling", "weighted-mean", "--pool-over", "all"]),
+        ("causal-last", &["--pooling", "last", "--attention", "causal"]),
+    ] {
+        let merged = dir.path().join(name);
+        let adapter = golden("adapter");
+        let args = ["merge", "-m", str(&base), "--adapter", str(&adapter), "-o", str(&merged)];
+        good(llm2vec(&[&args[..], flags].concat()));
+        same_files(&golden(name), &merged);
+
+        let tensor = expected.get(name).unwrap();
+        let wanted: Vec<f32> = tensor.data.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c)).collect();
+        let got = vectors(&["-m", str(&merged), "-i", str(&input)]);
+        assert!(off(&got, &wanted) <= 1e-5, "{name}: {}", off(&got, &wanted));
+    }
+}
+
+/// Every file of `wanted` is in `got`; JSON by what it says. Of the tokenizer there is the post-processor alone.
+fn same_files(wanted: &Path, got: &Path) {
+    for name in names(wanted) {
+        let path = wanted.join(&name);
+        if path.is_dir() {
+            same_files(&path, &got.join(&name));
+        } else if name == "post_processor.json" {
+            let tokenizer = hf::read_json(&got.join("tokenizer.json")).unwrap();
+            assert_eq!(tokenizer["post_processor"], hf::read_json(&path).unwrap());
+        } else if name.ends_with(".json") {
+            let [wanted, got] = [path, got.join(&name)].map(|path| hf::read_json(&path).unwrap());
+            assert_eq!(got, wanted, "{name}");
+        } else {
+            let [wanted, got] = [path, got.join(&name)].map(|path| fs::read_to_string(path).unwrap());
+            assert_eq!(got, wanted, "{name}");
+        }
+    }
+}
+
+/// What the attention is called by Transformers, text-embeddings-inference and the reference, for each family.
+#[test]
+fn merge_spells_the_attention_out_for_everybody() {
+    let dir = folder();
+    let merged = |folder: &Path, attention: &str, n: usize| {
+        let out = dir.path().join(n.to_string());
+        let args =
+            ["merge", "-m", str(folder), "-o", str(&out), "--attention", attention, "--pool-over", "all"];
+        good(llm2vec(&args));
+        hf::read_json(&out.join("config.json")).unwrap()
+    };
+    for (n, (key, set)) in
+        [("is_causal", false), ("use_bidirectional_attention", true)].into_iter().enumerate()
+    {
+        let tiny = Tiny::new();
+        assert_eq!(merged(tiny.dir.path(), "full", 10 * n)[key], json!(set));
+        let mut config = tiny.config.clone();
+        config[key] = json!(set);
+        fs::write(tiny.file("config.json"), config.to_string()).unwrap();
+        let causal = merged(tiny.dir.path(), "causal", 10 * n + 1);
+        assert!(causal.get(key).is_none(), "a causal folder says {key}: {}", causal[key]);
+    }
+    // Mistral: a window that is in force where config.json is silent must not narrow what was trained without one.
+    let tiny = Tiny::new();
+    for (n, window) in [json!(4), Value::Null].into_iter().enumerate() {
+        let mut config = tiny.config.clone();
+        config["model_type"] = json!("mistral");
+        config["sliding_window"] = window.clone();
+        fs::write(tiny.file("config.json"), config.to_string()).unwrap();
+        assert_eq!(merged(tiny.dir.path(), "full", 100 + n).get("sliding_window"), Some(&Value::Null));
+        if !window.is_null() {
+            let kept = merged(tiny.dir.path(), "window", 200 + n);
+            assert_eq!((&kept["sliding_window"], &kept["is_causal"]), (&window, &json!(false)));
+        }
+    }
+}
+
+/// A base without an adapter; everything beside the weights that a user would miss.
+#[test]
+fn a_base_is_exported_with_all_that_belongs_to_it() {
+    let tiny = Tiny::new();
+    for (name, text) in
+        [("chat_template.jinja", "{{ messages }}"), ("merges.txt", "a b"), ("vocab.json", "{}")]
+    {
+        fs::write(tiny.file(name), text).unwrap();
+    }
+    let dir = folder();
+    let out = dir.path().join("encoder");
+    let run = llm2vec(&["merge", "-m", tiny.path(), "-o", str(&out), "--normalize"]).output().unwrap();
+    let said = String::from_utf8(run.stderr.clone()).unwrap();
+    passed(run);
+    assert!(said.contains("note: sentence-transformers pools every token"), "{said}");
+    for name in ["chat_template.jinja", "merges.txt", "vocab.json"] {
+        assert_eq!(fs::read(out.join(name)).unwrap(), fs::read(tiny.file(name)).unwrap());
+    }
+    let exported = vectors(&["-m", str(&out), "-i", prose()]);
+    let base = vectors(&["-m", tiny.path(), "-i", prose(), "--normalize", "--pool-over", "all"]);
+    assert!(off(&exported, &base) <= 1e-6);
+}

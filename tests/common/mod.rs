@@ -32,7 +32,7 @@ pub fn novel5m() -> PathBuf {
 pub fn models() -> Vec<PathBuf> {
     let mut list: Vec<PathBuf> =
         std::fs::read_dir(here("tests/golden")).unwrap().map(|e| e.unwrap().path()).collect();
-    list.retain(|p| p.is_dir());
+    list.retain(|p| p.join("model").is_dir());
     list.sort();
     list.iter().map(|p| p.join("model")).chain([novel5m()]).collect()
 }

@@ -158,7 +158,7 @@ fn a_supervised_template_is_used() {
         let config = place.write("config.json", &fields.to_string());
         let flags = [&SMALL[..], &["--warmup", "0", "--overwrite", "--config", str(&config)]].concat();
         good(place.train("supervised", &place.data("supervised"), &flags));
-        let settings = fs::read(place.path("run/llm2vec_config.json")).unwrap();
+        let settings = fs::read(place.path("run/llm2vec_encoder.json")).unwrap();
         let settings: Value = serde_json::from_slice(&settings).unwrap();
         (settings["template"].clone(), fs::read(place.path("run/adapter_model.safetensors")).unwrap())
     };

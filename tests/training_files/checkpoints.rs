@@ -103,6 +103,7 @@ fn checkpoints_round_trip_to_the_bit_and_the_last_k_stay() {
         "adapter_model.safetensors",
         "extra.safetensors",
         "llm2vec_config.json",
+        "llm2vec_encoder.json",
         "optimizer.safetensors",
         "trainer_state.json",
     ];
