@@ -126,17 +126,18 @@ impl Arena {
         if self.total() <= available {
             return Ok(());
         }
-        let parts: Vec<_> = self.used.iter().map(|(g, b)| format!("{g} {}", gib(*b))).collect();
+        let parts: Vec<_> = self.used.iter().map(|(g, b)| format!("{g} {}", amount(*b))).collect();
         Err(Error::Device(format!(
-            "the plan needs {} GiB ({}), the device has {}; try {hint}",
-            gib(self.total()),
+            "the plan needs {} ({}), the device has {}; try {hint}",
+            amount(self.total()),
             parts.join(", "),
-            gib(available)
+            amount(available)
         )))
     }
 }
 
-/// Bytes as GiB with one decimal.
-pub fn gib(bytes: u64) -> String {
-    format!("{:.1}", bytes as f64 / (1u64 << 30) as f64)
+/// Bytes in GiB, or in MiB below one, with one decimal.
+pub fn amount(bytes: u64) -> String {
+    let (unit, name) = if bytes >= 1 << 30 { (1u64 << 30, "GiB") } else { (1 << 20, "MiB") };
+    format!("{:.1} {name}", bytes as f64 / unit as f64)
 }

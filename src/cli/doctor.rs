@@ -4,7 +4,7 @@ use crate::cli::print;
 use crate::device::{Device, bf16, cuda, images};
 use crate::error::Result;
 use crate::kernels;
-use crate::memory::gib;
+use crate::memory::amount;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use serde::Serialize;
@@ -69,7 +69,7 @@ fn vectors() -> Finding {
 
 fn memory() -> Finding {
     match Device::cpu().available() {
-        Some(bytes) => pass("memory", format!("{} GiB available", gib(bytes))),
+        Some(bytes) => pass("memory", format!("{} available", amount(bytes))),
         None => warn(
             "memory",
             "this system does not say what is available".into(),
@@ -91,7 +91,7 @@ fn gpus() -> Finding {
 pub fn listed(gpus: &[cuda::Description]) -> String {
     let one = |g: &cuda::Description| {
         let (major, minor) = g.capability;
-        format!("{} (sm_{major}{minor}, {} GiB)", g.name, gib(g.memory as u64))
+        format!("{} (sm_{major}{minor}, {})", g.name, amount(g.memory as u64))
     };
     gpus.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -5,7 +5,7 @@ use crate::device::gpu::Graphs;
 use crate::error::{Error, Result};
 use crate::format::hf::copy_side_files;
 use crate::format::peft::Adapter;
-use crate::memory::{Arena, gib};
+use crate::memory::{Arena, amount};
 use crate::model::llama::Noise;
 use crate::model::state::Keep;
 use crate::ops::adamw::AdamW;
@@ -437,7 +437,8 @@ fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
 }
 
 fn plan_line(plan: &Arena) -> String {
-    let parts: Vec<_> = plan.used().iter().map(|(group, bytes)| format!("{group} {}", gib(*bytes))).collect();
-    let free = plan.device.available().map_or(String::new(), |b| format!(", {} available", gib(b)));
-    format!("memory: at most {} GiB ({}){free}", gib(plan.total()), parts.join(", "))
+    let parts: Vec<_> =
+        plan.used().iter().map(|(group, bytes)| format!("{group} {}", amount(*bytes))).collect();
+    let free = plan.device.available().map_or(String::new(), |b| format!(", {} available", amount(b)));
+    format!("memory: at most {} ({}){free}", amount(plan.total()), parts.join(", "))
 }
