@@ -30,7 +30,7 @@ impl Run {
         let tokens: usize = lengths.iter().sum();
         // Room for more than the pack has, so that no buffer is full.
         let (learner, _) = learner(dir, &device, modules, mask, keep, tokens + 3);
-        let config = learner.config.clone();
+        let config = learner.model.config.clone();
         let id = |t| (philox([t as u32, 0, 0, 0], [3, 1])[0] as usize % config.vocab) as i32;
         let starts = (0..=lengths.len()).map(|i| lengths[..i].iter().sum::<usize>() as i32).collect();
         let weights = normal(77, tokens * config.width);
@@ -64,7 +64,7 @@ impl Run {
         const H: f64 = 1e-3;
         let mut at = |offset: f64| {
             let place = |run: &mut Run, x: f64| {
-                let tensor = run.learner.weights.trained_mut().nth(which).unwrap();
+                let tensor = run.learner.model.weights.trained_mut().nth(which).unwrap();
                 std::mem::replace(&mut tensor.host_mut::<f64>().unwrap()[i], x)
             };
             let x = place(self, 0.0);
@@ -186,7 +186,7 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
     run.gradients(1);
     run.learner.update(by, 1.0).unwrap();
     let all = |learner: &mut Learner| {
-        let masters: Vec<_> = learner.weights.trained_mut().map(|t| t.to_f64()).collect();
+        let masters: Vec<_> = learner.model.weights.trained_mut().map(|t| t.to_f64()).collect();
         let moments = learner.moments().iter().flatten().map(|t| t.to_f64());
         [masters, moments.collect()].concat()
     };

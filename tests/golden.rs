@@ -10,7 +10,7 @@ mod configs;
 #[path = "golden/training.rs"]
 mod training;
 
-use common::{Model, here};
+use common::{Loaded, here};
 use llm2vec::device::Device;
 use llm2vec::format::hf::{Checkpoint, read_json};
 use llm2vec::ops::attention::Mask;
@@ -24,7 +24,7 @@ struct Golden {
     name: String,
     tensors: Checkpoint,
     json: Value,
-    model: Model,
+    model: Loaded,
     compared: usize,
     worst: f64,
 }
@@ -65,7 +65,7 @@ fn every_state_equals_transformers() {
             let mut golden = Golden {
                 name: dir.file_name().unwrap().to_string_lossy().into_owned(),
                 tensors: Checkpoint::open_file(&dir.join("golden.safetensors")).unwrap(),
-                model: Model::load(&folder, Device::cpu(), &[], None),
+                model: Loaded::load(&folder, Device::cpu(), &[], None),
                 json,
                 compared: 0,
                 worst: 0.0,
@@ -219,8 +219,8 @@ impl Golden {
         let width = self.tensors.get("simcse.input_ids").unwrap().shape[1];
         let ids: Vec<i32> =
             row[..width].iter().zip(&mask[..width]).filter(|(_, m)| **m == 1).map(|(i, _)| *i).collect();
-        let mut merged = Model::load(folder, Device::cpu(), &[adapter.to_path_buf()], None);
-        let mut live = Model::load(folder, Device::cpu(), &[], Some(adapter));
+        let mut merged = Loaded::load(folder, Device::cpu(), &[adapter.to_path_buf()], None);
+        let mut live = Loaded::load(folder, Device::cpu(), &[], Some(adapter));
         let merged = merged.hidden(&[&ids], Mask::Full).remove(0);
         let live = live.hidden(&[&ids], Mask::Full).remove(0);
         self.compare("lora.hidden (merged)", &merged, &want);

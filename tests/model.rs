@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Model, config, models, novel5m, random_adapter, relative};
+use common::{Loaded, config, models, novel5m, random_adapter, relative};
 use llm2vec::device::Device;
 use llm2vec::encode::Encoder;
 use llm2vec::model::weights::Storage;
@@ -42,7 +42,7 @@ fn a_sequence_is_the_same_alone_and_in_any_company() {
         let adapter = tempfile::tempdir().unwrap();
         random_adapter(adapter.path(), &config(dir), 3);
         for live in [None, Some(adapter.path())] {
-            let mut model = Model::stored(dir, device.clone(), storage, &[], live);
+            let mut model = Loaded::stored(dir, device.clone(), storage, &[], live);
             let texts = sequences(model.config.vocab, &[1, 2, 33, 7, 64, 1, 16, 129, 31]);
             for mask in MASKS {
                 let alone: Vec<Vec<f64>> = texts.iter().map(|t| model.hidden(&[t], mask).remove(0)).collect();
@@ -74,7 +74,7 @@ fn changed(a: &[f64], b: &[f64], c: usize) -> Vec<usize> {
 #[test]
 fn a_token_reaches_as_far_as_the_mask_says() {
     for dir in models() {
-        let mut model = Model::load(&dir, Device::cpu_f64(), &[], None);
+        let mut model = Loaded::load(&dir, Device::cpu_f64(), &[], None);
         let (c, layers, n) = (model.config.width, model.config.layers, 40);
         let before = sequences(model.config.vocab, &[n]).remove(0);
         for (mask, at) in MASKS.into_iter().flat_map(|mask| [0, 17, n - 1].map(|at| (mask, at))) {
@@ -107,9 +107,9 @@ fn a_live_adapter_equals_the_merged_one() {
     for dir in models() {
         let adapter = tempfile::tempdir().unwrap();
         random_adapter(adapter.path(), &config(&dir), 3);
-        let mut plain = Model::load(&dir, Device::cpu(), &[], None);
-        let mut merged = Model::load(&dir, Device::cpu(), &[adapter.path().into()], None);
-        let mut live = Model::load(&dir, Device::cpu(), &[], Some(adapter.path()));
+        let mut plain = Loaded::load(&dir, Device::cpu(), &[], None);
+        let mut merged = Loaded::load(&dir, Device::cpu(), &[adapter.path().into()], None);
+        let mut live = Loaded::load(&dir, Device::cpu(), &[], Some(adapter.path()));
         let texts = sequences(plain.config.vocab, &[5, 1, 40]);
         let all = views(&texts, &[0, 1, 2]);
         for mask in MASKS {
@@ -134,7 +134,7 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
 #[test]
 fn bf16_weights_give_nearly_the_same_states() {
     for dir in models() {
-        let load = |storage| Model::stored(&dir, Device::cpu(), storage, &[], None);
+        let load = |storage| Loaded::stored(&dir, Device::cpu(), storage, &[], None);
         let [mut real, mut widened, mut panels] = [Storage::Real, Storage::Bf16, Storage::Panels].map(load);
         let texts = sequences(real.config.vocab, &[3, 64, 17]);
         let all = views(&texts, &[0, 1, 2]);
@@ -159,7 +159,7 @@ fn the_number_of_threads_changes_no_bit() {
     let with_threads = |threads: usize, dir: &Path, storage| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut model = Model::stored(dir, Device::cpu(), storage, &[], None);
+            let mut model = Loaded::stored(dir, Device::cpu(), storage, &[], None);
             let texts = sequences(model.config.vocab, &[200, 1, 64, 300, 33, 7]);
             MASKS.map(|mask| model.hidden(&views(&texts, &[0, 1, 2, 3, 4, 5]), mask)).concat().concat()
         })
@@ -239,7 +239,7 @@ fn naive_pool(mode: &str, states: &[f64], span: std::ops::Range<usize>, c: usize
 
 #[test]
 fn every_pooling_equals_its_definition() {
-    let mut model = Model::load(&novel5m(), Device::cpu(), &[], None);
+    let mut model = Loaded::load(&novel5m(), Device::cpu(), &[], None);
     let tokenizer = Tokenizer::open(&novel5m()).unwrap();
     let (c, instruction) = (model.config.width, "Say where the story goes:");
     let (bos, eos) = (tokenizer.bos_id().unwrap(), tokenizer.eos_id().unwrap());

@@ -7,12 +7,12 @@ use crate::device::gpu::Graphs;
 use crate::device::{DType, Device};
 use crate::error::{Error, Result};
 use crate::memory::Arena;
+use crate::model::Model;
 use crate::model::config::Config;
-use crate::model::llama::{Decoder, Noise};
+use crate::model::llama::Noise;
 use crate::model::lora::Delta;
-use crate::model::rope::RopeTables;
 use crate::model::state::{Keep, State};
-use crate::model::weights::{Source, Storage, Weights};
+use crate::model::weights::{Source, Storage};
 use crate::ops::adamw::AdamW;
 use crate::ops::attention::Mask;
 use crate::ops::contrastive::InfoNce;
@@ -50,8 +50,8 @@ pub struct Size {
     pub graph: bool,
 }
 
-/// A model and where its weights come from.
-pub struct Model {
+/// A model to be timed, and where its weights come from.
+pub struct Timed {
     /// As it was asked for.
     pub name: String,
     config: Config,
@@ -60,17 +60,17 @@ pub struct Model {
 
 const RANK: usize = 16;
 
-impl Model {
+impl Timed {
     /// Of a folder, or of the local Hugging Face cache.
-    pub fn open(name: &str) -> Result<Model> {
+    pub fn open(name: &str) -> Result<Timed> {
         let stack = Stack::open(name, &[])?;
         let config = Config::parse(&stack.config)?;
         let (files, _) = ModelFiles::open(&stack.base, &config, &stack.adapters)?;
-        Ok(Model { name: name.into(), config, files: Some(files) })
+        Ok(Timed { name: name.into(), config, files: Some(files) })
     }
 
     /// Random weights in a known shape.
-    pub fn random(name: &str) -> Result<Model> {
+    pub fn random(name: &str) -> Result<Timed> {
         let Some(shape) = SHAPES.iter().find(|s| s.name.eq_ignore_ascii_case(name)) else {
             let names = SHAPES.map(|s| s.name).join(", ");
             return Err(Error::Usage(format!("--shape {name}: expected one of {names}")));
@@ -80,7 +80,7 @@ impl Model {
             "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads.query,
             "num_key_value_heads": shape.heads.key, "head_dim": shape.heads.width, "vocab_size": shape.vocab,
         }))?;
-        Ok(Model { name: format!("{}, random", shape.name), config, files: None })
+        Ok(Timed { name: format!("{}, random", shape.name), config, files: None })
     }
 
     /// Leaves out layers from behind.
@@ -112,7 +112,7 @@ impl Model {
 /// Times a task; the roof's product in between.
 pub fn measure(
     device: &Device,
-    model: &Model,
+    timed: &Timed,
     task: Task,
     size: Size,
     settings: Settings,
@@ -126,8 +126,8 @@ pub fn measure(
     }
     let size = Size { tokens: size.tokens / (2 * size.length) * 2 * size.length, ..size };
     let mut runner: Box<dyn FnMut() -> Result<()>> = match task {
-        Task::Encode => Box::new(encoder(device, model, size)?),
-        Task::Train => Box::new(trainer(device, model, size)?),
+        Task::Encode => Box::new(encoder(device, timed, size)?),
+        Task::Train => Box::new(trainer(device, timed, size)?),
     };
     runner()?;
     let (operands, mut clock, mut samples) = (Operands::new(device), Clock::new(device)?, Vec::new());
@@ -145,7 +145,7 @@ pub fn measure(
             samples.push(start.elapsed().as_secs_f64());
         }
     }
-    let (time, roof, flops) = (Spread::of(&samples), bounds.roof(device), model.flops(task, size));
+    let (time, roof, flops) = (Spread::of(&samples), bounds.roof(device), timed.flops(task, size));
     let share = roof.flops_per_second.zip(time).map(|(rate, t)| flops as f64 / rate / t.median);
     let trains = |flag: bool, words: &'static str| if flag && task == Task::Train { words } else { "" };
     let (kept, queued) = (trains(size.recompute, ", recomputed"), trains(!size.graph, ", kernel by kernel"));
@@ -154,7 +154,7 @@ pub fn measure(
         op: if task == Task::Encode { "encode" } else { "train" }.into(),
         label: format!(
             "{}{packed}, {} texts of {} tokens{kept}{queued}",
-            model.name,
+            timed.name,
             size.tokens / size.length,
             size.length
         ),
@@ -172,46 +172,43 @@ fn storage(size: Size) -> Storage {
 }
 
 /// Random ids, and where each text starts.
-fn texts(model: &Model, size: Size) -> (Vec<i32>, Vec<i32>) {
-    let vocab = model.config.vocab as f64;
+fn texts(timed: &Timed, size: Size) -> (Vec<i32>, Vec<i32>) {
+    let vocab = timed.config.vocab as f64;
     let id = |x: f64| ((x.abs() * 0.37).fract() * vocab) as i32;
     let ids = normal(3, size.tokens).into_iter().map(id).collect();
     (ids, (0..=size.tokens).step_by(size.length).map(|at| at as i32).collect())
 }
 
-fn load(model: &Model, weights: &mut Weights) -> Result<()> {
-    match &model.files {
-        Some(files) => weights.load(&model.config, files),
-        None => weights.load(&model.config, &Random::new(&model.config)),
+fn load(timed: &Timed, model: &mut Model) -> Result<()> {
+    match &timed.files {
+        Some(files) => model.load(files),
+        None => model.load(&Random::new(&timed.config)),
     }
 }
 
-fn encoder(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() -> Result<()>> {
+fn encoder(device: &Device, timed: &Timed, size: Size) -> Result<impl FnMut() -> Result<()>> {
     let Size { tokens, length, .. } = size;
     let buffers = |arena: &mut Arena| {
-        let weights = Weights::new(arena, &model.config, storage(size));
-        let rope = RopeTables::new(arena, &model.config, length);
-        let state = State::new(arena, &model.config, tokens, 0, Keep::Nothing);
+        let model = Model::new(arena, &timed.config, Mask::Full, storage(size), length);
+        let state = State::new(arena, &timed.config, tokens, 0, Keep::Nothing);
         arena.group("vectors");
-        let pooled = arena.statistic(&[tokens / length, model.config.width]);
-        (weights, rope, state, pooled)
+        let pooled = arena.statistic(&[tokens / length, timed.config.width]);
+        (model, state, pooled)
     };
     fits(device, |arena| {
         buffers(arena);
     })?;
     let mut arena = Arena::new(device);
-    let (mut weights, rope, mut state, mut pooled) = buffers(&mut arena);
+    let (mut model, mut state, mut pooled) = buffers(&mut arena);
     arena.finish()?;
-    load(model, &mut weights)?;
-    let (ids, starts) = texts(model, size);
+    load(timed, &mut model)?;
+    let (ids, starts) = texts(timed, size);
     let spans: Vec<i32> = starts.windows(2).flat_map(|w| [w[0], w[1]]).collect();
     let spans = ints(device, &[tokens / length, 2], &spans)?;
-    let (device, config) = (device.clone(), model.config.clone());
     Ok(move || {
         state.set_batch(&ids, &starts)?;
-        let (device, config, weights, rope) = (&device, &config, &weights, &rope);
-        Decoder { device, config, weights, rope, mask: Mask::Full, noise: None }.forward(&mut state)?;
-        pool_fwd(device, &mut pooled, &state.hidden, &spans, Pooling::Mean)?;
+        model.forward(&mut state, None)?;
+        pool_fwd(&model.device, &mut pooled, &state.hidden, &spans, Pooling::Mean)?;
         // Waits for the device, as whoever wants vectors does.
         pooled.to_host().map(|_| ())
     })
@@ -223,9 +220,9 @@ fn fits(device: &Device, build: impl FnOnce(&mut Arena)) -> Result<()> {
     arena.check("fewer --tokens or --layers, or --recompute")
 }
 
-fn trainer(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() -> Result<()>> {
+fn trainer(device: &Device, timed: &Timed, size: Size) -> Result<impl FnMut() -> Result<()>> {
     let Size { tokens, length, .. } = size;
-    let (config, queries) = (&model.config, tokens / length / 2);
+    let (config, queries) = (&timed.config, tokens / length / 2);
     let deltas = adapters(config);
     let size_of = learner::Size {
         tokens,
@@ -246,11 +243,11 @@ fn trainer(device: &Device, model: &Model, size: Size) -> Result<impl FnMut() ->
     let mut arena = Arena::new(device);
     let (mut learner, mut loss) = buffers(&mut arena);
     arena.finish()?;
-    load(model, &mut learner.weights)?;
+    load(timed, &mut learner.model)?;
     if !size.graph {
         learner.graphs = Graphs::default();
     }
-    let (ids, _) = texts(model, size);
+    let (ids, _) = texts(timed, size);
     let half = ids[..tokens / 2]
         .chunks(length)
         .map(|ids| Sequence { ids: ids.iter().map(|&id| id as u32).collect(), span: 0..length });

@@ -5,7 +5,7 @@ use crate::bench::measure::{self, Settings};
 use crate::bench::record::Record;
 use crate::bench::rival::{self, Python};
 use crate::bench::table::Form;
-use crate::bench::whole::{self, Model, Size, Task};
+use crate::bench::whole::{self, Size, Task, Timed};
 use crate::cli::{print, say};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -346,8 +346,8 @@ impl Whole {
         let settings = self.common.settings()?;
         let device = self.device()?;
         let mut model = match &self.what {
-            Subject::Model(dir) => Model::open(dir)?,
-            Subject::Shape(name) => Model::random(name)?,
+            Subject::Model(dir) => Timed::open(dir)?,
+            Subject::Shape(name) => Timed::random(name)?,
         };
         if let Some(layers) = self.layers {
             model.cut(layers)?;

@@ -3,14 +3,11 @@
 mod steps;
 pub mod texts;
 
-use crate::device::Device;
+use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::memory::Arena;
-use crate::model::config::Config;
-use crate::model::llama::Decoder;
-use crate::model::rope::RopeTables;
+use crate::model::Model;
 use crate::model::state::{Keep, State};
-use crate::model::weights::{Storage, Weights};
 use crate::ops::l2norm::l2norm_fwd;
 use crate::ops::pool::pool_fwd;
 use crate::pretrained::open::{Options, Setup};
@@ -21,8 +18,7 @@ use crate::text::prompt::Prompt;
 
 /// Everything that is allocated, once.
 pub struct Buffers {
-    weights: Weights,
-    rope: RopeTables,
+    model: Model,
     state: State,
     /// [B, C]
     pooled: Tensor,
@@ -32,31 +28,6 @@ pub struct Buffers {
     norm: Tensor,
     /// [B, 2]
     spans: Tensor,
-}
-
-impl Buffers {
-    /// For packs of `tokens` tokens, each text at most `positions` long.
-    pub fn new(
-        arena: &mut Arena,
-        config: &Config,
-        storage: Storage,
-        tokens: usize,
-        positions: usize,
-    ) -> Buffers {
-        let weights = Weights::new(arena, config, storage);
-        let rope = RopeTables::new(arena, config, positions);
-        let state = State::new(arena, config, tokens, 0, Keep::Nothing);
-        arena.group("vectors");
-        Buffers {
-            weights,
-            rope,
-            state,
-            pooled: arena.statistic(&[tokens, config.width]),
-            unit: arena.statistic(&[tokens, config.width]),
-            norm: arena.statistic(&[tokens]),
-            spans: arena.tensor(crate::device::DType::I32, &[tokens, 2]),
-        }
-    }
 }
 
 impl Setup {
@@ -69,12 +40,21 @@ impl Setup {
 
     /// Everything that is allocated.
     fn buffers(&self, arena: &mut Arena) -> Buffers {
-        let positions = self.limits.max_length;
-        let mut buffers = Buffers::new(arena, &self.config, self.storage, self.tokens, positions);
+        let (config, tokens) = (&self.config, self.tokens);
+        let model = Model::new(arena, config, self.mask, self.storage, self.limits.max_length);
+        let mut state = State::new(arena, config, tokens, 0, Keep::Nothing);
         if self.check_finite {
-            buffers.state.watch(arena, &self.config);
+            state.watch(arena, config);
         }
-        buffers
+        arena.group("vectors");
+        Buffers {
+            model,
+            state,
+            pooled: arena.statistic(&[tokens, config.width]),
+            unit: arena.statistic(&[tokens, config.width]),
+            norm: arena.statistic(&[tokens]),
+            spans: arena.tensor(DType::I32, &[tokens, 2]),
+        }
     }
 }
 
@@ -98,7 +78,7 @@ impl Encoder {
         let mut arena = Arena::new(&setup.device);
         let mut buffers = setup.buffers(&mut arena);
         arena.finish()?;
-        buffers.weights.load(&setup.config, &setup.files)?;
+        buffers.model.load(&setup.files)?;
         Ok(Encoder { setup, buffers })
     }
 
@@ -148,7 +128,7 @@ impl Encoder {
     /// One pack through the model; the vectors are `[B, C]`.
     fn run(&mut self, batch: &[&Prompt]) -> Result<&Tensor> {
         let Encoder { setup, buffers } = self;
-        let Buffers { weights, rope, state, pooled, unit, norm, spans } = buffers;
+        let Buffers { model, state, pooled, unit, norm, spans } = buffers;
         let spans_of = batch.iter().map(|p| Ok((p.ids.as_slice(), setup.span(p)?)));
         let pack = Pack::new(spans_of.collect::<Result<Vec<_>>>()?);
         let device: &Device = &setup.device;
@@ -156,8 +136,7 @@ impl Encoder {
         spans.set_rows(batch.len())?;
         spans.write(&pack.spans)?;
         pooled.set_rows(batch.len())?;
-        let (config, mask) = (&setup.config, setup.mask);
-        Decoder { device, config, weights, rope, mask, noise: None }.forward(state)?;
+        model.forward(state, None)?;
         state.verdict()?;
         pool_fwd(device, pooled, &state.hidden, spans, setup.pooling.op())?;
         if !setup.normalize || !setup.steps.is_empty() {

@@ -2,9 +2,10 @@
 
 use crate::error::Result;
 use crate::memory::Arena;
+use crate::model::adapted::{Adapted, SEGMENTS};
 use crate::model::config::Config;
 use crate::model::lora::Stack;
-use crate::model::weights::{Layer, Weights};
+use crate::model::weights::Weights;
 use crate::tensor::Tensor;
 
 /// Gradients of one projection's stacked adapter.
@@ -16,18 +17,8 @@ pub struct LoraGrads {
     pub b: Tensor,
 }
 
-/// Gradients of one block's adapters, named as in [`Layer`]; `None` where a projection has none.
-#[derive(Clone, Debug)]
-pub struct LayerGrads {
-    /// of q, k, v
-    pub qkv: Option<LoraGrads>,
-    /// of o
-    pub o: Option<LoraGrads>,
-    /// of gate, up
-    pub gate_up: Option<LoraGrads>,
-    /// of down
-    pub down: Option<LoraGrads>,
-}
+/// Gradients of one block's adapters; `None` where a projection has none.
+pub type LayerGrads = Adapted<Option<LoraGrads>>;
 
 /// The gradients of everything that is trained.
 #[derive(Clone, Debug)]
@@ -36,16 +27,6 @@ pub struct Grads {
     pub layers: Vec<LayerGrads>,
     /// [V, C] of the language-model head, where it is trained
     pub head: Option<Tensor>,
-}
-
-impl LayerGrads {
-    fn all(&self) -> [&Option<LoraGrads>; 4] {
-        [&self.qkv, &self.o, &self.gate_up, &self.down]
-    }
-
-    fn all_mut(&mut self) -> [&mut Option<LoraGrads>; 4] {
-        [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
-    }
 }
 
 impl Grads {
@@ -57,25 +38,19 @@ impl Grads {
                 .map(Stack::view)
                 .map(|l| LoraGrads { a: arena.statistic(l.a.shape()), b: arena.statistic(l.b.shape()) })
         };
-        let mut layer = |w: &Layer| LayerGrads {
-            qkv: like(&w.qkv.lora),
-            o: like(&w.o.lora),
-            gate_up: like(&w.gate_up.lora),
-            down: like(&w.down.lora),
-        };
-        let layers = weights.layers.iter().map(&mut layer).collect();
+        let layers = weights.layers.iter().map(|w| w.linears.map(|linear| like(&linear.lora))).collect();
         Grads { layers, head: weights.trained_head().map(|head| arena.statistic(head.shape())) }
     }
 
     /// Every gradient in the order of [`Weights::trained_mut`]: by layer; qkv, o, gate_up, down; A before B; the head.
     pub fn all(&self) -> impl Iterator<Item = &Tensor> {
-        let layers = self.layers.iter().flat_map(LayerGrads::all).flatten();
+        let layers = self.layers.iter().flat_map(Adapted::iter).flatten();
         layers.flat_map(|g| [&g.a, &g.b]).chain(&self.head)
     }
 
     /// All zeros again.
     pub fn clear(&mut self) -> Result<()> {
-        let mut all = self.layers.iter_mut().flat_map(LayerGrads::all_mut).flatten();
+        let mut all = self.layers.iter_mut().flat_map(Adapted::iter_mut).flatten();
         all.try_for_each(|g| g.a.clear().and_then(|()| g.b.clear()))?;
         self.head.as_mut().map_or(Ok(()), Tensor::clear)
     }
@@ -96,8 +71,8 @@ pub struct Scratch {
     pub gate_up: Tensor,
     /// [N, F]
     pub act: Tensor,
-    /// [N, S R] of `xa`: qkv, o, gate_up, down
-    pub xa: [Tensor; 4],
+    /// [N, S R] of `xa`
+    pub xa: Adapted<Tensor>,
 }
 
 impl Scratch {
@@ -112,7 +87,7 @@ impl Scratch {
             attention: arena.activation(&[n, heads.query * heads.width]),
             gate_up: arena.activation(&[n, 2 * f]),
             act: arena.activation(&[n, f]),
-            xa: [3, 1, 2, 1].map(|segments| arena.activation(&[n, segments * rank])),
+            xa: SEGMENTS.map(|segments| arena.activation(&[n, segments * rank])),
         }
     }
 
@@ -120,6 +95,6 @@ impl Scratch {
     pub fn set_rows(&mut self, n: usize) -> Result<()> {
         let Scratch { stream, h, qkv, attention, gate_up, act, xa } = self;
         let one = [h, qkv, attention, gate_up, act];
-        one.into_iter().chain(stream).chain(xa).try_for_each(|t| t.set_rows(n))
+        one.into_iter().chain(stream).chain(xa.iter_mut()).try_for_each(|t| t.set_rows(n))
     }
 }

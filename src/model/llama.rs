@@ -2,14 +2,15 @@
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::model::config::Config;
+use crate::model::Model;
+use crate::model::adapted::Adapted;
 use crate::model::finite::{check_block, check_block_bwd, check_hidden, check_loss};
 use crate::model::grads::{Grads, LayerGrads, LoraGrads, Scratch};
 use crate::model::lora::Stack;
 use crate::model::rope::RopeTables;
 use crate::model::state::{Saved, Shared, State};
-use crate::model::weights::{Linear, Weights};
-use crate::ops::attention::{Mask, attention_bwd, attention_fwd};
+use crate::model::weights::Linear;
+use crate::ops::attention::{attention_bwd, attention_fwd};
 use crate::ops::dropout::Dropout;
 use crate::ops::embed::embed_fwd;
 use crate::ops::lora_linear::{self, lora_linear_bwd, lora_linear_fwd};
@@ -53,58 +54,45 @@ enum Place {
     Down,
 }
 
-/// A model and how it is run: what forward and backward both need to know.
+/// One run of a model over a batch, forward or backward.
 #[derive(Clone, Copy)]
-pub struct Decoder<'a> {
-    /// Where to compute.
-    pub device: &'a Device,
-    /// The shape of the model.
-    pub config: &'a Config,
-    /// Its weights.
-    pub weights: &'a Weights,
-    /// Its angles.
-    pub rope: &'a RopeTables,
-    /// Who attends to whom.
-    pub mask: Mask,
-    /// Dropout; `None` outside training.
+pub(super) struct Pass<'a> {
+    pub model: &'a Model,
     pub noise: Option<&'a Noise>,
 }
 
-impl Decoder<'_> {
-    /// Runs the batch in `state` through the decoder; `state.hidden` holds the result after the final norm.
+impl Pass<'_> {
     pub fn forward(&self, state: &mut State) -> Result<()> {
-        embed_fwd(self.device, &mut state.streams[0], &self.weights.embed, &state.ids)?;
-        for i in 0..self.config.layers {
+        let Model { device, config, weights, .. } = self.model;
+        embed_fwd(device, &mut state.streams[0], &weights.embed, &state.ids)?;
+        for i in 0..config.layers {
             self.block_fwd(state, i, false)?;
-            check_block(self.device, state, i)?;
+            check_block(device, state, i)?;
         }
-        let last = self.config.layers % state.streams.len();
+        let last = config.layers % state.streams.len();
         let State { streams, hidden, rstd, .. } = state;
-        rmsnorm_fwd(self.device, hidden, rstd, &streams[last], &self.weights.norm, self.config.norm_eps)?;
-        check_hidden(self.device, state)
+        rmsnorm_fwd(device, hidden, rstd, &streams[last], &weights.norm, config.norm_eps)?;
+        check_hidden(device, state)
     }
 
-    /// Adds to `grads` what the gradient of `state.hidden`, given in `scratch.h`, says about every adapter.
-    ///
-    /// `state` is as the forward of the same batch and noise left it, with [`Keep::All`] or [`Keep::Streams`].
-    /// Nothing flows into the embedding, which is frozen.
     pub fn backward(&self, grads: &mut Grads, scratch: &mut Scratch, state: &mut State) -> Result<()> {
+        let Model { device, config, weights, .. } = self.model;
         if state.saved[0].lse.is_none() {
             return nothing_kept();
         }
-        check_loss(self.device, scratch, state)?;
-        let Scratch { stream, h, .. } = scratch;
-        let (stream, w) = (&mut stream[0], &self.weights.norm);
-        rmsnorm_bwd(self.device, stream, h, None, &state.streams[self.config.layers], w, &state.rstd)?;
-        for i in (0..self.config.layers).rev() {
+        check_loss(device, scratch, state)?;
+        let Scratch { stream: [d_last, _], h, .. } = scratch;
+        let last = &state.streams[config.layers];
+        rmsnorm_bwd(device, d_last, h, None, last, &weights.norm, &state.rstd)?;
+        for i in (0..config.layers).rev() {
             // What the forward left behind is the last block's.
             match state.saved.len() {
-                _ if i + 1 == self.config.layers => {}
+                _ if i + 1 == config.layers => {}
                 1 => self.block_fwd(state, i, true)?,
                 _ => self.refill(&grads.layers[i], state, i)?,
             }
             self.block_bwd(&mut grads.layers[i], scratch, state, i)?;
-            check_block_bwd(self.device, scratch, state, i)?;
+            check_block_bwd(device, scratch, state, i)?;
         }
         Ok(())
     }
@@ -113,36 +101,21 @@ impl Decoder<'_> {
     fn block_fwd(&self, state: &mut State, i: usize, again: bool) -> Result<()> {
         let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
         let (before, after) = adjacent(streams, i);
+        let after = (!again).then_some(after);
         let at = i % saved.len();
         let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &mut saved[at];
-        let [xa_qkv, xa_o, xa_gate_up, xa_down] = xa;
-        let (d, w, heads, eps) =
-            (self.device, &self.weights.layers[i], self.config.heads, self.config.norm_eps);
-        let drop = |place| Noise::at(self.noise, i, place);
-        rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps)?; //                                              1 h         <- before
-        linear_fwd(d, Some(qkv), xa_qkv, h, &w.qkv, None, drop(Place::Qkv))?; //                                  2 qkv       <- h
-        rope_fwd(d, qkv, &self.rope.cos, &self.rope.sin, positions, heads)?; //                                   3 qkv       <- qkv
-        attention_fwd(d, attention, lse.as_mut(), qkv, starts, heads, self.mask, drop(Place::Attention))?; //     4 attention <- qkv
-        linear_fwd(d, Some(middle), xa_o, attention, &w.o, Some(before), drop(Place::O))?; //                     5 middle    <- before, attention
-        rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                                                  6 h2        <- middle
-        linear_fwd(d, Some(gate_up), xa_gate_up, h2, &w.gate_up, None, drop(Place::GateUp))?; //                  7 gate_up   <- h2
-        swiglu_fwd(d, act, gate_up)?; //                                                                          8 act       <- gate_up
-        let after = (!again).then_some(after);
-        linear_fwd(d, after, xa_down, act, &w.down, Some(middle), drop(Place::Down)) //                           9 after     <- middle, act
-    }
-
-    /// What the gradients of block `i` read of [`Shared`], from what is kept of it: the same bits again, rstd's too.
-    fn refill(&self, grads: &LayerGrads, state: &mut State, i: usize) -> Result<()> {
-        let State { streams, saved, shared: Shared { h, h2, act }, .. } = state;
-        let Saved { rstd, middle, rstd2, gate_up, .. } = &mut saved[i];
-        let (d, w, eps) = (self.device, &self.weights.layers[i], self.config.norm_eps);
-        if grads.qkv.is_some() {
-            rmsnorm_fwd(d, h, rstd, &streams[i], &w.attention_norm, eps)?;
-        }
-        if grads.gate_up.is_some() {
-            rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?;
-        }
-        grads.down.as_ref().map_or(Ok(()), |_| swiglu_fwd(d, act, gate_up))
+        let Model { device: d, config, mask, weights, rope: RopeTables { cos, sin } } = self.model;
+        let (w, heads, eps, lse) = (&weights.layers[i], config.heads, config.norm_eps, lse.as_mut());
+        let (mut p, dropout) = (self.linears_fwd(xa, i), self.dropout(i, Place::Attention));
+        rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps)?; //                             1 h         <- before
+        p.qkv.run(Some(qkv), h, None)?; //                                                       2 qkv       <- h
+        rope_fwd(d, qkv, cos, sin, positions, heads)?; //                                        3 qkv       <- qkv
+        attention_fwd(d, attention, lse, qkv, starts, heads, *mask, dropout)?; //                4 attention <- qkv
+        p.o.run(Some(middle), attention, Some(before))?; //                                      5 middle    <- before, attention
+        rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                                 6 h2        <- middle
+        p.gate_up.run(Some(gate_up), h2, None)?; //                                              7 gate_up   <- h2
+        swiglu_fwd(d, act, gate_up)?; //                                                         8 act       <- gate_up
+        p.down.run(after, act, Some(middle)) //                                                  9 after     <- middle, act
     }
 
     /// Block `i` read upwards: `scratch.stream[0]` holds the gradient of the stream after it, then of the one before.
@@ -154,56 +127,81 @@ impl Decoder<'_> {
         i: usize,
     ) -> Result<()> {
         let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
-        let before = &streams[i];
         let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &saved[i % saved.len()];
-        let Scratch {
-            stream,
-            h: dh,
-            qkv: dqkv,
-            attention: dattention,
-            gate_up: dgate_up,
-            act: dact,
-            xa: dxa,
-        } = scratch;
+        let Scratch { stream: [d_after, d_middle], h: dh, qkv: dqkv, attention: d_attention, .. } = scratch;
+        let Scratch { gate_up: d_gate_up, act: d_act, xa: dxa, .. } = scratch;
         let Some(lse) = lse else { return nothing_kept() };
-        let [d_outer, d_middle] = stream;
-        let (d, w, heads) = (self.device, &self.weights.layers[i], self.config.heads);
-        let drop = |place| Noise::at(self.noise, i, place);
-        let LayerGrads { qkv: g_qkv, o: g_o, gate_up: g_gate_up, down: g_down } = grads;
-        linear_bwd(d, Some(dact), g_down, &mut dxa[3], d_outer, act, &xa[3], &w.down, drop(Place::Down))?; //     9
-        swiglu_bwd(d, dgate_up, dact, gate_up)?; //                                                               8
-        linear_bwd(
-            d,
-            Some(dh),
-            g_gate_up,
-            &mut dxa[2],
-            dgate_up,
-            h2,
-            &xa[2],
-            &w.gate_up,
-            drop(Place::GateUp),
-        )?; //                                                                                                    7
-        rmsnorm_bwd(d, d_middle, dh, Some(d_outer), middle, &w.mlp_norm, rstd2)?; //                              6
-        linear_bwd(d, Some(dattention), g_o, &mut dxa[1], d_middle, attention, &xa[1], &w.o, drop(Place::O))?; // 5
-        attention_bwd(
-            d,
-            dqkv,
-            dattention,
-            attention,
-            lse,
-            qkv,
-            starts,
-            heads,
-            self.mask,
-            drop(Place::Attention),
-        )?; //                                                                                                    4
-        rope_bwd(d, dqkv, &self.rope.cos, &self.rope.sin, positions, heads)?; //                                  3
-        let dx = (i > 0).then_some(&mut *dh);
-        linear_bwd(d, dx, g_qkv, &mut dxa[0], dqkv, h, &xa[0], &w.qkv, drop(Place::Qkv))?; //                     2
-        if i == 0 {
-            return Ok(());
+        let Model { device: d, config, mask, weights, rope: RopeTables { cos, sin } } = self.model;
+        let (w, heads, before) = (&weights.layers[i], config.heads, &streams[i]);
+        let (mut p, dropout) = (self.linears_bwd(grads, dxa, xa, i), self.dropout(i, Place::Attention));
+        p.down.run(Some(d_act), d_after, act)?; //                                                          9
+        swiglu_bwd(d, d_gate_up, d_act, gate_up)?; //                                                       8
+        p.gate_up.run(Some(dh), d_gate_up, h2)?; //                                                         7
+        rmsnorm_bwd(d, d_middle, dh, Some(d_after), middle, &w.mlp_norm, rstd2)?; //                        6
+        p.o.run(Some(d_attention), d_middle, attention)?; //                                                5
+        attention_bwd(d, dqkv, d_attention, attention, lse, qkv, starts, heads, *mask, dropout)?; //        4
+        rope_bwd(d, dqkv, cos, sin, positions, heads)?; //                                                  3
+        p.qkv.run((i > 0).then_some(&mut *dh), dqkv, h)?; //                                                2
+        match i {
+            0 => Ok(()), // the embedding is frozen
+            _ => rmsnorm_bwd(d, d_after, dh, Some(d_middle), before, &w.attention_norm, rstd), //           1
         }
-        rmsnorm_bwd(d, d_outer, dh, Some(d_middle), before, &w.attention_norm, rstd) //                           1
+    }
+
+    /// What the gradients of block `i` read of [`Shared`], from what is kept of it: the same bits again, rstd's too.
+    fn refill(&self, grads: &LayerGrads, state: &mut State, i: usize) -> Result<()> {
+        let State { streams, saved, shared: Shared { h, h2, act }, .. } = state;
+        let Saved { rstd, middle, rstd2, gate_up, .. } = &mut saved[i];
+        let Model { device: d, config, weights, .. } = self.model;
+        let (w, eps) = (&weights.layers[i], config.norm_eps);
+        if grads.qkv.is_some() {
+            rmsnorm_fwd(d, h, rstd, &streams[i], &w.attention_norm, eps)?;
+        }
+        if grads.gate_up.is_some() {
+            rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?;
+        }
+        grads.down.as_ref().map_or(Ok(()), |_| swiglu_fwd(d, act, gate_up))
+    }
+
+    fn dropout(&self, layer: usize, place: Place) -> Option<Dropout> {
+        Noise::at(self.noise, layer, place)
+    }
+
+    /// The projections of block `i`, each with what its forward needs beside its operands.
+    fn linears_fwd<'s>(&'s self, xa: &'s mut Adapted<Tensor>, i: usize) -> Adapted<LinearFwd<'s>> {
+        let (device, w) = (&self.model.device, &self.model.weights.layers[i].linears);
+        let one = |w, xa, place| LinearFwd { device, w, xa, dropout: self.dropout(i, place) };
+        Adapted {
+            qkv: one(&w.qkv, &mut xa.qkv, Place::Qkv),
+            o: one(&w.o, &mut xa.o, Place::O),
+            gate_up: one(&w.gate_up, &mut xa.gate_up, Place::GateUp),
+            down: one(&w.down, &mut xa.down, Place::Down),
+        }
+    }
+
+    /// Likewise for the backward.
+    fn linears_bwd<'s>(
+        &'s self,
+        grads: &'s mut LayerGrads,
+        dxa: &'s mut Adapted<Tensor>,
+        xa: &'s Adapted<Tensor>,
+        i: usize,
+    ) -> Adapted<LinearBwd<'s>> {
+        let (device, w) = (&self.model.device, &self.model.weights.layers[i].linears);
+        let one = |w, grads, dxa, xa, place| LinearBwd {
+            device,
+            w,
+            grads,
+            dxa,
+            xa,
+            dropout: self.dropout(i, place),
+        };
+        Adapted {
+            qkv: one(&w.qkv, &mut grads.qkv, &mut dxa.qkv, &xa.qkv, Place::Qkv),
+            o: one(&w.o, &mut grads.o, &mut dxa.o, &xa.o, Place::O),
+            gate_up: one(&w.gate_up, &mut grads.gate_up, &mut dxa.gate_up, &xa.gate_up, Place::GateUp),
+            down: one(&w.down, &mut grads.down, &mut dxa.down, &xa.down, Place::Down),
+        }
     }
 }
 
@@ -223,38 +221,43 @@ fn adjacent(streams: &mut [Tensor], i: usize) -> (&Tensor, &mut Tensor) {
     }
 }
 
-/// Without `y`, which is kept from the time before, there is only xa to compute.
-fn linear_fwd(
-    device: &Device,
-    y: Option<&mut Tensor>,
-    xa: &mut Tensor,
-    x: &Tensor,
-    w: &Linear,
-    residual: Option<&Tensor>,
+/// A projection in a forward.
+struct LinearFwd<'a> {
+    device: &'a Device,
+    w: &'a Linear,
+    xa: &'a mut Tensor,
     dropout: Option<Dropout>,
-) -> Result<()> {
-    let lora = w.lora.as_ref().map(Stack::view);
-    if y.is_none() && lora.is_none() {
-        return Ok(());
-    }
-    lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual, dropout)
 }
 
-/// Frozen weights have no gradient, so a projection without an adapter only passes `dy` on.
-#[allow(clippy::too_many_arguments)]
-fn linear_bwd(
-    device: &Device,
-    dx: Option<&mut Tensor>,
-    grads: &mut Option<LoraGrads>,
-    dxa: &mut Tensor,
-    dy: &Tensor,
-    x: &Tensor,
-    xa: &Tensor,
-    w: &Linear,
+impl LinearFwd<'_> {
+    /// Without `y`, which is kept from the time before, there is only xa to compute.
+    fn run(&mut self, y: Option<&mut Tensor>, x: &Tensor, residual: Option<&Tensor>) -> Result<()> {
+        let LinearFwd { device, w, xa, dropout } = self;
+        let lora = w.lora.as_ref().map(Stack::view);
+        if y.is_none() && lora.is_none() {
+            return Ok(());
+        }
+        lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual, *dropout)
+    }
+}
+
+/// A projection in a backward.
+struct LinearBwd<'a> {
+    device: &'a Device,
+    w: &'a Linear,
+    grads: &'a mut Option<LoraGrads>,
+    dxa: &'a mut Tensor,
+    xa: &'a Tensor,
     dropout: Option<Dropout>,
-) -> Result<()> {
-    let grads = grads.as_mut().map(|g| lora_linear::LoraGrads { a: &mut g.a, b: &mut g.b });
-    let lora = w.lora.as_ref().map(Stack::view);
-    let dxa = lora.is_some().then_some(dxa);
-    lora_linear_bwd(device, dx, grads, dxa, dy, x, Some(xa), &w.w, lora, dropout)
+}
+
+impl LinearBwd<'_> {
+    /// Frozen weights have no gradient, so a projection without an adapter only passes `dy` on.
+    fn run(&mut self, dx: Option<&mut Tensor>, dy: &Tensor, x: &Tensor) -> Result<()> {
+        let LinearBwd { device, w, grads, dxa, xa, dropout } = self;
+        let grads = grads.as_mut().map(|g| lora_linear::LoraGrads { a: &mut g.a, b: &mut g.b });
+        let lora = w.lora.as_ref().map(Stack::view);
+        let dxa = lora.is_some().then_some(&mut **dxa);
+        lora_linear_bwd(device, dx, grads, dxa, dy, x, Some(xa), &w.w, lora, *dropout)
+    }
 }

@@ -1,5 +1,7 @@
-//! The graph, written once: configuration, weights, LoRA, state, and the Llama forward. Knows no files and no text.
+//! The graph, written once: configuration, weights, LoRA, state, and the Llama forward and backward. Knows no files and
+//! no text.
 
+pub mod adapted;
 pub mod config;
 pub mod finite;
 pub mod grads;
@@ -9,3 +11,63 @@ pub mod plan;
 pub mod rope;
 pub mod state;
 pub mod weights;
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::memory::Arena;
+use crate::ops::attention::Mask;
+use config::Config;
+use grads::{Grads, Scratch};
+use llama::{Noise, Pass};
+use rope::RopeTables;
+use state::State;
+use weights::{Source, Storage, Weights};
+
+/// A decoder and how it is run: all that a forward and a backward read.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Where it computes.
+    pub device: Device,
+    /// Its shape.
+    pub config: Config,
+    /// Who attends to whom.
+    pub mask: Mask,
+    /// Weights, and adapters where they are live.
+    pub weights: Weights,
+    /// Angles of the positions.
+    pub rope: RopeTables,
+}
+
+impl Model {
+    /// Room for `config`, the large matrices kept as `storage` says, sequences at most `positions` tokens long.
+    pub fn new(arena: &mut Arena, config: &Config, mask: Mask, storage: Storage, positions: usize) -> Model {
+        let weights = Weights::new(arena, config, storage);
+        let rope = RopeTables::new(arena, config, positions);
+        Model { device: arena.device.clone(), config: config.clone(), mask, weights, rope }
+    }
+
+    /// Reads the weights.
+    pub fn load(&mut self, source: &impl Source) -> Result<()> {
+        self.weights.load(&self.config, source)
+    }
+
+    /// Runs the batch in `state`; `state.hidden` holds the result after the final norm. `noise` is dropout, `None` outside
+    /// training.
+    pub fn forward(&self, state: &mut State, noise: Option<&Noise>) -> Result<()> {
+        Pass { model: self, noise }.forward(state)
+    }
+
+    /// Adds to `grads` what the gradient of `state.hidden`, given in `scratch.h`, says about every adapter.
+    ///
+    /// `state` is as the forward of the same batch and noise left it, with [`state::Keep::All`] or
+    /// [`state::Keep::Streams`]. Nothing flows into the embedding, which is frozen.
+    pub fn backward(
+        &self,
+        grads: &mut Grads,
+        scratch: &mut Scratch,
+        state: &mut State,
+        noise: Option<&Noise>,
+    ) -> Result<()> {
+        Pass { model: self, noise }.backward(grads, scratch, state)
+    }
+}

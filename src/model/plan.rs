@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::lora::Stack;
-use crate::model::weights::{Layer, Weights};
+use crate::model::weights::Weights;
 use crate::ops::attention::{WIDTHS, attention_workspace};
 use crate::ops::lora_linear::{Sizes, lora_linear_workspace};
 use crate::ops::rmsnorm;
@@ -33,7 +33,7 @@ pub fn check(device: &Device, config: &Config) -> Result<()> {
 pub fn workspace(arena: &mut Arena, config: &Config, weights: &Weights, tokens: usize) {
     arena.workspace(|| {
         let mut linears: Vec<Sizes> = Vec::new();
-        for linear in weights.layers.iter().flat_map(Layer::linears) {
+        for linear in weights.layers.iter().flat_map(|layer| layer.linears.iter()) {
             let (lora, [m, k]) = (linear.lora.as_ref().map(Stack::view), [0, 1].map(|i| linear.w.shape()[i]));
             let rank = lora.map_or(0, |l| l.b.shape()[1]);
             let new = Sizes::new([tokens, k, m, rank], lora.as_ref());

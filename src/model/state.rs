@@ -3,6 +3,7 @@
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
+use crate::model::adapted::{Adapted, SEGMENTS};
 use crate::model::config::Config;
 use crate::model::finite::Watch;
 use crate::tensor::Tensor;
@@ -24,8 +25,8 @@ pub struct Saved {
     pub rstd2: Tensor,
     /// [N, 2F]
     pub gate_up: Tensor,
-    /// [N, S R] each: x Aᵀ of qkv, o, gate_up, down
-    pub xa: [Tensor; 4],
+    /// [N, S R] each: x Aᵀ
+    pub xa: Adapted<Tensor>,
 }
 
 /// What follows cheaply from a stream or a [`Saved`]: one copy, of the last block that ran; a backward fills it anew.
@@ -84,13 +85,13 @@ impl Saved {
             middle: arena.activation(&[n, c]),
             rstd2: arena.statistic(&[n]),
             gate_up: arena.activation(&[n, 2 * f]),
-            xa: [3, 1, 2, 1].map(|segments| arena.activation(&[n, segments * rank])),
+            xa: SEGMENTS.map(|segments| arena.activation(&[n, segments * rank])),
         }
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = self;
-        [rstd, qkv, attention, middle, rstd2, gate_up].into_iter().chain(lse).chain(xa)
+        [rstd, qkv, attention, middle, rstd2, gate_up].into_iter().chain(lse).chain(xa.iter_mut())
     }
 }
 

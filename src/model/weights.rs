@@ -3,6 +3,7 @@
 use crate::device::{DType, Device};
 use crate::error::{Error, Result};
 use crate::memory::Arena;
+use crate::model::adapted::Adapted;
 use crate::model::config::Config;
 use crate::model::lora::{Delta, Stack};
 use crate::ops::narrow::narrow_fwd;
@@ -36,16 +37,10 @@ pub struct Linear {
 pub struct Layer {
     /// [C]
     pub attention_norm: Tensor,
-    /// [(H + 2G) D, C]: q, k, v
-    pub qkv: Linear,
-    /// [C, H D]
-    pub o: Linear,
     /// [C]
     pub mlp_norm: Tensor,
-    /// [2F, C]: gate, up
-    pub gate_up: Linear,
-    /// [C, F]
-    pub down: Linear,
+    /// qkv [(H + 2G) D, C], o [C, H D], gate_up [2F, C], down [C, F]
+    pub linears: Adapted<Linear>,
 }
 
 /// The decoder, and its head where one was asked for.
@@ -118,17 +113,6 @@ impl Linear {
     }
 }
 
-impl Layer {
-    /// Its projections, as they are merged.
-    pub fn linears(&self) -> [&Linear; 4] {
-        [&self.qkv, &self.o, &self.gate_up, &self.down]
-    }
-
-    fn linears_mut(&mut self) -> [&mut Linear; 4] {
-        [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
-    }
-}
-
 impl Weights {
     /// Room for the weights of `config`.
     pub fn new(arena: &mut Arena, config: &Config, storage: Storage) -> Weights {
@@ -138,19 +122,15 @@ impl Weights {
         let table = if storage == Storage::Real { arena.device.activation() } else { DType::Bf16 };
         let embed = arena.tensor(table, &[config.vocab, c]);
         let layers = (0..config.layers)
-            .map(|_| Layer {
-                attention_norm: arena.activation(&[c]),
-                qkv: Linear::new(
-                    arena,
-                    &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)],
-                    c,
-                    config.qkv_bias,
-                    storage,
-                ),
-                o: Linear::new(arena, &[("o_proj", c)], q, config.o_bias, storage),
-                mlp_norm: arena.activation(&[c]),
-                gate_up: Linear::new(arena, &[("gate_proj", f), ("up_proj", f)], c, false, storage),
-                down: Linear::new(arena, &[("down_proj", c)], f, false, storage),
+            .map(|_| {
+                let attention_norm = arena.activation(&[c]);
+                let mut linear = |parts: &[_], k, bias| Linear::new(arena, parts, k, bias, storage);
+                let qkv = linear(&[("q_proj", q), ("k_proj", kv), ("v_proj", kv)], c, config.qkv_bias);
+                let o = linear(&[("o_proj", c)], q, config.o_bias);
+                let gate_up = linear(&[("gate_proj", f), ("up_proj", f)], c, false);
+                let down = linear(&[("down_proj", c)], f, false);
+                let mlp_norm = arena.activation(&[c]);
+                Layer { attention_norm, mlp_norm, linears: Adapted { qkv, o, gate_up, down } }
             })
             .collect();
         let norm = arena.activation(&[c]);
@@ -208,17 +188,18 @@ impl Weights {
             let norm = |which: &str| format!("model.layers.{i}.{which}_layernorm.weight");
             read_rows(source, &norm("input"), &[c], |_, v| layer.attention_norm.put_rows(0, v))?;
             read_rows(source, &norm("post_attention"), &[c], |_, v| layer.mlp_norm.put_rows(0, v))?;
-            layer.qkv.load(source, i, "self_attn")?;
-            layer.o.load(source, i, "self_attn")?;
-            layer.gate_up.load(source, i, "mlp")?;
-            layer.down.load(source, i, "mlp")
+            let Adapted { qkv, o, gate_up, down } = &mut layer.linears;
+            qkv.load(source, i, "self_attn")?;
+            o.load(source, i, "self_attn")?;
+            gate_up.load(source, i, "mlp")?;
+            down.load(source, i, "mlp")
         })
     }
 
     /// Everything that is trained: adapters by layer; qkv, o, gate_up, down; A before B; then the head.
     pub fn trained_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let head = self.head_master.as_mut().or(self.head.as_mut()).filter(|_| self.head_trained);
-        let linears = self.layers.iter_mut().flat_map(Layer::linears_mut);
+        let linears = self.layers.iter_mut().flat_map(|layer| layer.linears.iter_mut());
         linears.filter_map(|w| w.lora.as_mut()).flat_map(Stack::factors_mut).chain(head)
     }
 
@@ -226,7 +207,7 @@ impl Weights {
     pub fn adapter(&self) -> Result<Vec<(usize, &'static str, Delta)>> {
         let mut all = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
-            for linear in layer.linears() {
+            for linear in layer.linears.iter() {
                 let segments = linear.lora.as_ref().map_or(Ok(Vec::new()), Stack::segments)?;
                 let parts = linear.parts.iter().zip(segments);
                 all.extend(parts.filter_map(|(&(module, _), pair)| pair.map(|delta| (i, module, delta))));
@@ -245,7 +226,7 @@ impl Weights {
     ) {
         arena.group("lora");
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            for linear in layer.linears_mut() {
+            for linear in layer.linears.iter_mut() {
                 linear.attach(arena, rank, |module| delta(i, module));
             }
         }

@@ -146,8 +146,8 @@ impl Contrastive {
             graphs.run("backward", || {
                 let mut parts = split(d_vectors, chunk, batch.queries);
                 parts.try_for_each(|(vectors, to, at, rows)| d_unit.copy_rows(at, vectors, to, rows))?;
-                l2norm_bwd(&learner.device, d_pooled, d_unit, unit, norm, EPS)?;
-                pool_bwd(&learner.device, &mut learner.scratch.h, d_pooled, spans, rule.pooling)?;
+                l2norm_bwd(&learner.model.device, d_pooled, d_unit, unit, norm, EPS)?;
+                pool_bwd(&learner.model.device, &mut learner.scratch.h, d_pooled, spans, rule.pooling)?;
                 learner.backward(noise)
             })?;
             learner.state.verdict()?;
@@ -175,8 +175,8 @@ impl Contrastive {
     fn embed(&mut self, learner: &mut Learner, pooling: Pooling, noise: Option<&Noise>) -> Result<()> {
         learner.forward(noise)?;
         let Contrastive { spans, pooled, unit, norm, .. } = self;
-        pool_fwd(&learner.device, pooled, &learner.state.hidden, spans, pooling)?;
-        l2norm_fwd(&learner.device, unit, norm, pooled, EPS)
+        pool_fwd(&learner.model.device, pooled, &learner.state.hidden, spans, pooling)?;
+        l2norm_fwd(&learner.model.device, unit, norm, pooled, EPS)
     }
 
     /// The loss over all vectors, and its gradient in `d_vectors`.
@@ -191,7 +191,7 @@ impl Contrastive {
             }
             None => None,
         };
-        let device = &learner.device;
+        let device = &learner.model.device;
         learner.graphs.run("score", || {
             contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
             contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight)

@@ -4,14 +4,14 @@ use crate::device::Device;
 use crate::device::gpu::Graphs;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
+use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::grads::{Grads, Scratch};
-use crate::model::llama::{Decoder, Noise};
+use crate::model::llama::Noise;
 use crate::model::lora::Delta;
 use crate::model::plan;
-use crate::model::rope::RopeTables;
 use crate::model::state::{Keep, State};
-use crate::model::weights::{Source, Storage, Weights};
+use crate::model::weights::{Source, Storage};
 use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step, adamw_workspace};
 use crate::ops::attention::Mask;
 use crate::tensor::Tensor;
@@ -46,21 +46,14 @@ pub enum Head {
 
 /// Everything that is allocated, once.
 pub struct Learner {
-    /// Where it computes.
-    pub device: Device,
-    /// The model's shape.
-    pub config: Config,
-    /// Who attends to whom.
-    pub mask: Mask,
     /// Frozen weights and the live adapter.
-    pub weights: Weights,
+    pub model: Model,
     /// The last forward.
     pub state: State,
     /// Gradients of activations; a loss puts that of `state.hidden` into `scratch.h`.
     pub scratch: Scratch,
     /// How what is queued between two copies from or to the host gets to the device.
     pub graphs: Graphs,
-    rope: RopeTables,
     grads: Grads,
     /// AdamW's mean of gradients and of their squares, in the order of [`Learner::names`]
     moments: Vec<[Tensor; 2]>,
@@ -77,52 +70,49 @@ impl Learner {
         size: Size,
         delta: impl Fn(usize, &str) -> Option<&'a Delta>,
     ) -> Learner {
-        let mut weights = Weights::new(arena, config, size.storage);
+        let mut model = Model::new(arena, config, mask, size.storage, size.positions);
         if size.head != Head::None {
-            weights.add_head(arena, config, size.head == Head::Trained);
+            model.weights.add_head(arena, config, size.head == Head::Trained);
         }
-        weights.attach(arena, size.rank, delta);
-        plan::workspace(arena, config, &weights, size.tokens);
-        let rope = RopeTables::new(arena, config, size.positions);
+        model.weights.attach(arena, size.rank, delta);
+        plan::workspace(arena, config, &model.weights, size.tokens);
         let state = State::new(arena, config, size.tokens, size.rank, size.keep);
         let scratch = Scratch::new(arena, config, size.tokens, size.rank);
-        let grads = Grads::new(arena, &weights);
+        let grads = Grads::new(arena, &model.weights);
         arena.group("optimiser");
         let moments = grads.all().map(|g| [(); 2].map(|()| arena.statistic(g.shape()))).collect();
         let norm = arena.statistic(&[1]);
         arena.workspace(|| adamw_workspace(grads.all().map(Tensor::numel)));
-        let (device, config) = (arena.device.clone(), config.clone());
-        let graphs = if let Device::Gpu(gpu) = &device { Graphs::of(gpu) } else { Graphs::default() };
-        Learner { device, config, mask, weights, state, scratch, graphs, rope, grads, moments, norm }
+        let graphs = if let Device::Gpu(gpu) = &model.device { Graphs::of(gpu) } else { Graphs::default() };
+        Learner { model, state, scratch, graphs, grads, moments, norm }
     }
 
     /// Reads the frozen weights.
     pub fn load(&mut self, source: &impl Source) -> Result<()> {
-        self.weights.load(&self.config, source)
+        self.model.load(source)
     }
 
     /// Takes a pack to the device.
     pub fn take(&mut self, ids: &[i32], starts: &[i32]) -> Result<()> {
-        self.config.check_ids(ids.iter().map(|&id| id.into()))?;
+        self.model.config.check_ids(ids.iter().map(|&id| id.into()))?;
         self.state.set_batch(ids, starts)?;
         self.scratch.set_rows(ids.len())
     }
 
     /// Runs the pack; the result is `state.hidden`.
     pub fn forward(&mut self, noise: Option<&Noise>) -> Result<()> {
-        let Learner { device, config, weights, rope, mask, state, .. } = self;
-        Decoder { device, config, weights, rope, mask: *mask, noise }.forward(state)
+        self.model.forward(&mut self.state, noise)
     }
 
     /// Adds to the gradients what `scratch.h`, the gradient of `state.hidden`, says. The noise is the forward's.
     pub fn backward(&mut self, noise: Option<&Noise>) -> Result<()> {
-        let Learner { device, config, weights, rope, mask, state, grads, scratch, .. } = self;
-        Decoder { device, config, weights, rope, mask: *mask, noise }.backward(grads, scratch, state)
+        let Learner { model, state, grads, scratch, .. } = self;
+        model.backward(grads, scratch, state, noise)
     }
 
     /// The head, its gradient where it is trained, the last hidden states, and where their gradient goes.
     pub fn head(&mut self) -> (&Tensor, Option<&mut Tensor>, &Tensor, &mut Tensor) {
-        (self.weights.head(), self.grads.head.as_mut(), &self.state.hidden, &mut self.scratch.h)
+        (self.model.weights.head(), self.grads.head.as_mut(), &self.state.hidden, &mut self.scratch.h)
     }
 
     /// One step of AdamW under the gradient's norm `most` (0: no bound), then gradients of 0. Gives the norm before.
@@ -130,8 +120,8 @@ impl Learner {
     /// A norm that is not finite changes nothing and is an error that names the tensor.
     pub fn update(&mut self, by: AdamW, most: f64) -> Result<f64> {
         let graphs = self.graphs.clone();
-        let Learner { device, grads, norm, .. } = self;
-        graphs.run("norm", || adamw_norm(device, norm, grads.all()))?;
+        let Learner { model, grads, norm, .. } = self;
+        graphs.run("norm", || adamw_norm(&model.device, norm, grads.all()))?;
         let length = norm.read()?[0];
         if !length.is_finite() {
             let bad = |g: &Tensor| g.to_f64().iter().any(|x| !x.is_finite());
@@ -145,7 +135,7 @@ impl Learner {
     }
 
     fn step(&mut self, by: AdamW, most: f64) -> Result<()> {
-        let Learner { device, weights, grads, moments, norm, .. } = self;
+        let Learner { model: Model { device, weights, .. }, grads, moments, norm, .. } = self;
         let clip = (most > 0.0).then_some(Clip { norm, most });
         let masters = weights.trained_mut();
         for ((p, g), [m, v]) in masters.zip(grads.all()).zip(moments) {
@@ -159,9 +149,7 @@ impl Learner {
     pub fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
         for (i, layer) in self.grads.layers.iter().enumerate() {
-            let parts =
-                [("qkv", &layer.qkv), ("o", &layer.o), ("gate_up", &layer.gate_up), ("down", &layer.down)];
-            for (part, _) in parts.iter().filter(|(_, g)| g.is_some()) {
+            for (part, _) in layer.named().iter().filter(|(_, g)| g.is_some()) {
                 names.extend(["A", "B"].map(|side| format!("layers.{i}.{part}.lora_{side}")));
             }
         }

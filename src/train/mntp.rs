@@ -65,7 +65,7 @@ impl Mntp {
         if !pack.rows.is_empty() {
             let Mntp { rows, labels, lse, .. } = self;
             learner.graphs.clone().run("backward", || {
-                let device = learner.device.clone();
+                let device = learner.model.device.clone();
                 let (w, dw, x, dx) = learner.head();
                 masked_xent_bwd(&device, dx, dw, x, w, rows, labels, lse, weight)?;
                 learner.backward(Some(noise))
@@ -92,7 +92,7 @@ impl Mntp {
         labels.write(&pack.labels)?;
         learner.graphs.clone().run(stretch, || {
             learner.forward(noise)?;
-            let device = learner.device.clone();
+            let device = learner.model.device.clone();
             let (w, _, x, _) = learner.head();
             masked_xent_fwd(&device, total, loss, lse, x, w, rows, labels)
         })

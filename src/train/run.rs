@@ -212,7 +212,7 @@ impl Trainer {
             &self.setup.config,
             &self.config,
             &self.setup.base_reference(),
-            &self.learner.weights,
+            &self.learner.model.weights,
         )
     }
 
@@ -237,7 +237,7 @@ impl Trainer {
             Ok(Moments { name: name.clone(), shape: m.shape().to_vec(), m: f32s(m)?, v: f32s(v)? })
         });
         let head =
-            self.learner.weights.trained_head().map(|head| {
+            self.learner.model.weights.trained_head().map(|head| {
                 Ok(Named { name: HEAD.into(), shape: head.shape().to_vec(), values: f32s(head)? })
             });
         let saved = Checkpoint {
@@ -429,9 +429,9 @@ fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
     }
     if learner.head().1.is_some() {
         let head = saved.extra.iter().find(|t| t.name == HEAD).ok_or_else(|| wrong(HEAD))?;
-        let own = learner.weights.trained_mut().last().filter(|t| t.shape() == head.shape);
+        let own = learner.model.weights.trained_mut().last().filter(|t| t.shape() == head.shape);
         own.ok_or_else(|| wrong(HEAD))?.write(&head.values)?;
-        learner.weights.round_head(&learner.device)?;
+        learner.model.weights.round_head(&learner.model.device)?;
     }
     Ok(())
 }

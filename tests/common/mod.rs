@@ -5,11 +5,10 @@ use llm2vec::device::Device;
 use llm2vec::format::hf;
 use llm2vec::format::peft::{self, Adapter, AdapterConfig, Pair};
 use llm2vec::memory::Arena;
+use llm2vec::model::Model;
 use llm2vec::model::config::Config;
-use llm2vec::model::llama::Decoder;
-use llm2vec::model::rope::RopeTables;
 use llm2vec::model::state::{Keep, State};
-use llm2vec::model::weights::{Storage, Weights};
+use llm2vec::model::weights::Storage;
 use llm2vec::ops::attention::Mask;
 use llm2vec::pretrained::files::ModelFiles;
 use llm2vec::pretrained::names::Located;
@@ -69,22 +68,27 @@ pub fn random_adapter(dir: &Path, config: &Config, seed: u64) {
     peft::save(dir, &Adapter { config, dir: dir.into(), pairs: pairs.collect() }).unwrap();
 }
 
-/// A model with its buffers, every stream kept.
-pub struct Model {
-    pub device: Device,
-    pub config: Config,
-    pub weights: Weights,
-    rope: RopeTables,
+/// A folder's model with its buffers, every stream kept.
+pub struct Loaded {
+    model: Model,
     state: State,
+}
+
+impl std::ops::Deref for Loaded {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.model
+    }
 }
 
 /// Tokens that a test's batch may have.
 const TOKENS: usize = 4096;
 
-impl Model {
+impl Loaded {
     /// Loads a folder; `merged` adapters go into the weights, `live` stays beside them.
-    pub fn load(dir: &Path, device: Device, merged: &[PathBuf], live: Option<&Path>) -> Model {
-        Model::stored(dir, device, Storage::Real, merged, live)
+    pub fn load(dir: &Path, device: Device, merged: &[PathBuf], live: Option<&Path>) -> Loaded {
+        Loaded::stored(dir, device, Storage::Real, merged, live)
     }
 
     /// Likewise, the large matrices kept as `storage` says.
@@ -94,22 +98,21 @@ impl Model {
         storage: Storage,
         merged: &[PathBuf],
         live: Option<&Path>,
-    ) -> Model {
+    ) -> Loaded {
         let config = config(dir);
         let (files, _) =
             ModelFiles::open(&at(dir), &config, &merged.iter().map(|m| at(m)).collect::<Vec<_>>()).unwrap();
         let mut arena = Arena::new(&device);
-        let mut weights = Weights::new(&mut arena, &config, storage);
-        weights.load(&config, &files).unwrap();
+        let mut model = Model::new(&mut arena, &config, Mask::Full, storage, 1024);
+        model.load(&files).unwrap();
         let mut rank = 0;
         if let Some(live) = live {
             let (files, _) = ModelFiles::open(&at(dir), &config, &[at(live)]).unwrap();
             rank = files.rank(0);
-            weights.attach(&mut arena, rank, files.adapter(0));
+            model.weights.attach(&mut arena, rank, files.adapter(0));
         }
-        let rope = RopeTables::new(&mut arena, &config, 1024);
         let state = State::new(&mut arena, &config, TOKENS, rank, Keep::Streams);
-        Model { device, config, weights, rope, state }
+        Loaded { model, state }
     }
 
     /// Hidden states `[T, C]` of each sequence of one pack.
@@ -121,8 +124,8 @@ impl Model {
             Some(*at)
         }));
         self.state.set_batch(&ids, &starts).unwrap();
-        let Model { device, config, weights, rope, state } = self;
-        Decoder { device, config, weights, rope, mask, noise: None }.forward(state).unwrap();
+        self.model.mask = mask;
+        self.model.forward(&mut self.state, None).unwrap();
         let (all, c) = (self.state.hidden.to_f64(), self.config.width);
         starts.windows(2).map(|w| all[w[0] as usize * c..w[1] as usize * c].to_vec()).collect()
     }

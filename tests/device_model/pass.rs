@@ -5,13 +5,13 @@ use crate::tiny::{RANK, Tiny};
 use half::bf16;
 use llm2vec::device::Device;
 use llm2vec::memory::Arena;
+use llm2vec::model::Model;
+use llm2vec::model::adapted::Adapted;
 use llm2vec::model::grads::{Grads, LayerGrads, LoraGrads, Scratch};
-use llm2vec::model::llama::Decoder;
 use llm2vec::model::lora::Stack;
 use llm2vec::model::plan;
-use llm2vec::model::rope::RopeTables;
 use llm2vec::model::state::{Keep, Saved, Shared, State};
-use llm2vec::model::weights::{Linear, Storage, Weights};
+use llm2vec::model::weights::{Linear, Storage};
 use llm2vec::ops::attention::{attention_bwd, attention_fwd};
 use llm2vec::ops::contrastive::contrastive_workspace;
 use llm2vec::ops::embed::embed_fwd;
@@ -24,9 +24,7 @@ use llm2vec::tensor::Tensor;
 /// A model with all that a pass needs.
 pub struct Pass<'a> {
     tiny: &'a Tiny,
-    device: Device,
-    pub weights: Weights,
-    rope: RopeTables,
+    pub model: Model,
     pub state: State,
     scratch: Scratch,
     grads: Grads,
@@ -38,18 +36,17 @@ pub type Numbers = (Vec<f64>, Vec<Vec<f64>>);
 impl<'a> Pass<'a> {
     pub fn new(tiny: &'a Tiny, device: &Device, keep: Keep, tokens: usize) -> Pass<'a> {
         let (mut arena, config) = (Arena::new(device), &tiny.config);
-        let mut weights = Weights::new(&mut arena, config, Storage::Real);
-        weights.attach(&mut arena, RANK, |layer, module| tiny.delta(layer, module));
-        plan::workspace(&mut arena, config, &weights, tokens);
-        let rope = RopeTables::new(&mut arena, config, 64);
+        let mut model = Model::new(&mut arena, config, tiny.mask, Storage::Real, 64);
+        model.weights.attach(&mut arena, RANK, |layer, module| tiny.delta(layer, module));
+        plan::workspace(&mut arena, config, &model.weights, tokens);
         let state = State::new(&mut arena, config, tokens, RANK, keep);
         let scratch = Scratch::new(&mut arena, config, tokens, RANK);
-        let grads = Grads::new(&mut arena, &weights);
+        let grads = Grads::new(&mut arena, &model.weights);
         // Of a loss that the caller may have.
         arena.workspace(|| contrastive_workspace(16, 32));
         arena.finish().unwrap();
-        weights.load(config, tiny).unwrap();
-        Pass { tiny, device: device.clone(), weights, rope, state, scratch, grads }
+        model.load(tiny).unwrap();
+        Pass { tiny, model, state, scratch, grads }
     }
 
     fn batch(&mut self, ids: &[i32], starts: &[i32]) {
@@ -65,82 +62,80 @@ impl<'a> Pass<'a> {
     /// The graph. `loss` makes of the hidden states their gradient.
     pub fn graph(&mut self, ids: &[i32], starts: &[i32], loss: impl FnOnce(&Tensor, &mut Tensor)) -> Numbers {
         self.batch(ids, starts);
-        let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, scratch, grads } = self;
-        let decoder = Decoder { device, config, weights, rope, mask: *mask, noise: None };
-        decoder.forward(state).unwrap();
+        let Pass { model, state, scratch, grads, .. } = self;
+        model.forward(state, None).unwrap();
         loss(&state.hidden, &mut scratch.h);
-        decoder.backward(grads, scratch, state).unwrap();
+        model.backward(grads, scratch, state, None).unwrap();
         self.numbers()
     }
 
     /// The hidden states `[N, C]` alone.
     pub fn hidden(&mut self, ids: &[i32], starts: &[i32]) -> Vec<f64> {
         self.batch(ids, starts);
-        let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, .. } = self;
-        Decoder { device, config, weights, rope, mask: *mask, noise: None }.forward(state).unwrap();
+        self.model.forward(&mut self.state, None).unwrap();
         self.state.hidden.to_f64()
     }
 
     /// [`Pass::graph`] under `--check-finite`: what it says.
     pub fn checked(&mut self, ids: &[i32], starts: &[i32], dh: &[f32]) -> String {
-        self.state.watch(&mut Arena::new(&self.device), &self.tiny.config);
+        self.state.watch(&mut Arena::new(&self.model.device), &self.tiny.config);
         self.batch(ids, starts);
         self.scratch.h.put_rows(0, dh).unwrap();
-        let Pass { tiny: Tiny { config, mask, .. }, device, weights, rope, state, scratch, grads } = self;
-        let decoder = Decoder { device, config, weights, rope, mask: *mask, noise: None };
-        let done = decoder.forward(state).and_then(|()| decoder.backward(grads, scratch, state));
+        let Pass { model, state, scratch, grads, .. } = self;
+        let done = model.forward(state, None).and_then(|()| model.backward(grads, scratch, state, None));
         let done = done.and_then(|()| state.verdict());
         done.map_or_else(|e| e.to_string(), |()| "nothing".into())
     }
 
     /// The chain, under the same loss. Every layer's state is kept, on a CPU that computes in f32.
     pub fn chain(&mut self, ids: &[i32], starts: &[i32], loss: impl FnOnce(&Tensor, &mut Tensor)) -> Numbers {
-        self.weights.trained_mut().for_each(round);
+        self.model.weights.trained_mut().for_each(round);
         self.batch(ids, starts);
-        embed_fwd(&self.device, &mut self.state.streams[0], &self.weights.embed, &self.state.ids).unwrap();
+        embed_fwd(&self.model.device, &mut self.state.streams[0], &self.model.weights.embed, &self.state.ids)
+            .unwrap();
         let layers = self.tiny.config.layers;
         (0..layers).for_each(|i| self.block_fwd(i));
         let State { streams, hidden, rstd, .. } = &mut self.state;
-        let (eps, w) = (self.tiny.config.norm_eps, &self.weights.norm);
-        rmsnorm_fwd(&self.device, hidden, rstd, &streams[layers], w, eps).unwrap();
+        let (eps, w) = (self.tiny.config.norm_eps, &self.model.weights.norm);
+        rmsnorm_fwd(&self.model.device, hidden, rstd, &streams[layers], w, eps).unwrap();
         round(hidden);
         let Scratch { stream: [outer, _], h, .. } = &mut self.scratch;
         loss(hidden, h);
         round(h);
-        rmsnorm_bwd(&self.device, outer, h, None, &streams[layers], w, rstd).unwrap();
+        rmsnorm_bwd(&self.model.device, outer, h, None, &streams[layers], w, rstd).unwrap();
         round(outer);
         (0..layers).rev().for_each(|i| self.block_bwd(i));
         self.numbers()
     }
 
     fn block_fwd(&mut self, i: usize) {
-        let Pass { tiny, device: d, weights, rope, state, .. } = self;
+        let Pass { tiny, model: Model { device: d, weights, rope, .. }, state, .. } = self;
         let (heads, eps, w) = (tiny.config.heads, tiny.config.norm_eps, &weights.layers[i]);
         let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
         let (before, after) = streams.split_at_mut(i + 1);
         let (before, after) = (&before[i], &mut after[0]);
         let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &mut saved[i];
-        let [xa_qkv, xa_o, xa_gate_up, xa_down] = xa;
+        let Adapted { qkv: xa_qkv, o: xa_o, gate_up: xa_gate_up, down: xa_down } = xa;
         rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps).unwrap();
         round(h);
-        linear(d, qkv, xa_qkv, h, &w.qkv);
+        linear(d, qkv, xa_qkv, h, &w.linears.qkv);
         rope_fwd(d, qkv, &rope.cos, &rope.sin, positions, heads).unwrap();
         round(qkv);
         attention_fwd(d, attention, lse.as_mut(), qkv, starts, heads, tiny.mask, None).unwrap();
         round(attention);
-        linear(d, middle, xa_o, attention, &w.o);
+        linear(d, middle, xa_o, attention, &w.linears.o);
         add(middle, before);
         rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps).unwrap();
         round(h2);
-        linear(d, gate_up, xa_gate_up, h2, &w.gate_up);
+        linear(d, gate_up, xa_gate_up, h2, &w.linears.gate_up);
         swiglu_fwd(d, act, gate_up).unwrap();
         round(act);
-        linear(d, after, xa_down, act, &w.down);
+        linear(d, after, xa_down, act, &w.linears.down);
         add(after, middle);
     }
 
     fn block_bwd(&mut self, i: usize) {
-        let Pass { tiny, device: d, weights, rope, state, scratch, grads } = self;
+        let Pass { tiny, model: Model { device: d, weights, rope, .. }, state, scratch, grads } = self;
         let (heads, w) = (tiny.config.heads, &weights.layers[i]);
         let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
         let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &mut saved[i];
@@ -161,14 +156,14 @@ impl<'a> Pass<'a> {
         } = scratch;
         let [outer, inner] = stream;
         let LayerGrads { qkv: g_qkv, o: g_o, gate_up: g_gate_up, down: g_down } = &mut grads.layers[i];
-        linear_bwd(d, dact, g_down, &mut dxa[3], outer, act, &xa[3], &w.down);
+        linear_bwd(d, dact, g_down, &mut dxa.down, outer, act, &xa.down, &w.linears.down);
         swiglu_bwd(d, dgate_up, dact, gate_up).unwrap();
         round(dgate_up);
-        linear_bwd(d, dh, g_gate_up, &mut dxa[2], dgate_up, h2, &xa[2], &w.gate_up);
+        linear_bwd(d, dh, g_gate_up, &mut dxa.gate_up, dgate_up, h2, &xa.gate_up, &w.linears.gate_up);
         rmsnorm_bwd(d, inner, dh, None, middle, &w.mlp_norm, rstd2).unwrap();
         round(inner);
         add(inner, outer);
-        linear_bwd(d, dattention, g_o, &mut dxa[1], inner, attention, &xa[1], &w.o);
+        linear_bwd(d, dattention, g_o, &mut dxa.o, inner, attention, &xa.o, &w.linears.o);
         attention_bwd(
             d,
             dqkv,
@@ -185,7 +180,7 @@ impl<'a> Pass<'a> {
         round(dqkv);
         rope_bwd(d, dqkv, &rope.cos, &rope.sin, positions, heads).unwrap();
         round(dqkv);
-        linear_bwd(d, dh, g_qkv, &mut dxa[0], dqkv, h, &xa[0], &w.qkv);
+        linear_bwd(d, dh, g_qkv, &mut dxa.qkv, dqkv, h, &xa.qkv, &w.linears.qkv);
         rmsnorm_bwd(d, outer, dh, None, &streams[i], &w.attention_norm, rstd).unwrap();
         round(outer);
         add(outer, inner);

@@ -134,7 +134,7 @@ impl Run {
     }
 
     fn trained(&mut self) -> Vec<Vec<f64>> {
-        self.learner.weights.trained_mut().map(|t| t.to_f64()).collect()
+        self.learner.model.weights.trained_mut().map(|t| t.to_f64()).collect()
     }
 }
 

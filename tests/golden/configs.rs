@@ -1,7 +1,7 @@
 //! What Transformers makes of a config.json, keys left out and all: every file of `configs.json`, made by
 //! `make_configs.py`, is read to the same numbers, or refused where Transformers cannot run it either.
 
-use super::common::{Model, distance, here};
+use super::common::{Loaded, distance, here};
 use llm2vec::device::Device;
 use llm2vec::format::hf::read_json;
 use llm2vec::model::config::{Attention, Config};
@@ -82,7 +82,7 @@ fn a_window_on_both_sides_reaches_as_far_as_transformers() {
     let window = &read_json(&here("tests/golden/configs.json")).unwrap()["window"];
     let ids: Vec<i32> = numbers(&window["ids"]).iter().map(|&id| id as i32).collect();
     let mut model =
-        Model::load(&here("tests/golden").join(window["model"].as_str().unwrap()), Device::cpu(), &[], None);
+        Loaded::load(&here("tests/golden").join(window["model"].as_str().unwrap()), Device::cpu(), &[], None);
     let mask = model.config.mask(Attention::Window).unwrap();
     assert_eq!((model.config.window, mask), (Some(5), Mask::Window(6)));
     let [got, narrow] = [mask, Mask::Window(5)].map(|mask| model.hidden(&[&ids], mask).remove(0));

@@ -79,7 +79,7 @@ impl Golden {
             pack.starts.push(pack.ids.len() as i32);
         }
         let (mut learner, mut arena) = self.learner(folder, adapter);
-        let mut mntp = Mntp::new(&mut arena, &learner.config, TOKENS);
+        let mut mntp = Mntp::new(&mut arena, &learner.model.config, TOKENS);
         let noise = Default::default();
         let by = |step| AdamW { rate: 5e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.01, step };
         let mut losses = Vec::new();
@@ -98,7 +98,7 @@ impl Golden {
             assert!((got - want).abs() < 1e-3, "{}: loss after {step} steps {got} {want}", self.name);
         }
         self.compared += 1 + want.len();
-        for (layer, module, delta) in learner.weights.adapter().unwrap() {
+        for (layer, module, delta) in learner.model.weights.adapter().unwrap() {
             for (side, got) in [("A", delta.a), ("B", delta.b)] {
                 let name = format!("adamw.final.{}", tensor_name(layer, module, side));
                 let want = self.floats(&name).unwrap();
@@ -126,7 +126,7 @@ impl Golden {
         for chunk in [0, 2] {
             let rule = Rule { pooling: Pooling::Mean, loss: InfoNce { scale: 20.0, margin: None }, chunk };
             let (mut learner, mut arena) = self.learner(folder, adapter);
-            let c = learner.config.width;
+            let c = learner.model.config.width;
             let mut loss = Contrastive::new(&mut arena, c, queries, texts.len() - queries, texts.len());
             let outcome = loss.learn(&mut learner, &batch, rule, None, 1.0).unwrap();
             let want = self.floats(&format!("{stage}.loss")).unwrap()[0];
@@ -150,9 +150,10 @@ impl Golden {
 
     /// Every LoRA gradient to 1e-3 of the tensor's norm, and the norm of all.
     fn gradients(&mut self, stage: &str, learner: &Learner) {
-        let heads = learner.config.heads;
-        let (q, kv, f) = (heads.query * heads.width, heads.key * heads.width, learner.config.feed_forward);
-        let c = learner.config.width;
+        let heads = learner.model.config.heads;
+        let (q, kv, f) =
+            (heads.query * heads.width, heads.key * heads.width, learner.model.config.feed_forward);
+        let c = learner.model.config.width;
         let parts: [&[(&str, usize)]; 4] = [
             &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)],
             &[("o_proj", c)],

@@ -34,7 +34,7 @@ fn gradients(dir: &Path, device: &Device, keep: Keep, rule: Rule, same: bool) ->
     let batch = batch(crate::common::config(dir).vocab, same);
     let tokens: usize = batch.sequences.iter().map(|s| s.ids.len()).sum();
     let (mut learner, mut arena) = learner(dir, device, &MODULES, Mask::Full, keep, tokens);
-    let mut loss = Contrastive::new(&mut arena, learner.config.width, QUERIES, ALL - QUERIES, ALL);
+    let mut loss = Contrastive::new(&mut arena, learner.model.config.width, QUERIES, ALL - QUERIES, ALL);
     loss.learn(&mut learner, &batch, rule, Some(&NOISE), 0.5).unwrap();
     let second = Noise { first: NOISE.first + tokens as u64, ..NOISE };
     let outcome = loss.learn(&mut learner, &batch, rule, Some(&second), 0.5).unwrap();
