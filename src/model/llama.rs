@@ -86,7 +86,8 @@ impl Decoder<'_> {
 
     /// Adds to `grads` what the gradient of `state.hidden`, given in `scratch.h`, says about every adapter.
     ///
-    /// `state` is as the forward of the same batch and noise left it, with [`Keep::All`] or [`Keep::Streams`].
+    /// `state` is as the forward of the same batch and noise left it, with [`Keep::All`](super::state::Keep::All) or
+    /// [`Keep::Streams`](super::state::Keep::Streams).
     /// Nothing flows into the embedding, which is frozen.
     pub fn backward(&self, grads: &mut Grads, scratch: &mut Scratch, state: &mut State) -> Result<()> {
         if state.saved[0].lse.is_none() {

@@ -24,7 +24,7 @@ pub enum Storage {
 pub struct Linear {
     /// [M, K]
     pub w: Tensor,
-    /// [M]
+    /// `[M]`
     pub bias: Option<Tensor>,
     /// Live adapters of its parts.
     pub lora: Option<Stack>,
@@ -34,13 +34,13 @@ pub struct Linear {
 /// One decoder block.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// [C]
+    /// `[C]`
     pub attention_norm: Tensor,
     /// [(H + 2G) D, C]: q, k, v
     pub qkv: Linear,
     /// [C, H D]
     pub o: Linear,
-    /// [C]
+    /// `[C]`
     pub mlp_norm: Tensor,
     /// [2F, C]: gate, up
     pub gate_up: Linear,
@@ -55,7 +55,7 @@ pub struct Weights {
     pub embed: Tensor,
     /// L of them
     pub layers: Vec<Layer>,
-    /// [C]
+    /// `[C]`
     pub norm: Tensor,
     /// [V, C] where it was asked for and is not `embed` itself
     head: Option<Tensor>,
