@@ -103,8 +103,8 @@ fn settings(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::Wa
 
 /// PTX that is not ours.
 fn foreign(c: &mut Criterion) {
-    const BASICS: &str = include_str!("../tests/emulator/ptx/basics.ptx");
-    const GEMM: &str = include_str!("../tests/emulator/ptx/gemm.ptx");
+    const BASICS: &str = include_str!("../src/emulator/tests/conformance/ptx/basics.ptx");
+    const GEMM: &str = include_str!("../src/emulator/tests/conformance/ptx/gemm.ptx");
     let (n, m, k) = (1 << 18, 256usize, 512usize);
     let mut subjects = [
         Foreign::new(ARITHMETIC, "arithmetic", 64, 128, 0, vec![Arg::Out(64 * 512), int(1000)]),

@@ -5,7 +5,7 @@
 
 #[path = "common/answers.rs"]
 mod answers;
-#[path = "common/ptx.rs"]
+#[path = "../src/emulator/tests/conformance/ptx.rs"]
 mod ptx;
 #[path = "device/run.rs"]
 mod run;

@@ -7,7 +7,7 @@
 mod answers;
 #[path = "device/run.rs"]
 mod device;
-#[path = "common/ptx.rs"]
+#[path = "../src/emulator/tests/conformance/ptx.rs"]
 mod ptx;
 
 use device::{all, bits, run};

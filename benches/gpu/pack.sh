@@ -24,7 +24,7 @@ mkdir -p "$pack/bin" "$pack/tests"
 export REQUIRE_NVCC=1
 cargo build --release --bin llm2vec
 strip -o "$pack/bin/llm2vec" target/release/llm2vec
-cargo test --release --no-run --message-format=json "${tests[@]}" | built | while read -r program; do
+cargo test --release -p llm2vec --no-run --message-format=json "${tests[@]}" | built | while read -r program; do
     name=$(basename "$program")
     # deps/NAME-HASH; the program itself is among what tests need.
     if [ "$name" != llm2vec ]; then strip -o "$pack/tests/${name%-*}" "$program"; fi

@@ -1,6 +1,7 @@
 //! `llm2vec emulate`: any kernel of a PTX file on the checking emulator, from `.npy` to `.npy`.
 
 use crate::cli::print;
+use crate::device::emulated::failure;
 use crate::device::emulator::{self, Emulator, Launch, Module, Swizzle, TensorMap};
 use crate::error::{Error, Result};
 use crate::format::{atomic, npy};
@@ -89,7 +90,8 @@ impl Emulate {
         let text = std::fs::read(&self.ptx).map_err(|e| Error::io(&self.ptx, e))?;
         let text =
             String::from_utf8(text).map_err(|_| Error::file(&self.ptx, "is no text; PTX was wanted"))?;
-        let mut emulator = Emulator::new(Module::parse(&self.ptx.to_string_lossy(), &text)?)?;
+        let module = Module::parse(&self.ptx.to_string_lossy(), &text).map_err(failure)?;
+        let mut emulator = Emulator::new(module).map_err(failure)?;
         let (mut values, mut outputs) = (Vec::new(), Vec::new());
         for (i, arg) in self.arg.iter().enumerate() {
             values.push(argument(&mut emulator, &format!("arg{i}"), arg, &mut outputs)?);
@@ -101,13 +103,13 @@ impl Emulate {
             shared: self.smem,
             seed: self.seed,
             budget: self.budget,
-            ..Launch::default()
+            workers: rayon::current_num_threads(),
         };
         let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
-        let counters = emulator.launch(&self.kernel, &launch, &values)?;
+        let counters = emulator.launch(&self.kernel, &launch, &values).map_err(failure)?;
         for output in outputs {
             let count: usize = output.shape.iter().product();
-            let bytes = emulator.read(output.address, count * output.element.size())?;
+            let bytes = emulator.read(output.address, count * output.element.size()).map_err(failure)?;
             atomic::write(&output.path, &output.element.file(&output.shape, &bytes))?;
         }
         match self.counters {
@@ -163,7 +165,7 @@ fn argument(emulator: &mut Emulator, name: &str, arg: &str, outputs: &mut Vec<Ou
     };
     let tile = tile.ok_or_else(|| wrong("no tile such as 64,32"))?;
     let array = array(emulator, name, of, outputs, &wrong)?;
-    Ok(emulator.tensor_map(&array.map(&tile, swizzle))?.to_vec())
+    Ok(emulator.tensor_map(&array.map(&tile, swizzle)).map_err(failure)?.to_vec())
 }
 
 /// Makes the memory of an array.
@@ -207,7 +209,7 @@ impl Array {
     fn load(emulator: &mut Emulator, name: &str, element: Element, path: &Path) -> Result<Array> {
         let (shape, bytes) = element.load(path)?;
         let address = emulator.allocate(name, bytes.len());
-        emulator.write(address, &bytes)?;
+        emulator.write(address, &bytes).map_err(failure)?;
         Ok(Array { element, shape, address })
     }
 

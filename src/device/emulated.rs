@@ -86,12 +86,12 @@ impl Emulated {
 
     /// Copies to the device.
     pub fn write(&self, to: u64, from: &[u8]) -> Result<()> {
-        self.state().emulator.write(to, from)
+        self.state().emulator.write(to, from).map_err(failure)
     }
 
     /// Copies to the host; all of it must have been written.
     pub fn read(&self, to: &mut [u8], from: u64) -> Result<()> {
-        to.copy_from_slice(&self.state().emulator.read(from, to.len())?);
+        to.copy_from_slice(&self.state().emulator.read(from, to.len()).map_err(failure)?);
         Ok(())
     }
 
@@ -136,13 +136,13 @@ impl Emulated {
             return Ok(module.clone());
         }
         let text = String::from_utf8_lossy(image.bytes.strip_suffix(b"\0").unwrap_or(image.bytes));
-        let module = Module::parse(&format!("{}.{}.ptx", key.0, key.1), &text)?;
+        let module = Module::parse(&format!("{}.{}.ptx", key.0, key.1), &text).map_err(failure)?;
         Ok(parsed.entry(key).or_insert(Arc::new(module)).clone())
     }
 
     /// Runs `ptx` in place of what the build holds of file `stem`, none of whose kernels has been launched here.
     pub fn substitute(&self, stem: &'static str, ptx: &str) -> Result<()> {
-        let module = Module::parse(&format!("{stem}.ptx"), ptx)?;
+        let module = Module::parse(&format!("{stem}.ptx"), ptx).map_err(failure)?;
         self.state().load(stem, Arc::new(module))
     }
 
@@ -165,7 +165,7 @@ impl Emulated {
             steps: vec![1; tiles.tile.len()],
             swizzle: tiles.swizzle,
         };
-        let bytes = self.state().emulator.tensor_map(&map)?;
+        let bytes = self.state().emulator.tensor_map(&map).map_err(failure)?;
         let mut words = [0; 16];
         for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
             *word = u64::from_le_bytes(*bytes);
@@ -190,7 +190,7 @@ impl Emulated {
 
 impl State {
     fn load(&mut self, stem: &'static str, module: Arc<Module>) -> Result<()> {
-        self.emulator.load(module)?;
+        self.emulator.load(module).map_err(failure)?;
         self.loaded.push(stem);
         Ok(())
     }
@@ -203,21 +203,33 @@ impl State {
         match action {
             Action::Launch { kernel, launch, arguments } => {
                 let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
-                let launch = emulator::Launch { seed: self.seed, ..launch };
-                let counters = self.emulator.launch(kernel, &launch, &arguments)?;
+                let workers = rayon::current_num_threads();
+                let launch = emulator::Launch { seed: self.seed, workers, ..launch };
+                let counters = self.emulator.launch(kernel, &launch, &arguments).map_err(failure)?;
                 if let Some(counted) = &mut self.counted {
                     counted.push((kernel, counters));
                 }
                 Ok(())
             }
-            Action::Fill { address, byte, bytes } => self.emulator.fill(address, byte, bytes),
-            Action::Copy { to, from, bytes } => {
-                let copied = self.emulator.read(from, bytes)?;
-                self.emulator.write(to, &copied)
+            Action::Fill { address, byte, bytes } => {
+                self.emulator.fill(address, byte, bytes).map_err(failure)
             }
-            Action::Divide { address, parts } => self.emulator.divide(address, &parts),
-            Action::Rename { address, name } => self.emulator.rename(address, &name),
+            Action::Copy { to, from, bytes } => {
+                let copied = self.emulator.read(from, bytes).map_err(failure)?;
+                self.emulator.write(to, &copied).map_err(failure)
+            }
+            Action::Divide { address, parts } => self.emulator.divide(address, &parts).map_err(failure),
+            Action::Rename { address, name } => self.emulator.rename(address, &name).map_err(failure),
         }
+    }
+}
+
+/// What the emulator refuses or reports, as an error of ours. A `From` would leave many a `?` elsewhere with two choices.
+pub fn failure(error: emulator::Error) -> Error {
+    match error {
+        emulator::Error::Usage(what) => Error::Usage(what),
+        emulator::Error::Ptx { file, what } => Error::file(file, what),
+        emulator::Error::Finding(what) => Error::Device(what),
     }
 }
 

@@ -10,7 +10,6 @@ pub mod cpu;
 #[allow(unsafe_code)]
 pub mod cuda;
 pub mod emulated;
-pub mod emulator;
 #[allow(unsafe_code)]
 pub mod gpu;
 pub mod images;
@@ -18,6 +17,8 @@ pub mod mapped;
 pub mod system;
 
 use crate::error::{Error, Result};
+/// Runs the kernels' PTX on the CPU, checked and counted.
+pub use ptx_emulator as emulator;
 
 /// Element types of tensors and of weight files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 /// What one block computes on its way: kept per layer where a backward follows, else shared by all.
 #[derive(Clone, Debug)]
 pub struct Saved {
-    /// [N]
+    /// `[N]`
     pub rstd: Tensor,
     /// [N, (H + 2G) D] rotated q and k, and v
     pub qkv: Tensor,
@@ -21,7 +21,7 @@ pub struct Saved {
     pub lse: Option<Tensor>,
     /// [N, C] the stream between attention and feed-forward
     pub middle: Tensor,
-    /// [N]
+    /// `[N]`
     pub rstd2: Tensor,
     /// [N, 2F]
     pub gate_up: Tensor,
@@ -62,11 +62,11 @@ pub struct State {
     pub shared: Shared,
     /// [N, C] the stream after the final norm
     pub hidden: Tensor,
-    /// [N]
+    /// `[N]`
     pub rstd: Tensor,
-    /// [N]
+    /// `[N]`
     pub ids: Tensor,
-    /// [N] position of each token in its sequence
+    /// `[N]` position of each token in its sequence
     pub positions: Tensor,
     /// [B + 1]
     pub starts: Tensor,

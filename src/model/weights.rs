@@ -25,7 +25,7 @@ pub enum Storage {
 pub struct Linear {
     /// [M, K]
     pub w: Tensor,
-    /// [M]
+    /// `[M]`
     pub bias: Option<Tensor>,
     /// Live adapters of its parts.
     pub lora: Option<Stack>,
@@ -35,9 +35,9 @@ pub struct Linear {
 /// One decoder block.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    /// [C]
+    /// `[C]`
     pub attention_norm: Tensor,
-    /// [C]
+    /// `[C]`
     pub mlp_norm: Tensor,
     /// qkv [(H + 2G) D, C], o [C, H D], gate_up [2F, C], down [C, F]
     pub linears: Adapted<Linear>,
@@ -50,7 +50,7 @@ pub struct Weights {
     pub embed: Tensor,
     /// L of them
     pub layers: Vec<Layer>,
-    /// [C]
+    /// `[C]`
     pub norm: Tensor,
     /// [V, C] where it was asked for and is not `embed` itself
     head: Option<Tensor>,

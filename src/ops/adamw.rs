@@ -49,7 +49,7 @@ pub struct Clip<'a> {
 ///
 /// | operand | shape | dtype     | role        |
 /// |---------|-------|-----------|-------------|
-/// | `norm`  | [1]   | statistic | overwritten |
+/// | `norm`  | `[1]` | statistic | overwritten |
 /// | `grads` | any   | statistic | read        |
 ///
 /// A NaN or infinite element makes the norm so.
@@ -129,9 +129,9 @@ fn cpu_square_sum<R: Real>(g: &[R]) -> f64 {
 ///
 /// | operand  | shape | dtype     | role                                          |
 /// |----------|-------|-----------|-----------------------------------------------|
-/// | `p`      | [K]   | statistic | updated: the master weights                   |
-/// | `m`, `v` | [K]   | statistic | updated: means of the gradient and its square |
-/// | `g`      | [K]   | statistic | read                                          |
+/// | `p`      | `[K]` | statistic | updated: the master weights                   |
+/// | `m`, `v` | `[K]` | statistic | updated: means of the gradient and its square |
+/// | `g`      | `[K]` | statistic | read                                          |
 ///
 /// `[K]` is any one shape. Errors if the shapes differ or the step is 0. Source: Loshchilov & Hutter 2019,
 /// arXiv:1711.05101, algorithm 2, in the order of operations of `torch.optim.AdamW`.

@@ -26,12 +26,12 @@ pub struct InfoNce {
 ///
 /// | operand | shape  | dtype     | role                                                                       |
 /// |---------|--------|-----------|----------------------------------------------------------------------------|
-/// | `total` | [2]    | statistic | overwritten: mean loss, queries whose positive scores above every negative |
-/// | `loss`  | [P]    | statistic | overwritten, nats                                                          |
-/// | `lse`   | [P]    | statistic | overwritten                                                                |
+/// | `total` | `[2]`  | statistic | overwritten: mean loss, queries whose positive scores above every negative |
+/// | `loss`  | `[P]`  | statistic | overwritten, nats                                                          |
+/// | `lse`   | `[P]`  | statistic | overwritten                                                                |
 /// | `q`     | [P, C] | statistic | read: unit vectors                                                         |
 /// | `c`     | [M, C] | statistic | read: unit vectors, the P positives first                                  |
-/// | `ids`   | [M]    | i32       | read: candidates of equal id are the same text, no negatives of each other |
+/// | `ids`   | `[M]`  | i32       | read: candidates of equal id are the same text, no negatives of each other |
 ///
 /// Errors if a shape does not fit or M < P, or on a GPU if C is no multiple of 8. Source: Oord et al. 2018,
 /// arXiv:1807.03748, eq. 4, as LLM2Vec's `HardNegativeNLLLoss`; the margin from GISTEmbed, Solatorio 2024, arXiv:2402.16829.
@@ -206,7 +206,7 @@ fn limits<'a>(
 /// | `dq`             | [P, C] | statistic | overwritten             |
 /// | `dc`             | [M, C] | statistic | overwritten             |
 /// | `q`, `c`, `ids`  |        |           | read, as in the forward |
-/// | `lse`            | [P]    | statistic | read, from the forward  |
+/// | `lse`            | `[P]`  | statistic | read, from the forward  |
 ///
 /// `dmean` is the gradient of the mean loss.
 #[allow(clippy::too_many_arguments)]

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 /// |---------|--------|----------------|-------------|
 /// | `x`     | [N, C] | activation     | overwritten |
 /// | `table` | [V, C] | that, or bf16  | read        |
-/// | `ids`   | [N]    | i32, in [0, V) | read        |
+/// | `ids`   | `[N]`  | i32, in [0, V) | read        |
 ///
 /// Errors if a shape does not fit or an id lies outside the table; on a GPU, where nothing looks at the ids before the kernel,
 /// such a row becomes NaN.

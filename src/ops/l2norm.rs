@@ -13,7 +13,7 @@ use rayon::prelude::*;
 /// | operand | shape  | dtype     | role        |
 /// |---------|--------|-----------|-------------|
 /// | `y`     | [B, C] | statistic | overwritten |
-/// | `norm`  | [B]    | statistic | overwritten |
+/// | `norm`  | `[B]`  | statistic | overwritten |
 /// | `x`     | [B, C] | statistic | read        |
 ///
 /// `eps` has the unit of x. Errors if a shape does not fit. Source: `torch.nn.functional.normalize` (eps 1e-12).
@@ -47,7 +47,7 @@ fn cpu_fwd<R: Real>(y: &mut [R], norm: &mut [R], x: &[R], c: usize, eps: f64) {
 /// | `dx`    | [B, C] | statistic | overwritten            |
 /// | `dy`    | [B, C] | statistic | read                   |
 /// | `y`     | [B, C] | statistic | read, from the forward |
-/// | `norm`  | [B]    | statistic | read, from the forward |
+/// | `norm`  | `[B]`  | statistic | read, from the forward |
 ///
 /// `eps` as in the forward.
 pub fn l2norm_bwd(

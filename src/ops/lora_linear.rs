@@ -55,7 +55,7 @@ impl Lora<'_> {
 /// | `xa`       | [N, S R] | activation                               | overwritten with drop(x) Aᵀ; needed with `lora` |
 /// | `x`        | [N, K]   | activation                               | read                         |
 /// | `w`        | [M, K]   | activation, bf16, or packed bf16 panels  | read                         |
-/// | `bias`     | [M]      | activation                               | read                         |
+/// | `bias`     | `[M]`    | activation                               | read                         |
 /// | `residual` | [N, M]   | activation                               | read                         |
 ///
 /// With packed panels `x` is rounded to bf16 as well; sums are always f32 or better. A GPU takes f32 A and B, K, M and

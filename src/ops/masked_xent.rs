@@ -16,13 +16,13 @@ mod tests;
 ///
 /// | operand  | shape  | dtype                                   | role                                             |
 /// |----------|--------|-----------------------------------------|--------------------------------------------------|
-/// | `total`  | [2]    | statistic                               | overwritten: mean loss, rows whose largest logit is the label's |
-/// | `loss`   | [P]    | statistic                               | overwritten, nats                                |
-/// | `lse`    | [P]    | statistic                               | overwritten                                      |
+/// | `total`  | `[2]`  | statistic                               | overwritten: mean loss, rows whose largest logit is the label's |
+/// | `loss`   | `[P]`  | statistic                               | overwritten, nats                                |
+/// | `lse`    | `[P]`  | statistic                               | overwritten                                      |
 /// | `x`      | [N, C] | activation                              | read at `rows`                                   |
 /// | `w`      | [V, C] | activation, bf16, or packed bf16 panels | read                                             |
-/// | `rows`   | [P]    | i32, in [0, N)                          | read                                             |
-/// | `labels` | [P]    | i32, in [0, V)                          | read                                             |
+/// | `rows`   | `[P]`  | i32, in [0, N)                          | read                                             |
+/// | `labels` | `[P]`  | i32, in [0, V)                          | read                                             |
 ///
 /// Errors if a shape does not fit, an index is out of range, or there is no row: its mean loss would be NaN. On a GPU, C
 /// must be a multiple of 8, and nothing looks at the indices before the kernel: who makes them answers for them.
@@ -211,7 +211,7 @@ fn gpu_fwd(
 /// | `dx`     | [N, C] | activation              | overwritten; 0 outside `rows`                     |
 /// | `dw`     | [V, C] | statistic               | added to; `None` = frozen                         |
 /// | `x`, `w`, `rows`, `labels` | | as in the forward | read                                             |
-/// | `lse`    | [P]    | statistic               | read, from the forward                            |
+/// | `lse`    | `[P]`  | statistic               | read, from the forward                            |
 ///
 /// `dmean` is the gradient of the mean loss. On a GPU, no row may be picked twice.
 #[allow(clippy::too_many_arguments)]

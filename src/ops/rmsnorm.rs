@@ -13,9 +13,9 @@ use rayon::prelude::*;
 /// | operand | shape  | dtype      | role        |
 /// |---------|--------|------------|-------------|
 /// | `y`     | [N, C] | activation | overwritten |
-/// | `rstd`  | [N]    | statistic  | overwritten |
+/// | `rstd`  | `[N]`  | statistic  | overwritten |
 /// | `x`     | [N, C] | activation | read        |
-/// | `w`     | [C]    | activation | read        |
+/// | `w`     | `[C]`  | activation | read        |
 ///
 /// `eps` has the unit of x². Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
 pub fn rmsnorm_fwd(
@@ -78,7 +78,7 @@ fn cpu_fwd<R: Real>(y: &mut [R], rstd: &mut [R], x: &[R], w: &[R], c: usize, eps
 /// | `dy`       | [N, C] | activation | read                                                               |
 /// | `skip`     | [N, C] | activation | read: what reaches x past the norm, by the residual connection     |
 /// | `x`, `w`   |        |            | read, as in the forward                                            |
-/// | `rstd`     | [N]    | statistic  | read, from the forward                                             |
+/// | `rstd`     | `[N]`  | statistic  | read, from the forward                                             |
 pub fn rmsnorm_bwd(
     device: &Device,
     dx: &mut Tensor,

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 /// |-------------|-----------------|----------------|---------------------------------------------|
 /// | `qkv`       | [N, (H + 2G) D] | activation     | q and k columns overwritten, v left alone   |
 /// | `cos`, `sin`| [P, D/2]        | statistic      | read: cosine and sine of position * freq    |
-/// | `positions` | [N]             | i32, in [0, P) | read                                        |
+/// | `positions` | `[N]`           | i32, in [0, P) | read                                        |
 ///
 /// Errors if a shape does not fit or a position lies outside the tables (on a GPU, such a row becomes NaN). Source: Su et al. 2021, arXiv:2104.09864,
 /// in the half-split layout of Llama checkpoints in Transformers.

@@ -26,7 +26,7 @@ pub fn pack(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
 /// A pack: its sequences one after the other, as the graph takes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pack {
-    /// [N]
+    /// `[N]`
     pub ids: Vec<i32>,
     /// [B + 1] first token of each sequence, then N.
     pub starts: Vec<i32>,

@@ -20,7 +20,7 @@ pub struct Limits {
 pub enum Compat {
     /// Ours: spans from token offsets, cuts between characters.
     Default,
-    /// The reference implementation's, quirks included ([`reference`]).
+    /// The reference implementation's, quirks included ([`reference`](mod@crate::text::reference)).
     Reference,
     /// sentence-transformers': prompt and text as one string, cut between tokens whatever they stand for.
     SentenceTransformers,

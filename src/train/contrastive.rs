@@ -32,7 +32,7 @@ pub struct Batch {
     pub sequences: Vec<Sequence>,
     /// P
     pub queries: usize,
-    /// [M] candidates of equal number are the same text, no negatives of each other; `None` if none are.
+    /// `[M]` candidates of equal number are the same text, no negatives of each other; `None` if none are.
     pub same: Option<Vec<i32>>,
 }
 

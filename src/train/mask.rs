@@ -82,13 +82,13 @@ pub struct Masking {
 /// A pack of sequences with hidden tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masked {
-    /// [N] what the model sees.
+    /// `[N]` what the model sees.
     pub ids: Vec<i32>,
     /// [B+1] where its sequences start, and N.
     pub starts: Vec<i32>,
-    /// [M] rows whose hidden state predicts: the row *before* each hidden token.
+    /// `[M]` rows whose hidden state predicts: the row *before* each hidden token.
     pub rows: Vec<i32>,
-    /// [M] the token that was there. A hidden token that starts a sequence has no row before it and no label.
+    /// `[M]` the token that was there. A hidden token that starts a sequence has no row before it and no label.
     pub labels: Vec<i32>,
 }
 

@@ -2,10 +2,29 @@
 
 use llm2vec::format::npy;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+/// It counts to n.
+const SPIN: &str = "
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry spin(.param .u32 n)
+{
+    .reg .pred %q; .reg .b32 %r<2>;
+    ld.param.u32 %r0, [n];
+    mov.u32 %r1, 0;
+L:
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %q, %r1, %r0;
+    @%q bra L;
+    ret;
+}
+";
 
 fn emulate(dir: &Path, ptx: &str, args: &str) -> Output {
-    let ptx = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/ptx").join(ptx);
+    let ptx = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/emulator/tests/conformance/ptx").join(ptx);
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
     command
         .current_dir(dir)
@@ -86,4 +105,28 @@ fn what_goes_wrong_is_one_line() {
     fails("bugs.ptx", "--kernel misaligned --block 1 --arg f99:a", 2, &["--arg f99:a"]);
     fails("bugs.ptx", "--kernel misaligned --block 1 --arg i32:a.npy", 1, &["a.npy", "another type"]);
     fails("none.ptx", "--kernel misaligned --block 1", 1, &["none.ptx"]);
+}
+
+/// `-t` counts the threads of the pool and of a launch alike.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_command_has_so_many_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("spin.ptx");
+    std::fs::write(&file, SPIN).unwrap();
+    let most = |threads: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
+        command.args(["-t", &threads.to_string(), "emulate", "--kernel", "spin", "--grid", "160"]);
+        command.args(["--block", "32", "--arg", "i32=10000", "--ptx"]).arg(&file).stdout(Stdio::null());
+        let (mut child, mut most) = (command.spawn().unwrap(), 0);
+        let tasks = format!("/proc/{}/task", child.id());
+        while child.try_wait().unwrap().is_none() {
+            most = most.max(std::fs::read_dir(&tasks).map_or(0, Iterator::count));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(child.wait().unwrap().success());
+        most
+    };
+    // Two more in the pool, two more in the launch.
+    assert_eq!(most(3), most(1) + 4);
 }

@@ -1,6 +1,7 @@
 //! The same kernels on a GPU, where one answers: what the emulator says a machine does is held against one.
 
-use super::*;
+use crate::suite::*;
+use crate::{answers, ptx};
 use llm2vec::device::gpu::{self, Argument, Gpu, Memory, Tiles};
 use llm2vec::device::images::{File, Image, Kernel};
 use std::sync::OnceLock;
@@ -21,7 +22,7 @@ fn answers() -> bool {
 static RAN: AtomicUsize = AtomicUsize::new(0);
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
-/// Hands what a GPU gives for [`super::run`] to a judge. What none does is said, with how many that makes.
+/// Hands what a GPU gives for [`crate::suite::run`] to a judge. What none does is said, with how many that makes.
 pub fn also(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>], judge: impl Fn(&[Vec<u8>])) {
     let why = match run(ptx, kernel, launch, args) {
         Ok(there) => {
@@ -44,7 +45,7 @@ fn leaked(ptx: &str, kernel: &str, hopper: bool) -> Kernel {
     Kernel { name: Box::leak(kernel.to_string().into_boxed_str()), file }
 }
 
-/// What [`super::run`] gives, by a GPU; or why none does.
+/// What [`crate::suite::run`] gives, by a GPU; or why none does.
 fn run(
     ptx: &str,
     kernel: &str,

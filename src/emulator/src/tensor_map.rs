@@ -113,7 +113,7 @@ fn checksum(bytes: &[u8]) -> u64 {
 impl TensorMap {
     /// The 128 bytes of a kernel's parameter; the error says which rule of `cuTensorMapEncodeTiled` is broken.
     pub fn encode(&self) -> Result<[u8; 128]> {
-        self.check().map_err(|what| Error::Device(format!("tensor map: {what}")))?;
+        self.check().map_err(|what| Error::Finding(format!("tensor map: {what}")))?;
         let mut map = [0; 128];
         let swizzle = self.swizzle as u8;
         map[..8].copy_from_slice(&MAGIC.to_le_bytes());

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes ptx/*.ptx from cuda/*.cu: NVCC=/path/to/nvcc tests/emulator/make_ptx.sh (CUDA 13.0 made the committed ones).
+# Makes ptx/*.ptx from cuda/*.cu: NVCC=/path/to/nvcc src/emulator/tests/conformance/make_ptx.sh (CUDA 13.0 made the committed ones).
 set -eu
 cd "$(dirname "$0")/cuda"
 for source in *.cu; do

@@ -17,8 +17,8 @@ use super::report::{At, Fault, Kind, other_access, raced, spelled};
 use super::warpgroup;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 /// Chunks of a grid, at most: each has a copy of what it writes to.
 const MOST: u32 = 16;
@@ -59,6 +59,12 @@ struct Joined {
 
 type Outcome<T> = Result<T, Box<Fault>>;
 
+/// Threads that this process may run side by side.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+}
+
 impl Plan<'_> {
     /// Runs it to its end; gives the counts by instruction.
     pub fn run(&self, memory: &mut Memory) -> Outcome<Vec<Count>> {
@@ -88,9 +94,9 @@ impl Plan<'_> {
                 failed.fetch_min(bad.unwrap_or(usize::MAX), Ordering::Relaxed);
             }
         };
-        // Threads of their own: one of the pool's could take up another task, which wants this emulator too.
+        // Threads of their own: one of a pool could take up another task, which wants this emulator too.
         let workers = match self.launch.workers {
-            0 => rayon::current_num_threads(),
+            0 => cores(),
             workers => workers,
         };
         std::thread::scope(|scope| {

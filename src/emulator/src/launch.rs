@@ -79,7 +79,7 @@ pub fn run(
         }
         Err(mut fault) => {
             fault.kernel = kernel.to_string();
-            Err(Error::Device(fault.to_string()))
+            Err(Error::Finding(fault.to_string()))
         }
     }
 }

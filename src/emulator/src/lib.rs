@@ -1,12 +1,12 @@
-//! The emulator: runs PTX on the CPU, instruction by instruction, checked and counted. No GPU, driver or toolkit.
+//! Runs PTX on the CPU, instruction by instruction, checked and counted. No GPU, driver or toolkit.
 //!
 //! It is memcheck, initcheck, racecheck, synccheck and a profiler for machines that have no GPU, for any kernel that
-//! nvcc compiled, ours or not:
+//! nvcc compiled:
 //!
 //! ```
-//! use llm2vec::device::emulator::{Emulator, Launch, Module};
-//! # fn main() -> llm2vec::error::Result<()> {
-//! # let text = include_str!("../../../tests/emulator/ptx/basics.ptx");
+//! use ptx_emulator::{Emulator, Launch, Module};
+//! # fn main() -> ptx_emulator::Result<()> {
+//! # let text = include_str!("../tests/conformance/ptx/basics.ptx");
 //! let mut emulator = Emulator::new(Module::parse("basics.ptx", text)?)?;
 //! let (a, b) = (emulator.allocate("a", 4 * 100), emulator.allocate("b", 4 * 100));
 //! let c = emulator.allocate("c", 4 * 100);
@@ -20,8 +20,6 @@
 //! # Ok(())
 //! # }
 //! ```
-//!
-//! From the command line: `llm2vec emulate --help`.
 //!
 //! # What is modelled
 //! - PTX as nvcc 13.0 writes it for sm_80 and sm_90a: integers, floats (rounding as the modifier says; `.approx`
@@ -45,7 +43,7 @@
 //!   even seed they arrive at that wait, under an odd one at once.
 //!
 //! # What is reported
-//! Each finding ends the launch as an [`Error`](crate::error::Error) that names the kernel, `file.cu:line` (compile with
+//! Each finding ends the launch as an [`Error`] that names the kernel, `file.cu:line` (compile with
 //! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
 //! nothing has written (a register only when it reaches an address, a store, a branch, or what a barrier or a copy counts);
 //! data races, with both sides; barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction
@@ -67,6 +65,8 @@
 //! needs one lane's to be missing can be overlooked (an arrival at an mbarrier speaks for its own lanes only). Lanes may
 //! come to an aligned barrier or a `wgmma` one after the other. Registers are counted, not limited. Scopes are taken at
 //! their widest. `griddepcontrol` does nothing. Times are not modelled: clocks stand still.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod access;
 mod allocate;
@@ -84,6 +84,7 @@ mod decode_async;
 mod decode_memory;
 mod descriptor;
 mod environment;
+mod error;
 mod float;
 mod launch;
 mod lex;
@@ -109,8 +110,8 @@ mod warp;
 mod warpgroup;
 mod wgmma;
 
-use crate::error::{Error, Result};
 pub use counters::{Count, Counters};
+pub use error::{Error, Result};
 use memory::{Memory, Region, State};
 pub use ptx::{Function, Module, Variable};
 use std::sync::Arc;
@@ -134,7 +135,7 @@ pub struct Launch {
     pub seed: u64,
     /// Warp instructions after which the launch is given up, by any of the chunks that it is run in.
     pub budget: u64,
-    /// Threads that run it, at most; 0: as many as rayon's pool has. They change no bit, count or report.
+    /// Threads that run it, at most; 0: as many as this process has cores. They change no bit, count or report.
     pub workers: usize,
 }
 
@@ -256,7 +257,7 @@ impl Emulator {
         match bytes.and_then(|n| usize::try_from(n).ok()) {
             Some(bytes) => self.region(map.address, bytes).map(|_| encoded),
             None => {
-                Err(Error::Device(format!("tensor map: {:?} by {:?} has no end", map.sizes, map.strides)))
+                Err(Error::Finding(format!("tensor map: {:?} by {:?} has no end", map.sizes, map.strides)))
             }
         }
     }
@@ -283,7 +284,9 @@ impl Emulator {
     pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let (region, at) = self.region(address, bytes)?;
         let region = &self.memory.regions[region];
-        region.readable(at, bytes).map_err(|(_, what)| Error::Device(format!("copy to the host: {what}")))?;
+        region
+            .readable(at, bytes)
+            .map_err(|(_, what)| Error::Finding(format!("copy to the host: {what}")))?;
         Ok(region.data[at..at + bytes].to_vec())
     }
 
@@ -293,7 +296,7 @@ impl Emulator {
             *at >= 0 && !region.freed && *at as usize + bytes <= region.data.len()
         });
         let found = found.map(|(r, at)| (r, at as usize));
-        found.ok_or_else(|| Error::Device(format!("{bytes} bytes at {address:#x} are in no allocation")))
+        found.ok_or_else(|| Error::Finding(format!("{bytes} bytes at {address:#x} are in no allocation")))
     }
 
     /// Runs a kernel to its end and counts what it did; the first finding is the error.

@@ -1,10 +1,8 @@
-//! Blocks of a grid in different chunks: what they read of each other's, and how many threads run them.
+//! Blocks of a grid in different chunks: what they read of each other's.
 
 use super::{Arg, Launch, line, run};
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-/// `mate`: block b writes element b; from block `from` on it reads element b + shift. `spin`: counts to n.
+/// `mate`: block b writes element b; from block `from` on it reads element b + shift.
 const PTX: &str = "
 .version 8.0
 .target sm_80
@@ -23,17 +21,6 @@ const PTX: &str = "
     mul.wide.s32 %d2, %r3, 4;
     add.u64 %d2, %d0, %d2;
     ld.global.u32 %r4, [%d2];
-    ret;
-}
-.visible .entry spin(.param .u32 n)
-{
-    .reg .pred %q; .reg .b32 %r<2>;
-    ld.param.u32 %r0, [n];
-    mov.u32 %r1, 0;
-L:
-    add.u32 %r1, %r1, 1;
-    setp.lt.u32 %q, %r1, %r0;
-    @%q bra L;
     ret;
 }
 ";
@@ -66,28 +53,4 @@ fn a_value_of_another_chunk_is_a_race() {
         let what = mate(40, 0, seed);
         assert!(what.contains("uninitialised: read of arg0+1") && !what.contains("other access"), "{what}");
     }
-}
-
-/// `-t` counts the threads of the pool and of a launch alike.
-#[test]
-#[cfg(target_os = "linux")]
-fn the_command_has_so_many_threads() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("spin.ptx");
-    std::fs::write(&file, PTX).unwrap();
-    let most = |threads: usize| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
-        command.args(["-t", &threads.to_string(), "emulate", "--kernel", "spin", "--grid", "160"]);
-        command.args(["--block", "32", "--arg", "i32=10000", "--ptx"]).arg(&file).stdout(Stdio::null());
-        let (mut child, mut most) = (command.spawn().unwrap(), 0);
-        let tasks = format!("/proc/{}/task", child.id());
-        while child.try_wait().unwrap().is_none() {
-            most = most.max(std::fs::read_dir(&tasks).map_or(0, Iterator::count));
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert!(child.wait().unwrap().success());
-        most
-    };
-    // Two more in the pool, two more in the launch.
-    assert_eq!(most(3), most(1) + 4);
 }

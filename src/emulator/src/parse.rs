@@ -33,7 +33,7 @@ pub struct Parser<'a> {
 impl Module {
     /// Reads PTX text; `name` is for messages.
     pub fn parse(name: &str, text: &str) -> Result<Module> {
-        let wrong = |(line, what): Wrong| Error::file(name, format!("line {line}: {what}"));
+        let wrong = |(line, what): Wrong| Error::ptx(name, format!("line {line}: {what}"));
         let mut parser = Parser {
             tokens: tokens(text).map_err(wrong)?,
             at: 0,
@@ -45,7 +45,7 @@ impl Module {
         };
         parser.file().map_err(wrong)?;
         let mut module = parser.module;
-        module.fix_up().map_err(|what| Error::file(name, what))?;
+        module.fix_up().map_err(|what| Error::ptx(name, what))?;
         Ok(module)
     }
 

@@ -2,7 +2,6 @@
 
 use super::*;
 use half::bf16;
-use llm2vec::device::emulator::{Element, Swizzle, TensorMap};
 
 const PTX: &str = include_str!("ptx/gemm_sm90.ptx");
 const SIZES: (usize, usize, usize) = (256, 128, 320);

@@ -41,21 +41,21 @@ float_words!(f32, u32; f64, u64; f16, u16; bf16, u16);
 macro_rules! alu {
     ($t:ty => $r:ty : |$a:tt, $b:tt, $c:tt| $e:expr) => {{
         fn lanes(
-            a: &$crate::device::emulator::ptx::Lanes,
-            b: &$crate::device::emulator::ptx::Lanes,
-            c: &$crate::device::emulator::ptx::Lanes,
-            o: &mut $crate::device::emulator::ptx::Lanes,
+            a: &$crate::ptx::Lanes,
+            b: &$crate::ptx::Lanes,
+            c: &$crate::ptx::Lanes,
+            o: &mut $crate::ptx::Lanes,
         ) {
-            use $crate::device::emulator::alu::Word;
-            for i in 0..$crate::device::emulator::ptx::LANES {
+            use $crate::alu::Word;
+            for i in 0..$crate::ptx::LANES {
                 let ($a, $b, $c) = (<$t as Word>::of(a[i]), <$t as Word>::of(b[i]), <$t as Word>::of(c[i]));
                 let result: $r = $e;
                 o[i] = result.bits();
             }
         }
-        lanes as $crate::device::emulator::alu::AluFn
+        lanes as $crate::alu::AluFn
     }};
-    ($t:ty : |$a:tt, $b:tt, $c:tt| $e:expr) => { $crate::device::emulator::alu::alu!($t => $t : |$a, $b, $c| $e) };
+    ($t:ty : |$a:tt, $b:tt, $c:tt| $e:expr) => { $crate::alu::alu!($t => $t : |$a, $b, $c| $e) };
 }
 pub(crate) use alu;
 
