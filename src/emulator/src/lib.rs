@@ -68,90 +68,22 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-mod access;
-mod allocate;
-mod alu;
-mod body;
-mod boxes;
-mod bulk;
-mod chunks;
-mod cluster;
-mod convert;
-mod copy;
-mod counters;
-mod decode;
-mod decode_async;
-mod decode_memory;
-mod descriptor;
-mod environment;
 mod error;
-mod float;
+mod exec;
+mod front;
+mod isa;
 mod launch;
-mod lex;
-mod matrices;
-mod mbarrier;
-mod meet;
-mod memory;
-mod module;
-mod operands;
-mod parse;
-mod products;
-mod proxy;
-mod ptx;
-mod race;
+mod machine;
+mod numbers;
 mod report;
-mod resident;
-mod rmw;
-mod shadow;
-mod step;
-mod tensor;
-mod tensor_map;
-mod warp;
-mod warpgroup;
-mod wgmma;
 
-pub use counters::{Count, Counters};
 pub use error::{Error, Result};
-use memory::{Memory, Region, State};
-pub use ptx::{Function, Module, Variable};
+pub use isa::module::{Function, Module, Variable};
+pub use isa::tensor_map::{Element, Swizzle, TensorMap};
+pub use launch::{Args, Launch};
+use machine::memory::{Memory, Region, State};
+pub use report::counters::{Count, Counters};
 use std::sync::Arc;
-pub use tensor_map::{Element, Swizzle, TensorMap};
-
-/// A kernel's arguments: each the bytes of its parameter.
-pub type Args<'a> = [&'a [u8]];
-
-/// How a kernel is launched.
-#[derive(Clone, Copy, Debug)]
-pub struct Launch {
-    /// Blocks.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub block: [u32; 3],
-    /// Blocks of a cluster, which run together; 1 each: what the kernel was compiled for, or none.
-    pub cluster: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub shared: usize,
-    /// Picks the schedule.
-    pub seed: u64,
-    /// Warp instructions after which the launch is given up, by any of the chunks that it is run in.
-    pub budget: u64,
-    /// Threads that run it, at most; 0: as many as this process has cores. They change no bit, count or report.
-    pub workers: usize,
-}
-
-impl Default for Launch {
-    fn default() -> Launch {
-        Launch {
-            grid: [1; 3],
-            block: [1; 3],
-            cluster: [1; 3],
-            shared: 0,
-            seed: 0,
-            budget: 1 << 32,
-            workers: 0,
-        }
-    }
-}
 
 /// Modules and the memory that they share: what a context is to the driver.
 #[derive(Default)]
@@ -305,6 +237,6 @@ impl Emulator {
         let Some(Loaded { module, symbols }) = self.modules.get(holder.unwrap_or(0)) else {
             return Err(Error::Usage(format!("no module is loaded, so there is no kernel {kernel}")));
         };
-        launch::run(module, &mut self.memory, symbols, kernel, launch, args)
+        launch::check::run(module, &mut self.memory, symbols, kernel, launch, args)
     }
 }

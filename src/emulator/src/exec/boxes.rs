@@ -1,0 +1,126 @@
+//! Boxes of tensors, as the pieces of a bulk copy.
+
+use super::context::{Context, Done, Run};
+use crate::isa::operand::{Rmw, Space, Src, Ty};
+use crate::isa::space::{LOCAL_WINDOW, PARAM_WINDOW};
+use crate::isa::tensor_map::TensorMap;
+use crate::machine::flight::{Flight, Piece, Where};
+use crate::machine::warp::Warp;
+use crate::report::finding::Fault;
+
+impl Context<'_> {
+    /// The tensor map at an address, and the lane's coordinates.
+    fn map(
+        &self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        address: u64,
+        coords: &[Src],
+    ) -> Result<(TensorMap, Vec<i64>), Box<Fault>> {
+        let wrong = |what: String| Err(self.wrong(warp, run, lane, what));
+        self.known(warp, run, coords, "a coordinate is")?;
+        let at = |base: &[u8], from: usize| base.get(from..from + 128).and_then(TensorMap::decode);
+        let found = match address & 0xff << 56 {
+            LOCAL_WINDOW => {
+                return wrong(
+                    "the tensor map is on the stack; the kernel's parameter must be const __grid_constant__"
+                        .into(),
+                );
+            }
+            PARAM_WINDOW => at(&warp.param[lane], address as u32 as usize),
+            _ => match self.memory.find(address) {
+                Some((region, from @ 0..)) => at(&self.memory.regions[region].data, from as usize),
+                _ => {
+                    return wrong(format!("out of bounds: a tensor map at {address:#x}, where no memory is"));
+                }
+            },
+        };
+        if !address.is_multiple_of(64) {
+            return wrong(format!("misaligned: a tensor map at {address:#x}, a multiple of 64 was expected"));
+        }
+        let Some(map) = found else {
+            return wrong(format!("what is at {address:#x} is no tensor map, or a damaged one"));
+        };
+        if map.sizes.len() != coords.len() {
+            let (has, given) = (map.sizes.len(), coords.len());
+            return wrong(format!("{given} coordinates for a tensor map of {has} dimensions"));
+        }
+        let value = |s: &Src| i64::from(warp.look(run.frame, *s, &self.module.consts)[lane] as i32);
+        Ok((map, coords.iter().map(value).collect()))
+    }
+
+    /// A box from global to shared memory, or (`store`) back.
+    pub fn boxed(
+        &mut self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        (map, shared, coords): (u64, u64, &[Src]),
+        (flight, store): (&mut Flight, bool),
+    ) -> Done {
+        let (map, coords) = self.map(warp, run, lane, map, coords)?;
+        let (place, base) = self.end(warp, run, lane, Space::Cluster, shared, 128)?;
+        flight.bytes = map.bytes();
+        flight.reduce = flight.reduce.map(|(f, _)| (f, map.element.ty()));
+        let known = match flight.reduce {
+            Some((f, Ty::F32 | Ty::F64)) => f == Rmw::Add,
+            Some((f, Ty::F16 | Ty::Bf16)) => matches!(f, Rmw::Add | Rmw::Min | Rmw::Max),
+            _ => true,
+        };
+        if !known {
+            let what = format!("a reduction that {:?} does not have", map.element);
+            return Err(self.wrong(warp, run, lane, what));
+        }
+        let rows = map.rows(&coords);
+        let row_bytes = map.bytes() / rows.len();
+        let mut region = Where::Local(0);
+        for (row, begin, address, bytes) in rows {
+            self.counts_global(run, Space::Global, address, bytes);
+            let mut global = 0;
+            if bytes > 0 {
+                (region, global) = self.global(warp, run, lane, address)?;
+            }
+            // Chunks of 16 bytes are what swizzling moves; the array may begin or end within one.
+            for chunk in (0..row_bytes).step_by(16) {
+                for (from, to) in [(chunk, begin), (begin, begin + bytes), (begin + bytes, chunk + 16)] {
+                    let (from, to) = (from.max(chunk), to.min(chunk + 16));
+                    let inside = from >= begin && to <= begin + bytes;
+                    if from >= to || store && !inside {
+                        continue;
+                    }
+                    let (shared, bytes) = (map.swizzle.place(base + row + from), to - from);
+                    let there = inside.then(|| global + from - begin);
+                    flight.pieces.push(match there {
+                        Some(to) if store => Piece { from: Some(shared), to, bytes },
+                        from => Piece { from, to: shared, bytes },
+                    });
+                }
+            }
+        }
+        match store {
+            true => (flight.from, flight.to) = (place, vec![region]),
+            false => (flight.from, flight.to) = (region, vec![place]),
+        }
+        Ok(())
+    }
+
+    fn global(
+        &self,
+        warp: &Warp,
+        run: &Run<'_>,
+        lane: usize,
+        address: u64,
+    ) -> Result<(Where, usize), Box<Fault>> {
+        match self.find(Space::Global, lane, address) {
+            Ok((place, at)) if at >= 0 => Ok((place, at as usize)),
+            Ok((Where::Global(region), at)) => {
+                let name = &self.memory.regions[region].name;
+                Err(self.wrong(warp, run, lane, format!("out of bounds: a box {} bytes before {name}", -at)))
+            }
+            Ok(_) | Err(_) => {
+                Err(self.wrong(warp, run, lane, format!("out of bounds: a box at {address:#x}")))
+            }
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! What an instruction may reach, and what every family of them needs: addresses, checks, findings, counts.
+
+use crate::isa::module::{Inst, Module};
+use crate::isa::operand::{Addr, LANES, Lanes, Space, Src};
+use crate::isa::space::{LOCAL_WINDOW, SHARED_WINDOW};
+use crate::machine::clock::{Agents, Touch, spelled};
+use crate::machine::cluster::{Cluster, RANK_SHIFT, rank_of};
+use crate::machine::dice::Dice;
+use crate::machine::flight::Where;
+use crate::machine::frame::Frame;
+use crate::machine::gate::{GATES, Gate};
+use crate::machine::memory::{Memory, Region};
+use crate::machine::warp::{Warp, lanes};
+use crate::machine::warpgroup::{WARPGROUPS, Warpgroup};
+use crate::report::counters::Count;
+use crate::report::finding::{At, Bad, Fault, Kind, other_access, raced};
+
+/// What an instruction may reach besides its warp.
+pub struct Context<'a> {
+    /// The program.
+    pub module: &'a Module,
+    /// Global memory.
+    pub memory: &'a mut Memory,
+    /// What the blocks of its cluster share.
+    pub cluster: &'a mut Cluster,
+    /// The block's rank in its cluster.
+    pub rank: usize,
+    /// What runs beside the warps.
+    pub agents: &'a mut Agents,
+    /// The schedule's.
+    pub dice: &'a mut Dice,
+    /// The block's.
+    pub warpgroups: &'a mut [Warpgroup; WARPGROUPS],
+    /// Registers that the block has and no warpgroup holds.
+    pub spare: u32,
+    /// The block's.
+    pub barriers: &'a mut [Gate; GATES],
+    /// By instruction.
+    pub counts: &'a mut [Count],
+    /// Extents of the grid and of a block.
+    pub extents: ([u32; 3], [u32; 3]),
+    /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.
+    pub early: bool,
+    /// Bulk copies arrive at once or late, each as the dice say.
+    pub mixed: bool,
+}
+
+/// Where the group goes on.
+pub enum Next {
+    /// At the next instruction.
+    On,
+    /// Elsewhere.
+    To(u32),
+    /// The counters are set; choose again.
+    Again,
+}
+
+/// Nothing, or a finding.
+pub type Done = Result<(), Box<Fault>>;
+
+/// An instruction on its way: where, in whose storage, for which lanes.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// The function's storage.
+    pub frame: &'a Frame,
+    /// The instruction and its number.
+    pub inst: &'a Inst,
+    /// Its number.
+    pub pc: u32,
+    /// The lanes that run it.
+    pub exec: u32,
+}
+
+impl Context<'_> {
+    /// The block's shared memory.
+    pub fn own(&mut self) -> &mut Region {
+        &mut self.cluster.shared[self.rank]
+    }
+
+    /// A thread of this block.
+    pub fn at(&self, thread: u32) -> At {
+        At::of(self.extents, self.cluster.blocks[self.rank], thread)
+    }
+
+    /// The region that an address is in, and the place in it.
+    pub fn find(&self, space: Space, lane: usize, address: u64) -> Result<(Where, i64), Bad> {
+        let offset = (address & 0xffff_ffff) as u32 as i32 as i64;
+        match space {
+            Space::Shared => self.own_shared(address),
+            Space::Cluster => self.any_shared(address),
+            Space::Local => Ok((Where::Local(lane), offset)),
+            Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => self.any_shared(offset as u32 as u64),
+            Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
+            _ => match self.memory.find(address) {
+                Some((region, offset)) => Ok((Where::Global(region), offset)),
+                None => {
+                    Err((Kind::Access, format!("out of bounds: address {address:#x} is in no allocation")))
+                }
+            },
+        }
+    }
+
+    /// The region itself.
+    pub fn region<'a>(&'a mut self, local: &'a mut [Region], place: Where) -> &'a mut Region {
+        match place {
+            Where::Global(i) => &mut self.memory.regions[i],
+            Where::Shared(rank) => &mut self.cluster.shared[rank],
+            Where::Local(lane) => &mut local[lane],
+        }
+    }
+
+    /// A finding about one lane.
+    pub fn fault(
+        &self,
+        kind: Kind,
+        warp: &Warp,
+        lane: usize,
+        inst: &Inst,
+        what: impl Into<String>,
+    ) -> Box<Fault> {
+        Fault::new(kind, self.module, inst, self.at(warp.index * LANES as u32 + lane as u32), what)
+    }
+
+    /// A finding about an access.
+    pub fn bad(&self, warp: &Warp, lane: usize, inst: &Inst, (kind, what): Bad) -> Box<Fault> {
+        self.fault(kind, warp, lane, inst, what)
+    }
+
+    /// A finding about a read, and which byte it found without a value.
+    pub fn lacking(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        inst: &Inst,
+        (place, at, bytes): (Where, i64, usize),
+        bad: Bad,
+    ) -> Box<Fault> {
+        let mut fault = self.bad(warp, lane, inst, bad);
+        if let (Where::Global(region), Kind::Uninitialised) = (place, fault.kind) {
+            fault.lacks = self.memory.regions[region].unwritten(at, bytes).map(|at| (region, at));
+        }
+        fault
+    }
+
+    /// A finding with two sides.
+    pub fn race(
+        &self,
+        warp: &Warp,
+        lane: usize,
+        run: &Run<'_>,
+        place: (Where, usize),
+        write: bool,
+        other: Touch,
+    ) -> Box<Fault> {
+        let name = match place.0 {
+            Where::Global(i) => &self.memory.regions[i].name,
+            Where::Shared(rank) => &self.cluster.shared[rank].name,
+            Where::Local(_) => "local memory",
+        };
+        self.fault(Kind::Race, warp, lane, run.inst, raced(write, name, place.1))
+            .and(other_access(&self.spelled(other)))
+    }
+
+    /// Where an access was, and whose.
+    pub fn spelled(&self, touch: Touch) -> String {
+        spelled(self.module, self.extents, self.agents, touch)
+    }
+
+    /// The lanes' addresses, which must have values.
+    pub fn addresses(&self, warp: &Warp, run: &Run<'_>, addr: &Addr) -> Result<Lanes, Box<Fault>> {
+        self.known(warp, run, &[addr.base], "the address is")?;
+        Ok(warp.get(run.frame, addr.base, &self.module.consts).map(|a| a.wrapping_add(addr.offset as u64)))
+    }
+
+    /// The lanes' values of what must have some: the words say for what.
+    pub fn known(&self, warp: &Warp, run: &Run<'_>, sources: &[Src], what: &str) -> Done {
+        for s in sources {
+            let unknown = run.exec & !warp.known(run.frame, *s);
+            if unknown != 0 {
+                let lane = unknown.trailing_zeros() as usize;
+                let what = format!("uninitialised: {what} a register that nothing has written");
+                return Err(self.fault(Kind::Uninitialised, warp, lane, run.inst, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts one warp request: `bytes` for each lane of `exec`.
+    pub fn count(&mut self, space: Space, run: &Run<'_>, addresses: &Lanes, bytes: usize) {
+        let first = addresses[run.exec.trailing_zeros() as usize & 31];
+        let window = first >> 56;
+        let shared = matches!(space, Space::Shared | Space::Cluster)
+            || space == Space::Generic && window == SHARED_WINDOW >> 56;
+        let global =
+            matches!(space, Space::Global | Space::Generic) && !shared && window != LOCAL_WINDOW >> 56;
+        let count = &mut self.counts[run.pc as usize];
+        if global {
+            let mut sectors = [0; LANES];
+            let mut n = 0;
+            for lane in lanes(run.exec) {
+                sectors[n] = addresses[lane] >> 5;
+                n += 1;
+            }
+            if !sectors[..n].is_sorted() {
+                sectors[..n].sort_unstable();
+            }
+            let distinct = 1 + sectors[..n].windows(2).filter(|w| w[0] != w[1]).count() as u64;
+            count.requests += 1;
+            count.sectors += distinct;
+            count.bytes += (n * bytes) as u64;
+        } else if shared {
+            let (passes, least) = wavefronts(addresses, run.exec, bytes);
+            count.wavefronts += passes;
+            count.conflicts += passes - least;
+        }
+    }
+
+    /// A place in the block's own shared memory.
+    pub fn own_shared(&self, address: u64) -> Result<(Where, i64), Bad> {
+        if let Some(rank) = rank_of(address)
+            && rank as usize != self.rank
+        {
+            let what = format!("out of bounds: address of rank {rank} of the cluster, used as one's own");
+            return Err((Kind::Access, what));
+        }
+        self.any_shared(address)
+    }
+
+    /// A place in the shared memory of the cluster.
+    pub fn any_shared(&self, address: u64) -> Result<(Where, i64), Bad> {
+        let bad = |what: String| Err((Kind::Access, what));
+        if !matches!(address >> 32, 0 | 0xffff_ffff) {
+            return bad(format!("out of bounds: {address:#x} in shared memory; is it a generic address?"));
+        }
+        let Some(rank) = rank_of(address) else {
+            return Ok((Where::Shared(self.rank), i64::from(address as i32)));
+        };
+        match self.cluster.left.get(rank as usize) {
+            None => {
+                bad(format!("out of bounds: shared memory of rank {rank}, which the cluster does not have"))
+            }
+            Some(true) => bad(format!("shared memory of rank {rank} of the cluster, whose block has left")),
+            Some(false) => Ok((Where::Shared(rank as usize), (address & ((1 << RANK_SHIFT) - 1)) as i64)),
+        }
+    }
+}
+
+/// Passes through the 32 banks of 4 bytes, and the least for this width: 8-byte accesses go by halves of a warp,
+/// 16-byte ones by quarters. Lanes that ask for the same word share it.
+pub fn wavefronts(addresses: &Lanes, exec: u32, bytes: usize) -> (u64, u64) {
+    let share = LANES / (bytes / 4).max(1);
+    let (mut passes, mut least) = (0, 0);
+    for part in 0..LANES / share {
+        let members = exec & (((1u64 << share) - 1) << (part * share)) as u32;
+        if members != 0 {
+            passes += passes_of(addresses, members, bytes.div_ceil(4) as u32);
+            least += 1;
+        }
+    }
+    (passes, least)
+}
+
+/// Passes for lanes that ask for so many words each: different words of a bank take one each.
+fn passes_of(addresses: &Lanes, members: u32, each: u32) -> u64 {
+    let words =
+        || lanes(members).flat_map(|l| (0..each).map(move |i| (addresses[l] as u32 >> 2).wrapping_add(i)));
+    // Mostly no bank is asked for a second word.
+    let mut first = [None; 32];
+    if words().all(|w| *first[w as usize % 32].get_or_insert(w) == w) {
+        return 1;
+    }
+    let mut words: Vec<u32> = words().collect();
+    words.sort_unstable();
+    words.dedup();
+    let mut banks = [0; 32];
+    words.iter().for_each(|w| banks[*w as usize % 32] += 1);
+    banks.into_iter().max().unwrap_or(0)
+}

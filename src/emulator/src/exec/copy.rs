@@ -1,0 +1,235 @@
+//! `cp.async`, whose bytes arrive when they like: at once, or at the wait that covers them. Until then nobody may look at
+//! them, or write to their source. An mbarrier may be told when they are there.
+
+use super::context::{Context, Done, Run};
+use crate::isa::operand::{Addr, Space, Src};
+use crate::machine::clock::Agent;
+use crate::machine::copies::Copy;
+use crate::machine::flight::{Flight, Piece, Where};
+use crate::machine::memory::State;
+use crate::machine::warp::{Warp, lanes};
+use crate::report::finding::Kind;
+
+impl Context<'_> {
+    /// `cp.async`: from now on the bytes are on their way, until a wait covers them.
+    pub fn copy_async(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        to: &Addr,
+        from: &Addr,
+        size: usize,
+        source: Option<Src>,
+    ) -> Done {
+        let (to, from) = (self.addresses(warp, run, to)?, self.addresses(warp, run, from)?);
+        self.known(warp, run, source.as_slice(), "the size of its source is")?;
+        let used = source.map(|s| warp.get(run.frame, s, &self.module.consts));
+        let reading = match &used {
+            Some(used) => {
+                lanes(run.exec).filter(|&lane| used[lane] as u32 != 0).fold(0, |m, lane| m | 1 << lane)
+            }
+            None => run.exec,
+        };
+        if reading != 0 {
+            self.count(Space::Global, &Run { exec: reading, ..*run }, &from, size);
+        }
+        self.count(Space::Shared, run, &to, size);
+        lanes(run.exec).for_each(|lane| warp.copies[lane].issued += 1);
+        // A warp that copies as one waits as one: its first lane's agent reads for all.
+        let first = (run.exec == warp.live).then(|| run.exec.trailing_zeros() as usize);
+        for lane in lanes(run.exec) {
+            let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
+            let agent = self.reader(warp, first.unwrap_or(lane));
+            let (number, mut source) = (warp.copies[lane].issued, None);
+            if reads > 0 {
+                if from[lane] & (size as u64 - 1) != 0 {
+                    let what = format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]);
+                    return Err(self.fault(Kind::Access, warp, lane, run.inst, what));
+                }
+                // A part of the bytes may be all that is there.
+                let step = if reads == size { size } else { 1 };
+                for i in (0..reads).step_by(step) {
+                    let address = from[lane] + i as u64;
+                    let place =
+                        self.read(warp, run, Space::Global, lane, address, step, (false, Some(agent)))?;
+                    if let ((Where::Global(region), at), None) = (place, source) {
+                        source = Some((region, at));
+                    }
+                }
+            }
+            let (_, at) = self.write(warp, run, Space::Shared, lane, to[lane], &[0; 16][..size], false)?;
+            let bytes = (size, reads);
+            let copy = Copy { to: at, from: source, bytes, pc: run.pc, number, reads: agent, tracked: false };
+            self.own().mark(at, size, State::Flying);
+            warp.copies[lane].open.push(copy);
+            if self.early {
+                self.arrive(&copy);
+            }
+        }
+        Ok(())
+    }
+
+    /// The agent that reads for a lane's copies, and its time at the last of them.
+    fn reader(&mut self, warp: &mut Warp, lane: usize) -> (u32, u32) {
+        let agent = Agent::CopyReads(warp.clock.block, warp.thread(lane));
+        let copies = &mut warp.copies[lane];
+        (*copies.agent.get_or_insert_with(|| self.agents.number(agent)), copies.issued)
+    }
+
+    /// The bytes of a copy arrive.
+    fn arrive(&mut self, copy: &Copy) {
+        let (size, reads) = copy.bytes;
+        let mut bytes = [0; 16];
+        if let Some((region, at)) = copy.from {
+            bytes[..reads].copy_from_slice(&self.memory.regions[region].data[at..at + reads]);
+        }
+        self.own().data[copy.to..copy.to + size].copy_from_slice(&bytes[..size]);
+    }
+
+    /// `cp.async.wait_group`: all but the last `pending` groups of each lane have arrived.
+    pub fn copy_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize) -> Done {
+        for lane in lanes(run.exec) {
+            let groups = &mut warp.copies[lane].closed;
+            let done = groups.len().saturating_sub(pending);
+            let copies: Vec<Copy> = groups.drain(..done).flatten().collect();
+            let (block, thread) = (warp.clock.block, warp.thread(lane));
+            for copy in &copies {
+                if copy.tracked {
+                    self.land_tracked(warp, (block, thread, copy.number));
+                    continue;
+                }
+                let race = {
+                    let who = warp.who(lane, copy.pc, false);
+                    self.own().races.write(copy.to, copy.bytes.0, &who, false)
+                };
+                if let Some(other) = race {
+                    return Err(self.race(warp, lane, run, (Where::Shared(self.rank), copy.to), true, other));
+                }
+                if !self.early {
+                    self.arrive(copy);
+                }
+                self.own().mark(copy.to, copy.bytes.0, State::Written);
+            }
+            let of_agents = copies.chunk_by(|a, b| a.reads.0 == b.reads.0).filter_map(<[Copy]>::last);
+            of_agents.for_each(|last| warp.clock.heard(last.reads.0, last.reads.1));
+            if !copies.is_empty() {
+                self.land_arrivals(block, thread);
+            }
+        }
+        Ok(())
+    }
+
+    /// `cp.async.mbarrier.arrive`: the lane's copies arrive, and then it does; `counted`: as one of those awaited.
+    pub fn track_copies(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        lane: usize,
+        (rank, at): (usize, usize),
+        counted: bool,
+    ) -> Done {
+        let (block, thread) = (warp.clock.block, warp.thread(lane));
+        let mut clock = warp.publishes(run.exec).into_owned();
+        let key = |number: u32| (block, thread, number);
+        let flight = |pc: u32, from: Where, pieces: Vec<Piece>, copy: Option<&Copy>| Flight {
+            pc,
+            block,
+            thread,
+            from,
+            to: vec![Where::Shared(rank)],
+            pieces,
+            data: None,
+            reduce: None,
+            mbarrier: Some(at),
+            bytes: 0,
+            arrivals: u32::from(copy.is_none()),
+            copy: copy.map_or(0, |c| c.number),
+            reads: copy.map_or((0, 0), |c| c.reads),
+        };
+        let (mut flights, mut copies) = (Vec::new(), std::mem::take(&mut warp.copies[lane]));
+        for group in copies.closed.iter_mut().chain([&mut copies.open]) {
+            // What it knows to have arrived needs no wait any more.
+            group.retain(|copy| {
+                let there = self.cluster.landed.get(&key(copy.number)).copied();
+                let known = there.is_some_and(|(agent, time)| warp.clock.knows(agent, time));
+                if known {
+                    self.cluster.landed.remove(&key(copy.number));
+                }
+                !known
+            });
+            for copy in group {
+                if let Some((agent, time)) = self.cluster.landed.get(&key(copy.number)) {
+                    clock.heard(*agent, *time);
+                    continue;
+                }
+                let mine = |f: &Flight| (f.block, f.thread, f.copy) == key(copy.number);
+                if self.cluster.flights.iter().any(|f| mine(f) && f.mbarrier == Some(at)) {
+                    continue;
+                }
+                copy.tracked = true;
+                let (size, reads) = copy.bytes;
+                let (region, from) = copy.from.unwrap_or((0, 0));
+                let read = Piece { from: Some(from), to: copy.to, bytes: reads };
+                let rest = Piece { from: None, to: copy.to + reads, bytes: size - reads };
+                let pieces = [read, rest].into_iter().filter(|p| p.bytes > 0).collect();
+                flights.push(flight(copy.pc, Where::Global(region), pieces, Some(copy)));
+            }
+        }
+        warp.copies[lane] = copies;
+        flights.push(flight(run.pc, Where::Local(0), Vec::new(), None));
+        if !self.cluster.joins(rank, at, &clock, !counted) {
+            let what = format!("mbarrier: {}+{at} lacks no arrival in this phase", self.own().name);
+            return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
+        }
+        match self.early {
+            true => flights.into_iter().for_each(|f| self.arrive_bulk(f)),
+            false => {
+                self.cluster.flights.extend(flights);
+                self.cluster.changed(rank, at);
+            }
+        }
+        Ok(())
+    }
+
+    /// A copy has arrived that mbarriers track: who waits for any of them is behind it.
+    pub fn landed(&mut self, flight: &Flight, rank: usize, at: usize) {
+        let Some(writes) = self.cluster.current(rank, at) else { return };
+        let key = (flight.block, flight.thread, flight.copy);
+        let same = |f: &Flight| (f.block, f.thread, f.copy) == key;
+        let others = self.cluster.flights.iter().filter(|f| same(f)).filter_map(|f| f.mbarrier);
+        for at in others.chain([at]).collect::<Vec<_>>() {
+            if let Some(bar) = self.cluster.mbarriers[rank].get_mut(&at) {
+                bar.hears(flight.reads);
+                bar.hears(writes);
+            }
+        }
+        self.cluster.flights.retain(|f| !same(f));
+        self.cluster.landed.insert(key, writes);
+    }
+
+    /// A lane has waited for a copy that an mbarrier tracks.
+    fn land_tracked(&mut self, warp: &mut Warp, key: (u32, u32, u32)) {
+        let first = self.cluster.flights.iter().position(|f| (f.block, f.thread, f.copy) == key);
+        if let Some(flight) = first.map(|i| self.cluster.flights.remove(i)) {
+            self.arrive_bulk(flight);
+        }
+        if let Some((agent, time)) = self.cluster.landed.remove(&key) {
+            warp.clock.heard(agent, time);
+        }
+    }
+
+    /// A thread's arrivals come whose copies are all there.
+    fn land_arrivals(&mut self, block: u32, thread: u32) {
+        let ours = |f: &Flight| f.block == block && f.thread == thread;
+        let flights = &self.cluster.flights;
+        let ready = |i: usize| {
+            let before = |f: &Flight| ours(f) && f.copy > 0 && f.mbarrier == flights[i].mbarrier;
+            ours(&flights[i]) && flights[i].arrivals > 0 && !flights[..i].iter().any(before)
+        };
+        let ready: Vec<usize> = (0..flights.len()).filter(|i| ready(*i)).collect();
+        for (gone, i) in ready.into_iter().enumerate() {
+            let flight = self.cluster.flights.remove(i - gone);
+            self.arrive_bulk(flight);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `ldmatrix` and `stmatrix`: matrices of 8 x 8 halves between shared memory and registers.
+
+use super::context::{Context, Done, Run, wavefronts};
+use crate::isa::operand::{Addr, LANES, Lanes, Space, Src};
+use crate::machine::memory::State;
+use crate::machine::warp::{Warp, lanes};
+use crate::report::finding::Fault;
+
+impl Context<'_> {
+    /// The lanes that give addresses for `n` matrices, and what they give; counted.
+    fn rows(
+        &mut self,
+        warp: &Warp,
+        run: &Run<'_>,
+        addr: &Addr,
+        n: usize,
+    ) -> Result<(u32, Lanes), Box<Fault>> {
+        let addresses = self.addresses(warp, run, addr)?;
+        let passes: u64 = (0..n).map(|i| wavefronts(&addresses, 0xff << (8 * i), 16).0).sum();
+        let count = &mut self.counts[run.pc as usize];
+        count.wavefronts += passes;
+        count.conflicts += passes - n as u64;
+        Ok((run.exec & if n == 4 { !0 } else { (1 << (8 * n)) - 1 }, addresses))
+    }
+
+    /// `ldmatrix`: lane 8 i + r gives the address of row r of matrix i; each lane gets two elements of every matrix.
+    pub fn load_matrices(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        d: &[u32],
+        trans: bool,
+        addr: &Addr,
+    ) -> Done {
+        let (givers, addresses) = self.rows(warp, run, addr, d.len())?;
+        let mut rows = [[0u8; 16]; LANES];
+        for lane in lanes(givers) {
+            let (place, at) =
+                self.read(warp, run, Space::Shared, lane, addresses[lane], 16, (false, None))?;
+            rows[lane].copy_from_slice(&self.region(&mut warp.local, place).data[at..at + 16]);
+        }
+        for (i, d) in d.iter().enumerate() {
+            let element = |row: usize, column: usize| {
+                u64::from(u16::from_le_bytes([
+                    rows[8 * i + row][2 * column],
+                    rows[8 * i + row][2 * column + 1],
+                ]))
+            };
+            let values: Lanes = std::array::from_fn(|lane| {
+                let (r, c) = (lane / 4, lane % 4 * 2);
+                match trans {
+                    false => element(r, c) | element(r, c + 1) << 16,
+                    true => element(c, r) | element(c + 1, r) << 16,
+                }
+            });
+            warp.put(run.frame, *d, run.exec, &values, run.exec);
+        }
+        Ok(())
+    }
+
+    /// Lane 8 i + r gives the address of row r of matrix i; each lane has two elements of every matrix.
+    pub fn store_matrices(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        s: &[Src],
+        trans: bool,
+        addr: &Addr,
+    ) -> Done {
+        self.known(warp, run, s, "it stores")?;
+        let (givers, addresses) = self.rows(warp, run, addr, s.len())?;
+        let mut rows = [[0u8; 16]; LANES];
+        for (i, s) in s.iter().enumerate() {
+            for (lane, value) in warp.look(run.frame, *s, &self.module.consts).iter().enumerate() {
+                for (e, bytes) in value.to_le_bytes().chunks_exact(2).take(2).enumerate() {
+                    let (r, c) = (lane / 4, lane % 4 * 2 + e);
+                    let (r, c) = if trans { (c, r) } else { (r, c) };
+                    rows[8 * i + r][2 * c..2 * c + 2].copy_from_slice(bytes);
+                }
+            }
+        }
+        for lane in lanes(givers) {
+            let (place, at) =
+                self.write(warp, run, Space::Shared, lane, addresses[lane], &rows[lane], false)?;
+            let region = self.region(&mut warp.local, place);
+            region.data[at..at + 16].copy_from_slice(&rows[lane]);
+            region.mark(at, 16, State::Written);
+        }
+        Ok(())
+    }
+}

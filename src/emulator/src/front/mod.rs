@@ -1,0 +1,12 @@
+//! From PTX text to instructions.
+
+pub mod allocate;
+pub mod body;
+pub mod decode;
+pub mod decode_async;
+pub mod decode_memory;
+pub mod decode_mma;
+pub mod decode_wgmma;
+pub mod lex;
+pub mod parse;
+pub mod shares;

@@ -1,0 +1,233 @@
+//! What a PTX file's instructions are once it is read: operations whose operands are slots.
+
+use super::copy::Bulk;
+use super::mbarrier::Mbar;
+use super::operand::{
+    Addr, AluFn, Barrier, CmpFn, Logic, Order, Pred, Proxy, Rmw, Shuffle, Space, Src, Ty, Vote,
+};
+use super::product::{Mma, Wgmma};
+
+/// One decoded instruction's work.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Op {
+    /// A function of up to three registers, lane by lane. `ftz`: denormal f32 are zeros; `sat`: clamped to [0, 1].
+    Alu {
+        f: AluFn,
+        d: u32,
+        s: [Src; 3],
+        n: u8,
+        ftz: bool,
+        sat: bool,
+    },
+    Lop3 {
+        d: u32,
+        s: [Src; 3],
+        table: u8,
+    },
+    /// `bfi`, with its bits.
+    Bfi {
+        d: u32,
+        s: [Src; 4],
+        bits: u8,
+    },
+    /// `add.cc`, `addc`, `sub.cc`, `subc`.
+    Carry {
+        wide: bool,
+        subtract: bool,
+        takes: bool,
+        gives: bool,
+        d: u32,
+        s: [Src; 2],
+    },
+    /// Several registers into one, `bits` each.
+    Pack {
+        d: u32,
+        s: [Src; 4],
+        n: u8,
+        bits: u8,
+    },
+    /// One register into several.
+    Unpack {
+        d: [u32; 4],
+        n: u8,
+        s: Src,
+        bits: u8,
+    },
+    Setp {
+        f: CmpFn,
+        p: u32,
+        q: u32,
+        s: [Src; 2],
+        combine: Option<(Logic, Pred)>,
+        ftz: bool,
+    },
+    Selp {
+        d: u32,
+        s: [Src; 2],
+        p: Pred,
+        bits: u8,
+    },
+    Logic {
+        f: Logic,
+        d: u32,
+        a: Pred,
+        b: Pred,
+    },
+    Ld {
+        space: Space,
+        ty: Ty,
+        d: [u32; 4],
+        n: u8,
+        addr: Addr,
+        order: Order,
+    },
+    St {
+        space: Space,
+        ty: Ty,
+        s: [Src; 4],
+        n: u8,
+        addr: Addr,
+        order: Order,
+    },
+    Atom {
+        space: Space,
+        ty: Ty,
+        f: Rmw,
+        d: u32,
+        addr: Addr,
+        s: [Src; 2],
+        order: Order,
+    },
+    Bra {
+        to: u32,
+    },
+    Brx {
+        table: u32,
+        index: Src,
+    },
+    Call {
+        function: u32,
+        args: Vec<(u32, u32, u32)>,
+        results: Vec<(u32, u32, u32)>,
+    },
+    Ret,
+    Exit,
+    Trap,
+    Nop,
+    Barrier {
+        kind: Barrier,
+        aligned: bool,
+        id: Src,
+        count: Option<Src>,
+        p: Pred,
+        d: u32,
+    },
+    WarpSync {
+        mask: Src,
+    },
+    Mbarrier(Box<Mbar>),
+    Bulk(Box<Bulk>),
+    BulkCommit,
+    /// Until at most so many groups are pending, or pending to be read.
+    BulkWait {
+        pending: u32,
+        read: bool,
+    },
+    /// `mapa`: a rank's address of shared memory.
+    Mapa {
+        d: u32,
+        s: [Src; 2],
+    },
+    /// `getctarank`
+    Rank {
+        d: u32,
+        s: Src,
+    },
+    /// What precedes is visible to the asynchronous proxy. `release`: it publishes, too.
+    ProxyFence {
+        proxies: &'static [Proxy],
+        release: bool,
+    },
+    ClusterBarrier {
+        wait: bool,
+        aligned: bool,
+        relaxed: bool,
+    },
+    Shfl {
+        mode: Shuffle,
+        d: u32,
+        p: u32,
+        s: [Src; 3],
+        mask: Src,
+    },
+    Vote {
+        mode: Vote,
+        d: u32,
+        a: Pred,
+        mask: Src,
+    },
+    Match {
+        all: bool,
+        bits: u8,
+        d: u32,
+        p: u32,
+        a: Src,
+        mask: Src,
+    },
+    Redux {
+        f: Rmw,
+        signed: bool,
+        d: u32,
+        a: Src,
+        mask: Src,
+    },
+    ActiveMask {
+        d: u32,
+    },
+    Fence,
+    CpAsync {
+        to: Addr,
+        from: Addr,
+        size: u8,
+        source: Option<Src>,
+    },
+    CpCommit,
+    /// Waits until at most so many groups are pending; `all`: of what is not committed, too.
+    CpWait {
+        pending: u32,
+        all: bool,
+    },
+    /// `n` matrices of 8 x 8 b16.
+    Ldmatrix {
+        d: [u32; 4],
+        n: u8,
+        trans: bool,
+        addr: Addr,
+    },
+    /// The reverse.
+    Stmatrix {
+        s: [Src; 4],
+        n: u8,
+        trans: bool,
+        addr: Addr,
+    },
+    Mma(Box<Mma>),
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait {
+        pending: usize,
+    },
+    /// `setmaxnreg`
+    SetRegisters {
+        count: u32,
+        more: bool,
+    },
+    /// `elect.sync`
+    Elect {
+        d: u32,
+        p: u32,
+        mask: Src,
+    },
+}

@@ -1,0 +1,231 @@
+//! The last accesses to every byte of a region, kept where there were any.
+//!
+//! A page of bytes has one cell for each of its *grains*: so many neighbouring bytes have had the same accesses so far.
+//! It begins with grains as large as the widest access, and takes smaller ones when a narrower access comes; what each
+//! byte has seen is the same at every size.
+
+use super::clock::{Clock, Touch, Who};
+use crate::isa::operand::Proxy;
+use std::ops::Range;
+
+/// Bytes of a page, and of what [`parts`] gives.
+const PAGE: usize = 1024;
+
+const PART: usize = 256;
+
+/// Bytes of the largest grain, as a power of two.
+const COARSE: u32 = 4;
+
+/// The last write, and the last reads of two warps. `many`: several lanes of that warp have read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Cell {
+    write: Touch,
+    reads: [Touch; 2],
+    many: [bool; 2],
+}
+
+#[derive(Clone, Debug)]
+struct Page {
+    /// Bytes of a grain, as a power of two.
+    grain: u32,
+    cells: Vec<Cell>,
+}
+
+impl Page {
+    fn new() -> Page {
+        Page { grain: COARSE, cells: vec![Cell::default(); PAGE >> COARSE] }
+    }
+
+    fn refine(&mut self, grain: u32) {
+        let each = 1 << (self.grain - grain);
+        self.cells = self.cells.iter().flat_map(|c| std::iter::repeat_n(*c, each)).collect();
+        self.grain = grain;
+    }
+}
+
+/// The last accesses to the bytes of a region.
+#[derive(Clone, Debug, Default)]
+pub struct Races {
+    pages: Vec<Option<Page>>,
+}
+
+impl Races {
+    /// Forgets everything: nothing of before races with what comes.
+    pub fn clear(&mut self) {
+        self.pages.clear();
+    }
+
+    /// Bytes that were read, and that were written, however often.
+    pub fn touched(&self) -> [u64; 2] {
+        let mut bytes = [0; 2];
+        for page in self.pages.iter().flatten() {
+            for cell in &page.cells {
+                bytes[0] += u64::from(cell.reads[0].is_some()) << page.grain;
+                bytes[1] += u64::from(cell.write.is_some()) << page.grain;
+            }
+        }
+        bytes
+    }
+
+    /// The last write to a byte.
+    pub fn written(&self, at: usize) -> Option<Touch> {
+        let page = self.pages.get(at / PAGE)?.as_ref()?;
+        Some(page.cells[(at % PAGE) >> page.grain].write).filter(|write| write.is_some())
+    }
+
+    /// The cells of bytes within one page.
+    #[inline]
+    fn cells(&mut self, at: usize, bytes: usize) -> &mut [Cell] {
+        let page = at / PAGE;
+        if self.pages.len() <= page {
+            self.pages.resize(page + 1, None);
+        }
+        let page = self.pages[page].get_or_insert_with(Page::new);
+        let grain = (at | bytes).trailing_zeros();
+        if grain < page.grain {
+            page.refine(grain);
+        }
+        let first = (at % PAGE) >> page.grain;
+        &mut page.cells[first..first + (bytes >> page.grain)]
+    }
+
+    /// Notes a read; gives the write that it races with. The bytes are within a page.
+    pub fn read(&mut self, at: usize, bytes: usize, who: &Who<'_>) -> Option<Touch> {
+        let (touch, mut harmless) = (Touch::of(who), Touch::default());
+        for cell in self.cells(at, bytes) {
+            // Neighbouring grains mostly have the same history.
+            if cell.write != harmless && cell.write.races(who, false) {
+                return Some(cell.write);
+            }
+            harmless = cell.write;
+            let last = cell.reads[0];
+            if last.is_some() && last.warp() == touch.warp() {
+                cell.many[0] = last.time() == touch.time() && (cell.many[0] || !last.same_lane(touch));
+            } else {
+                (cell.reads[1], cell.many[1]) = (last, cell.many[0]);
+                cell.many[0] = false;
+            }
+            cell.reads[0] = touch;
+        }
+        None
+    }
+
+    /// Notes a write; gives the access that it races with. `same`: the bytes keep their values, so another write of
+    /// them is no conflict.
+    pub fn write(&mut self, at: usize, bytes: usize, who: &Who<'_>, same: bool) -> Option<Touch> {
+        let (touch, mut harmless) = (Touch::of(who), Cell::default());
+        for cell in self.cells(at, bytes) {
+            if *cell != harmless {
+                harmless = *cell;
+                if !same && cell.write.races(who, false) {
+                    return Some(cell.write);
+                }
+                for (read, many) in cell.reads.iter().zip(cell.many) {
+                    if read.races(who, many) {
+                        return Some(*read);
+                    }
+                }
+            }
+            cell.write = touch;
+        }
+        None
+    }
+
+    /// Puts what is noted here onto `all`, which has no order to it; agents have new `numbers` there. Calls `put` with the
+    /// bytes that were written here, and whether they were in `all` as well: if so, whether they hold the same. Gives the
+    /// first conflict: the place, whether it is a write, that access and the other.
+    pub fn onto(
+        self,
+        all: &mut Races,
+        numbers: &[u32],
+        mut put: impl FnMut(Range<usize>, bool) -> bool,
+    ) -> Option<(usize, bool, Touch, Touch)> {
+        if all.pages.len() < self.pages.len() {
+            all.pages.resize(self.pages.len(), None);
+        }
+        for (i, (ours, all)) in self.pages.into_iter().zip(&mut all.pages).enumerate() {
+            let Some(mut ours) = ours else { continue };
+            let all = all.get_or_insert_with(Page::new);
+            let grain = ours.grain.min(all.grain);
+            ours.refine(grain);
+            all.refine(grain);
+            for (j, (cell, other)) in ours.cells.iter().zip(&mut all.cells).enumerate() {
+                let at = i * PAGE + (j << grain);
+                let [read, write] = [cell.reads[0], cell.write].map(|t| t.renumbered(numbers));
+                if read.is_some() && other.write.is_some() {
+                    return Some((at, false, read, other.write));
+                }
+                if write.is_some() && other.reads[0].is_some() {
+                    return Some((at, true, write, other.reads[0]));
+                }
+                if write.is_some() && !put(at..at + (1 << grain), other.write.is_some()) {
+                    return Some((at, true, write, other.write));
+                }
+                other.write = if write.is_some() { write } else { other.write };
+                other.reads[0] = if read.is_some() { read } else { other.reads[0] };
+            }
+        }
+        None
+    }
+
+    /// Notes a write by an agent that was checked before: agent and time, instruction and strength.
+    pub fn stamp(&mut self, at: usize, bytes: usize, agent: (u32, u32), of: (u32, bool)) {
+        let touch = Touch::agent(agent, of);
+        for (from, n) in parts(at, bytes) {
+            self.cells(from, n).iter_mut().for_each(|c| c.write = touch);
+        }
+    }
+
+    /// Notes a read of the asynchronous proxy; gives the write that it races with, or (true) cannot see yet.
+    pub fn read_beside(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        who: &Who<'_>,
+        proxy: Proxy,
+    ) -> Option<(Touch, bool)> {
+        let mut harmless = Touch::default();
+        for cell in self.cells(at, bytes) {
+            if cell.write != harmless {
+                if cell.write.unfenced(who.clock, proxy) {
+                    return Some((cell.write, true));
+                }
+                harmless = cell.write;
+            }
+        }
+        self.read(at, bytes, who).map(|other| (other, false))
+    }
+
+    /// Notes nothing; gives a write of these bytes that the asynchronous proxy cannot see yet.
+    pub fn unfenced(&mut self, at: usize, bytes: usize, clock: &Clock, proxy: Proxy) -> Option<Touch> {
+        self.cells(at, bytes).iter().map(|c| c.write).find(|w| w.unfenced(clock, proxy))
+    }
+
+    /// Notes nothing; gives an access of another block or of an agent that is not over as far as `clock` knows, and
+    /// its place.
+    pub fn foreign(&self, clock: &Clock) -> Option<(usize, Touch)> {
+        let pages = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i * PAGE, p.as_ref()?)));
+        let cells = pages
+            .flat_map(|(from, p)| p.cells.iter().enumerate().map(move |(i, c)| (from + (i << p.grain), c)));
+        let mut touches = cells.flat_map(|(at, c)| [c.write, c.reads[0], c.reads[1]].map(|t| (at, t)));
+        touches.find(|(_, touch)| match touch.by() {
+            Ok((block, thread)) if touch.is_some() && block != clock.block => {
+                touch.time() > clock.thread(block, thread)
+            }
+            Err(agent) => !clock.knows(agent, touch.time()),
+            _ => false,
+        })
+    }
+}
+
+/// Splits bytes so that each part lies in one page; a report names the part.
+pub fn parts(at: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+    let end = at + bytes;
+    let mut from = at;
+    std::iter::from_fn(move || {
+        let to = (from / PART * PART + PART).min(end);
+        let part = (from, to - from);
+        from = to;
+        (part.1 > 0).then_some(part)
+    })
+}

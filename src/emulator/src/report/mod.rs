@@ -1,0 +1,4 @@
+//! What is found and what is counted.
+
+pub mod counters;
+pub mod finding;
