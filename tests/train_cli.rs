@@ -7,6 +7,8 @@ mod common;
 mod configurations;
 #[path = "train_cli/outputs.rs"]
 mod outputs;
+#[path = "train_cli/settings.rs"]
+mod settings;
 
 use command::{Raw, Tiny, failed, folder, good, llm2vec, names, str};
 use flate2::read::GzDecoder;
