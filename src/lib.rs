@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod bench;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod device;
 pub mod encode;

@@ -1,7 +1,6 @@
 //! The `llm2vec` command: see `llm2vec --help`.
 
-use clap::Parser;
-use llm2vec::cli::{self, Cli};
+use llm2vec::cli;
 use llm2vec::text::tokenizer::panics_are_errors;
 use std::panic;
 use std::process::ExitCode;
@@ -19,7 +18,7 @@ fn main() -> ExitCode {
             shown(panic);
         }
     }));
-    let ended = panic::catch_unwind(|| cli::run(Cli::parse()));
+    let ended = panic::catch_unwind(|| cli::run(cli::parse()));
     cli::signal::settle();
     let (what, status) = match ended {
         Ok(Ok(())) => return ExitCode::SUCCESS,

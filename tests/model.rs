@@ -7,7 +7,8 @@ use llm2vec::device::Device;
 use llm2vec::encode::Encoder;
 use llm2vec::model::weights::Storage;
 use llm2vec::ops::attention::Mask;
-use llm2vec::pretrained::open::Options;
+use llm2vec::pretrained::open::{Compute, Options, PoolOver};
+use llm2vec::pretrained::pooling::PoolingMode;
 use llm2vec::rng::philox;
 use llm2vec::text::prompt::Prompt;
 use llm2vec::text::tokenizer::Tokenizer;
@@ -189,6 +190,10 @@ fn novel_encoder(change: impl FnOnce(&mut Options)) -> Encoder {
     Encoder::open(&options).unwrap()
 }
 
+fn compute(bf16: bool) -> Compute {
+    if bf16 { Compute::Bf16 } else { Compute::F32 }
+}
+
 fn encode(encoder: &mut Encoder, prompts: &[Prompt]) -> Vec<f64> {
     let mut rows = vec![0.0; prompts.len() * encoder.width()];
     encoder.encode(prompts, &mut rows, |_, _| {}).unwrap();
@@ -199,7 +204,7 @@ fn encode(encoder: &mut Encoder, prompts: &[Prompt]) -> Vec<f64> {
 fn a_vector_does_not_depend_on_the_pack() {
     let texts = sentences();
     for bf16 in [false, true] {
-        let mut wide = novel_encoder(|o| (o.normalize, o.bf16) = (Some(true), bf16));
+        let mut wide = novel_encoder(|o| (o.normalize, o.dtype) = (Some(true), compute(bf16)));
         let prompts: Vec<Prompt> = texts.iter().map(|t| wide.prompt("", t).unwrap()).collect();
         let reversed: Vec<Prompt> = prompts.iter().rev().cloned().collect();
         let c = wide.width();
@@ -213,7 +218,8 @@ fn a_vector_does_not_depend_on_the_pack() {
         ];
         for tokens in [1, 40, 77, 128] {
             let mut narrow = novel_encoder(|o| {
-                (o.normalize, o.bf16, o.max_length, o.tokens) = (Some(true), bf16, Some(40), Some(tokens));
+                (o.normalize, o.dtype, o.max_length, o.tokens) =
+                    (Some(true), compute(bf16), Some(40), Some(tokens));
             });
             all.push((format!("packs of {tokens} tokens"), encode(&mut narrow, &prompts)));
         }
@@ -246,7 +252,10 @@ fn every_pooling_equals_its_definition() {
     let mut spans_differ = false;
     for mode in ["mean", "weighted-mean", "last", "eos", "bos"] {
         for (all, instruction) in [(false, ""), (true, ""), (false, instruction), (true, instruction)] {
-            let mut encoder = novel_encoder(|o| (o.pooling, o.pool_all) = (Some(mode.into()), Some(all)));
+            let mut encoder = novel_encoder(|o| {
+                o.pooling = Some(PoolingMode::by_name(mode).unwrap());
+                o.pool_over = Some(if all { PoolOver::All } else { PoolOver::Text });
+            });
             let texts = sentences();
             let prompts: Vec<Prompt> =
                 texts.iter().map(|t| encoder.prompt(instruction, t).unwrap()).collect();

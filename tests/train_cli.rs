@@ -7,6 +7,8 @@ mod common;
 mod configurations;
 #[path = "train_cli/outputs.rs"]
 mod outputs;
+#[path = "train_cli/settings.rs"]
+mod settings;
 
 use command::{Raw, Tiny, failed, folder, good, llm2vec, names, str};
 use flate2::read::GzDecoder;
@@ -163,7 +165,7 @@ fn rows_longer_than_the_maximum_are_cut() {
 fn one_row_a_batch_has_no_negatives() {
     let place = Place::new();
     for stage in ["simcse", "supervised"] {
-        let words = ["batch_size", "is 1", "the other rows of a batch are the negatives", "at least 2"];
+        let words = ["--batch is 1", "the other rows of a batch are the negatives", "at least 2"];
         place.refused(stage, &place.data(stage), &["--batch", "1"], 2, &words);
     }
     // Masked training has a loss of its own for every row.
@@ -194,18 +196,18 @@ fn flags_out_of_range() {
     let place = Place::new();
     let (lines, triplets) = (place.data("mntp"), place.data("supervised"));
     for (flags, words) in [
-        (["--rank", "0"], ["\"lora_r\" is 0", "at least 1"]),
-        (["--rank", "999999999999"], ["\"lora_r\" is 999999999999", "at most 4096"]),
-        (["--batch", "0"], ["batch_size\" is 0", "at least 1"]),
-        (["--batch", "1152921504606846976"], ["batch_size\" is 1152921504606846976", "at most"]),
-        (["--steps", "0"], ["\"stop_after_n_steps\" is 0", "at least 1"]),
-        (["--lr", "0"], ["\"learning_rate\" is 0", "range"]),
-        (["--lr", "nan"], ["\"learning_rate\" is NaN", "range"]),
-        (["--alpha", "0"], ["\"lora_alpha\" is 0", "range"]),
-        (["--lora-dropout", "1"], ["\"lora_dropout\" is 1", "range"]),
-        (["--mask-probability", "1.5"], ["\"mlm_probability\" is 1.5", "range"]),
+        (["--rank", "0"], ["--rank is 0", "at least 1"]),
+        (["--rank", "999999999999"], ["--rank is 999999999999", "at most 4096"]),
+        (["--batch", "0"], ["--batch is 0", "at least 1"]),
+        (["--batch", "1152921504606846976"], ["--batch is 1152921504606846976", "at most"]),
+        (["--steps", "0"], ["--steps is 0", "at least 1"]),
+        (["--lr", "0"], ["--lr is 0", "range"]),
+        (["--lr", "nan"], ["--lr is NaN", "range"]),
+        (["--alpha", "0"], ["--alpha is 0", "range"]),
+        (["--lora-dropout", "1"], ["--lora-dropout is 1", "range"]),
+        (["--mask-probability", "1.5"], ["--mask-probability is 1.5", "range"]),
         (["--mask-token", "star"], ["star", "auto, blank, eos, mask"]),
-        (["--modules", "lm_head"], ["\"lm_head\" is none of", "q_proj"]),
+        (["--modules", "lm_head"], ["--modules holds \"lm_head\"", "none of q_proj"]),
         (["--grouping", "pages"], ["pages", "joined, apart, lines"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
         (["--threads", "0"], ["--threads 0", "1 to 4096"]),
@@ -219,7 +221,7 @@ fn flags_out_of_range() {
         &triplets,
         &["--hard-negatives", "100000"],
         2,
-        &["hard_negatives", "at most 1000"],
+        &["--hard-negatives is 100000", "at most 1000"],
     );
     place.refused("simcse", &lines, &["--continue"], 2, &["--continue needs an --adapter"]);
     let pooling = ["--pooling", "middle", "--batch", "4"];

@@ -8,7 +8,7 @@ use crate::format::atomic;
 use crate::format::input::{self, Format, Record};
 use crate::format::output::{Output, OutputDtype};
 use crate::pretrained::open::Setup;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 /// Turn texts into vectors.
 #[derive(Args)]
@@ -25,13 +25,13 @@ pub struct Encode {
     input: String,
     /// What the input is, where its name does not say
     #[arg(long, env = "LLM2VEC_INPUT_FORMAT", value_name = "FORMAT")]
-    input_format: Option<InputFormat>,
+    input_format: Option<Format>,
     /// FILE.npy, FILE.safetensors or FILE.jsonl; - is JSONL to stdout
     #[arg(short, long, env = "LLM2VEC_OUTPUT", required_unless_present = "nearest", value_name = "FILE")]
     output: Option<String>,
     /// f32, f16, or i8 with a scale per row
     #[arg(long, env = "LLM2VEC_OUTPUT_DTYPE", default_value = "f32", value_name = "DTYPE")]
-    output_dtype: RowDtype,
+    output_dtype: OutputDtype,
     #[command(flatten)]
     texts: TextFlags,
     /// Encode only part I of N (1/4 … 4/4); the parts' outputs, one after the other, are the whole's
@@ -40,19 +40,6 @@ pub struct Encode {
     /// Print for every text the K most similar others, by cosine
     #[arg(long, env = "LLM2VEC_NEAREST", value_name = "K")]
     nearest: Option<usize>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum InputFormat {
-    Text,
-    Jsonl,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum RowDtype {
-    F32,
-    F16,
-    I8,
 }
 
 fn shard(s: &str) -> std::result::Result<(u64, u64), String> {
@@ -94,7 +81,7 @@ impl Encode {
         }
         let c = setup.dimensions();
         // Before the weights: a wrong name or a missing folder should not cost the time to load them.
-        let mut output = self.output.as_ref().map(|o| Output::create(o, c, self.dtype())).transpose()?;
+        let mut output = self.output.as_ref().map(|o| Output::create(o, c, self.output_dtype)).transpose()?;
         let mut encoder = Encoder::load(setup)?;
         let mut nearest = self.nearest.map(|k| Nearest::new(k, c));
 
@@ -132,20 +119,8 @@ impl Encode {
         if self.input == "-" { "stdin" } else { &self.input }
     }
 
-    fn dtype(&self) -> OutputDtype {
-        match self.output_dtype {
-            RowDtype::F32 => OutputDtype::F32,
-            RowDtype::F16 => OutputDtype::F16,
-            RowDtype::I8 => OutputDtype::I8,
-        }
-    }
-
     fn records(&self) -> Result<input::Records> {
-        let format = self.input_format.map(|f| match f {
-            InputFormat::Text => Format::Text,
-            InputFormat::Jsonl => Format::Jsonl,
-        });
-        input::open(&self.input, format)
+        input::open(&self.input, self.input_format)
     }
 
     /// The records of this shard: parts of equal size in the input's order, so the input is counted first.
@@ -195,7 +170,7 @@ impl Encode {
             .iter()
             .map(|r| Item { instruction: r.instruction.as_deref().unwrap_or(default), text: &r.text })
             .collect();
-        let rows = encoder.texts(&items, self.texts.empty(), at, |texts, tokens| tally.add(texts, tokens))?;
+        let rows = encoder.texts(&items, self.texts.empty, at, |texts, tokens| tally.add(texts, tokens))?;
         tally.cut += rows.cut;
         Ok(rows.vectors)
     }

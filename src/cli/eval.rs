@@ -64,7 +64,7 @@ impl Sts {
         let mut encoder = Encoder::open(&options)?;
         encoder.setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let mut tally = Tally::new(self.texts.quiet);
-        let (instruction, empty) = (&self.texts.instruction, self.texts.empty());
+        let (instruction, empty) = (&self.texts.instruction, self.texts.empty);
         let add = |texts, tokens| tally.add(texts, tokens);
         let report = sts::run(&mut encoder, &lists, instruction, empty, add)?;
         tally.cut = report.cut;

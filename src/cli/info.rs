@@ -46,7 +46,8 @@ impl FromArgMatches for What {
         let flags = ModelFlags::augment_args(clap::Command::new("model"));
         match flags.get_arguments().find(|arg| given(arg.get_id().as_str())) {
             Some(flag) if given("kernels") => {
-                let what = format!("--kernels and --{}: expected one of them\n", flag.get_id());
+                let flag = flag.get_long().unwrap_or_default();
+                let what = format!("--kernels and --{flag}: expected one of them\n");
                 Err(clap::Error::raw(ErrorKind::ArgumentConflict, what))
             }
             None if kernels => Ok(What::Kernels),

@@ -15,10 +15,10 @@ mod train;
 use crate::device::Device;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result, one_line};
-use crate::pretrained::open::{MOST_TOKENS, Options};
-use crate::text::prompt::Compat;
+use crate::pretrained::open::Options;
 use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::Resettable;
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::Write;
 
 /// Turn decoder-only LLMs into text encoders.
@@ -42,6 +42,23 @@ enum Command {
     Info(info::Info),
     Doctor(doctor::Doctor),
     Emulate(emulate::Emulate),
+}
+
+/// The command line and the environment, parsed; ends the process at a mistake, or after `--help`.
+pub fn parse() -> Cli {
+    let mut command = prepared(Cli::command());
+    let matches = command.get_matches_mut();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut command).exit())
+}
+
+/// An empty variable of the environment is none, as scripts leave them. `--help` is the short page: what the values of
+/// an enum mean is told by `llm2vec help`.
+fn prepared(command: clap::Command) -> clap::Command {
+    let empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort);
+    let help = help.help("Print help").display_order(999);
+    let command = command.mut_args(|arg| if empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.disable_help_flag(true).arg(help).mut_subcommands(prepared)
 }
 
 /// Runs the parsed command line, on a thread of the pool: from outside, every parallel loop would cost two switches of
@@ -81,71 +98,11 @@ fn print(text: &str) -> Result<()> {
 /// Flags that say which model runs and how.
 #[derive(Args)]
 struct ModelFlags {
-    /// Model folder (config.json, tokenizer.json, model.safetensors) or adapter that names its base, or org/name[@revision] in the local Hugging Face cache
-    #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
-    model: String,
-    /// PEFT LoRA folder or name to merge; repeat for several, in order (MNTP before SimCSE or supervised)
-    #[arg(long, env = "LLM2VEC_ADAPTER", value_name = "DIR")]
-    adapter: Vec<String>,
-    /// mean, weighted-mean, last, eos, bos or first [default: what the folder records, else mean]
-    #[arg(long, env = "LLM2VEC_POOLING", value_name = "MODE")]
-    pooling: Option<String>,
-    /// Pool the text's own tokens, or all: BOS, instruction and template too [default: text; all for a sentence-transformers folder]
-    #[arg(long, env = "LLM2VEC_POOL_OVER", value_name = "SPAN")]
-    pool_over: Option<PoolOver>,
-    /// full (bidirectional), causal (as pre-trained), window (bidirectional in the config's window) [default: what the folder says, else full]
-    #[arg(long, env = "LLM2VEC_ATTENTION", value_name = "MASK")]
-    attention: Option<String>,
-    /// One of the folder's prompts (config_sentence_transformers.json) in front of every text [default: its default one]
-    #[arg(long, env = "LLM2VEC_PROMPT", value_name = "NAME")]
-    prompt: Option<String>,
-    /// none, llama2, llama3, mistral, qwen2 [default: by the model's name, as the reference does]
-    #[arg(long, env = "LLM2VEC_TEMPLATE", value_name = "NAME")]
-    template: Option<String>,
-    /// Most tokens in a row, template and instruction included [default: 512]
-    #[arg(long, env = "LLM2VEC_MAX_LENGTH", value_name = "TOKENS")]
-    max_length: Option<usize>,
-    /// Most tokens of the text itself [default: 400]
-    #[arg(long, env = "LLM2VEC_DOC_MAX_LENGTH", value_name = "TOKENS")]
-    doc_max_length: Option<usize>,
-    /// Scale every vector to unit length, or with =false not [default: what the folder records, else not]
-    #[arg(long, env = "LLM2VEC_NORMALIZE", value_parser = BoolishValueParser::new(), num_args = 0..=1,
-          require_equals = true, default_missing_value = "true", value_name = "WHETHER")]
-    normalize: Option<bool>,
-    /// Reproduce the reference implementation's ids and pooled span, quirks included
-    #[arg(long, env = "LLM2VEC_COMPAT", value_name = "reference")]
-    compat: Option<CompatFlag>,
-    /// On the CPU: compute in f32, or keep weights as bf16 and multiply in bf16 (sums stay f32); a GPU does the latter always
-    #[arg(long, env = "LLM2VEC_DTYPE", value_name = "DTYPE", default_value = "f32")]
-    dtype: ComputeDtype,
-    /// Tokens in a pack [default: 2048 on the CPU, 16384 on a GPU]
-    #[arg(long, env = "LLM2VEC_TOKENS", alias = "max-batch-tokens", value_name = "N")]
-    tokens: Option<usize>,
-    /// Stop at the first NaN or infinity in an activation, and say in which layer and tensor
-    #[arg(long, env = "LLM2VEC_CHECK_FINITE", value_parser = BoolishValueParser::new())]
-    check_finite: bool,
+    #[command(flatten)]
+    options: Options,
     /// auto (a GPU if one answers), cpu, cuda[:N] or emulated[:80|:90]
     #[arg(long, env = "LLM2VEC_DEVICE", value_name = "DEVICE", default_value = "auto")]
     device: String,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum PoolOver {
-    Text,
-    All,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum CompatFlag {
-    Reference,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ComputeDtype {
-    #[value(alias = "float32")]
-    F32,
-    #[value(alias = "bfloat16")]
-    Bf16,
 }
 
 /// Sizes the thread pool.
@@ -164,28 +121,9 @@ fn threads(n: Option<usize>) -> Result<()> {
 }
 
 impl ModelFlags {
-    /// The library's options.
+    /// The library's options, with the device opened.
     fn options(&self) -> Result<Options> {
-        if let Some(n) = self.tokens.filter(|n| !(1..=MOST_TOKENS).contains(n)) {
-            return Err(Error::Usage(format!("--tokens {n}: expected 1 to {MOST_TOKENS}")));
-        }
-        Ok(Options {
-            model: self.model.clone(),
-            adapters: self.adapter.clone(),
-            pooling: self.pooling.clone(),
-            pool_all: self.pool_over.map(|p| matches!(p, PoolOver::All)),
-            attention: self.attention.clone(),
-            prompt: self.prompt.clone(),
-            template: self.template.clone(),
-            max_length: self.max_length,
-            doc_max_length: self.doc_max_length,
-            normalize: self.normalize,
-            compat: if self.compat.is_some() { Compat::Reference } else { Compat::Default },
-            bf16: matches!(self.dtype, ComputeDtype::Bf16),
-            tokens: self.tokens,
-            check_finite: self.check_finite,
-            device: Device::by_name(&self.device)?,
-        })
+        Ok(Options { device: Device::by_name(&self.device)?, ..self.options.clone() })
     }
 }
 
@@ -197,23 +135,8 @@ struct TextFlags {
     instruction: String,
     /// What an empty text gives: an error, or a vector of zeros
     #[arg(long, env = "LLM2VEC_EMPTY", default_value = "error", value_name = "WHAT")]
-    empty: EmptyFlag,
+    empty: Empty,
     /// No progress, no summary
     #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
     quiet: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum EmptyFlag {
-    Error,
-    Zero,
-}
-
-impl TextFlags {
-    fn empty(&self) -> Empty {
-        match self.empty {
-            EmptyFlag::Error => Empty::Error,
-            EmptyFlag::Zero => Empty::Zero,
-        }
-    }
 }

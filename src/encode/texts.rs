@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 /// What a text with nothing to pool gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Empty {
     /// An error that names its place.
     Error,

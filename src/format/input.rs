@@ -25,6 +25,7 @@ const BUFFER_BYTES: usize = 1 << 16;
 
 /// How texts lie in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Format {
     /// One text per line.
     Text,

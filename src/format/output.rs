@@ -20,6 +20,7 @@ const ST_HEADER_BYTES: usize = 512;
 
 /// How the elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum OutputDtype {
     /// 32-bit floats.
     F32,

@@ -117,6 +117,7 @@ pub struct Projection {
 
 /// The attention that `--attention` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Attention {
     /// Bidirectional, whatever window the config has: how LLM2Vec trains.
     Full,
@@ -129,6 +130,13 @@ pub enum Attention {
 }
 
 impl Attention {
+    /// By the name that a file records.
+    pub fn by_name(name: &str) -> Result<Attention> {
+        let all = [Attention::Full, Attention::Causal, Attention::Window];
+        let wanted = || Error::Usage(format!("attention `{name}`: expected full, causal or window"));
+        all.into_iter().find(|attention| attention.name() == name).ok_or_else(wanted)
+    }
+
     /// The name that `--attention` takes.
     pub fn name(self) -> &'static str {
         match self {

@@ -20,48 +20,103 @@ use crate::text::tokenizer::Tokenizer;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// `--attention` by name.
-fn attention_by_name(name: &str) -> Result<Attention> {
-    match name {
-        "full" => Ok(Attention::Full),
-        "causal" => Ok(Attention::Causal),
-        "window" => Ok(Attention::Window),
-        _ => Err(Error::Usage(format!("attention `{name}`: expected full, causal or window"))),
-    }
+/// Which tokens a vector is pooled over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum PoolOver {
+    /// The text's own.
+    Text,
+    /// All: BOS, instruction and template too.
+    All,
+}
+
+/// How a CPU keeps and multiplies large matrices; a GPU always has bf16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Compute {
+    /// f32, where it fits.
+    #[default]
+    #[cfg_attr(feature = "cli", value(alias = "float32"))]
+    F32,
+    /// bf16, with sums in f32.
+    #[cfg_attr(feature = "cli", value(alias = "bfloat16"))]
+    Bf16,
 }
 
 /// What the caller asks for; `None` means what the model's folder says, else the reference's default.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct Options {
-    /// Model folder, or a name in the local Hugging Face cache.
+    /// Model folder (config.json, tokenizer.json, model.safetensors) or adapter that names its base, or org/name[@revision] in the local Hugging Face cache
+    #[cfg_attr(
+        feature = "cli",
+        arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")
+    )]
     pub model: String,
-    /// Adapters, folders or names likewise, merged in this order.
+    /// PEFT LoRA folder or name to merge; repeat for several, in order (MNTP before SimCSE or supervised)
+    #[cfg_attr(feature = "cli", arg(long = "adapter", env = "LLM2VEC_ADAPTER", value_name = "DIR"))]
     pub adapters: Vec<String>,
-    /// Pooling mode name; default `mean`.
-    pub pooling: Option<String>,
-    /// Pool every token (BOS, instruction and template too) instead of the text's own.
-    pub pool_all: Option<bool>,
-    /// `full`, `causal` or `window`; default `full`.
-    pub attention: Option<String>,
-    /// The name of a prompt in the folder; default the folder's own default.
+    /// mean, weighted-mean, last, eos, bos or first [default: what the folder records, else mean]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_POOLING", value_name = "MODE", hide_possible_values = true)
+    )]
+    pub pooling: Option<PoolingMode>,
+    /// Pool the text's own tokens, or all: BOS, instruction and template too [default: text; all for a sentence-transformers folder]
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_POOL_OVER", value_name = "SPAN"))]
+    pub pool_over: Option<PoolOver>,
+    /// full (bidirectional), causal (as pre-trained), window (bidirectional in the config's window) [default: what the folder says, else full]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_ATTENTION", value_name = "MASK", hide_possible_values = true)
+    )]
+    pub attention: Option<Attention>,
+    /// One of the folder's prompts (config_sentence_transformers.json) in front of every text [default: its default one]
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_PROMPT", value_name = "NAME"))]
     pub prompt: Option<String>,
-    /// Template name; default by the model's name, as the reference does.
-    pub template: Option<String>,
-    /// Most tokens in a row; default 512.
+    /// none, llama2, llama3, mistral, qwen2 [default: by the model's name, as the reference does]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_TEMPLATE", value_name = "NAME", value_parser = Template::by_name)
+    )]
+    pub template: Option<Template>,
+    /// Most tokens in a row, template and instruction included [default: 512]
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_MAX_LENGTH", value_name = "TOKENS"))]
     pub max_length: Option<usize>,
-    /// Most tokens of the text itself; default 400.
+    /// Most tokens of the text itself [default: 400]
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_DOC_MAX_LENGTH", value_name = "TOKENS"))]
     pub doc_max_length: Option<usize>,
-    /// Scale every vector to unit length; default no.
+    /// Scale every vector to unit length, or with =false not [default: what the folder records, else not]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_NORMALIZE", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0..=1,
+            require_equals = true, default_missing_value = "true", value_name = "WHETHER")
+    )]
     pub normalize: Option<bool>,
-    /// Reproduce the reference's ids and spans.
-    pub compat: Compat,
-    /// Keep weights as bf16 and multiply in bf16.
-    pub bf16: bool,
-    /// Tokens in a pack.
+    /// Reproduce the reference implementation's ids and pooled span, quirks included
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_COMPAT", value_name = "reference"))]
+    pub compat: Option<Compat>,
+    /// On the CPU: compute in f32, or keep weights as bf16 and multiply in bf16 (sums stay f32); a GPU does the latter always
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_DTYPE", value_name = "DTYPE", default_value = "f32")
+    )]
+    pub dtype: Compute,
+    /// Tokens in a pack [default: 2048 on the CPU, 16384 on a GPU]
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_TOKENS", alias = "max-batch-tokens", value_name = "N")
+    )]
     pub tokens: Option<usize>,
-    /// Stop at the first NaN or infinity in an activation, and say where.
+    /// Stop at the first NaN or infinity in an activation, and say in which layer and tensor
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_CHECK_FINITE", value_parser = clap::builder::BoolishValueParser::new())
+    )]
     pub check_finite: bool,
     /// Where to compute.
+    // A command opens it after parsing, with its threads set.
+    #[cfg_attr(feature = "cli", arg(skip = Device::cpu()))]
     pub device: Device,
 }
 
@@ -72,15 +127,15 @@ impl Options {
             model: model.into(),
             adapters: Vec::new(),
             pooling: None,
-            pool_all: None,
+            pool_over: None,
             attention: None,
             prompt: None,
             template: None,
             max_length: None,
             doc_max_length: None,
             normalize: None,
-            compat: Compat::Default,
-            bf16: false,
+            compat: None,
+            dtype: Compute::F32,
             tokens: None,
             check_finite: false,
             device: Device::cpu(),
@@ -147,16 +202,12 @@ impl Setup {
         plan::check(&o.device, &config)?;
         let (files, warnings) = ModelFiles::open(&stack.base, &config, &stack.adapters)?;
         let (from, saved) = saved_settings(&stack)?;
-        let pooling = named(
-            &o.pooling,
-            &saved.pooling_mode,
-            &from.join(settings::REFERENCE_FILE),
-            PoolingMode::by_name,
-        )?;
+        let file = from.join(settings::REFERENCE_FILE);
+        let pooling = named(o.pooling, &saved.pooling_mode, &file, PoolingMode::by_name)?;
         let modules = stack.modules.as_ref();
         let pooling = pooling.or(modules.map(|m| m.pooling)).unwrap_or(PoolingMode::Mean);
         let (attention, attention_by) = attention(o, &stack, &config, (&from, &saved))?;
-        let template = named(&o.template, &saved.template, &own_file(&from), Template::by_name)?;
+        let template = named(o.template, &saved.template, &own_file(&from), Template::by_name)?;
         let template = template.unwrap_or_else(|| {
             let names = stack.names().into_iter().chain([config.name.as_str()]);
             names.map(Template::for_model).find(|t| *t != NONE).unwrap_or(NONE)
@@ -170,14 +221,15 @@ impl Setup {
         let usual = if let Device::Cpu(_) = o.device { CPU_TOKENS } else { GPU_TOKENS };
         let tokens = o.tokens.unwrap_or(usual).max(limits.max_length);
         let storage = storage(o, &config, &files, tokens, limits.max_length)?;
-        let pool_all = o.pool_all.or(saved.skip_instruction.map(|skip| !skip)).unwrap_or(modules.is_some());
+        let pool_all = o.pool_over.map(|over| over == PoolOver::All);
+        let pool_all = pool_all.or(saved.skip_instruction.map(|skip| !skip)).unwrap_or(modules.is_some());
         let (normalize, steps) = after_pooling(o.normalize, saved.normalize, modules);
         let rules = Rules {
             template,
             limits,
             append_eos: pooling == PoolingMode::Eos,
             reference_eos: eos_text(template, &config.name, config.family == Family::Qwen2),
-            compat: match (o.compat, modules) {
+            compat: match (o.compat.unwrap_or(Compat::Default), modules) {
                 (Compat::Default, Some(_)) if template == NONE => Compat::SentenceTransformers,
                 (compat, _) => compat,
             },
@@ -297,7 +349,11 @@ fn limits(
     let doc = modules.map_or(400, |_| max_length);
     let limits =
         Limits { max_length, doc_max_length: o.doc_max_length.or(saved.doc_max_length).unwrap_or(doc) };
-    let lengths = [("--max-length", limits.max_length), ("--doc-max-length", limits.doc_max_length)];
+    let lengths = [
+        ("--max-length", limits.max_length),
+        ("--doc-max-length", limits.doc_max_length),
+        ("--tokens", o.tokens.unwrap_or(MOST_TOKENS)),
+    ];
     match lengths.iter().find(|(_, n)| !(1..=MOST_TOKENS).contains(n)) {
         Some((flag, n)) => Err(Error::Usage(format!("{flag} {n}: expected 1 to {MOST_TOKENS}"))),
         None => Ok(limits),
@@ -314,7 +370,7 @@ fn storage(
 ) -> Result<Storage> {
     match o.device {
         Device::Gpu(_) => return Ok(Storage::Real),
-        Device::Cpu(_) if o.bf16 => return Ok(Storage::Panels),
+        Device::Cpu(_) if o.dtype == Compute::Bf16 => return Ok(Storage::Panels),
         Device::Cpu(_) => {}
     }
     let mut arena = Arena::planning(&o.device);
@@ -326,15 +382,15 @@ fn storage(
     Ok(if fits || !narrow { Storage::Real } else { Storage::Bf16 })
 }
 
-/// What a flag or else a file names; a name in the file that nobody knows is the file's error.
+/// What a flag gives or else a file names; a name in the file that nobody knows is the file's error.
 fn named<T>(
-    flag: &Option<String>,
+    flag: Option<T>,
     saved: &Option<String>,
     from: &Path,
     by_name: impl Fn(&str) -> Result<T>,
 ) -> Result<Option<T>> {
     match (flag, saved) {
-        (Some(name), _) => by_name(name).map(Some),
+        (Some(given), _) => Ok(Some(given)),
         (None, Some(name)) => by_name(name).map(Some).map_err(|e| Error::file(from, e.to_string())),
         (None, None) => Ok(None),
     }
@@ -365,7 +421,7 @@ fn attention(
     (from, saved): (&Path, &Settings),
 ) -> Result<(Attention, String)> {
     let file = own_file(from);
-    if let Some(attention) = named(&o.attention, &saved.attention, &file, attention_by_name)? {
+    if let Some(attention) = named(o.attention, &saved.attention, &file, Attention::by_name)? {
         let by = if o.attention.is_some() { "--attention".into() } else { file.display().to_string() };
         return Ok((attention, by));
     }

@@ -2,20 +2,28 @@
 
 use crate::error::{Error, Result};
 use crate::ops::pool::Pooling;
+use serde::{Deserialize, Serialize};
 
 /// Which vector of a text is its embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(try_from = "String", into = "&'static str")]
 pub enum PoolingMode {
     /// Average.
     Mean,
+    #[cfg_attr(feature = "cli", value(alias = "weighted_mean"))]
     /// Average with weights 1, 2, …, n.
     WeightedMean,
+    #[cfg_attr(feature = "cli", value(aliases = ["last_token", "last-token"]))]
     /// The last token of the pooled span.
     Last,
+    #[cfg_attr(feature = "cli", value(aliases = ["eos_token", "eos-token"]))]
     /// The EOS token, appended where the tokenizer does not.
     Eos,
+    #[cfg_attr(feature = "cli", value(aliases = ["bos_token", "bos-token"]))]
     /// The BOS token, which the tokenizer must put first.
     Bos,
+    #[cfg_attr(feature = "cli", value(aliases = ["cls", "first_token", "first-token"]))]
     /// The first token of the row, whatever it is: sentence-transformers' `cls`.
     First,
 }
@@ -29,6 +37,20 @@ const NAMES: [(PoolingMode, &str, &str, &str); 6] = [
     (PoolingMode::Bos, "bos", "bos_token", "cls"),
     (PoolingMode::First, "first", "bos_token", "cls"),
 ];
+
+impl TryFrom<String> for PoolingMode {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<PoolingMode> {
+        PoolingMode::by_name(&name)
+    }
+}
+
+impl From<PoolingMode> for &'static str {
+    fn from(mode: PoolingMode) -> &'static str {
+        mode.name()
+    }
+}
 
 impl PoolingMode {
     /// By our name or the reference's.

@@ -17,11 +17,14 @@ pub struct Limits {
 
 /// Whose rules decide about ids and span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Compat {
+    #[cfg_attr(feature = "cli", value(skip))]
     /// Ours: spans from token offsets, cuts between characters.
     Default,
     /// The reference implementation's, quirks included ([`reference`](mod@crate::text::reference)).
     Reference,
+    #[cfg_attr(feature = "cli", value(skip))]
     /// sentence-transformers': prompt and text as one string, cut between tokens whatever they stand for.
     SentenceTransformers,
 }

@@ -1,6 +1,7 @@
 //! Chat templates: what stands around a text, by the reference's rules.
 
 use crate::error::{Error, Result};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A prefix and a suffix around instruction and text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,20 @@ const MODELS: [(&str, usize); 5] = [
     ("Qwen/Qwen2-1.5B-Instruct", 4),
     ("Qwen/Qwen2-7B-Instruct", 4),
 ];
+
+/// By its name.
+impl Serialize for Template {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        to.serialize_str(self.name)
+    }
+}
+
+/// By its name, as [`Template::by_name`] takes it.
+impl<'de> Deserialize<'de> for Template {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Template, D::Error> {
+        Template::by_name(&String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
 
 impl Template {
     /// By family name, or by the full name of a model that has one.

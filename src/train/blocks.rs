@@ -11,6 +11,7 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 /// How lines make blocks of at most `length` tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Grouping {
     /// As the reference: 1000 lines, each with its BOS, joined and cut into blocks of exactly `length`; the rest of each
     /// 1000 is dropped, and attention crosses lines.

@@ -11,18 +11,22 @@ use serde::{Deserialize, Serialize};
 
 /// What becomes of a chosen token. The names are the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Strategy {
     /// BERT's: 80 % the mask token, 10 % a random id, 10 % left as it is.
     #[serde(rename = "default")]
+    #[cfg_attr(feature = "cli", value(alias = "default"))]
     Bert,
     /// Always the mask token.
     #[serde(rename = "all_mask")]
+    #[cfg_attr(feature = "cli", value(name = "all", alias = "all_mask"))]
     AllMask,
 }
 
 /// Which token hides another. The names are the reference's, and `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum MaskToken {
     /// The tokenizer's own mask token where it has one, else `_`.
     Auto,

@@ -6,14 +6,16 @@ use crate::error::{Error, Result};
 use crate::format::hf::copy_side_files;
 use crate::format::peft::Adapter;
 use crate::memory::{Arena, amount};
+use crate::model::config::Attention;
 use crate::model::llama::Noise;
 use crate::model::state::Keep;
 use crate::ops::adamw::AdamW;
 use crate::pretrained::files::fitting;
 use crate::pretrained::names;
-use crate::pretrained::open::{self, Setup};
+use crate::pretrained::open::{self, Compute, Setup};
 use crate::pretrained::settings::Settings;
 use crate::tensor::Tensor;
+use crate::text::template::NONE;
 use crate::train::checkpoint::{self, Checkpoint, Losses, Moments, Named, State};
 use crate::train::config::{Stage, TrainConfig};
 use crate::train::data::Position;
@@ -39,8 +41,8 @@ pub struct Options {
     pub config: TrainConfig,
     /// Where to compute.
     pub device: Device,
-    /// Keep frozen weights as bf16 and multiply in bf16.
-    pub bf16: bool,
+    /// How a CPU keeps frozen weights and multiplies.
+    pub dtype: Compute,
     /// Stop at the first NaN or infinity in an activation or its gradient, and say where.
     pub check_finite: bool,
     /// On a GPU: queue what lies between two copies as one graph.
@@ -307,15 +309,15 @@ fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> 
         }
         None => None,
     };
-    config.validate().map_err(Error::Usage)?;
+    config.validate().map_err(|invalid| Error::Usage(invalid.to_string()))?;
     let setup = Setup::open(&open::Options {
         adapters: below,
-        pooling: Some(config.pooling_mode.clone()),
-        attention: Some(if config.bidirectional { "full" } else { "causal" }.into()),
-        template: if config.stage == Stage::Simcse { Some("none".into()) } else { config.template.clone() },
+        pooling: Some(config.pooling_mode),
+        attention: Some(if config.bidirectional { Attention::Full } else { Attention::Causal }),
+        template: if config.stage == Stage::Simcse { Some(NONE) } else { config.template },
         max_length: Some(config.max_seq_length),
         doc_max_length: Some(config.max_seq_length),
-        bf16: options.bf16,
+        dtype: options.dtype,
         check_finite: options.check_finite,
         device: options.device.clone(),
         ..open::Options::new(model)

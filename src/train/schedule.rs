@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Where the rate reaches 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Decay {
     /// At the end of all epochs, as the reference has it: a run that stops early hardly decays at all.
     Epochs,

@@ -241,7 +241,7 @@ fn command_lines() {
         (encode(&["-o", "v.csv"]), ".npy, .safetensors or .jsonl"),
         (to(&["--frobnicate"]), "--frobnicate"),
         (to(&["--pooling", "max"]), "weighted-mean"),
-        (to(&["--attention", "left"]), "full, causal or window"),
+        (to(&["--attention", "left"]), "full, causal, window"),
         (to(&["--attention", "window"]), "sliding_window"),
         (to(&["--template", "alpaca"]), "llama3"),
         (to(&["--device", "tpu"]), "tpu"),

@@ -152,6 +152,7 @@ fn settings_of_another_stage() {
     for stage in &STAGES[1..] {
         let words = ["\"validation_file\" is", "only mntp", "remove it"];
         refused(stage, json!({"validation_file": "valid.txt"}), &words);
+        let words = ["--validation is \"valid.txt\"", "only mntp", "remove it"];
         place.refused(stage, &place.data(stage), &["--validation", "valid.txt"], 2, &words);
     }
     refused(
@@ -165,8 +166,8 @@ fn settings_of_another_stage() {
         &["\"Wiki1M\"", "this one's is \"E5\", rows of JSON"],
     );
     refused("supervised", json!({"template": 5}), &["\"template\" is 5"]);
-    let unknown = with("supervised", json!({"template": "nobody"}), &[]).output().unwrap();
-    failed(unknown, 2, &["nobody"]);
+    refused("supervised", json!({"template": "nobody"}), &["\"template\" is \"nobody\"", "llama2"]);
+    refused("simcse", json!({"pooling_mode": "max"}), &["\"pooling_mode\" is \"max\"", "weighted-mean"]);
     // A name alone is no data.
     for (stage, name) in [("mntp", "wikitext"), ("simcse", "cc"), ("supervised", "mine")] {
         let config = place.write("config.json", &json!({"dataset_name": name}).to_string());

@@ -2,10 +2,13 @@
 
 use super::{folder, refused, write};
 use llm2vec::train::blocks::Grouping;
+use llm2vec::train::checkpoint::{Losses, State};
 use llm2vec::train::config::{FILE, Stage, TrainConfig};
+use llm2vec::train::identity::Identity;
 use llm2vec::train::mask::{MaskToken, Strategy};
 use llm2vec::train::schedule::{Decay, Plan, Schedule};
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// The keys and values of the reference's train_configs/{mntp/Mistral,simcse/MetaLlama3,supervised/MetaLlama3}.json.
 fn reference(stage: Stage) -> Value {
@@ -118,6 +121,38 @@ fn the_effective_configuration_is_read_back() {
         TrainConfig::read(&dir.path().join(FILE), Stage::Mntp),
         &["stage \"supervised\"", "\"mntp\" is run"],
     );
+}
+
+/// Checkpoints of versions that took a name as it was typed go on.
+#[test]
+fn older_spellings_are_the_same_settings() {
+    let [saved, wanted, other] = ["weighted_mean", "weighted-mean", "last"]
+        .map(|name| json!({"stage": "simcse", "pooling_mode": name, "lora_r": 8, "template": null}));
+    let identity = |configuration: Value| Identity { configuration, paths: json!({}), inputs: json!({}) };
+    let state = State {
+        step: 1,
+        seed: 42,
+        position: json!(null),
+        configuration: saved,
+        inputs: json!({}),
+        losses: Losses::default(),
+    };
+    identity(wanted).check(Path::new("here"), &state).unwrap();
+    refused(
+        identity(other).check(Path::new("here"), &state),
+        &["pooling_mode \"weighted-mean\" there, \"last\" here"],
+    );
+    let unknown = json!({"stage": "simcse", "pooling_mode": "weighted_mean", "of_tomorrow": 1});
+    assert_eq!(TrainConfig::respelled(&unknown), unknown);
+}
+
+/// Our own key goes over the reference's name for one of its values, as a saved run has both.
+#[test]
+fn line_by_line_is_a_grouping() {
+    let grouping = |json: Value| read(&json, Stage::Mntp).unwrap().0.grouping;
+    assert_eq!(grouping(json!({"line_by_line": true})), Grouping::Lines);
+    assert_eq!(grouping(json!({"line_by_line": true, "grouping": null})), Grouping::Lines);
+    assert_eq!(grouping(json!({"line_by_line": true, "grouping": "apart"})), Grouping::Apart);
 }
 
 #[test]

@@ -1,0 +1,123 @@
+//! What a setting's value may be.
+
+use super::{MODULES, Stage};
+use crate::text::template::{NONE, Template};
+use std::fmt;
+
+/// A setting with a value that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// Its key in a file.
+    pub key: &'static str,
+    /// What is wrong, in words that follow the setting's name: `is 0, at least 1 was wanted`.
+    pub what: String,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:?} {}", self.key, self.what)
+    }
+}
+
+/// What is wrong, if anything.
+pub(super) type Verdict = Result<(), String>;
+
+/// More rows or tokens than anyone has: keeps the product of sizes from overflowing.
+pub(super) const MOST: usize = 1 << 24;
+
+/// From `least` to `most`.
+pub(super) fn whole(least: usize, most: usize) -> impl Fn(&usize, Stage) -> Verdict {
+    move |&n, _| match n {
+        _ if n < least => Err(format!("is {n}, at least {least} was wanted")),
+        _ if n > most => Err(format!("is {n}, at most {most} was wanted")),
+        _ => Ok(()),
+    }
+}
+
+fn real(wanted: &'static str, inside: fn(f64) -> bool) -> impl Fn(&f64, Stage) -> Verdict {
+    move |&x, _| match x.is_finite() && inside(x) {
+        true => Ok(()),
+        false => Err(format!("is {x}, which is out of its range, {wanted}")),
+    }
+}
+
+/// Above 0.
+pub(super) fn positive() -> impl Fn(&f64, Stage) -> Verdict {
+    real("above 0", |x| x > 0.0)
+}
+
+/// 0 or above.
+pub(super) fn not_negative() -> impl Fn(&f64, Stage) -> Verdict {
+    real("0 or above", |x| x >= 0.0)
+}
+
+/// A part of the whole, which may be none or all of it.
+pub(super) fn part() -> impl Fn(&f64, Stage) -> Verdict {
+    real("0 to 1", |x| (0.0..=1.0).contains(&x))
+}
+
+/// A part that is not all.
+pub(super) fn part_below_1() -> impl Fn(&f64, Stage) -> Verdict {
+    real("0 to below 1", |x| (0.0..1.0).contains(&x))
+}
+
+/// A part that is not none.
+pub(super) fn part_above_0() -> impl Fn(&f64, Stage) -> Verdict {
+    real("above 0 to 1", |x| x > 0.0 && x <= 1.0)
+}
+
+/// A check of what may be absent.
+pub(super) fn given<T>(check: impl Fn(&T, Stage) -> Verdict) -> impl Fn(&Option<T>, Stage) -> Verdict {
+    move |value, stage| value.as_ref().map_or(Ok(()), |value| check(value, stage))
+}
+
+/// The one value that is built in.
+pub(super) fn only(built_in: &'static str) -> impl Fn(&String, Stage) -> Verdict {
+    move |name, _| match name == built_in {
+        true => Ok(()),
+        false => Err(format!("is {name:?}, only {built_in:?} is built in")),
+    }
+}
+
+pub(super) fn batch(&rows: &usize, stage: Stage) -> Verdict {
+    whole(1, MOST)(&rows, stage)?;
+    match stage {
+        Stage::Simcse | Stage::Supervised if rows < 2 => {
+            Err("is 1: the other rows of a batch are the negatives; take at least 2".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn modules(names: &Vec<String>, _: Stage) -> Verdict {
+    match names.iter().find(|name| !MODULES.contains(&name.as_str())) {
+        Some(name) => Err(format!("holds {name:?}, which is none of {}", MODULES.join(", "))),
+        None if names.is_empty() => Err("is empty: nothing would be trained".into()),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn template(template: &Template, stage: Stage) -> Verdict {
+    let what = "only supervised training puts a template around its texts, as in the reference; remove it";
+    match stage == Stage::Supervised || *template == NONE {
+        true => Ok(()),
+        false => Err(format!("is {:?}: {what}", template.name)),
+    }
+}
+
+pub(super) fn validation(file: &String, stage: Stage) -> Verdict {
+    let what = "only mntp (--validation) evaluates while it trains; remove it, and see eval for the adapter";
+    match stage {
+        Stage::Mntp => Ok(()),
+        Stage::Simcse | Stage::Supervised => Err(format!("is {file:?}: {what}")),
+    }
+}
+
+pub(super) fn dataset(name: &String, stage: Stage) -> Verdict {
+    let wanted = match (stage, name.as_str()) {
+        (Stage::Simcse, "E5") => "\"Wiki1M\", a text a line",
+        (Stage::Supervised, "Wiki1M") => "\"E5\", rows of JSON",
+        _ => return Ok(()),
+    };
+    Err(format!("is {name:?}, the form of another stage's data; this one's is {wanted}"))
+}
