@@ -2,7 +2,7 @@
 
 use super::context::{Context, Run};
 use super::fence::fence;
-use crate::isa::op::Op;
+use crate::isa::op::{Flush, Op};
 use crate::isa::operand::{LANES, Lanes, Logic, Src};
 use crate::machine::warp::{Warp, lanes};
 use crate::numbers::alu::{insert, lop3};
@@ -16,14 +16,9 @@ impl Context<'_> {
             Op::Alu { f, d, s, n, ftz, sat } => {
                 let mut o = [0; LANES];
                 let known = all(&s[..*n as usize]);
-                let [a, b, c] =
-                    s.map(
-                        |s| {
-                            if *ftz { flush(warp.look(frame, s, consts)) } else { warp.get(frame, s, consts) }
-                        },
-                    );
+                let [a, b, c] = s.map(|s| flush(ftz.reads, warp.look(frame, s, consts)));
                 f(&a, &b, &c, &mut o);
-                o = if *ftz { flush(&o) } else { o };
+                o = flush(ftz.gives, &o);
                 if *sat {
                     // NaN becomes zero too.
                     let clamp = |x: f32| if x > 0.0 { x.min(1.0) } else { 0.0 };
@@ -123,7 +118,16 @@ pub fn logic(f: Logic, a: u32, b: u32) -> u32 {
     }
 }
 
-/// Denormal f32 become zeros of their sign.
-pub fn flush(values: &Lanes) -> Lanes {
-    values.map(|v| if v & 0x7f80_0000 == 0 { v & 0x8000_0000 } else { v })
+/// Denormal numbers become zeros of their sign.
+pub fn flush(of: Flush, values: &Lanes) -> Lanes {
+    let halves = |exponent: u64| {
+        let half = move |h: u64| if h & exponent == 0 { h & 0x8000 } else { h };
+        values.map(|v| half(v & 0xffff) | half(v >> 16 & 0xffff) << 16)
+    };
+    match of {
+        Flush::None => *values,
+        Flush::F32 => values.map(|v| if v & 0x7f80_0000 == 0 { v & 0x8000_0000 } else { v }),
+        Flush::F16 => halves(0x7c00),
+        Flush::Bf16 => halves(0x7f80),
+    }
 }

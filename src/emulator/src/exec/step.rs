@@ -3,7 +3,7 @@
 use super::context::{Context, Next, Run};
 use super::registers::{flush, logic};
 use crate::isa::module::Inst;
-use crate::isa::op::Op;
+use crate::isa::op::{Flush, Ftz, Op};
 use crate::isa::operand::{LANES, Pred};
 use crate::machine::frame::Group;
 use crate::machine::warp::{Warp, lanes};
@@ -77,7 +77,7 @@ impl Context<'_> {
     fn step(&mut self, warp: &mut Warp, run: &Run<'_>, mask: u32) -> Result<Next, Box<Fault>> {
         let (frame, exec, consts) = (run.frame, run.exec, &self.module.consts);
         match &run.inst.op {
-            Op::Alu { f, d, s, n, ftz: false, sat: false } => {
+            Op::Alu { f, d, s, n, ftz: Ftz::NONE, sat: false } => {
                 let mut o = [0; LANES];
                 let known = s[..*n as usize].iter().fold(!0, |k, s| k & warp.known(frame, *s));
                 f(
@@ -96,9 +96,10 @@ impl Context<'_> {
             }
             Op::Setp { f, p, q, s, combine, ftz } => {
                 let known = warp.known(frame, s[0]) & warp.known(frame, s[1]);
+                let [a, b] = s.map(|s| warp.look(frame, s, consts));
                 let value = match ftz {
-                    false => f(warp.look(frame, s[0], consts), warp.look(frame, s[1], consts)),
-                    true => f(&flush(warp.look(frame, s[0], consts)), &flush(warp.look(frame, s[1], consts))),
+                    Flush::None => f(a, b),
+                    of => f(&flush(*of, a), &flush(*of, b)),
                 };
                 let (other, other_known) = combine.map_or((!0, !0), |(_, c)| warp.predicate(frame, c));
                 let with = |v: u32| match combine {

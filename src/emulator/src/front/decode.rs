@@ -5,7 +5,7 @@ use super::lex::number;
 use super::parse::Parsed;
 use super::{decode_async, decode_memory, decode_mma, decode_wgmma};
 use crate::isa::module::Variable;
-use crate::isa::op::Op;
+use crate::isa::op::{Flush, Ftz, Op};
 use crate::isa::operand::{AluFn, Barrier, Logic, NONE, Pred, Rmw, Shuffle, Src, Ty, Vote};
 use crate::numbers::{alu, convert, float};
 
@@ -79,7 +79,7 @@ fn pairs(name: &str, ty: &str) -> Option<AluFn> {
 fn arithmetic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     if let [name, ty @ ("u16x2" | "s16x2")] = parts {
         return match pairs(name, ty) {
-            Some(f) => alu_op(body, f, false, false, operands),
+            Some(f) => alu_op(body, f, Ftz::NONE, false, operands),
             None => unknown(body),
         };
     }
@@ -120,7 +120,8 @@ fn arithmetic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operan
         });
     }
     let floats = matches!(ty, Ty::F16 | Ty::F16x2 | Ty::Bf16 | Ty::Bf16x2 | Ty::F32 | Ty::F64);
-    let (ftz, sat) = (has("ftz") && ty == Ty::F32, has("sat"));
+    let sat = has("sat");
+    let Some(ftz) = flushed(parts[0], ty, has("ftz")) else { return unknown(body) };
     let mode: Vec<&str> =
         middle.iter().copied().filter(|m| *m != "ftz" && !(floats && *m == "sat")).collect();
     let mode = mode.join(".");
@@ -132,11 +133,26 @@ fn arithmetic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operan
     }
 }
 
+/// What `.ftz` does, where it is given, to an operation whose operands and result are of one type; `None` where it may not
+/// stand. bf16 has it with `ex2` alone, whose f16 has none.
+fn flushed(name: &str, ty: Ty, given: bool) -> Option<Ftz> {
+    if !given {
+        return Some(Ftz::NONE);
+    }
+    let flush = Flush::of_type(ty)?;
+    let stands = match flush {
+        Flush::Bf16 => name == "ex2",
+        Flush::F16 => !matches!(name, "ex2" | "tanh" | "mov"),
+        Flush::F32 | Flush::None => name != "mov",
+    };
+    stands.then_some(Ftz::both(flush))
+}
+
 /// A function of one to three registers.
 pub fn alu_op<'a>(
     body: &mut Body<'_, 'a>,
     f: AluFn,
-    ftz: bool,
+    ftz: Ftz,
     sat: bool,
     operands: &[Operand<'a>],
 ) -> Parsed<Op> {
@@ -210,7 +226,14 @@ fn convert<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'
     let (ftz, sat) = (middle.contains(&"ftz"), middle.contains(&"sat"));
     let mode: Vec<&str> = middle.iter().copied().filter(|m| *m != "ftz" && *m != "sat").collect();
     let mode = mode.join(".");
+    // Only an f32 is flushed, on the side that has it.
+    let flush = |ty| if ftz && ty == Some(Ty::F32) { Flush::F32 } else { Flush::None };
+    let flush = Ftz { reads: flush(Some(from)), gives: flush(Ty::parse(to)) };
+    if ftz && flush == Ftz::NONE {
+        return unknown(body);
+    }
     let f = match (to, Ty::parse(to)) {
+        ("tf32" | "f16x2" | "bf16x2", _) if ftz => None,
         ("tf32", _) if mode == "rna" && from == Ty::F32 => Some(convert::tf32()),
         (_, Some(to @ (Ty::F16x2 | Ty::Bf16x2))) if from == Ty::F32 => convert::pair(to, &mode),
         (_, Some(to)) if Ty::Pred != to => convert::function(to, from, &mode, sat),
@@ -219,7 +242,7 @@ fn convert<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'
     let float = to == "f32" && sat;
     match f {
         Some(_) if sat && to.starts_with(['f', 'b']) && !float => unknown(body),
-        Some(f) => alu_op(body, f, ftz, float, operands),
+        Some(f) => alu_op(body, f, flush, float, operands),
         None => unknown(body),
     }
 }
@@ -236,6 +259,11 @@ fn choose<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a
         return unknown(body);
     }
     let middle: Vec<&str> = parts[1..parts.len() - 1].iter().copied().filter(|m| *m != "ftz").collect();
+    let ftz = match parts.contains(&"ftz") {
+        false => Some(Flush::None),
+        true => Flush::of_type(ty).filter(|flush| *flush != Flush::Bf16),
+    };
+    let Some(ftz) = ftz else { return unknown(body) };
     let combine = match middle.get(1) {
         None => None,
         Some(&"and") => Some(Logic::And),
@@ -258,7 +286,7 @@ fn choose<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a
         _ => return body.parser.wrong("a predicate to combine with, or none, was expected"),
     };
     let s = [body.source(&operands[1])?, body.source(&operands[2])?];
-    Ok(Op::Setp { f, p, q, s, combine, ftz: parts.contains(&"ftz") && ty == Ty::F32 })
+    Ok(Op::Setp { f, p, q, s, combine, ftz })
 }
 
 fn control<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {

@@ -6,7 +6,7 @@ use super::lex::number;
 use super::parse::Parsed;
 use crate::isa::copy::{Bulk, End};
 use crate::isa::mbarrier::{Mbar, What};
-use crate::isa::op::Op;
+use crate::isa::op::{Ftz, Op};
 use crate::isa::operand::{NONE, Proxy, Rmw, Space, Src, Ty};
 use crate::numbers::alu::alu;
 
@@ -162,7 +162,7 @@ fn mbarrier<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<
         }
         "pending_count" => {
             expect(body, operands, 2..=2)?;
-            return alu_op(body, alu!(u64: |a, _, _| a & 0xffff_ffff), false, false, operands);
+            return alu_op(body, alu!(u64: |a, _, _| a & 0xffff_ffff), Ftz::NONE, false, operands);
         }
         _ => return unknown(body),
     };

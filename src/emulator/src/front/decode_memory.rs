@@ -4,7 +4,7 @@ use super::body::{Body, Operand};
 use super::decode::{alu_op, expect, last_type, unknown};
 use super::lex::number;
 use super::parse::Parsed;
-use crate::isa::op::Op;
+use crate::isa::op::{Ftz, Op};
 use crate::isa::operand::{NONE, Order, Rmw, Space, Src, Ty};
 use crate::numbers::alu::alu;
 
@@ -65,7 +65,7 @@ pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[O
                 d: body.target(&operands[0])?,
                 s: [zero; 3],
                 n: 1,
-                ftz: false,
+                ftz: Ftz::NONE,
                 sat: false,
             })
         }
@@ -98,7 +98,7 @@ fn cvta<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
         _ => return unknown(body),
     };
     expect(body, operands, 2..=2)?;
-    alu_op(body, f, false, false, operands)
+    alu_op(body, f, Ftz::NONE, false, operands)
 }
 
 fn load<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {

@@ -7,17 +7,61 @@ use super::operand::{
 };
 use super::product::{Mma, Wgmma};
 
+/// Whose denormal numbers become zeros of their sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Nobody's.
+    None,
+    /// A register's f32.
+    F32,
+    /// A register's f16, or both of a pair.
+    F16,
+    /// A register's bf16, or both of a pair.
+    Bf16,
+}
+
+impl Flush {
+    /// What `.ftz` means for numbers of this type; `None` where it may not stand.
+    pub fn of_type(ty: Ty) -> Option<Flush> {
+        match ty {
+            Ty::F32 => Some(Flush::F32),
+            Ty::F16 | Ty::F16x2 => Some(Flush::F16),
+            Ty::Bf16 | Ty::Bf16x2 => Some(Flush::Bf16),
+            _ => None,
+        }
+    }
+}
+
+/// `.ftz`: what it does to the numbers that an operation reads, and to those that it gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ftz {
+    /// Of the operands.
+    pub reads: Flush,
+    /// Of the result.
+    pub gives: Flush,
+}
+
+impl Ftz {
+    /// Without the modifier.
+    pub const NONE: Ftz = Ftz::both(Flush::None);
+
+    /// Operands and result of one type.
+    pub const fn both(flush: Flush) -> Ftz {
+        Ftz { reads: flush, gives: flush }
+    }
+}
+
 /// One decoded instruction's work.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Op {
-    /// A function of up to three registers, lane by lane. `ftz`: denormal f32 are zeros; `sat`: clamped to [0, 1].
+    /// A function of up to three registers, lane by lane. `sat`: clamped to [0, 1], of f32.
     Alu {
         f: AluFn,
         d: u32,
         s: [Src; 3],
         n: u8,
-        ftz: bool,
+        ftz: Ftz,
         sat: bool,
     },
     Lop3 {
@@ -60,7 +104,7 @@ pub enum Op {
         q: u32,
         s: [Src; 2],
         combine: Option<(Logic, Pred)>,
-        ftz: bool,
+        ftz: Flush,
     },
     Selp {
         d: u32,

@@ -17,24 +17,34 @@ fn integral(x: f64, mode: Round) -> f64 {
 
 fn rounding(mode: &str) -> Option<Round> {
     Some(match mode {
-        "" | "rn" | "rni" | "rna" => Round::Nearest,
-        "rz" | "rzi" => Round::Zero,
-        "rm" | "rmi" => Round::Down,
-        "rp" | "rpi" => Round::Up,
+        "rn" => Round::Nearest,
+        "rz" => Round::Zero,
+        "rm" => Round::Down,
+        "rp" => Round::Up,
         _ => return None,
     })
 }
 
-/// The function for `cvt.mode.to.from`.
+/// The function for `cvt.mode.to.from`, where the mode is one that these types may have: to whole numbers (`rni` …) from
+/// a float to an integer or to its own type, to representable ones (`rn` …) where digits may be lost, else none.
 pub fn function(to: Ty, from: Ty, mode: &str, sat: bool) -> Option<AluFn> {
     let float = |ty| matches!(ty, Ty::F16 | Ty::Bf16 | Ty::F32 | Ty::F64);
+    let whole = mode.strip_suffix('i').map(rounding);
     match (float(from), float(to)) {
-        (false, false) => integer_to_integer(to, from, sat),
+        (false, false) if mode.is_empty() => integer_to_integer(to, from, sat),
         (false, true) => integer_to_float(to, from, rounding(mode)?),
-        (true, false) => float_to_integer(to, from, rounding(mode)?),
-        (true, true) if mode.ends_with('i') => float_to_integral(to, from, rounding(mode)?),
-        (true, true) => float_to_float(to, from, rounding(mode)?),
+        (true, false) => float_to_integer(to, from, whole??),
+        (true, true) if whole.is_some() => float_to_integral(to, from, whole??),
+        (true, true) if widens(to, from) && mode.is_empty() => float_to_float(to, from, Round::Nearest),
+        (true, true) if !widens(to, from) => float_to_float(to, from, rounding(mode)?),
+        _ => None,
     }
+}
+
+/// Whether every number of `from` is one of `to`.
+fn widens(to: Ty, from: Ty) -> bool {
+    let size = |ty: Ty| ty.size();
+    to == from || size(to) > size(from)
 }
 
 macro_rules! pick {
