@@ -46,19 +46,19 @@ enum Command {
 
 /// The command line and the environment, parsed; ends the process at a mistake, or after `--help`.
 pub fn parse() -> Cli {
-    let mut command = prepared(Cli::command());
+    let mut command = prepared_command(Cli::command());
     let matches = command.get_matches_mut();
     Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut command).exit())
 }
 
 /// An empty variable of the environment is none, as scripts leave them. `--help` is the short page: what the values of
 /// an enum mean is told by `llm2vec help`.
-fn prepared(command: clap::Command) -> clap::Command {
+fn prepared_command(command: clap::Command) -> clap::Command {
     let empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
     let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort);
     let help = help.help("Print help").display_order(999);
     let command = command.mut_args(|arg| if empty(&arg) { arg.env(Resettable::Reset) } else { arg });
-    command.disable_help_flag(true).arg(help).mut_subcommands(prepared)
+    command.disable_help_flag(true).arg(help).mut_subcommands(prepared_command)
 }
 
 /// Runs the parsed command line, on a thread of the pool: from outside, every parallel loop would cost two switches of

@@ -185,12 +185,12 @@ impl Flags {
         }
         config.update_from_arg_matches_mut(&mut given).map_err(|e| Error::Usage(e.to_string()))?;
         config.overwrite_output_dir &= !self.run.resume;
-        config.validate().map_err(|invalid| self.named(&invalid))?;
+        config.validate().map_err(|invalid| self.named_error(&invalid))?;
         Ok(config)
     }
 
     /// The error, under the name by which the value was given.
-    fn named(&self, invalid: &Invalid) -> Error {
+    fn named_error(&self, invalid: &Invalid) -> Error {
         let settings = TrainConfig::augment_args_for_update(clap::Command::new("settings"));
         let arg = settings.get_arguments().find(|arg| arg.get_id() == invalid.key);
         let name = arg.and_then(|arg| match self.matches.value_source(invalid.key)? {

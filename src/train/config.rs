@@ -14,7 +14,10 @@ use crate::text::template::Template;
 use crate::train::blocks::Grouping;
 use crate::train::mask::{MaskToken, Strategy};
 use crate::train::schedule::{Decay, Plan};
-use check::{MOST, given, not_negative, only, part, part_above_0, part_below_1, positive, whole};
+use check::{
+    MOST, constant, fraction, fraction_above_0, fraction_below_1, integer, number_above_0, number_from_0,
+    optional,
+};
 #[cfg(feature = "cli")]
 use clap::ArgAction;
 #[cfg(feature = "cli")]
@@ -72,10 +75,10 @@ settings! {
     /// The form of the data: `E5` (supervised, with its instructions) or `Wiki1M` (simcse). Another name is one that the
     /// reference downloads, and is replaced by files.
     flag(skip)
-    dataset_name: Option<String> = None, given(check::dataset);
+    dataset_name: Option<String> = None, optional(check::dataset);
     /// mntp: text to evaluate on, with masks that never change
     flag(long = "validation", env = "LLM2VEC_VALIDATION", value_name = "PATH")
-    validation_file: Option<String> = None, given(check::validation);
+    validation_file: Option<String> = None, optional(check::validation);
     /// supervised: JSON map of data set to instruction
     flag(long, env = "LLM2VEC_INSTRUCTIONS", value_name = "FILE.json")
     instructions: Option<String> = None;
@@ -94,68 +97,68 @@ settings! {
 
     /// Steps of the optimiser, if the data's epochs do not end before [default: 1000]
     flag(long = "steps", env = "LLM2VEC_STEPS", value_name = "N", help_heading = "Recipe")
-    stop_after_n_steps: usize = 1000, whole(1, usize::MAX);
+    stop_after_n_steps: usize = 1000, integer(1, usize::MAX);
     /// Passes over the data [default: 3]
     flag(long = "epochs", env = "LLM2VEC_EPOCHS", value_name = "N", help_heading = "Recipe")
-    num_train_epochs: f64 = 3.0, positive();
+    num_train_epochs: f64 = 3.0, number_above_0();
     /// Rows of a batch [default: 32 mntp, 128 simcse, 512 supervised]
     // The paper's supervised runs have 8 devices with 64 each.
     flag(long = "batch", env = "LLM2VEC_BATCH", value_name = "ROWS", help_heading = "Recipe")
     per_device_train_batch_size: usize => [32, 128, 512], check::batch;
     /// Rows of an evaluation batch.
     flag(skip)
-    per_device_eval_batch_size: usize = 32, whole(1, MOST);
+    per_device_eval_batch_size: usize = 32, integer(1, MOST);
     /// Batches of a step [default: 1]
     flag(long = "accumulation", env = "LLM2VEC_ACCUMULATION", value_name = "N", help_heading = "Recipe")
-    gradient_accumulation_steps: usize = 1, whole(1, MOST);
+    gradient_accumulation_steps: usize = 1, integer(1, MOST);
     /// Drop a last batch that is not whole.
     flag(skip)
     dataloader_drop_last: bool = false;
     /// Most tokens of a row [default: 512, simcse 128]
     flag(long = "max-length", env = "LLM2VEC_MAX_LENGTH", value_name = "TOKENS", help_heading = "Recipe")
-    max_seq_length: usize => [512, 128, 512], whole(1, MOST);
+    max_seq_length: usize => [512, 128, 512], integer(1, MOST);
     /// Highest learning rate [default: 5e-5 mntp, 3e-5 simcse, 2e-4 supervised]
     flag(long = "lr", env = "LLM2VEC_LR", value_name = "RATE", help_heading = "Recipe")
-    learning_rate: f64 => [5e-5, 3e-5, 2e-4], positive();
+    learning_rate: f64 => [5e-5, 3e-5, 2e-4], number_above_0();
     /// Steps of linear warm-up [default: 0, supervised 300]
     flag(long = "warmup", env = "LLM2VEC_WARMUP", value_name = "STEPS", help_heading = "Recipe")
     warmup_steps: usize => [0, 0, 300];
     /// Warm-up as a part of the schedule, where `warmup_steps` is 0.
     flag(skip)
-    warmup_ratio: f64 = 0.0, part();
+    warmup_ratio: f64 = 0.0, fraction();
     /// Where the learning rate reaches 0: at the end of all epochs, or of the steps that are run [default: epochs]
     flag(long, env = "LLM2VEC_DECAY", value_name = "WHERE", help_heading = "Recipe")
     decay: Decay = Decay::Epochs;
     /// The shape of the learning rate; there is one.
     flag(skip)
-    lr_scheduler_type: String = "linear".into(), only("linear");
+    lr_scheduler_type: String = "linear".into(), constant("linear");
     /// Decoupled weight decay [default: 0]
     flag(long, env = "LLM2VEC_WEIGHT_DECAY", value_name = "RATE", help_heading = "Recipe")
-    weight_decay: f64 = 0.0, not_negative();
+    weight_decay: f64 = 0.0, number_from_0();
     /// AdamW's first beta.
     flag(skip)
-    adam_beta1: f64 = 0.9, part_below_1();
+    adam_beta1: f64 = 0.9, fraction_below_1();
     /// AdamW's second beta.
     flag(skip)
-    adam_beta2: f64 = 0.999, part_below_1();
+    adam_beta2: f64 = 0.999, fraction_below_1();
     /// AdamW's epsilon.
     flag(skip)
-    adam_epsilon: f64 = 1e-8, positive();
+    adam_epsilon: f64 = 1e-8, number_above_0();
     /// Norm that gradients are clipped to; 0 is none [default: 1]
     flag(long = "clip", env = "LLM2VEC_CLIP", value_name = "NORM", help_heading = "Recipe")
-    max_grad_norm: f64 = 1.0, not_negative();
+    max_grad_norm: f64 = 1.0, number_from_0();
     /// Seed of everything [default: 42]
     flag(long, env = "LLM2VEC_SEED", value_name = "N", help_heading = "Recipe")
     seed: u64 = 42;
     /// LoRA rank [default: 16]
     flag(long = "rank", env = "LLM2VEC_RANK", value_name = "R", help_heading = "Recipe")
-    lora_r: usize = 16, whole(1, 4096);
+    lora_r: usize = 16, integer(1, 4096);
     /// LoRA alpha [default: twice the rank]
     flag(long = "alpha", env = "LLM2VEC_ALPHA", value_name = "ALPHA", help_heading = "Recipe")
-    lora_alpha: Option<f64> = None, given(positive());
+    lora_alpha: Option<f64> = None, optional(number_above_0());
     /// Dropout of LoRA's input [default: 0.05]
     flag(long, env = "LLM2VEC_LORA_DROPOUT", value_name = "RATE", help_heading = "Recipe")
-    lora_dropout: f64 = 0.05, part_below_1();
+    lora_dropout: f64 = 0.05, fraction_below_1();
     /// Projections with LoRA, commas between [default: all seven]
     flag(long = "modules", env = "LLM2VEC_MODULES", value_delimiter = ',', value_name = "NAMES", help_heading = "Recipe")
     lora_modules: Vec<String> = MODULES.map(String::from).to_vec(), check::modules;
@@ -166,7 +169,7 @@ settings! {
 
     /// Part of the tokens that are masked [default: 0.2]
     flag(long = "mask-probability", env = "LLM2VEC_MASK_PROBABILITY", value_name = "P", help_heading = "MNTP")
-    mlm_probability: f64 = 0.2, part_above_0();
+    mlm_probability: f64 = 0.2, fraction_above_0();
     /// bert (80 % mask, 10 % random, 10 % kept) or all [default: bert]
     flag(long = "mask-strategy", env = "LLM2VEC_MASK_STRATEGY", value_name = "HOW", help_heading = "MNTP")
     data_collator_type: Strategy = Strategy::Bert;
@@ -189,19 +192,19 @@ settings! {
     pooling_mode: PoolingMode = PoolingMode::Mean;
     /// Supervised: template around a text, by name; absent means what `encode` would take. The other stages have none.
     flag(skip)
-    template: Option<Template> = None, given(check::template);
+    template: Option<Template> = None, optional(check::template);
     /// The contrastive loss; there is one.
     flag(skip)
-    loss_class: String = "HardNegativeNLLLoss".into(), only("HardNegativeNLLLoss");
+    loss_class: String = "HardNegativeNLLLoss".into(), constant("HardNegativeNLLLoss");
     /// Cosines are multiplied by this [default: 20 simcse, 50 supervised]
     flag(long = "scale", env = "LLM2VEC_SCALE", value_name = "S", help_heading = "Contrastive")
-    loss_scale: f64 => [20.0, 20.0, 50.0], positive();
+    loss_scale: f64 => [20.0, 20.0, 50.0], number_above_0();
     /// simcse: dropout of attention probabilities [default: 0.3]
     flag(long = "attention-dropout", env = "LLM2VEC_ATTENTION_DROPOUT", value_name = "RATE", help_heading = "Contrastive")
-    simcse_dropout: f64 => [0.0, 0.3, 0.0], part_below_1();
+    simcse_dropout: f64 => [0.0, 0.3, 0.0], fraction_below_1();
     /// supervised: hard negatives that are taken from a row at most [default: 1]
     flag(long, env = "LLM2VEC_HARD_NEGATIVES", value_name = "K", help_heading = "Contrastive")
-    hard_negatives: usize = 1, whole(0, 1000);
+    hard_negatives: usize = 1, integer(0, 1000);
     /// A candidate that is the same text as the positive is no negative
     flag(long, env = "LLM2VEC_MASK_FALSE_NEGATIVES", value_parser = BoolishValueParser::new(), help_heading = "Contrastive")
     mask_false_negatives: bool = false;
@@ -218,16 +221,16 @@ settings! {
 
     /// Steps between checkpoints [default: 200]
     flag(long, env = "LLM2VEC_SAVE_STEPS", value_name = "N", help_heading = "Output")
-    save_steps: usize = 200, whole(1, usize::MAX);
+    save_steps: usize = 200, integer(1, usize::MAX);
     /// Checkpoints to keep [default: all]
     flag(long = "keep", env = "LLM2VEC_KEEP", value_name = "K", help_heading = "Output")
     save_total_limit: Option<usize> = None;
     /// mntp: steps between evaluations [default: 100]
     flag(long, env = "LLM2VEC_EVAL_STEPS", value_name = "N", help_heading = "Output")
-    eval_steps: usize = 100, whole(1, usize::MAX);
+    eval_steps: usize = 100, integer(1, usize::MAX);
     /// Steps between lines on stderr [default: 50]
     flag(long = "log-steps", env = "LLM2VEC_LOG_STEPS", value_name = "N", help_heading = "Output")
-    logging_steps: usize = 50, whole(1, usize::MAX);
+    logging_steps: usize = 50, integer(1, usize::MAX);
 }
 
 impl TrainConfig {

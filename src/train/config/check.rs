@@ -26,7 +26,7 @@ pub(super) type Verdict = Result<(), String>;
 pub(super) const MOST: usize = 1 << 24;
 
 /// From `least` to `most`.
-pub(super) fn whole(least: usize, most: usize) -> impl Fn(&usize, Stage) -> Verdict {
+pub(super) fn integer(least: usize, most: usize) -> impl Fn(&usize, Stage) -> Verdict {
     move |&n, _| match n {
         _ if n < least => Err(format!("is {n}, at least {least} was wanted")),
         _ if n > most => Err(format!("is {n}, at most {most} was wanted")),
@@ -34,7 +34,7 @@ pub(super) fn whole(least: usize, most: usize) -> impl Fn(&usize, Stage) -> Verd
     }
 }
 
-fn real(wanted: &'static str, inside: fn(f64) -> bool) -> impl Fn(&f64, Stage) -> Verdict {
+fn number(wanted: &'static str, inside: fn(f64) -> bool) -> impl Fn(&f64, Stage) -> Verdict {
     move |&x, _| match x.is_finite() && inside(x) {
         true => Ok(()),
         false => Err(format!("is {x}, which is out of its range, {wanted}")),
@@ -42,37 +42,37 @@ fn real(wanted: &'static str, inside: fn(f64) -> bool) -> impl Fn(&f64, Stage) -
 }
 
 /// Above 0.
-pub(super) fn positive() -> impl Fn(&f64, Stage) -> Verdict {
-    real("above 0", |x| x > 0.0)
+pub(super) fn number_above_0() -> impl Fn(&f64, Stage) -> Verdict {
+    number("above 0", |x| x > 0.0)
 }
 
 /// 0 or above.
-pub(super) fn not_negative() -> impl Fn(&f64, Stage) -> Verdict {
-    real("0 or above", |x| x >= 0.0)
+pub(super) fn number_from_0() -> impl Fn(&f64, Stage) -> Verdict {
+    number("0 or above", |x| x >= 0.0)
 }
 
 /// A part of the whole, which may be none or all of it.
-pub(super) fn part() -> impl Fn(&f64, Stage) -> Verdict {
-    real("0 to 1", |x| (0.0..=1.0).contains(&x))
+pub(super) fn fraction() -> impl Fn(&f64, Stage) -> Verdict {
+    number("0 to 1", |x| (0.0..=1.0).contains(&x))
 }
 
 /// A part that is not all.
-pub(super) fn part_below_1() -> impl Fn(&f64, Stage) -> Verdict {
-    real("0 to below 1", |x| (0.0..1.0).contains(&x))
+pub(super) fn fraction_below_1() -> impl Fn(&f64, Stage) -> Verdict {
+    number("0 to below 1", |x| (0.0..1.0).contains(&x))
 }
 
 /// A part that is not none.
-pub(super) fn part_above_0() -> impl Fn(&f64, Stage) -> Verdict {
-    real("above 0 to 1", |x| x > 0.0 && x <= 1.0)
+pub(super) fn fraction_above_0() -> impl Fn(&f64, Stage) -> Verdict {
+    number("above 0 to 1", |x| x > 0.0 && x <= 1.0)
 }
 
 /// A check of what may be absent.
-pub(super) fn given<T>(check: impl Fn(&T, Stage) -> Verdict) -> impl Fn(&Option<T>, Stage) -> Verdict {
+pub(super) fn optional<T>(check: impl Fn(&T, Stage) -> Verdict) -> impl Fn(&Option<T>, Stage) -> Verdict {
     move |value, stage| value.as_ref().map_or(Ok(()), |value| check(value, stage))
 }
 
 /// The one value that is built in.
-pub(super) fn only(built_in: &'static str) -> impl Fn(&String, Stage) -> Verdict {
+pub(super) fn constant(built_in: &'static str) -> impl Fn(&String, Stage) -> Verdict {
     move |name, _| match name == built_in {
         true => Ok(()),
         false => Err(format!("is {name:?}, only {built_in:?} is built in")),
@@ -80,7 +80,7 @@ pub(super) fn only(built_in: &'static str) -> impl Fn(&String, Stage) -> Verdict
 }
 
 pub(super) fn batch(&rows: &usize, stage: Stage) -> Verdict {
-    whole(1, MOST)(&rows, stage)?;
+    integer(1, MOST)(&rows, stage)?;
     match stage {
         Stage::Simcse | Stage::Supervised if rows < 2 => {
             Err("is 1: the other rows of a batch are the negatives; take at least 2".into())
@@ -89,7 +89,7 @@ pub(super) fn batch(&rows: &usize, stage: Stage) -> Verdict {
     }
 }
 
-pub(super) fn modules(names: &Vec<String>, _: Stage) -> Verdict {
+pub(super) fn modules(names: &[String], _: Stage) -> Verdict {
     match names.iter().find(|name| !MODULES.contains(&name.as_str())) {
         Some(name) => Err(format!("holds {name:?}, which is none of {}", MODULES.join(", "))),
         None if names.is_empty() => Err("is empty: nothing would be trained".into()),
