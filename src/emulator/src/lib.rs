@@ -26,8 +26,8 @@
 //!   functions are rounded from f64, so they are better than the hardware's), f16 and bf16 and their pairs, all state
 //!   spaces, calls, local arrays, atomics, shuffles, votes, `match`, `redux`, named barriers, `cp.async`, `ldmatrix`,
 //!   `stmatrix`, `elect.sync`, and `mma.sync` m16n8 with f16, bf16 and tf32 elements and f32 or f16 sums, and with 8-bit
-//!   integers (exact products, summed over rising k; see `tensor`). Cache hints and policies are read and ignored.
-//! - `wgmma` on f16, bf16 and tf32 with A from registers or shared memory, both majors, every swizzle (see `descriptor`).
+//!   integers (exact products, summed over rising k; see `numbers::mma`). Cache hints and policies are read and ignored.
+//! - `wgmma` on f16, bf16 and tf32 with A from registers or shared memory, both majors, every swizzle (see `numbers::descriptor`).
 //!   A product takes its registers and operands from the instruction to the wait that covers it, and is done at once
 //!   under an odd seed, at that wait under an even one. `setmaxnreg` moves registers through the block's pool, which
 //!   starts with all that the kernel's bounds allow.
@@ -37,8 +37,8 @@
 //!   1, 5, 9 …), when a wait that needs it asks a second time (0, 4, 8 …), or now so, now so. A wait at an mbarrier says
 //!   no at first, then sleeps. The asynchronous proxy sees ordinary writes only behind a proxy fence, by whichever
 //!   thread on the way from the write to the operation.
-//! - Divergence: each lane has its own program counter (see `warp`). Warps and up to 8 blocks at a time are
-//!   interleaved by the launch's seed; the same seed gives the same run, on any number of cores (see `chunks`).
+//! - Divergence: each lane has its own program counter (see `machine::warp`). Warps and up to 8 blocks at a time are
+//!   interleaved by the launch's seed; the same seed gives the same run, on any number of cores (see `launch::chunks`).
 //! - `cp.async`: its bytes may not be looked at, and its source not written, before the wait that covers them. Under an
 //!   even seed they arrive at that wait, under an odd one at once.
 //!
@@ -47,7 +47,7 @@
 //! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
 //! nothing has written (a register only when it reaches an address, a store, a branch, or what a barrier or a copy counts);
 //! data races, with both sides; barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction
-//! budget that is used up, each chunk of the grid having its own (see `chunks`).
+//! budget that is used up, each chunk of the grid having its own (see `launch::chunks`).
 //! Of a warpgroup: registers touched under a product that no wait has covered; a missing `wgmma.fence`, proxy fence or
 //! commit; bad descriptors, and operands that are out of bounds, not written, or written too late or too early; warps
 //! that do not come to `wgmma` and `setmaxnreg` together or disagree; registers that the pool never has.
@@ -56,6 +56,19 @@
 //! phases that lack arrivals or bytes; a block that leaves with copies under way or while others of its cluster may
 //! touch its memory; tensor maps that are damaged or on the stack.
 //! A write that leaves a byte as it was is no race with another write.
+//!
+//! # How it is built
+//!
+//! ```text
+//! isa -> numbers -> front
+//!   \        \
+//!    report -> machine -> exec -> launch -> Emulator
+//! ```
+//!
+//! `isa` is the instruction set as plain data, an operation being one of eight families; `numbers` what instructions
+//! compute, functions of registers alone; `front` reads PTX; `report` is what is found and counted; `machine` the state as
+//! plain data; `exec` has a file for each family, whose matches name all of its members; `launch` runs a grid. None
+//! uses one to its right.
 //!
 //! # What is not
 //! `wgmma` on 8-bit and sparse operands; tensor copies by `im2col`, interleaved, or with maps changed on the device;

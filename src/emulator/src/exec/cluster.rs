@@ -1,7 +1,6 @@
 //! The cluster's barrier, and lanes that sleep until something happens.
 
 use super::context::{Context, Next, Run};
-use crate::isa::op::Op;
 use crate::machine::clock::Clock;
 use crate::machine::warp::Warp;
 use crate::report::finding::{Fault, Kind};
@@ -20,8 +19,14 @@ impl Context<'_> {
     }
 
     /// `barrier.cluster`: comes, or waits.
-    pub fn cluster_barrier(&mut self, warp: &mut Warp, run: &Run<'_>) -> Result<Next, Box<Fault>> {
-        let Op::ClusterBarrier { wait, aligned, relaxed } = run.inst.op else { return Ok(Next::On) };
+    pub fn cluster_barrier(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        wait: bool,
+        aligned: bool,
+        relaxed: bool,
+    ) -> Result<Next, Box<Fault>> {
         warp.go(run.exec, run.pc);
         let here = if aligned { self.here(warp, run) } else { run.exec };
         if aligned && here != warp.live {

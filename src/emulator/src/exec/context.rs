@@ -91,7 +91,7 @@ impl Context<'_> {
             Space::Local => Ok((Where::Local(lane), offset)),
             Space::Generic if address >> 56 == SHARED_WINDOW >> 56 => self.any_shared(offset as u32 as u64),
             Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
-            _ => match self.memory.find(address) {
+            Space::Generic | Space::Global | Space::Const | Space::Param => match self.memory.find(address) {
                 Some((region, offset)) => Ok((Where::Global(region), offset)),
                 None => {
                     Err((Kind::Access, format!("out of bounds: address {address:#x} is in no allocation")))

@@ -1,21 +1,71 @@
 //! Branches, calls and the end: where lanes part.
 
 use super::context::{Context, Next, Run};
-use crate::isa::op::Op;
+use crate::isa::op::{ControlOp, Op};
+use crate::isa::operand::Src;
 use crate::machine::warp::{Warp, lanes};
 use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {
-    pub fn call(&mut self, warp: &mut Warp, run: &Run<'_>) -> Result<Next, Box<Fault>> {
-        let Op::Call { function, args, .. } = &run.inst.op else { return Ok(Next::On) };
+    /// Runs one for its lanes, of those of `mask` that are at it.
+    #[inline]
+    pub fn control_op(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        mask: u32,
+        op: &ControlOp,
+    ) -> Result<Next, Box<Fault>> {
+        match op {
+            ControlOp::Bra { to } if run.exec == mask => Ok(Next::To(*to)),
+            ControlOp::Bra { to } => {
+                warp.go(run.exec, *to);
+                warp.go(mask & !run.exec, run.pc + 1);
+                Ok(Next::Again)
+            }
+            ControlOp::Brx { table, index } => self.branch(warp, run, *table, *index),
+            ControlOp::Call { function, args, .. } => self.call(warp, run, *function, args),
+            ControlOp::Ret => Ok(self.leave(warp, run, false)),
+            ControlOp::Exit => Ok(self.leave(warp, run, true)),
+            ControlOp::Trap => {
+                let lane = run.exec.trailing_zeros() as usize;
+                Err(self.fault(Kind::Trap, warp, lane, run.inst, "the kernel trapped"))
+            }
+            ControlOp::Nop => Ok(Next::On),
+        }
+    }
+
+    /// `brx.idx`
+    fn branch(&self, warp: &mut Warp, run: &Run<'_>, table: u32, index: Src) -> Result<Next, Box<Fault>> {
+        self.known(warp, run, &[index], "the number of its target is")?;
+        let (targets, index) =
+            (&self.module.tables[table as usize], warp.get(run.frame, index, &self.module.consts));
+        for lane in lanes(run.exec) {
+            let Some(to) = targets.get(index[lane] as u32 as usize) else {
+                let what = format!("branch {} of a table of {}", index[lane], targets.len());
+                return Err(self.fault(Kind::Trap, warp, lane, run.inst, what));
+            };
+            warp.pc[lane] = *to;
+        }
+        warp.impatience += 1;
+        Ok(Next::Again)
+    }
+
+    fn call(
+        &self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        function: u32,
+        args: &[(u32, u32, u32)],
+    ) -> Result<Next, Box<Fault>> {
         let (to, from) =
-            (&self.module.functions[*function as usize], &self.module.functions[run.frame.function as usize]);
+            (&self.module.functions[function as usize], &self.module.functions[run.frame.function as usize]);
         let lane = run.exec.trailing_zeros() as usize;
         if to.start == to.end {
             let what = format!("call of {}, which this file only declares", to.name);
             return Err(self.fault(Kind::Trap, warp, lane, run.inst, what));
         }
-        if !warp.enter(run.exec, Some((*run.frame, from)), *function, to, run.pc + 1) {
+        if !warp.enter(run.exec, Some((*run.frame, from)), function, to, run.pc + 1) {
             return Err(self.fault(Kind::Trap, warp, lane, run.inst, "calls nest too deep"));
         }
         for lane in lanes(run.exec) {
@@ -28,7 +78,7 @@ impl Context<'_> {
         Ok(Next::Again)
     }
 
-    pub fn leave(&mut self, warp: &mut Warp, run: &Run<'_>, exit: bool) -> Next {
+    fn leave(&self, warp: &mut Warp, run: &Run<'_>, exit: bool) -> Next {
         for lane in lanes(run.exec) {
             warp.frames[lane].pop();
             let caller = if exit { None } else { warp.frames[lane].last().copied() };
@@ -39,7 +89,9 @@ impl Context<'_> {
                 continue;
             };
             warp.pc[lane] = run.frame.back;
-            if let Op::Call { results, .. } = &self.module.insts[run.frame.back as usize - 1].op {
+            if let Op::Control(ControlOp::Call { results, .. }) =
+                &self.module.insts[run.frame.back as usize - 1].op
+            {
                 for (ours, theirs, size) in results {
                     let from = (run.frame.param + theirs) as usize;
                     warp.param[lane].copy_within(from..from + *size as usize, (caller.param + ours) as usize);

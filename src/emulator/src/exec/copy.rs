@@ -2,6 +2,7 @@
 //! them, or write to their source. An mbarrier may be told when they are there.
 
 use super::context::{Context, Done, Run};
+use crate::isa::op::CopyOp;
 use crate::isa::operand::{Addr, Space, Src};
 use crate::machine::clock::Agent;
 use crate::machine::copies::Copy;
@@ -11,8 +12,26 @@ use crate::machine::warp::{Warp, lanes};
 use crate::report::finding::Kind;
 
 impl Context<'_> {
+    /// Runs one for its lanes.
+    pub fn copy_op(&mut self, warp: &mut Warp, run: &Run<'_>, op: &CopyOp) -> Done {
+        match op {
+            CopyOp::CpAsync { to, from, size, source } => {
+                self.copy_async(warp, run, to, from, *size as usize, *source)?;
+            }
+            CopyOp::CpCommit => lanes(run.exec).for_each(|l| warp.copies[l].commit()),
+            CopyOp::CpWait { pending, all } => {
+                lanes(run.exec).filter(|_| *all).for_each(|l| warp.copies[l].commit());
+                self.copy_wait(warp, run, *pending as usize)?;
+            }
+            CopyOp::Bulk(op) => self.bulk(warp, run, op)?,
+            CopyOp::BulkCommit => lanes(run.exec).for_each(|l| warp.beside.bulk[l].commit()),
+            CopyOp::BulkWait { pending, read } => self.bulk_wait(warp, run, *pending as usize, *read),
+        }
+        Ok(())
+    }
+
     /// `cp.async`: from now on the bytes are on their way, until a wait covers them.
-    pub fn copy_async(
+    fn copy_async(
         &mut self,
         warp: &mut Warp,
         run: &Run<'_>,
@@ -87,7 +106,7 @@ impl Context<'_> {
     }
 
     /// `cp.async.wait_group`: all but the last `pending` groups of each lane have arrived.
-    pub fn copy_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize) -> Done {
+    fn copy_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize) -> Done {
         for lane in lanes(run.exec) {
             let groups = &mut warp.copies[lane].closed;
             let done = groups.len().saturating_sub(pending);

@@ -159,7 +159,7 @@ impl Context<'_> {
         let (d, count, tx, drop, last, relaxed) = match op.what {
             What::Arrive { d, count, tx, drop, last, relaxed } => (d, count, tx, drop, last, relaxed),
             What::Expect { tx } | What::Complete { tx } => (NONE, None, Some(tx), false, true, true),
-            _ => return Ok(()),
+            What::Init { .. } | What::Inval | What::Wait { .. } | What::Copies { .. } => return Ok(()),
         };
         let arrives = matches!(op.what, What::Arrive { .. });
         let sign = if matches!(op.what, What::Complete { .. }) { -1 } else { 1 };

@@ -1,6 +1,7 @@
 //! Loads, stores and atomics: each byte checked, each request counted.
 
 use super::context::{Context, Done, Run};
+use crate::isa::op::MemoryOp;
 use crate::isa::operand::{Addr, LANES, Order, Rmw, Space, Src, Ty};
 use crate::isa::space::PARAM_WINDOW;
 use crate::machine::clock::{Clock, Who};
@@ -13,9 +14,25 @@ use crate::report::finding::{Fault, Kind};
 const BEYOND: &str = "out of bounds: beyond the parameters";
 
 impl Context<'_> {
+    /// Runs one for its lanes.
+    #[inline]
+    pub fn memory_op(&mut self, warp: &mut Warp, run: &Run<'_>, op: &MemoryOp) -> Done {
+        match op {
+            MemoryOp::Ld { space, ty, d, n, addr, order } => {
+                self.load(warp, run, *space, *ty, &d[..*n as usize], addr, *order)
+            }
+            MemoryOp::St { space, ty, s, n, addr, order } => {
+                self.store(warp, run, *space, *ty, &s[..*n as usize], addr, *order)
+            }
+            MemoryOp::Atom { space, ty, f, d, addr, s, order } => {
+                self.atomic(warp, run, *space, *ty, *f, *d, addr, s, *order)
+            }
+        }
+    }
+
     /// `ld`
     #[allow(clippy::too_many_arguments)]
-    pub fn load(
+    fn load(
         &mut self,
         warp: &mut Warp,
         run: &Run<'_>,
@@ -138,7 +155,7 @@ impl Context<'_> {
 
     /// `st`
     #[allow(clippy::too_many_arguments)]
-    pub fn store(
+    fn store(
         &mut self,
         warp: &mut Warp,
         run: &Run<'_>,
@@ -185,7 +202,7 @@ impl Context<'_> {
 
     /// `atom` and `red`: lanes in rising order.
     #[allow(clippy::too_many_arguments)]
-    pub fn atomic(
+    fn atomic(
         &mut self,
         warp: &mut Warp,
         run: &Run<'_>,

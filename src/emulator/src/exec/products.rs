@@ -6,7 +6,7 @@
 
 use super::context::{Context, Done, Run};
 use crate::isa::module::Inst;
-use crate::isa::op::Op;
+use crate::isa::op::{GroupOp, Op};
 use crate::isa::operand::{LANES, Lanes, Proxy, Src};
 use crate::isa::product::{Left, Wgmma};
 use crate::machine::clock::{Agent, Clock, Who};
@@ -96,14 +96,11 @@ impl Context<'_> {
         }
         let fences = warp.products.fences;
         let other_shape = warp.products.flying.iter().any(|(_, other, base)| {
-            match &self.module.insts[*other as usize].op {
-                Op::Wgmma(other) => {
-                    let same =
-                        (other.n, other.half, other.element.size()) == (op.n, op.half, op.element.size());
-                    !same && other.d.iter().any(|r| op.d.iter().any(|d| r + base == d + frame.registers))
-                }
-                _ => false,
-            }
+            let Op::Group(GroupOp::Wgmma(other)) = &self.module.insts[*other as usize].op else {
+                return false;
+            };
+            let same = (other.n, other.half, other.element.size()) == (op.n, op.half, op.element.size());
+            !same && other.d.iter().any(|r| op.d.iter().any(|d| r + base == d + frame.registers))
         });
         if other_shape {
             return wrong(
@@ -159,7 +156,7 @@ impl Context<'_> {
 
     /// The product itself.
     fn perform(&mut self, flight: &Product, warps: &mut [Warp]) {
-        let Op::Wgmma(op) = &self.module.insts[flight.pc as usize].op else { return };
+        let Op::Group(GroupOp::Wgmma(op)) = &self.module.insts[flight.pc as usize].op else { return };
         let (memory, consts) = (&self.cluster.shared[self.rank].data, &self.module.consts);
         let (a, mut known) = match &op.a {
             Left::Shared(_) => (op.numbers(&flight.a, memory, op.across[0], M, op.negate[0]), true),
@@ -216,7 +213,7 @@ impl Context<'_> {
         let warp = &mut warps[w];
         while let Some((_, pc, base)) = warp.products.flying.front().copied().filter(|f| f.0 <= last) {
             warp.products.flying.pop_front();
-            if let Op::Wgmma(op) = &self.module.insts[pc as usize].op {
+            if let Op::Group(GroupOp::Wgmma(op)) = &self.module.insts[pc as usize].op {
                 op.d.iter().for_each(|d| warp.products.mark(base + d).flying.0 -= 1);
                 op.left().for_each(|a| warp.products.mark(base + a).flying.1 -= 1);
             }
@@ -240,11 +237,9 @@ impl Context<'_> {
             }
         }
         let Some((register, write, accumulator)) = bad else { return Ok(()) };
-        let uses = |pc: u32, base: u32| match &self.module.insts[pc as usize].op {
-            Op::Wgmma(op) => {
-                op.d.iter().copied().chain(op.left()).any(|r| r + base == run.frame.registers + register)
-            }
-            _ => false,
+        let uses = |pc: u32, base: u32| {
+            let Op::Group(GroupOp::Wgmma(op)) = &self.module.insts[pc as usize].op else { return false };
+            op.d.iter().copied().chain(op.left()).any(|r| r + base == run.frame.registers + register)
         };
         let flight = warp.products.flying.iter().find(|(_, pc, base)| uses(*pc, *base)).copied();
         let lane = run.exec.trailing_zeros() as usize;

@@ -84,7 +84,7 @@ impl Context<'_> {
     fn seen(&mut self, run: &Run<'_>, behalf: &Behalf<'_>, place: Where, at: usize, bytes: usize) -> Done {
         let proxy = match place {
             Where::Shared(_) => Proxy::Shared,
-            _ => Proxy::Global,
+            Where::Global(_) | Where::Local(_) => Proxy::Global,
         };
         for (from, n) in parts(at, bytes) {
             let races = &mut self.region(&mut [], place).races;

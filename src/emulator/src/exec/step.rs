@@ -1,12 +1,12 @@
 //! One instruction for the lanes of a group.
 
 use super::context::{Context, Next, Run};
-use super::registers::{flush, logic};
+use super::fence::fence_op;
 use crate::isa::module::Inst;
-use crate::isa::op::{Flush, Ftz, Op};
-use crate::isa::operand::{LANES, Pred};
+use crate::isa::op::{BarrierOp, ControlOp, GroupOp, Op, WarpOp};
+use crate::isa::operand::Pred;
 use crate::machine::frame::Group;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {
@@ -75,64 +75,15 @@ impl Context<'_> {
     }
 
     fn step(&mut self, warp: &mut Warp, run: &Run<'_>, mask: u32) -> Result<Next, Box<Fault>> {
-        let (frame, exec, consts) = (run.frame, run.exec, &self.module.consts);
         match &run.inst.op {
-            Op::Alu { f, d, s, n, ftz: Ftz::NONE, sat: false } => {
-                let mut o = [0; LANES];
-                let known = s[..*n as usize].iter().fold(!0, |k, s| k & warp.known(frame, *s));
-                f(
-                    warp.look(frame, s[0], consts),
-                    warp.look(frame, s[1], consts),
-                    warp.look(frame, s[2], consts),
-                    &mut o,
-                );
-                warp.put(frame, *d, exec, &o, known);
-            }
-            Op::Bra { to } if exec == mask => return Ok(Next::To(*to)),
-            Op::Bra { to } => {
-                warp.go(exec, *to);
-                warp.go(mask & !exec, run.pc + 1);
-                return Ok(Next::Again);
-            }
-            Op::Setp { f, p, q, s, combine, ftz } => {
-                let known = warp.known(frame, s[0]) & warp.known(frame, s[1]);
-                let [a, b] = s.map(|s| warp.look(frame, s, consts));
-                let value = match ftz {
-                    Flush::None => f(a, b),
-                    of => f(&flush(*of, a), &flush(*of, b)),
-                };
-                let (other, other_known) = combine.map_or((!0, !0), |(_, c)| warp.predicate(frame, c));
-                let with = |v: u32| match combine {
-                    None => v,
-                    Some((l, _)) => logic(*l, v, other),
-                };
-                warp.put_predicate(frame, *p, exec, with(value), known & other_known);
-                warp.put_predicate(frame, *q, exec, with(!value), known & other_known);
-            }
-            Op::Ld { space, ty, d, n, addr, order } => {
-                self.load(warp, run, *space, *ty, &d[..*n as usize], addr, *order)?;
-            }
-            Op::St { space, ty, s, n, addr, order } => {
-                self.store(warp, run, *space, *ty, &s[..*n as usize], addr, *order)?;
-            }
-            Op::Atom { space, ty, f, d, addr, s, order } => {
-                self.atomic(warp, run, *space, *ty, *f, *d, addr, s, *order)?;
-            }
-            Op::CpAsync { to, from, size, source } => {
-                self.copy_async(warp, run, to, from, *size as usize, *source)?;
-            }
-            Op::CpCommit => lanes(exec).for_each(|l| warp.copies[l].commit()),
-            Op::Bulk(op) => self.bulk(warp, run, op)?,
-            Op::BulkCommit => lanes(exec).for_each(|l| warp.beside.bulk[l].commit()),
-            Op::BulkWait { pending, read } => self.bulk_wait(warp, run, *pending as usize, *read),
-            Op::CpWait { pending, all } => {
-                lanes(exec).filter(|_| *all).for_each(|l| warp.copies[l].commit());
-                self.copy_wait(warp, run, *pending as usize)?;
-            }
-            Op::WgmmaFence => warp.products.fence(),
-            Op::WgmmaCommit => warp.products.commit(),
-            op if splits(op) => return self.meet(warp, run, mask),
-            _ => self.plain(warp, run, mask),
+            Op::Register(op) => self.register_op(warp, run, mask, op),
+            Op::Memory(op) => self.memory_op(warp, run, op)?,
+            Op::Copy(op) => self.copy_op(warp, run, op)?,
+            Op::Fence(op) => fence_op(warp, op),
+            Op::Control(op) => return self.control_op(warp, run, mask, op),
+            Op::Warp(op) => return self.warp_op(warp, run, mask, op),
+            Op::Barrier(op) => return self.barrier_op(warp, run, op),
+            Op::Group(_) => return self.come(warp, run),
         }
         Ok(Next::On)
     }
@@ -140,25 +91,28 @@ impl Context<'_> {
 
 /// Instructions for which the lanes that do not run them go on alone.
 fn splits(op: &Op) -> bool {
-    let parts = matches!(op, Op::Brx { .. } | Op::Call { .. } | Op::Ret | Op::Exit | Op::Trap);
-    let warp = matches!(op, Op::Shfl { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. });
-    let waits = matches!(op, Op::Barrier { .. } | Op::ClusterBarrier { .. } | Op::WarpSync { .. });
-    let waits = waits || matches!(op, Op::Mbarrier(_) | Op::Ldmatrix { .. } | Op::Mma(_));
-    let group = matches!(op, Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. });
-    parts || warp || waits || group || matches!(op, Op::Stmatrix { .. } | Op::Elect { .. })
+    match op {
+        Op::Control(op) => !matches!(op, ControlOp::Bra { .. } | ControlOp::Nop),
+        Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => true,
+        Op::Register(_) | Op::Memory(_) | Op::Copy(_) | Op::Fence(_) => false,
+    }
 }
 
 /// The instruction's text cannot be had any more; its kind is enough for a message.
 pub fn waits_at(inst: &Inst) -> &'static str {
-    match inst.op {
-        Op::Barrier { .. } => "a barrier of the block",
-        Op::ClusterBarrier { .. } => "the cluster's barrier",
-        Op::WarpSync { .. } => "a barrier of the warp",
-        Op::Shfl { .. } => "a shuffle",
-        Op::Mma(_) | Op::Ldmatrix { .. } | Op::Stmatrix { .. } => "a matrix instruction",
-        Op::Wgmma(_) => "a wgmma of the whole warpgroup",
-        Op::WgmmaWait { .. } => "wgmma.wait_group",
-        Op::SetRegisters { .. } => "setmaxnreg of the whole warpgroup, for registers of the block's pool,",
+    match &inst.op {
+        Op::Barrier(BarrierOp::Barrier { .. }) => "a barrier of the block",
+        Op::Barrier(BarrierOp::ClusterBarrier { .. }) => "the cluster's barrier",
+        Op::Barrier(BarrierOp::WarpSync { .. }) => "a barrier of the warp",
+        Op::Warp(WarpOp::Shfl { .. }) => "a shuffle",
+        Op::Warp(WarpOp::Mma(_) | WarpOp::Ldmatrix { .. } | WarpOp::Stmatrix { .. }) => {
+            "a matrix instruction"
+        }
+        Op::Group(GroupOp::Wgmma(_)) => "a wgmma of the whole warpgroup",
+        Op::Group(GroupOp::WgmmaWait { .. }) => "wgmma.wait_group",
+        Op::Group(GroupOp::SetRegisters { .. }) => {
+            "setmaxnreg of the whole warpgroup, for registers of the block's pool,"
+        }
         _ => "an instruction of the whole warp",
     }
 }

@@ -1,7 +1,7 @@
 //! Where the lanes of a warp come together: shuffles, votes, matrix instructions.
 
-use super::context::{Context, Next, Run};
-use crate::isa::op::Op;
+use super::context::{Context, Done, Next, Run};
+use crate::isa::op::WarpOp;
 use crate::isa::operand::{LANES, Lanes, Shuffle, Src, Ty, Vote};
 use crate::isa::product::Mma;
 use crate::machine::warp::{Warp, lanes};
@@ -9,49 +9,28 @@ use crate::numbers::rmw::modify;
 use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {
-    /// Runs one of the instructions that split a group.
-    pub fn meet(&mut self, warp: &mut Warp, run: &Run<'_>, mask: u32) -> Result<Next, Box<Fault>> {
-        let (frame, exec) = (run.frame, run.exec);
-        match &run.inst.op {
-            Op::Ret | Op::Exit => Ok(self.leave(warp, run, matches!(run.inst.op, Op::Exit))),
-            Op::Trap => {
-                let lane = exec.trailing_zeros() as usize;
-                Err(self.fault(Kind::Trap, warp, lane, run.inst, "the kernel trapped"))
+    /// Runs one for those sets of its lanes, of those of `mask` that are at it, that are complete.
+    pub fn warp_op(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        mask: u32,
+        op: &WarpOp,
+    ) -> Result<Next, Box<Fault>> {
+        let members = match op {
+            WarpOp::Shfl { mask, .. }
+            | WarpOp::Vote { mask, .. }
+            | WarpOp::Match { mask, .. }
+            | WarpOp::Redux { mask, .. }
+            | WarpOp::Elect { mask, .. } => {
+                self.known(warp, run, &[*mask], "its mask of lanes is")?;
+                warp.get(run.frame, *mask, &self.module.consts)
             }
-            Op::Brx { table, index } => {
-                self.known(warp, run, &[*index], "the number of its target is")?;
-                let (targets, index) =
-                    (&self.module.tables[*table as usize], warp.get(frame, *index, &self.module.consts));
-                for lane in lanes(exec) {
-                    let Some(to) = targets.get(index[lane] as u32 as usize) else {
-                        let what = format!("branch {} of a table of {}", index[lane], targets.len());
-                        return Err(self.fault(Kind::Trap, warp, lane, run.inst, what));
-                    };
-                    warp.pc[lane] = *to;
-                }
-                warp.impatience += 1;
-                Ok(Next::Again)
+            WarpOp::Ldmatrix { .. } | WarpOp::Stmatrix { .. } | WarpOp::Mma(_) => {
+                [u64::from(warp.all); LANES]
             }
-            Op::Call { .. } => self.call(warp, run),
-            Op::Barrier { .. } => self.barrier(warp, run),
-            Op::Wgmma(_) | Op::WgmmaWait { .. } | Op::SetRegisters { .. } => {
-                let here = self.here(warp, run);
-                self.come(warp, run, here)
-            }
-            Op::ClusterBarrier { .. } => self.cluster_barrier(warp, run),
-            Op::Mbarrier(op) => self.mbarrier(warp, run, op),
-            Op::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
-            Op::Shfl { mask: members, .. }
-            | Op::Vote { mask: members, .. }
-            | Op::Match { mask: members, .. }
-            | Op::Redux { mask: members, .. }
-            | Op::Elect { mask: members, .. } => {
-                self.known(warp, run, &[*members], "its mask of lanes is")?;
-                let members = warp.get(frame, *members, &self.module.consts);
-                self.together(warp, run, mask, &members)
-            }
-            _ => self.together(warp, run, mask, &[u64::from(warp.all); LANES]),
-        }
+        };
+        self.together(warp, run, mask, &members, op)
     }
 
     /// Lanes at this very instruction, the parked ones too.
@@ -67,12 +46,13 @@ impl Context<'_> {
         run: &Run<'_>,
         mask: u32,
         members: &Lanes,
+        op: &WarpOp,
     ) -> Result<Next, Box<Fault>> {
         // All that are left of the warp come together and say so, as they mostly do.
         let member = members[run.exec.trailing_zeros() as usize] as u32;
         let whole = run.exec == mask && run.exec == warp.live && member & warp.live == warp.live;
         if whole && lanes(run.exec).all(|l| members[l] as u32 == member) {
-            self.exchange(warp, run)?;
+            self.exchange(warp, run, op)?;
             return Ok(Next::On);
         }
         warp.go(run.exec, run.pc);
@@ -89,7 +69,7 @@ impl Context<'_> {
                 return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
             }
             if set & member & warp.live == member & warp.live {
-                self.exchange(warp, &Run { exec: set, ..*run })?;
+                self.exchange(warp, &Run { exec: set, ..*run }, op)?;
                 done |= set;
             } else {
                 warp.parked |= set;
@@ -103,23 +83,23 @@ impl Context<'_> {
         Ok(Next::Again)
     }
 
-    fn exchange(&mut self, warp: &mut Warp, run: &Run<'_>) -> Result<(), Box<Fault>> {
+    fn exchange(&mut self, warp: &mut Warp, run: &Run<'_>, op: &WarpOp) -> Done {
         let (frame, exec, consts) = (run.frame, run.exec, &self.module.consts);
-        match &run.inst.op {
-            Op::Ldmatrix { d, n, trans, addr } => {
+        match op {
+            WarpOp::Ldmatrix { d, n, trans, addr } => {
                 return self.load_matrices(warp, run, &d[..*n as usize], *trans, addr);
             }
-            Op::Stmatrix { s, n, trans, addr } => {
+            WarpOp::Stmatrix { s, n, trans, addr } => {
                 return self.store_matrices(warp, run, &s[..*n as usize], *trans, addr);
             }
-            Op::Elect { d, p, .. } => {
+            WarpOp::Elect { d, p, .. } => {
                 // Any lane, but always the same of the same lanes.
                 let lane = if self.early { 31 - exec.leading_zeros() } else { exec.trailing_zeros() };
                 warp.put(frame, *d, exec, &[u64::from(lane); LANES], !0);
                 warp.put_predicate(frame, *p, exec, 1 << lane, !0);
             }
-            Op::Mma(mma) => self.multiply(warp, run, mma),
-            Op::Shfl { mode, d, p, s, .. } => {
+            WarpOp::Mma(mma) => self.multiply(warp, run, mma),
+            WarpOp::Shfl { mode, d, p, s, .. } => {
                 let (known, to) =
                     (warp.known(frame, s[0]), warp.known(frame, s[1]) & warp.known(frame, s[2]));
                 let [a, b, c] = s.map(|s| warp.get(frame, s, consts));
@@ -134,7 +114,7 @@ impl Context<'_> {
                 warp.put(frame, *d, exec, &o, o_known & to);
                 warp.put_predicate(frame, *p, exec, inside, to);
             }
-            Op::Vote { mode, d, a, .. } => {
+            WarpOp::Vote { mode, d, a, .. } => {
                 let (value, known) = warp.predicate(frame, *a);
                 let (yes, known) = (value & exec, if known & exec == exec { !0 } else { 0 });
                 let all = |b: bool| if b { !0 } else { 0 };
@@ -145,7 +125,7 @@ impl Context<'_> {
                     Vote::Ballot => warp.put(frame, *d, exec, &[u64::from(yes); LANES], known),
                 }
             }
-            Op::Match { all, bits, d, p, a, .. } => {
+            WarpOp::Match { all, bits, d, p, a, .. } => {
                 let known = if warp.known(frame, *a) & exec == exec { !0 } else { 0 };
                 let a = warp.get(frame, *a, consts).map(|v| v & u64::MAX >> (64 - bits));
                 let same = |i: usize| lanes(exec).filter(|l| a[*l] == a[i]).fold(0u32, |m, l| m | 1 << l);
@@ -157,14 +137,13 @@ impl Context<'_> {
                 }
                 warp.put(frame, *d, exec, &o, known);
             }
-            Op::Redux { f, signed, d, a, .. } => {
+            WarpOp::Redux { f, signed, d, a, .. } => {
                 let known = if warp.known(frame, *a) & exec == exec { !0 } else { 0 };
                 let a = warp.get(frame, *a, consts);
                 let ty = if *signed { Ty::S32 } else { Ty::U32 };
                 let value = lanes(exec).map(|l| a[l]).reduce(|x, y| modify(*f, ty, x, y, 0)).unwrap_or(0);
                 warp.put(frame, *d, exec, &[value & 0xffff_ffff; LANES], known);
             }
-            _ => {}
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 
 use super::context::{Context, Done, Next, Run};
 use crate::isa::module::Inst;
-use crate::isa::op::Op;
+use crate::isa::op::{GroupOp, Op};
 use crate::isa::operand::{LANES, Pred, Src};
 use crate::machine::frame::Frame;
 use crate::machine::warp::Warp;
@@ -13,7 +13,8 @@ use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {
     /// A warp comes to an instruction of its warpgroup.
-    pub fn come(&mut self, warp: &mut Warp, run: &Run<'_>, here: u32) -> Result<Next, Box<Fault>> {
+    pub fn come(&mut self, warp: &mut Warp, run: &Run<'_>) -> Result<Next, Box<Fault>> {
+        let here = self.here(warp, run);
         warp.go(run.exec, run.pc);
         if here != warp.live {
             warp.parked |= here;
@@ -35,7 +36,7 @@ impl Context<'_> {
         let mut group = std::mem::take(&mut self.warpgroups[g]);
         for i in (0..group.come.len()).rev() {
             let (w, pc, _) = group.come[i];
-            if let Op::WgmmaWait { pending } = self.module.insts[pc as usize].op {
+            if let Op::Group(GroupOp::WgmmaWait { pending }) = self.module.insts[pc as usize].op {
                 group.come.remove(i);
                 self.finish(&mut group, warps, w % GROUP, pending);
             }
@@ -88,10 +89,19 @@ impl Context<'_> {
 
     fn meet_all(&mut self, group: &mut Warpgroup, warps: &mut [Warp], pc: u32) -> Done {
         let inst = &self.module.insts[pc as usize];
-        match &inst.op {
-            Op::Wgmma(op) => self.begin(group, warps, pc, op)?,
-            Op::SetRegisters { count, .. } if !self.resize(group, &warps[0], inst, *count)? => return Ok(()),
-            _ => {}
+        let Op::Group(op) = &inst.op else {
+            let what = "a warpgroup has come to what its warps do each for themselves";
+            return Err(self.fault(Kind::Trap, &warps[0], 0, inst, what));
+        };
+        match op {
+            GroupOp::Wgmma(op) => self.begin(group, warps, pc, op)?,
+            GroupOp::SetRegisters { count, more } => {
+                if !self.resize(group, &warps[0], inst, *count, *more)? {
+                    return Ok(());
+                }
+            }
+            // Each warp is let go by itself.
+            GroupOp::WgmmaWait { .. } => {}
         }
         for (w, ..) in group.come.drain(..) {
             warps[w % GROUP].waiting = 0;
@@ -165,8 +175,8 @@ impl Context<'_> {
         warp: &Warp,
         inst: &Inst,
         count: u32,
+        more: bool,
     ) -> Result<bool, Box<Fault>> {
-        let Op::SetRegisters { more, .. } = inst.op else { return Ok(true) };
         let had = group.registers;
         let wrong = |what: String| Err(self.fault(Kind::Warpgroup, warp, 0, inst, what));
         if had == 0 {
@@ -190,8 +200,8 @@ impl Context<'_> {
 /// As a message calls it.
 pub fn name(inst: &Inst) -> &'static str {
     match inst.op {
-        Op::SetRegisters { .. } => "setmaxnreg",
-        Op::WgmmaWait { .. } => "wgmma.wait_group",
+        Op::Group(GroupOp::SetRegisters { .. }) => "setmaxnreg",
+        Op::Group(GroupOp::WgmmaWait { .. }) => "wgmma.wait_group",
         _ => "a wgmma",
     }
 }

@@ -7,7 +7,7 @@
 //! Functions with `wgmma`, which holds registers beyond itself, are left as they are.
 
 use crate::isa::module::Inst;
-use crate::isa::op::Op;
+use crate::isa::op::{ControlOp, GroupOp, Op};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
@@ -42,7 +42,7 @@ struct Block {
 /// now of `registers`.
 pub fn allocate(insts: &mut [Inst], start: u32, tables: &[Vec<u32>], registers: u32) -> u32 {
     let blocks = blocks(insts, start, tables);
-    let holds = insts.iter().any(|i| matches!(i.op, Op::Wgmma(_)));
+    let holds = insts.iter().any(|i| matches!(i.op, Op::Group(GroupOp::Wgmma(_))));
     if holds || registers == 0 || 3 * blocks.len() * (registers as usize / 64 + 1) > MOST {
         return registers;
     }
@@ -74,12 +74,21 @@ pub fn allocate(insts: &mut [Inst], start: u32, tables: &[Vec<u32>], registers: 
 
 /// A function's blocks in their order.
 fn blocks(insts: &[Inst], start: u32, tables: &[Vec<u32>]) -> Vec<Block> {
+    let place = |to: &u32| (to - start) as usize;
     let targets = |op: &Op| match op {
-        Op::Bra { to } => vec![(to - start) as usize],
-        Op::Brx { table, .. } => tables[*table as usize].iter().map(|to| (to - start) as usize).collect(),
-        _ => Vec::new(),
+        Op::Control(ControlOp::Bra { to }) => vec![place(to)],
+        Op::Control(ControlOp::Brx { table, .. }) => tables[*table as usize].iter().map(place).collect(),
+        Op::Control(
+            ControlOp::Call { .. } | ControlOp::Ret | ControlOp::Exit | ControlOp::Trap | ControlOp::Nop,
+        ) => Vec::new(),
+        Op::Register(_) | Op::Memory(_) | Op::Copy(_) | Op::Fence(_) => Vec::new(),
+        Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => Vec::new(),
     };
-    let parts = |op: &Op| matches!(op, Op::Bra { .. } | Op::Brx { .. } | Op::Ret | Op::Exit | Op::Trap);
+    let parts = |op: &Op| match op {
+        Op::Control(op) => !matches!(op, ControlOp::Call { .. } | ControlOp::Nop),
+        Op::Register(_) | Op::Memory(_) | Op::Copy(_) | Op::Fence(_) => false,
+        Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => false,
+    };
     let mut heads = BTreeSet::from([0]);
     for (i, inst) in insts.iter().enumerate().filter(|(_, inst)| parts(&inst.op)) {
         heads.extend(targets(&inst.op));

@@ -1,11 +1,12 @@
 //! Opcodes to operations. What is not known is refused, opcode and modifier by name.
 
 use super::body::{Body, Operand};
+use super::common::{alu_op, expect, last_type, unknown};
 use super::lex::number;
-use super::parse::Parsed;
+use super::parser::Parsed;
 use super::{decode_async, decode_memory, decode_mma, decode_wgmma};
 use crate::isa::module::Variable;
-use crate::isa::op::{Flush, Ftz, Op};
+use crate::isa::op::{BarrierOp, ControlOp, FenceOp, Flush, Ftz, Op, RegisterOp, WarpOp};
 use crate::isa::operand::{AluFn, Barrier, Logic, NONE, Pred, Rmw, Shuffle, Src, Ty, Vote};
 use crate::numbers::{alu, convert, float};
 
@@ -32,31 +33,6 @@ pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[O
         "cvt" => convert(body, parts, operands),
         "mov" => mov(body, parts, operands),
         _ => arithmetic(body, parts, operands),
-    }
-}
-
-/// Fails unless there are so many operands.
-pub fn expect(
-    body: &Body<'_, '_>,
-    operands: &[Operand<'_>],
-    n: std::ops::RangeInclusive<usize>,
-) -> Parsed<()> {
-    if n.contains(&operands.len()) {
-        return Ok(());
-    }
-    body.parser.wrong(format!("{} operands, {} to {} were expected", operands.len(), n.start(), n.end()))
-}
-
-/// The message for what this emulator has not learnt.
-pub fn unknown<T>(body: &Body<'_, '_>) -> Parsed<T> {
-    body.parser.wrong("no such instruction is modelled")
-}
-
-/// The last part as a type.
-pub fn last_type(body: &Body<'_, '_>, parts: &[&str]) -> Parsed<Ty> {
-    match parts.last().and_then(|t| Ty::parse(t)) {
-        Some(ty) => Ok(ty),
-        None => body.parser.wrong("it ends in no known type"),
     }
 }
 
@@ -97,7 +73,7 @@ fn arithmetic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operan
         };
         let Some(table) = table else { return body.parser.wrong("the table is no number below 256") };
         let s = [body.source(&operands[1])?, body.source(&operands[2])?, body.source(&operands[3])?];
-        return Ok(Op::Lop3 { d: body.target(&operands[0])?, s, table: table as u8 });
+        return Ok(Op::Register(RegisterOp::Lop3 { d: body.target(&operands[0])?, s, table: table as u8 }));
     }
     if parts[0] == "bfi" {
         expect(body, operands, 5..=5)?;
@@ -105,19 +81,23 @@ fn arithmetic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operan
         for (s, o) in s.iter_mut().zip(&operands[1..]) {
             *s = body.source(o)?;
         }
-        return Ok(Op::Bfi { d: body.target(&operands[0])?, s, bits: ty.size() as u8 * 8 });
+        return Ok(Op::Register(RegisterOp::Bfi {
+            d: body.target(&operands[0])?,
+            s,
+            bits: ty.size() as u8 * 8,
+        }));
     }
     let carries = has("cc") || parts[0] == "addc" || parts[0] == "subc";
     if carries && matches!(parts[0], "add" | "addc" | "sub" | "subc") {
         expect(body, operands, 3..=3)?;
-        return Ok(Op::Carry {
+        return Ok(Op::Register(RegisterOp::Carry {
             wide: ty.size() == 8,
             subtract: parts[0].starts_with("sub"),
             takes: parts[0].ends_with('c'),
             gives: has("cc"),
             d: body.target(&operands[0])?,
             s: [body.source(&operands[1])?, body.source(&operands[2])?],
-        });
+        }));
     }
     let floats = matches!(ty, Ty::F16 | Ty::F16x2 | Ty::Bf16 | Ty::Bf16x2 | Ty::F32 | Ty::F64);
     let sat = has("sat");
@@ -148,23 +128,6 @@ fn flushed(name: &str, ty: Ty, given: bool) -> Option<Ftz> {
     stands.then_some(Ftz::both(flush))
 }
 
-/// A function of one to three registers.
-pub fn alu_op<'a>(
-    body: &mut Body<'_, 'a>,
-    f: AluFn,
-    ftz: Ftz,
-    sat: bool,
-    operands: &[Operand<'a>],
-) -> Parsed<Op> {
-    expect(body, operands, 2..=4)?;
-    let mut s = [body.constant(0); 3];
-    for (s, o) in s.iter_mut().zip(&operands[1..]) {
-        *s = body.source(o)?;
-    }
-    let n = operands.len() as u8 - 1;
-    Ok(Op::Alu { f, d: body.target(&operands[0])?, s, n, ftz, sat })
-}
-
 fn logic<'a>(body: &mut Body<'_, 'a>, name: &str, operands: &[Operand<'a>]) -> Parsed<Op> {
     let f = match name {
         "mov" => Logic::Mov,
@@ -180,7 +143,7 @@ fn logic<'a>(body: &mut Body<'_, 'a>, name: &str, operands: &[Operand<'a>]) -> P
     let d = body.pred_target(word)?;
     let a = body.predicate(&operands[1])?;
     let b = if n == 3 { body.predicate(&operands[2])? } else { Pred::Const(false) };
-    Ok(Op::Logic { f, d, a, b })
+    Ok(Op::Register(RegisterOp::Logic { f, d, a, b }))
 }
 
 fn mov<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
@@ -194,24 +157,24 @@ fn mov<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>])
             for (d, o) in d.iter_mut().zip(to) {
                 *d = body.target(o)?;
             }
-            Ok(Op::Unpack {
+            Ok(Op::Register(RegisterOp::Unpack {
                 d,
                 n: to.len() as u8,
                 s: body.source(from)?,
                 bits: (ty.size() * 8 / to.len()) as u8,
-            })
+            }))
         }
         (to, Operand::Vector(from)) if (2..=4).contains(&from.len()) => {
             let mut s = [body.constant(0); 4];
             for (s, o) in s.iter_mut().zip(from) {
                 *s = body.source(o)?;
             }
-            Ok(Op::Pack {
+            Ok(Op::Register(RegisterOp::Pack {
                 d: body.target(to)?,
                 s,
                 n: from.len() as u8,
                 bits: (ty.size() * 8 / from.len()) as u8,
-            })
+            }))
         }
         _ => arithmetic(body, parts, operands),
     }
@@ -253,7 +216,7 @@ fn choose<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a
         expect(body, operands, 4..=4)?;
         let s = [body.source(&operands[1])?, body.source(&operands[2])?];
         let (d, p) = (body.target(&operands[0])?, body.predicate(&operands[3])?);
-        return Ok(Op::Selp { d, s, p, bits: ty.size() as u8 * 8 });
+        return Ok(Op::Register(RegisterOp::Selp { d, s, p, bits: ty.size() as u8 * 8 }));
     }
     if parts[0] != "setp" {
         return unknown(body);
@@ -286,19 +249,19 @@ fn choose<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a
         _ => return body.parser.wrong("a predicate to combine with, or none, was expected"),
     };
     let s = [body.source(&operands[1])?, body.source(&operands[2])?];
-    Ok(Op::Setp { f, p, q, s, combine, ftz })
+    Ok(Op::Register(RegisterOp::Setp { f, p, q, s, combine, ftz }))
 }
 
 fn control<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     match (parts[0], operands) {
         ("bra", [Operand::Word { word, .. }]) => Ok(body.jump(word)),
         ("brx", [index, Operand::Word { word, .. }]) => {
-            Ok(Op::Brx { table: body.table(word)?, index: body.source(index)? })
+            Ok(Op::Control(ControlOp::Brx { table: body.table(word)?, index: body.source(index)? }))
         }
-        ("ret", []) => Ok(Op::Ret),
-        ("exit", []) => Ok(Op::Exit),
-        ("trap" | "brkpt", []) => Ok(Op::Trap),
-        ("nanosleep" | "pmevent" | "griddepcontrol", _) => Ok(Op::Nop),
+        ("ret", []) => Ok(Op::Control(ControlOp::Ret)),
+        ("exit", []) => Ok(Op::Control(ControlOp::Exit)),
+        ("trap" | "brkpt", []) => Ok(Op::Control(ControlOp::Trap)),
+        ("nanosleep" | "pmevent" | "griddepcontrol", _) => Ok(Op::Control(ControlOp::Nop)),
         ("call", [Operand::Word { word, .. }]) => call(body, &[], word, &[]),
         ("call", [Operand::Word { word, .. }, Operand::List(args)]) => call(body, &[], word, args),
         ("call", [Operand::List(results), Operand::Word { word, .. }]) => call(body, results, word, &[]),
@@ -327,17 +290,21 @@ fn call<'a>(body: &mut Body<'_, 'a>, results: &[&'a str], name: &str, args: &[&'
             .collect::<Parsed<Vec<_>>>()
     };
     let (args, results) = (map(args, &into)?, map(results, &out)?);
-    Ok(Op::Call { function, args, results })
+    Ok(Op::Control(ControlOp::Call { function, args, results }))
 }
 
 fn synchronise<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     if matches!(parts[0], "membar" | "fence") {
         let known = ["gl", "cta", "sys", "gpu", "cluster", "sc", "acq_rel"];
-        return if parts[1..].iter().all(|p| known.contains(p)) { Ok(Op::Fence) } else { unknown(body) };
+        return if parts[1..].iter().all(|p| known.contains(p)) {
+            Ok(Op::Fence(FenceOp::Fence))
+        } else {
+            unknown(body)
+        };
     }
     if parts.contains(&"warp") {
         expect(body, operands, 1..=1)?;
-        return Ok(Op::WarpSync { mask: body.source(&operands[0])? });
+        return Ok(Op::Barrier(BarrierOp::WarpSync { mask: body.source(&operands[0])? }));
     }
     let aligned = parts[0] == "bar" || parts.contains(&"aligned");
     let words: Vec<&str> = parts[1..].iter().copied().filter(|p| *p != "aligned" && *p != "cta").collect();
@@ -361,7 +328,7 @@ fn synchronise<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Opera
     }
     expect(body, rest, 1..=2)?;
     let count = rest.get(1).map(|o| body.source(o)).transpose()?;
-    Ok(Op::Barrier { kind, aligned, id: body.source(&rest[0])?, count, p, d })
+    Ok(Op::Barrier(BarrierOp::Barrier { kind, aligned, id: body.source(&rest[0])?, count, p, d }))
 }
 
 fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
@@ -373,7 +340,7 @@ fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Oper
         o => Ok((body.target(o)?, NONE)),
     };
     match (&words[..], operands) {
-        (["activemask", "b32"], [d]) => Ok(Op::ActiveMask { d: body.target(d)? }),
+        (["activemask", "b32"], [d]) => Ok(Op::Register(RegisterOp::ActiveMask { d: body.target(d)? })),
         (["shfl", mode, "b32"], [to, a, b, c, mask]) => {
             let mode = match *mode {
                 "up" => Shuffle::Up,
@@ -384,7 +351,7 @@ fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Oper
             };
             let (d, p) = pair(body, to)?;
             let s = [body.source(a)?, body.source(b)?, body.source(c)?];
-            Ok(Op::Shfl { mode, d, p, s, mask: body.source(mask)? })
+            Ok(Op::Warp(WarpOp::Shfl { mode, d, p, s, mask: body.source(mask)? }))
         }
         (["vote", mode, ty @ ("pred" | "b32")], [Operand::Word { word, .. }, a, mask]) => {
             let (mode, d) = match (*mode, *ty) {
@@ -394,16 +361,23 @@ fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Oper
                 ("ballot", "b32") => (Vote::Ballot, body.target_word(word)?),
                 _ => return unknown(body),
             };
-            Ok(Op::Vote { mode, d, a: body.predicate(a)?, mask: body.source(mask)? })
+            Ok(Op::Warp(WarpOp::Vote { mode, d, a: body.predicate(a)?, mask: body.source(mask)? }))
         }
         (["match", kind @ ("any" | "all"), bits @ ("b32" | "b64")], [to, a, mask]) => {
             let (d, p) = pair(body, to)?;
             let (a, mask) = (body.source(a)?, body.source(mask)?);
-            Ok(Op::Match { all: *kind == "all", bits: if *bits == "b32" { 32 } else { 64 }, d, p, a, mask })
+            Ok(Op::Warp(WarpOp::Match {
+                all: *kind == "all",
+                bits: if *bits == "b32" { 32 } else { 64 },
+                d,
+                p,
+                a,
+                mask,
+            }))
         }
         (["elect", "b32"] | ["elect"], [to, mask]) => {
             let (d, p) = pair(body, to)?;
-            Ok(Op::Elect { d, p, mask: body.source(mask)? })
+            Ok(Op::Warp(WarpOp::Elect { d, p, mask: body.source(mask)? }))
         }
         (["redux", f, ty @ ("u32" | "s32" | "b32")], [d, a, mask]) => {
             let f = match *f {
@@ -416,7 +390,7 @@ fn across_lanes<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Oper
                 _ => return unknown(body),
             };
             let (d, a, mask) = (body.target(d)?, body.source(a)?, body.source(mask)?);
-            Ok(Op::Redux { f, signed: *ty == "s32", d, a, mask })
+            Ok(Op::Warp(WarpOp::Redux { f, signed: *ty == "s32", d, a, mask }))
         }
         _ => unknown(body),
     }

@@ -1,12 +1,12 @@
 //! Clusters, mbarriers, bulk copies, proxy fences: opcodes to operations.
 
 use super::body::{Body, Operand};
-use super::decode::{alu_op, expect, last_type, unknown};
+use super::common::{alu_op, expect, last_type, unknown};
 use super::lex::number;
-use super::parse::Parsed;
+use super::parser::Parsed;
 use crate::isa::copy::{Bulk, End};
 use crate::isa::mbarrier::{Mbar, What};
-use crate::isa::op::{Ftz, Op};
+use crate::isa::op::{BarrierOp, ControlOp, CopyOp, FenceOp, Ftz, Op, RegisterOp};
 use crate::isa::operand::{NONE, Proxy, Rmw, Space, Src, Ty};
 use crate::numbers::alu::alu;
 
@@ -32,8 +32,8 @@ pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[O
         "mapa" | "getctarank" => address(body, parts, operands),
         "st" | "red" => store(body, parts, operands),
         _ if parts.contains(&"mbarrier") => copies(body, parts, operands),
-        _ if parts.contains(&"prefetch") => Ok(Op::Nop),
-        _ if parts.contains(&"commit_group") => Ok(Op::BulkCommit),
+        _ if parts.contains(&"prefetch") => Ok(Op::Control(ControlOp::Nop)),
+        _ if parts.contains(&"commit_group") => Ok(Op::Copy(CopyOp::BulkCommit)),
         _ if parts.contains(&"wait_group") => wait_group(body, parts, operands),
         _ => bulk(body, parts, operands),
     }
@@ -62,7 +62,11 @@ fn cluster_barrier(body: &mut Body<'_, '_>, parts: &[&str], operands: &[Operand<
     if has("arrive") == has("wait") {
         return unknown(body);
     }
-    Ok(Op::ClusterBarrier { wait: has("wait"), aligned: has("aligned"), relaxed: has("relaxed") })
+    Ok(Op::Barrier(BarrierOp::ClusterBarrier {
+        wait: has("wait"),
+        aligned: has("aligned"),
+        relaxed: has("relaxed"),
+    }))
 }
 
 fn fence(body: &mut Body<'_, '_>, parts: &[&str]) -> Parsed<Op> {
@@ -70,27 +74,29 @@ fn fence(body: &mut Body<'_, '_>, parts: &[&str]) -> Parsed<Op> {
     const SHARED: &[Proxy] = &[Proxy::Shared, Proxy::Mbarriers];
     Ok(match parts[1..] {
         ["mbarrier_init", "release", "cluster"] => {
-            Op::ProxyFence { proxies: &[Proxy::Mbarriers], release: true }
+            Op::Fence(FenceOp::ProxyFence { proxies: &[Proxy::Mbarriers], release: true })
         }
-        ["proxy", "async"] => Op::ProxyFence { proxies: BOTH, release: false },
-        ["proxy", "async", "global"] => Op::ProxyFence { proxies: &[Proxy::Global], release: false },
+        ["proxy", "async"] => Op::Fence(FenceOp::ProxyFence { proxies: BOTH, release: false }),
+        ["proxy", "async", "global"] => {
+            Op::Fence(FenceOp::ProxyFence { proxies: &[Proxy::Global], release: false })
+        }
         ["proxy", "async", "shared::cta" | "shared::cluster"] => {
-            Op::ProxyFence { proxies: SHARED, release: false }
+            Op::Fence(FenceOp::ProxyFence { proxies: SHARED, release: false })
         }
         ["proxy", "async::generic", "release", restrict, "cluster"]
             if restrict.starts_with("sync_restrict::shared::") =>
         {
-            Op::ProxyFence { proxies: SHARED, release: true }
+            Op::Fence(FenceOp::ProxyFence { proxies: SHARED, release: true })
         }
         ["proxy", "async::generic", "acquire", restrict, "cluster"]
             if restrict.starts_with("sync_restrict::shared::") =>
         {
-            Op::Fence
+            Op::Fence(FenceOp::Fence)
         }
         // Maps are sealed when they are made, and aliases are not modelled: nothing is left to order.
-        ["proxy", "alias"] => Op::Fence,
+        ["proxy", "alias"] => Op::Fence(FenceOp::Fence),
         ["proxy", "tensormap::generic", "acquire" | "release", "cta" | "cluster" | "gpu" | "sys"] => {
-            Op::Fence
+            Op::Fence(FenceOp::Fence)
         }
         _ => return unknown(body),
     })
@@ -101,10 +107,10 @@ fn address<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'
     if parts[0] == "mapa" {
         expect(body, operands, 3..=3)?;
         let s = [body.source(&operands[1])?, body.source(&operands[2])?];
-        return Ok(Op::Mapa { d: body.target(&operands[0])?, s });
+        return Ok(Op::Register(RegisterOp::Mapa { d: body.target(&operands[0])?, s }));
     }
     expect(body, operands, 2..=2)?;
-    Ok(Op::Rank { d: body.target(&operands[0])?, s: body.source(&operands[1])? })
+    Ok(Op::Register(RegisterOp::Rank { d: body.target(&operands[0])?, s: body.source(&operands[1])? }))
 }
 
 fn mbarrier<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
@@ -166,21 +172,27 @@ fn mbarrier<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<
         }
         _ => return unknown(body),
     };
-    Ok(Op::Mbarrier(Box::new(Mbar { what, space, addr: body.address(&operands[at])? })))
+    Ok(Op::Barrier(BarrierOp::Mbarrier(Box::new(Mbar { what, space, addr: body.address(&operands[at])? }))))
 }
 
 fn copies<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     all_known(body, &parts[1..], &["async", "mbarrier", "arrive", "noinc", "shared", "shared::cta", "b64"])?;
     expect(body, operands, 1..=1)?;
     let what = What::Copies { counted: parts.contains(&"noinc") };
-    Ok(Op::Mbarrier(Box::new(Mbar { what, space: space(&parts[1..]), addr: body.address(&operands[0])? })))
+    Ok(Op::Barrier(BarrierOp::Mbarrier(Box::new(Mbar {
+        what,
+        space: space(&parts[1..]),
+        addr: body.address(&operands[0])?,
+    }))))
 }
 
 fn wait_group(body: &mut Body<'_, '_>, parts: &[&str], operands: &[Operand<'_>]) -> Parsed<Op> {
     all_known(body, &parts[1..], &["async", "bulk", "wait_group", "read"])?;
     match operands {
         [Operand::Word { word, .. }] => match number(word) {
-            Some(n) if n < 1 << 16 => Ok(Op::BulkWait { pending: n as u32, read: parts.contains(&"read") }),
+            Some(n) if n < 1 << 16 => {
+                Ok(Op::Copy(CopyOp::BulkWait { pending: n as u32, read: parts.contains(&"read") }))
+            }
             _ => body.parser.wrong("expected a number of groups"),
         },
         _ => body.parser.wrong("expected a number of groups"),
@@ -233,14 +245,14 @@ fn store<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>
     if list.len() != wide || !matches!(ty.size(), 4 | 8) || f.is_some() != (parts[0] == "red") {
         return unknown(body);
     }
-    Ok(Op::Bulk(Box::new(Bulk {
+    Ok(Op::Copy(CopyOp::Bulk(Box::new(Bulk {
         from: End::Registers(list, ty),
         to: End::Shared(body.address(&operands[0])?),
         size: None,
         mbarrier: Some(body.address(&operands[2])?),
         mask: None,
         reduce: f.map(|f| (f, Some(ty))),
-    })))
+    }))))
 }
 
 fn bulk<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
@@ -297,12 +309,12 @@ fn bulk<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
         return body.parser.wrong("expected a tensor map with as many coordinates as the opcode says");
     }
     let bar = 2 + sized;
-    Ok(Op::Bulk(Box::new(Bulk {
+    Ok(Op::Copy(CopyOp::Bulk(Box::new(Bulk {
         to: end(body, &operands[0], to)?,
         from: end(body, &operands[1], from)?,
         size: if tensor { None } else { Some(body.source(&operands[2])?) },
         mbarrier: if told { Some(body.address(&operands[bar])?) } else { None },
         mask: if multicast == 1 { Some(body.source(&operands[bar + 1])?) } else { None },
         reduce: f.map(|f| (f, ty)),
-    })))
+    }))))
 }

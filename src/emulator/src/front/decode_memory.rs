@@ -1,10 +1,10 @@
 //! Loads, stores, atomics, asynchronous copies: opcodes to operations.
 
 use super::body::{Body, Operand};
-use super::decode::{alu_op, expect, last_type, unknown};
+use super::common::{alu_op, expect, last_type, unknown};
 use super::lex::number;
-use super::parse::Parsed;
-use crate::isa::op::{Ftz, Op};
+use super::parser::Parsed;
+use crate::isa::op::{ControlOp, CopyOp, Ftz, MemoryOp, Op, RegisterOp, WarpOp};
 use crate::isa::operand::{NONE, Order, Rmw, Space, Src, Ty};
 use crate::numbers::alu::alu;
 
@@ -56,18 +56,18 @@ fn access(body: &Body<'_, '_>, parts: &[&str]) -> Parsed<Access> {
 /// Decodes one of this family.
 pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     match parts[0] {
-        "prefetch" | "prefetchu" | "discard" | "applypriority" => Ok(Op::Nop),
+        "prefetch" | "prefetchu" | "discard" | "applypriority" => Ok(Op::Control(ControlOp::Nop)),
         "createpolicy" => {
             expect(body, operands, 1..=4)?;
             let zero = body.constant(0);
-            Ok(Op::Alu {
+            Ok(Op::Register(RegisterOp::Alu {
                 f: alu!(u64: |a, _, _| a),
                 d: body.target(&operands[0])?,
                 s: [zero; 3],
                 n: 1,
                 ftz: Ftz::NONE,
                 sat: false,
-            })
+            }))
         }
         "cvta" => cvta(body, parts, operands),
         "ld" | "ldu" => load(body, parts, operands),
@@ -119,7 +119,14 @@ fn load<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
         return unknown(body);
     }
     let addr = body.address(&operands[1])?;
-    Ok(Op::Ld { space: access.space, ty, d, n: access.vector as u8, addr, order: access.order })
+    Ok(Op::Memory(MemoryOp::Ld {
+        space: access.space,
+        ty,
+        d,
+        n: access.vector as u8,
+        addr,
+        order: access.order,
+    }))
 }
 
 fn store<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
@@ -140,7 +147,14 @@ fn store<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>
         return unknown(body);
     }
     let addr = body.address(&operands[0])?;
-    Ok(Op::St { space: access.space, ty, s, n: access.vector as u8, addr, order: access.order })
+    Ok(Op::Memory(MemoryOp::St {
+        space: access.space,
+        ty,
+        s,
+        n: access.vector as u8,
+        addr,
+        order: access.order,
+    }))
 }
 
 fn atomic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
@@ -161,7 +175,7 @@ fn atomic<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a
     for (s, o) in s.iter_mut().take(values).zip(&operands[result + 1..]) {
         *s = body.source(o)?;
     }
-    Ok(Op::Atom { space: access.space, ty, f, d, addr, s, order: access.order })
+    Ok(Op::Memory(MemoryOp::Atom { space: access.space, ty, f, d, addr, s, order: access.order }))
 }
 
 fn matrices<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
@@ -190,22 +204,22 @@ fn matrices<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<
         for (s, o) in s.iter_mut().zip(list) {
             *s = body.source(o)?;
         }
-        return Ok(Op::Stmatrix { s, n: n as u8, trans, addr });
+        return Ok(Op::Warp(WarpOp::Stmatrix { s, n: n as u8, trans, addr }));
     }
     let mut d = [NONE; 4];
     for (d, o) in d.iter_mut().zip(list) {
         *d = body.target(o)?;
     }
-    Ok(Op::Ldmatrix { d, n: n as u8, trans, addr })
+    Ok(Op::Warp(WarpOp::Ldmatrix { d, n: n as u8, trans, addr }))
 }
 
 /// `cp.async`; its bulk forms are read elsewhere.
 fn copy<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
     match (&parts[1..], operands) {
-        (["async", "commit_group"], []) => Ok(Op::CpCommit),
-        (["async", "wait_all"], []) => Ok(Op::CpWait { pending: 0, all: true }),
+        (["async", "commit_group"], []) => Ok(Op::Copy(CopyOp::CpCommit)),
+        (["async", "wait_all"], []) => Ok(Op::Copy(CopyOp::CpWait { pending: 0, all: true })),
         (["async", "wait_group"], [Operand::Word { word, .. }]) => match number(word) {
-            Some(n) if n < 1 << 16 => Ok(Op::CpWait { pending: n as u32, all: false }),
+            Some(n) if n < 1 << 16 => Ok(Op::Copy(CopyOp::CpWait { pending: n as u32, all: false })),
             _ => body.parser.wrong("expected a number of groups"),
         },
         (
@@ -224,7 +238,12 @@ fn copy<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]
             let policy = hints.contains(&"L2::cache_hint");
             let source = if policy && rest.len() == 1 { None } else { rest.first() };
             let source = source.map(|o| body.source(o)).transpose()?;
-            Ok(Op::CpAsync { to: body.address(to)?, from: body.address(from)?, size: size as u8, source })
+            Ok(Op::Copy(CopyOp::CpAsync {
+                to: body.address(to)?,
+                from: body.address(from)?,
+                size: size as u8,
+                source,
+            }))
         }
         _ => unknown(body),
     }

@@ -1,9 +1,9 @@
 //! `mma.sync`: shapes, types and registers.
 
 use super::body::{Body, Operand};
-use super::decode::unknown;
-use super::parse::Parsed;
-use crate::isa::op::Op;
+use super::common::unknown;
+use super::parser::Parsed;
+use crate::isa::op::{Op, WarpOp};
 use crate::isa::operand::{LANES, Src};
 use crate::isa::product::{Element, Mma, Sum};
 use crate::numbers::mma::{M, N};
@@ -34,5 +34,5 @@ pub fn decode<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operan
     }
     let d = d.iter().map(|o| body.target(o)).collect::<Parsed<_>>()?;
     let [la, lb, c] = [la, lb, c].map(|l| l.iter().map(|o| body.source(o)).collect::<Parsed<Vec<Src>>>());
-    Ok(Op::Mma(Box::new(Mma { elements: [a, b], sum, k, d, a: la?, b: lb?, c: c? })))
+    Ok(Op::Warp(WarpOp::Mma(Box::new(Mma { elements: [a, b], sum, k, d, a: la?, b: lb?, c: c? }))))
 }

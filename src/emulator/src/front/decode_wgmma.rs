@@ -1,10 +1,10 @@
 //! `wgmma` and `setmaxnreg`.
 
 use super::body::{Body, Operand};
-use super::decode::unknown;
+use super::common::unknown;
 use super::lex::number;
-use super::parse::Parsed;
-use crate::isa::op::Op;
+use super::parser::Parsed;
+use crate::isa::op::{FenceOp, GroupOp, Op};
 use crate::isa::operand::{NONE, Src};
 use crate::isa::product::{Element, Left, Wgmma};
 
@@ -14,15 +14,15 @@ pub fn decode<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operan
         ([act @ ("inc" | "dec"), "sync", "aligned", "u32"], [Operand::Word { word, .. }]) => {
             match number(word) {
                 Some(n) if (24..=256).contains(&n) && n % 8 == 0 => {
-                    Ok(Op::SetRegisters { count: n as u32, more: *act == "inc" })
+                    Ok(Op::Group(GroupOp::SetRegisters { count: n as u32, more: *act == "inc" }))
                 }
                 _ => body.parser.wrong("a multiple of 8 registers from 24 to 256 was expected"),
             }
         }
-        (["fence", "sync", "aligned"], []) => Ok(Op::WgmmaFence),
-        (["commit_group", "sync", "aligned"], []) => Ok(Op::WgmmaCommit),
+        (["fence", "sync", "aligned"], []) => Ok(Op::Fence(FenceOp::WgmmaFence)),
+        (["commit_group", "sync", "aligned"], []) => Ok(Op::Fence(FenceOp::WgmmaCommit)),
         (["wait_group", "sync", "aligned"], [Operand::Word { word, .. }]) => match number(word) {
-            Some(n) if n < 1 << 16 => Ok(Op::WgmmaWait { pending: n as usize }),
+            Some(n) if n < 1 << 16 => Ok(Op::Group(GroupOp::WgmmaWait { pending: n as usize })),
             _ => body.parser.wrong("expected a number of groups"),
         },
         (["mma_async", "sp", ..], _) => body.parser.wrong("sparse operands are not modelled"),
@@ -89,5 +89,5 @@ fn product<'a>(
     }
     let (b, scale) = (body.source(b)?, body.predicate(scale)?);
     let negate = [flags[0], flags[1]];
-    Ok(Op::Wgmma(Box::new(Wgmma { element, n, half, d, a: left, b, scale, negate, across })))
+    Ok(Op::Group(GroupOp::Wgmma(Box::new(Wgmma { element, n, half, d, a: left, b, scale, negate, across }))))
 }

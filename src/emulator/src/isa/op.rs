@@ -51,10 +51,24 @@ impl Ftz {
     }
 }
 
-/// One decoded instruction's work.
+/// One decoded instruction's work, by its family: each is one file of `exec`, whose matches name all of its members.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Op {
+    Register(RegisterOp),
+    Memory(MemoryOp),
+    Copy(CopyOp),
+    Fence(FenceOp),
+    Control(ControlOp),
+    Warp(WarpOp),
+    Barrier(BarrierOp),
+    Group(GroupOp),
+}
+
+/// What moves bits between registers, each lane for itself.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum RegisterOp {
     /// A function of up to three registers, lane by lane. `sat`: clamped to [0, 1], of f32.
     Alu {
         f: AluFn,
@@ -118,65 +132,8 @@ pub enum Op {
         a: Pred,
         b: Pred,
     },
-    Ld {
-        space: Space,
-        ty: Ty,
-        d: [u32; 4],
-        n: u8,
-        addr: Addr,
-        order: Order,
-    },
-    St {
-        space: Space,
-        ty: Ty,
-        s: [Src; 4],
-        n: u8,
-        addr: Addr,
-        order: Order,
-    },
-    Atom {
-        space: Space,
-        ty: Ty,
-        f: Rmw,
+    ActiveMask {
         d: u32,
-        addr: Addr,
-        s: [Src; 2],
-        order: Order,
-    },
-    Bra {
-        to: u32,
-    },
-    Brx {
-        table: u32,
-        index: Src,
-    },
-    Call {
-        function: u32,
-        args: Vec<(u32, u32, u32)>,
-        results: Vec<(u32, u32, u32)>,
-    },
-    Ret,
-    Exit,
-    Trap,
-    Nop,
-    Barrier {
-        kind: Barrier,
-        aligned: bool,
-        id: Src,
-        count: Option<Src>,
-        p: Pred,
-        d: u32,
-    },
-    WarpSync {
-        mask: Src,
-    },
-    Mbarrier(Box<Mbar>),
-    Bulk(Box<Bulk>),
-    BulkCommit,
-    /// Until at most so many groups are pending, or pending to be read.
-    BulkWait {
-        pending: u32,
-        read: bool,
     },
     /// `mapa`: a rank's address of shared memory.
     Mapa {
@@ -188,16 +145,73 @@ pub enum Op {
         d: u32,
         s: Src,
     },
+}
+
+/// Loads, stores and atomics.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum MemoryOp {
+    Ld { space: Space, ty: Ty, d: [u32; 4], n: u8, addr: Addr, order: Order },
+    St { space: Space, ty: Ty, s: [Src; 4], n: u8, addr: Addr, order: Order },
+    Atom { space: Space, ty: Ty, f: Rmw, d: u32, addr: Addr, s: [Src; 2], order: Order },
+}
+
+/// Copies beside the warps, and waits for them.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum CopyOp {
+    CpAsync {
+        to: Addr,
+        from: Addr,
+        size: u8,
+        source: Option<Src>,
+    },
+    CpCommit,
+    /// Waits until at most so many groups are pending; `all`: of what is not committed, too.
+    CpWait {
+        pending: u32,
+        all: bool,
+    },
+    Bulk(Box<Bulk>),
+    BulkCommit,
+    /// Until at most so many groups are pending, or pending to be read.
+    BulkWait {
+        pending: u32,
+        read: bool,
+    },
+}
+
+/// What orders, and waits for nobody.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum FenceOp {
+    Fence,
     /// What precedes is visible to the asynchronous proxy. `release`: it publishes, too.
     ProxyFence {
         proxies: &'static [Proxy],
         release: bool,
     },
-    ClusterBarrier {
-        wait: bool,
-        aligned: bool,
-        relaxed: bool,
-    },
+    WgmmaFence,
+    WgmmaCommit,
+}
+
+/// What says where lanes go on.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum ControlOp {
+    Bra { to: u32 },
+    Brx { table: u32, index: Src },
+    Call { function: u32, args: Vec<(u32, u32, u32)>, results: Vec<(u32, u32, u32)> },
+    Ret,
+    Exit,
+    Trap,
+    Nop,
+}
+
+/// What lanes of a warp do together.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum WarpOp {
     Shfl {
         mode: Shuffle,
         d: u32,
@@ -226,21 +240,11 @@ pub enum Op {
         a: Src,
         mask: Src,
     },
-    ActiveMask {
+    /// `elect.sync`
+    Elect {
         d: u32,
-    },
-    Fence,
-    CpAsync {
-        to: Addr,
-        from: Addr,
-        size: u8,
-        source: Option<Src>,
-    },
-    CpCommit,
-    /// Waits until at most so many groups are pending; `all`: of what is not committed, too.
-    CpWait {
-        pending: u32,
-        all: bool,
+        p: u32,
+        mask: Src,
     },
     /// `n` matrices of 8 x 8 b16.
     Ldmatrix {
@@ -257,9 +261,23 @@ pub enum Op {
         addr: Addr,
     },
     Mma(Box<Mma>),
+}
+
+/// Where lanes wait: in the warp, the block, the cluster, or at an mbarrier.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum BarrierOp {
+    WarpSync { mask: Src },
+    Barrier { kind: Barrier, aligned: bool, id: Src, count: Option<Src>, p: Pred, d: u32 },
+    ClusterBarrier { wait: bool, aligned: bool, relaxed: bool },
+    Mbarrier(Box<Mbar>),
+}
+
+/// What the four warps of a warpgroup do together.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum GroupOp {
     Wgmma(Box<Wgmma>),
-    WgmmaFence,
-    WgmmaCommit,
     WgmmaWait {
         pending: usize,
     },
@@ -267,11 +285,5 @@ pub enum Op {
     SetRegisters {
         count: u32,
         more: bool,
-    },
-    /// `elect.sync`
-    Elect {
-        d: u32,
-        p: u32,
-        mask: Src,
     },
 }

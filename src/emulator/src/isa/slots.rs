@@ -2,53 +2,25 @@
 
 use super::copy::{Bulk, End};
 use super::mbarrier::{Mbar, What};
-use super::op::Op;
+use super::op::{BarrierOp, ControlOp, CopyOp, MemoryOp, Op, RegisterOp, WarpOp};
 use super::operand::{Barrier, NONE, Src, Vote};
 use std::slice::from_mut;
+
+/// Told of a register, and whether it is written.
+type Told<'a> = &'a mut dyn FnMut(&mut u32, bool);
 
 impl Op {
     /// Calls `f` with every general register that it reads and, `true` and behind them, that it writes, so that they can
     /// be renamed. What `wgmma` holds, and beyond itself, is its own affair.
-    pub fn slots(&mut self, f: &mut dyn FnMut(&mut u32, bool)) {
-        let mut reads = |list: &mut [Src]| list.iter_mut().for_each(|s| read(s, f));
+    pub fn slots(&mut self, f: Told<'_>) {
         match self {
-            Op::Alu { s, .. } | Op::Lop3 { s, .. } | Op::Shfl { s, .. } => reads(s),
-            Op::Bfi { s, .. } => reads(s),
-            Op::Carry { s, .. } | Op::Selp { s, .. } | Op::Setp { s, .. } | Op::Mapa { s, .. } => reads(s),
-            Op::Pack { s, n, .. } => reads(&mut s[..*n as usize]),
-            Op::Unpack { s, .. } | Op::Rank { s, .. } | Op::Brx { index: s, .. } => read(s, f),
-            Op::Ld { addr, .. } | Op::Ldmatrix { addr, .. } => read(&mut addr.base, f),
-            Op::St { s, n, addr, .. } | Op::Stmatrix { s, n, addr, .. } => {
-                reads(&mut s[..*n as usize]);
-                read(&mut addr.base, f);
-            }
-            Op::Atom { s, addr, .. } => {
-                reads(s);
-                read(&mut addr.base, f);
-            }
-            Op::Barrier { id, count, .. } => [id].into_iter().chain(count).for_each(|s| read(s, f)),
-            Op::Match { a, .. } | Op::Redux { a, .. } => read(a, f),
-            Op::CpAsync { to, from, source, .. } => {
-                [&mut to.base, &mut from.base].into_iter().chain(source).for_each(|s| read(s, f));
-            }
-            Op::Mma(mma) => [&mut mma.a, &mut mma.b, &mut mma.c].into_iter().for_each(|l| reads(l)),
-            Op::Mbarrier(bar) => bar.reads(f),
-            Op::Bulk(bulk) => bulk.reads(f),
-            Op::WarpSync { .. } | Op::Vote { .. } | Op::Elect { .. } | Op::ActiveMask { .. } => {}
-            Op::Logic { .. } | Op::Bra { .. } | Op::Call { .. } | Op::Ret | Op::Exit | Op::Trap | Op::Nop => {
-            }
-            Op::BulkCommit | Op::BulkWait { .. } | Op::ProxyFence { .. } | Op::ClusterBarrier { .. } => {}
-            Op::Fence | Op::CpCommit | Op::CpWait { .. } | Op::SetRegisters { .. } => {}
-            Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => {}
-        }
-        if let Op::WarpSync { mask }
-        | Op::Shfl { mask, .. }
-        | Op::Vote { mask, .. }
-        | Op::Match { mask, .. }
-        | Op::Redux { mask, .. }
-        | Op::Elect { mask, .. } = self
-        {
-            read(mask, f);
+            Op::Register(op) => op.reads(f),
+            Op::Memory(op) => op.reads(f),
+            Op::Copy(op) => op.reads(f),
+            Op::Control(op) => op.reads(f),
+            Op::Warp(op) => op.reads(f),
+            Op::Barrier(op) => op.reads(f),
+            Op::Fence(_) | Op::Group(_) => {}
         }
         self.targets().iter_mut().filter(|d| **d != NONE).for_each(|d| f(d, true));
     }
@@ -56,37 +28,159 @@ impl Op {
     /// The general registers that it writes.
     fn targets(&mut self) -> &mut [u32] {
         match self {
-            Op::Alu { d, .. } | Op::Lop3 { d, .. } | Op::Bfi { d, .. } | Op::Carry { d, .. } => from_mut(d),
-            Op::Pack { d, .. } | Op::Selp { d, .. } | Op::Mapa { d, .. } | Op::Rank { d, .. } => from_mut(d),
-            Op::Shfl { d, .. } | Op::Match { d, .. } | Op::Redux { d, .. } | Op::Atom { d, .. } => {
-                from_mut(d)
-            }
-            Op::ActiveMask { d } | Op::Elect { d, .. } => from_mut(d),
-            // Their others write predicates.
-            Op::Vote { mode: Vote::Ballot, d, .. } | Op::Barrier { kind: Barrier::RedPopc, d, .. } => {
-                from_mut(d)
-            }
-            Op::Ld { d, n, .. } | Op::Ldmatrix { d, n, .. } | Op::Unpack { d, n, .. } => {
-                &mut d[..*n as usize]
-            }
-            Op::Mma(mma) => &mut mma.d,
-            Op::Mbarrier(bar) => match &mut bar.what {
-                What::Arrive { d, .. } => from_mut(d),
-                _ => &mut [],
-            },
-            _ => &mut [],
+            Op::Register(op) => op.targets(),
+            Op::Memory(MemoryOp::Ld { d, n, .. }) => &mut d[..*n as usize],
+            Op::Memory(MemoryOp::Atom { d, .. }) => from_mut(d),
+            Op::Memory(MemoryOp::St { .. }) => &mut [],
+            Op::Warp(op) => op.targets(),
+            Op::Barrier(op) => op.targets(),
+            Op::Copy(_) | Op::Fence(_) | Op::Control(_) | Op::Group(_) => &mut [],
         }
     }
 }
 
-fn read(s: &mut Src, f: &mut dyn FnMut(&mut u32, bool)) {
+fn read_all(list: &mut [Src], f: Told<'_>) {
+    list.iter_mut().for_each(|s| read(s, f));
+}
+
+impl RegisterOp {
+    fn reads(&mut self, f: Told<'_>) {
+        match self {
+            RegisterOp::Alu { s, .. } | RegisterOp::Lop3 { s, .. } => read_all(s, f),
+            RegisterOp::Bfi { s, .. } => read_all(s, f),
+            RegisterOp::Carry { s, .. } | RegisterOp::Selp { s, .. } => read_all(s, f),
+            RegisterOp::Setp { s, .. } | RegisterOp::Mapa { s, .. } => read_all(s, f),
+            RegisterOp::Pack { s, n, .. } => read_all(&mut s[..*n as usize], f),
+            RegisterOp::Unpack { s, .. } | RegisterOp::Rank { s, .. } => read(s, f),
+            RegisterOp::Logic { .. } | RegisterOp::ActiveMask { .. } => {}
+        }
+    }
+
+    fn targets(&mut self) -> &mut [u32] {
+        match self {
+            RegisterOp::Alu { d, .. } | RegisterOp::Lop3 { d, .. } | RegisterOp::Bfi { d, .. } => from_mut(d),
+            RegisterOp::Carry { d, .. } | RegisterOp::Pack { d, .. } | RegisterOp::Selp { d, .. } => {
+                from_mut(d)
+            }
+            RegisterOp::Mapa { d, .. } | RegisterOp::Rank { d, .. } | RegisterOp::ActiveMask { d } => {
+                from_mut(d)
+            }
+            RegisterOp::Unpack { d, n, .. } => &mut d[..*n as usize],
+            // They write predicates.
+            RegisterOp::Setp { .. } | RegisterOp::Logic { .. } => &mut [],
+        }
+    }
+}
+
+impl MemoryOp {
+    fn reads(&mut self, f: Told<'_>) {
+        let addr = match self {
+            MemoryOp::Ld { addr, .. } => addr,
+            MemoryOp::St { s, n, addr, .. } => {
+                read_all(&mut s[..*n as usize], f);
+                addr
+            }
+            MemoryOp::Atom { s, addr, .. } => {
+                read_all(s, f);
+                addr
+            }
+        };
+        read(&mut addr.base, f);
+    }
+}
+
+impl CopyOp {
+    fn reads(&mut self, f: Told<'_>) {
+        match self {
+            CopyOp::CpAsync { to, from, source, .. } => {
+                [&mut to.base, &mut from.base].into_iter().chain(source).for_each(|s| read(s, f));
+            }
+            CopyOp::Bulk(bulk) => bulk.reads(f),
+            CopyOp::CpCommit | CopyOp::CpWait { .. } | CopyOp::BulkCommit | CopyOp::BulkWait { .. } => {}
+        }
+    }
+}
+
+impl ControlOp {
+    fn reads(&mut self, f: Told<'_>) {
+        match self {
+            ControlOp::Brx { index, .. } => read(index, f),
+            ControlOp::Bra { .. } | ControlOp::Call { .. } | ControlOp::Ret => {}
+            ControlOp::Exit | ControlOp::Trap | ControlOp::Nop => {}
+        }
+    }
+}
+
+impl WarpOp {
+    fn reads(&mut self, f: Told<'_>) {
+        match self {
+            WarpOp::Shfl { s, mask, .. } => {
+                read_all(s, f);
+                read(mask, f);
+            }
+            WarpOp::Match { a, mask, .. } | WarpOp::Redux { a, mask, .. } => {
+                read(a, f);
+                read(mask, f);
+            }
+            WarpOp::Vote { mask, .. } | WarpOp::Elect { mask, .. } => read(mask, f),
+            WarpOp::Ldmatrix { addr, .. } => read(&mut addr.base, f),
+            WarpOp::Stmatrix { s, n, addr, .. } => {
+                read_all(&mut s[..*n as usize], f);
+                read(&mut addr.base, f);
+            }
+            WarpOp::Mma(mma) => [&mut mma.a, &mut mma.b, &mut mma.c].into_iter().for_each(|l| read_all(l, f)),
+        }
+    }
+
+    fn targets(&mut self) -> &mut [u32] {
+        match self {
+            WarpOp::Shfl { d, .. } | WarpOp::Match { d, .. } | WarpOp::Redux { d, .. } => from_mut(d),
+            WarpOp::Vote { mode: Vote::Ballot, d, .. } | WarpOp::Elect { d, .. } => from_mut(d),
+            // They write a predicate.
+            WarpOp::Vote { mode: Vote::All | Vote::Any | Vote::Uni, .. } => &mut [],
+            WarpOp::Ldmatrix { d, n, .. } => &mut d[..*n as usize],
+            WarpOp::Stmatrix { .. } => &mut [],
+            WarpOp::Mma(mma) => &mut mma.d,
+        }
+    }
+}
+
+impl BarrierOp {
+    fn reads(&mut self, f: Told<'_>) {
+        match self {
+            BarrierOp::WarpSync { mask } => read(mask, f),
+            BarrierOp::Barrier { id, count, .. } => {
+                [id].into_iter().chain(count).for_each(|s| read(s, f));
+            }
+            BarrierOp::Mbarrier(bar) => bar.reads(f),
+            BarrierOp::ClusterBarrier { .. } => {}
+        }
+    }
+
+    fn targets(&mut self) -> &mut [u32] {
+        match self {
+            BarrierOp::Barrier { kind: Barrier::RedPopc, d, .. } => from_mut(d),
+            // They write a predicate, or nothing.
+            BarrierOp::Barrier { kind: Barrier::RedAnd | Barrier::RedOr, .. } => &mut [],
+            BarrierOp::Barrier { kind: Barrier::Sync | Barrier::Arrive, .. } => &mut [],
+            BarrierOp::Mbarrier(bar) => match &mut bar.what {
+                What::Arrive { d, .. } => from_mut(d),
+                What::Init { .. } | What::Inval | What::Expect { .. } | What::Complete { .. } => &mut [],
+                What::Wait { .. } | What::Copies { .. } => &mut [],
+            },
+            BarrierOp::WarpSync { .. } | BarrierOp::ClusterBarrier { .. } => &mut [],
+        }
+    }
+}
+
+fn read(s: &mut Src, f: Told<'_>) {
     if let Src::Reg(r) = s {
         f(r, false);
     }
 }
 
 impl Mbar {
-    fn reads(&mut self, f: &mut dyn FnMut(&mut u32, bool)) {
+    fn reads(&mut self, f: Told<'_>) {
         read(&mut self.addr.base, f);
         match &mut self.what {
             What::Init { count: s } | What::Expect { tx: s } | What::Complete { tx: s } => read(s, f),
@@ -98,7 +192,7 @@ impl Mbar {
 }
 
 impl Bulk {
-    fn reads(&mut self, f: &mut dyn FnMut(&mut u32, bool)) {
+    fn reads(&mut self, f: Told<'_>) {
         for end in [&mut self.from, &mut self.to] {
             match end {
                 End::Global(addr) | End::Shared(addr) => read(&mut addr.base, f),

@@ -8,7 +8,7 @@
 use super::plan::{Plan, RESIDENT, Running};
 use crate::isa::copy::End;
 use crate::isa::module::Function;
-use crate::isa::op::Op;
+use crate::isa::op::{ControlOp, CopyOp, MemoryOp, Op};
 use crate::isa::operand::Space;
 use crate::machine::clock::{Agents, Touch, spelled};
 use crate::machine::dice::Dice;
@@ -115,13 +115,19 @@ impl Plan<'_> {
     fn talks(&self) -> bool {
         let global = |space: &Space| matches!(space, Space::Global | Space::Generic);
         let talks = |op: &Op| match op {
-            Op::Atom { space, .. } => global(space),
-            Op::Ld { space, order, .. } | Op::St { space, order, .. } => order.strong && global(space),
-            Op::Bulk(bulk) => bulk.reduce.is_some() && !matches!(bulk.to, End::Shared(_)),
-            _ => false,
+            Op::Memory(MemoryOp::Atom { space, .. }) => global(space),
+            Op::Memory(MemoryOp::Ld { space, order, .. } | MemoryOp::St { space, order, .. }) => {
+                order.strong && global(space)
+            }
+            Op::Copy(CopyOp::Bulk(bulk)) => bulk.reduce.is_some() && !matches!(bulk.to, End::Shared(_)),
+            Op::Copy(CopyOp::BulkCommit | CopyOp::BulkWait { .. }) => false,
+            Op::Copy(CopyOp::CpAsync { .. } | CopyOp::CpCommit | CopyOp::CpWait { .. }) => false,
+            Op::Register(_) | Op::Fence(_) | Op::Control(_) => false,
+            Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => false,
         };
         let insts = |f: &Function| &self.module.insts[f.start as usize..f.end as usize];
-        let calls = insts(self.kernel).iter().any(|inst| matches!(inst.op, Op::Call { .. }));
+        let calls =
+            insts(self.kernel).iter().any(|inst| matches!(inst.op, Op::Control(ControlOp::Call { .. })));
         let called = self.module.functions.iter().filter(|f| calls && !f.entry);
         called.chain([self.kernel]).flat_map(insts).any(|inst| talks(&inst.op))
     }

@@ -4,7 +4,7 @@ use super::plan::{RESIDENT, Running};
 use super::resident::Resident;
 use crate::exec::step::waits_at;
 use crate::isa::module::{Inst, Module};
-use crate::isa::op::Op;
+use crate::isa::op::{BarrierOp, Op};
 use crate::isa::operand::LANES;
 use crate::machine::warp::{Warp, lanes};
 use crate::report::finding::{At, Fault, Kind};
@@ -77,7 +77,10 @@ impl Running<'_> {
                     let pc = warp.pc[rest.trailing_zeros() as usize];
                     let set = lanes(rest).filter(|l| warp.pc[*l] == pc).fold(0, |m, l| m | 1 << l);
                     rest &= !set;
-                    let barrier = matches!(self.plan.module.insts[pc as usize].op, Op::Barrier { .. });
+                    let barrier = matches!(
+                        self.plan.module.insts[pc as usize].op,
+                        Op::Barrier(BarrierOp::Barrier { .. })
+                    );
                     // Those who stand with lanes that wait for something are kept by it.
                     let kept = warp.live != set && warp.live & !set & !warp.waiting == 0;
                     let order = match (set & warp.waiting != 0, kept) {
@@ -158,11 +161,11 @@ impl Wait<'_> {
 
     fn what(&self, module: &Module) -> String {
         match self.inst(module).op {
-            Op::Mbarrier(_) => {
+            Op::Barrier(BarrierOp::Mbarrier(_)) => {
                 let at = self.warp.beside.awaits[self.set.trailing_zeros() as usize];
                 self.one.cluster.lacks(self.rank, at as usize)
             }
-            Op::Barrier { .. } => {
+            Op::Barrier(BarrierOp::Barrier { .. }) => {
                 let lacks = self.one.blocks[self.rank].lacks(self.warp.index);
                 lacks.unwrap_or_else(|| waits_at(self.inst(module)).to_string())
             }

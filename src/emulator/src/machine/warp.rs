@@ -114,7 +114,7 @@ impl Warp {
     pub fn known(&self, frame: &Frame, s: Src) -> u32 {
         match s {
             Src::Reg(r) => self.defined[(frame.registers + r) as usize],
-            _ => !0,
+            Src::Const(_) | Src::Env(_) | Src::Local(_) => !0,
         }
     }
 
