@@ -1,5 +1,7 @@
 //! `kernels/*.cu` to cubins, PTX and typed launchers. Without nvcc the launchers are written all the same, with no images.
 
+#[path = "build/launcher.rs"]
+mod launcher;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 #[path = "build/signature.rs"]
@@ -43,14 +45,16 @@ fn build() -> Result<()> {
     }
     commit();
     let out = PathBuf::from(std::env::var("OUT_DIR").map_err(|e| format!("OUT_DIR: {e}"))?);
-    let sources = sources()?;
+    let params = params()?;
+    let known: Vec<signature::Params> = params.iter().map(|(_, params)| params.clone()).collect();
+    let sources = sources(&known)?;
     let compiler = compiler(&out)?;
     let mut tables = vec![String::new(); sources.len()];
     if let Some(nvcc) = &compiler {
         tables = compile_all(nvcc, &sources, &out)?;
         println!("cargo:rustc-env=LLM2VEC_NVCC={}.{}", nvcc.version.0, nvcc.version.1);
     }
-    let mut text = String::new();
+    let mut text: String = params.iter().map(|(file, params)| launcher::twin(file, params)).collect();
     for (source, resources) in sources.iter().zip(&tables) {
         text += &module(source, compiler.is_some(), resources);
     }
@@ -86,20 +90,45 @@ fn commit() {
     }
 }
 
-/// Every `kernels/*.cu`, in the order of names.
-fn sources() -> Result<Vec<Source>> {
+/// The files of `kernels/` with these endings, in the order of names, and what stands in them.
+fn files(endings: &[&str]) -> Result<Vec<(PathBuf, String)>> {
     let list = std::fs::read_dir("kernels").map_err(|e| format!("kernels: {e}"))?;
     let mut paths: Vec<PathBuf> = list.flatten().map(|e| e.path()).collect();
-    paths.retain(|p| p.extension().is_some_and(|e| e == "cu"));
+    paths.retain(|p| p.extension().is_some_and(|e| endings.iter().any(|ending| e == *ending)));
     paths.sort();
     let read = |path: PathBuf| {
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok((path, text))
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// Every PARAMS struct, with its file's name.
+fn params() -> Result<Vec<(String, signature::Params)>> {
+    let mut all: Vec<(String, signature::Params)> = Vec::new();
+    for (path, text) in files(&["cu", "cuh"])? {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let list =
+            signature::params(&text).map_err(|e| format!("{}:{}: {}", path.display(), e.line, e.what))?;
+        for params in list {
+            if let Some((other, _)) = all.iter().find(|(_, p)| p.name == params.name) {
+                return Err(format!("kernels/{file} and kernels/{other}: two PARAMS {}", params.name));
+            }
+            all.push((file.clone(), params));
+        }
+    }
+    Ok(all)
+}
+
+/// Every `kernels/*.cu`, in the order of names.
+fn sources(known: &[signature::Params]) -> Result<Vec<Source>> {
+    let read = |(path, text): (PathBuf, String)| {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let unit = signature::parse(&stem, &text)
+        let unit = signature::parse(&stem, &text, known)
             .map_err(|e| format!("{}:{}: {}", path.display(), e.line, e.what))?;
         Ok(Source { unit, text })
     };
-    paths.into_iter().map(read).collect()
+    files(&["cu"])?.into_iter().map(read).collect()
 }
 
 /// The nvcc to use; says which, or what there is to do.
@@ -269,7 +298,7 @@ fn module(source: &Source, compiled: bool, resources: &str) -> String {
          {}}}\n",
         names.join(", "),
         images.join(", "),
-        signature::launchers(&source.unit)
+        launcher::launchers(&source.unit)
     )
 }
 

@@ -9,7 +9,7 @@ use llm2vec::bench::measure::{Operands, Subject};
 use llm2vec::device::Device;
 use llm2vec::device::emulator::{Emulator, Launch, Module};
 use llm2vec::device::gpu::Gpu;
-use llm2vec::kernels;
+use llm2vec::launches as kernels;
 use std::sync::Arc;
 use std::time::Duration;
 

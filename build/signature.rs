@@ -1,6 +1,4 @@
-//! Reads KERNEL and EXPORT lines of `kernels/*.cu` and writes the typed launchers: `build.rs` and the tests include it.
-
-use std::fmt::Write;
+//! Reads what `kernels/*` says to the host, its KERNEL, KERNELS, PARAMS and EXPORT: `build.rs` and the tests include it.
 
 /// What the host sees of one `.cu` file.
 #[derive(Debug, Default, PartialEq)]
@@ -13,17 +11,41 @@ pub struct Unit {
     pub kernels: Vec<Entry>,
 }
 
-/// One `KERNEL void name(parameters)`.
-#[derive(Debug, PartialEq)]
+/// One `KERNEL void name(parameters)`, or one of several that `KERNELS` declares at once.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// C name, not mangled.
     pub name: String,
+    /// Of KERNELS.
+    pub family: Option<Family>,
     /// Names and types, in their order.
     pub parameters: Vec<(String, Kind)>,
 }
 
+/// Which one of its KERNELS a kernel is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Family {
+    /// Their name without what tells them apart.
+    pub name: String,
+    /// The constant in which they differ.
+    pub constant: String,
+    /// Its value.
+    pub value: i32,
+}
+
+/// One `PARAMS struct Name { fields; functions };`: numbers that kernels take by value, as one parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Params {
+    /// C and Rust name.
+    pub name: String,
+    /// Name, Rust type and offset of each.
+    pub fields: Vec<(String, &'static str, usize)>,
+    /// Its size; there are no gaps.
+    pub bytes: usize,
+}
+
 /// What a parameter is.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
     /// A number: its Rust type.
     Scalar(&'static str),
@@ -38,6 +60,8 @@ pub enum Kind {
     },
     /// `const __grid_constant__ CUtensorMap`.
     TensorMap,
+    /// A PARAMS struct: its name.
+    Params(String),
 }
 
 /// Where and why a file cannot be read.
@@ -123,8 +147,8 @@ impl<'a> Reader<'a> {
         if !text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
             return self.fail(format!("{of}: expected a name, got `{text}`"));
         }
-        if RESERVED.contains(&text) {
-            return self.fail(format!("{of}: `{text}` is a word of Rust or of the launchers; rename it"));
+        if RESERVED.contains(&text.to_lowercase().as_str()) {
+            return self.fail(format!("{of}: `{text}` is a word of Rust; rename it"));
         }
         self.at += 1;
         Ok(text)
@@ -150,10 +174,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Names that a launcher could not have as a parameter.
+/// Names that a field could not have in Rust.
 const RESERVED: &[&str] = &[
-    "as", "box", "crate", "dyn", "fn", "gpu", "impl", "in", "launch", "let", "loop", "match", "mod", "move",
-    "mut", "pub", "ref", "self", "trait", "type", "use", "where",
+    "as", "async", "await", "box", "crate", "dyn", "fn", "gen", "impl", "in", "let", "loop", "match", "mod",
+    "move", "mut", "pub", "ref", "self", "trait", "type", "use", "where", "yield",
 ];
 
 /// C's scalar types and Rust's.
@@ -180,7 +204,7 @@ fn element(words: &[&str]) -> Option<&'static str> {
     })
 }
 
-fn parameter(tokens: &[Token], of: &str) -> Result<(String, Kind)> {
+fn parameter(tokens: &[Token], of: &str, known: &[Params]) -> Result<(String, Kind)> {
     let line = tokens.first().map_or(0, |t| t.line);
     let fail = |what: String| Err(Malformed { line, what: format!("{of}: {what}") });
     let shown = tokens.iter().map(|t| t.text).collect::<Vec<_>>().join(" ");
@@ -197,6 +221,9 @@ fn parameter(tokens: &[Token], of: &str) -> Result<(String, Kind)> {
     let kind = match stars {
         0 if nullable => return fail(format!("`{shown}` ends in _or_null and is no array")),
         0 if words == ["CUtensorMap"] && is("const") && is("__grid_constant__") => Some(Kind::TensorMap),
+        0 if words.len() == 1 && known.iter().any(|p| p.name == words[0]) => {
+            Some(Kind::Params(words[0].to_string()))
+        }
         0 => scalar(&words).map(Kind::Scalar),
         1 => element(&words).map(|dtype| Kind::Array { dtype, written: !is("const"), nullable }),
         _ => None,
@@ -204,36 +231,165 @@ fn parameter(tokens: &[Token], of: &str) -> Result<(String, Kind)> {
     match kind {
         Some(kind) => Ok((name.strip_suffix("_or_null").unwrap_or(name).to_string(), kind)),
         None => fail(format!(
-            "`{shown}`: expected a number, an array of bf16, float, double or int, or a \
+            "`{shown}`: expected a number, a PARAMS struct, an array of bf16, float, double or int, or a \
              const __grid_constant__ CUtensorMap"
         )),
     }
 }
 
-fn kernel(reader: &mut Reader) -> Result<Entry> {
-    reader.expect("void", "KERNEL")?;
+/// Skips `__launch_bounds__(…)` and its like.
+fn attributes(reader: &mut Reader) -> Result<()> {
     while reader.peek().starts_with("__") {
         let attribute = reader.next();
         reader.expect("(", attribute)?;
         reader.until(")", attribute)?;
     }
-    let name = reader.name("KERNEL")?.to_string();
-    let of = format!("KERNEL {name}");
-    reader.expect("(", &of)?;
-    let list = reader.until(")", &of)?;
+    Ok(())
+}
+
+/// `(parameters) {`.
+fn parameters(reader: &mut Reader, of: &str, known: &[Params]) -> Result<Vec<(String, Kind)>> {
+    reader.expect("(", of)?;
+    let list = reader.until(")", of)?;
     let mut parameters: Vec<(String, Kind)> = Vec::new();
     for part in list.split(|t| t.text == ",").filter(|_| !list.is_empty()) {
         if part.is_empty() {
             return reader.fail(format!("{of}: an empty parameter"));
         }
-        let next = parameter(part, &of)?;
-        if parameters.iter().any(|(name, _)| *name == next.0) {
-            return reader.fail(format!("{of}: two parameters named `{}`", next.0));
-        }
+        let next = parameter(part, of, known)?;
+        name_collision(reader, of, &next.0, parameters.iter().map(|p| &p.0))?;
         parameters.push(next);
     }
+    reader.expect("{", of)?;
+    Ok(parameters)
+}
+
+/// Refuses what would be two fields of one name.
+fn name_collision<'a>(
+    reader: &Reader,
+    of: &str,
+    name: &str,
+    before: impl IntoIterator<Item = &'a String>,
+) -> Result<()> {
+    match before.into_iter().find(|b| b.to_lowercase() == name.to_lowercase()) {
+        Some(same) if same == name => reader.fail(format!("{of}: two parameters named `{name}`")),
+        Some(other) => {
+            reader.fail(format!("{of}: `{other}` and `{name}` are one name in lower case; rename one"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn kernel(reader: &mut Reader, known: &[Params]) -> Result<Entry> {
+    reader.expect("void", "KERNEL")?;
+    attributes(reader)?;
+    let name = reader.name("KERNEL")?.to_string();
+    let parameters = parameters(reader, &format!("KERNEL {name}"), known)?;
+    Ok(Entry { name, family: None, parameters })
+}
+
+/// `(name, infix, CONSTANT, (values), attributes, (parameters) { body })`.
+fn kernels(reader: &mut Reader, known: &[Params]) -> Result<Vec<Entry>> {
+    reader.expect("(", "KERNELS")?;
+    let name = reader.name("KERNELS")?.to_string();
+    let of = format!("KERNELS {name}");
+    reader.expect(",", &of)?;
+    let infix = reader.name(&of)?;
+    reader.expect(",", &of)?;
+    let constant = reader.name(&of)?.to_string();
+    reader.expect(",", &of)?;
+    reader.expect("(", &of)?;
+    let mut values: Vec<i32> = Vec::new();
+    for token in reader.until(")", &of)?.iter().filter(|t| t.text != ",") {
+        let Ok(value) = token.text.parse() else {
+            let what = format!("{of}: `{}`, expected a number", token.text);
+            return Err(Malformed { line: token.line, what });
+        };
+        if values.contains(&value) {
+            return Err(Malformed { line: token.line, what: format!("{of}: {value} twice") });
+        }
+        values.push(value);
+    }
+    reader.expect(",", &of)?;
+    attributes(reader)?;
+    reader.expect(",", &of)?;
+    let parameters = parameters(reader, &of, known)?;
+    name_collision(reader, &of, &constant, parameters.iter().map(|p| &p.0))?;
+    let entry = |&value: &i32| Entry {
+        name: format!("{name}{infix}{value}"),
+        family: Some(Family { name: name.clone(), constant: constant.clone(), value }),
+        parameters: parameters.clone(),
+    };
+    Ok(values.iter().map(entry).collect())
+}
+
+/// The fields of a PARAMS struct, laid out as C does it; what gaps it would have is refused.
+fn params_struct(reader: &mut Reader) -> Result<Params> {
+    reader.expect("struct", "PARAMS")?;
+    let name = reader.name("PARAMS")?.to_string();
+    let of = format!("PARAMS {name}");
     reader.expect("{", &of)?;
-    Ok(Entry { name, parameters })
+    let (mut params, mut widest) = (Params { name, fields: Vec::new(), bytes: 0 }, 1);
+    while reader.peek() != "}" {
+        let Some(field) = member(reader, &of)? else { continue };
+        let parts: Vec<&[Token]> = field.split(|t| t.text == ",").collect();
+        let words: Vec<&str> = parts[0].iter().map(|t| t.text).collect();
+        let kind = words.split_last().and_then(|(_, kind)| scalar(kind));
+        let (Some(kind), true) = (kind, parts[1..].iter().all(|p| p.len() == 1)) else {
+            let shown = field.iter().map(|t| t.text).collect::<Vec<_>>().join(" ");
+            return reader.fail(format!("{of}: `{shown}`, expected numbers only, such as `float a, b;`"));
+        };
+        let size = if ["i64", "u64", "f64"].contains(&kind) { 8 } else { 4 };
+        for part in parts {
+            let name = Reader { tokens: &part[part.len() - 1..], at: 0 }.name(&of)?;
+            name_collision(reader, &of, name, params.fields.iter().map(|f| &f.0))?;
+            if params.bytes % size != 0 {
+                return reader.fail(format!("{of}: a gap before `{name}`; put the wide fields first"));
+            }
+            params.fields.push((name.to_string(), kind, params.bytes));
+            params.bytes += size;
+            widest = widest.max(size);
+        }
+    }
+    if params.fields.is_empty() || params.bytes % widest != 0 {
+        let what = if params.fields.is_empty() { "no fields" } else { "a gap at its end; add a field" };
+        return reader.fail(format!("{of}: {what}"));
+    }
+    Ok(params)
+}
+
+/// The next member of a struct, without its `;`, if it is no function.
+fn member<'a>(reader: &mut Reader<'a>, of: &str) -> Result<Option<&'a [Token<'a>]>> {
+    let (from, mut depth, mut function) = (reader.at, 0, false);
+    loop {
+        match reader.next() {
+            "" => return reader.fail(format!("{of}: no `}}` at its end")),
+            ";" if depth == 0 => break,
+            "(" => function = true,
+            "{" => depth += 1,
+            "}" => {
+                depth -= 1;
+                if depth <= 0 && function {
+                    return Ok(None);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((!function).then(|| &reader.tokens[from..reader.at - 1]))
+}
+
+/// The PARAMS structs of one file.
+pub fn params(source: &str) -> Result<Vec<Params>> {
+    let tokens = tokens(source);
+    let mut reader = Reader { tokens: &tokens, at: 0 };
+    let mut list = Vec::new();
+    while reader.at < tokens.len() {
+        if reader.next() == "PARAMS" {
+            list.push(params_struct(&mut reader)?);
+        }
+    }
+    Ok(list)
 }
 
 fn constant(
@@ -267,86 +423,30 @@ fn constant(
     Ok((name, kind, text))
 }
 
-/// Reads the source of one file.
-pub fn parse(stem: &str, source: &str) -> Result<Unit> {
+/// Reads the source of one file, whose kernels may take these structs.
+pub fn parse(stem: &str, source: &str, known: &[Params]) -> Result<Unit> {
     let tokens = tokens(source);
     let mut reader = Reader { tokens: &tokens, at: 0 };
     let mut unit = Unit { stem: stem.to_string(), ..Unit::default() };
     while reader.at < tokens.len() {
-        match reader.next() {
-            "KERNEL" => {
-                let kernel = kernel(&mut reader)?;
-                if unit.kernels.iter().any(|k| k.name == kernel.name) {
-                    return reader.fail(format!("KERNEL {}: a second one of this name", kernel.name));
-                }
-                unit.kernels.push(kernel);
-            }
+        let fresh = match reader.next() {
+            "KERNEL" => vec![kernel(&mut reader, known)?],
+            "KERNELS" => kernels(&mut reader, known)?,
             "EXPORT" => {
                 let constant = constant(&mut reader, &unit.constants)?;
                 unit.constants.push(constant);
+                continue;
             }
-            _ => {}
+            _ => continue,
+        };
+        let launcher = |k: &Entry| k.family.as_ref().map_or(k.name.clone(), |f| f.name.clone());
+        for kernel in &fresh {
+            let twice = |k: &Entry| k.name == kernel.name || launcher(k) == launcher(kernel);
+            if unit.kernels.iter().any(twice) {
+                return reader.fail(format!("KERNEL {}: a second one of this name", kernel.name));
+            }
         }
+        unit.kernels.extend(fresh);
     }
     Ok(unit)
-}
-
-/// The Rust module of one file: constants, kernels, launchers. It stands where `device::gpu`, `Tensor`, `DType` and
-/// `Result` are in scope, beside a static `FILE` that holds its images.
-pub fn launchers(unit: &Unit) -> String {
-    let mut out = String::new();
-    for (name, kind, value) in &unit.constants {
-        writeln!(out, "/// EXPORT of kernels/{}.cu.\npub const {name}: {kind} = {value};", unit.stem)
-            .unwrap();
-    }
-    for kernel in &unit.kernels {
-        let name = &kernel.name;
-        let parameters: Vec<String> =
-            kernel.parameters.iter().map(|(name, kind)| format!("{name}: {}", rust_type(*kind))).collect();
-        let arguments: Vec<String> =
-            kernel.parameters.iter().map(|(name, kind)| argument(name, *kind)).collect();
-        let fixed = "gpu: &Gpu, launch: Launch";
-        let all = std::iter::once(fixed.to_string()).chain(parameters).collect::<Vec<_>>().join(", ");
-        write!(
-            out,
-            "/// Launches KERNEL `{name}` of kernels/{stem}.cu.\n\
-             pub fn {name}({all}) -> Result<()> {{\n\
-             \x20   static KERNEL: Kernel = Kernel {{ name: \"{name}\", file: &FILE }};\n\
-             \x20   let arguments = [{arguments}];\n\
-             \x20   // SAFETY: in number, order and type these are the parameters of the signature that nvcc compiled; each\n\
-             \x20   // array is alive and borrowed as the kernel uses it. The op has checked the shapes.\n\
-             \x20   unsafe {{ gpu.launch(&KERNEL, launch, &arguments) }}\n\
-             }}\n",
-            stem = unit.stem,
-            arguments = arguments.join(", "),
-        )
-        .unwrap();
-    }
-    out
-}
-
-fn rust_type(kind: Kind) -> String {
-    match kind {
-        Kind::Scalar(rust) => rust.into(),
-        Kind::TensorMap => "&TensorMap".into(),
-        Kind::Array { written, nullable, .. } => {
-            let array = if written { "&mut Tensor" } else { "&Tensor" };
-            if nullable { format!("Option<{array}>") } else { array.into() }
-        }
-    }
-}
-
-fn argument(name: &str, kind: Kind) -> String {
-    match kind {
-        Kind::Scalar(rust) => format!("Argument::{}({name})", rust.to_uppercase()),
-        Kind::TensorMap => format!("Argument::Map({name})"),
-        Kind::Array { dtype, nullable: false, .. } => {
-            format!("{name}.argument(gpu, \"{name}\", DType::{dtype})?")
-        }
-        Kind::Array { dtype, nullable: true, .. } => {
-            format!(
-                "match {name} {{ Some(t) => t.argument(gpu, \"{name}\", DType::{dtype})?, None => Argument::Null }}"
-            )
-        }
-    }
 }

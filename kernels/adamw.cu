@@ -47,11 +47,11 @@ adamw_norm(float* __restrict__ norm, const double* __restrict__ parts, int M) {
     if (threadIdx.x == 0) norm[0] = float(sqrt(all));
 }
 
-struct Step {
-    float factor, keep, rate, new1, old2, new2, root2, eps;
+// What the update multiplies by; `most` is the length that the gradient is clipped to.
+PARAMS struct Step {
+    float most, keep, rate, new1, old2, new2, root2, eps;
 
     __device__ inline void update(float& p, float& m, float& v, float g) const {
-        g *= factor;
         m += new1 * (g - m);
         v = old2 * v + new2 * g * g;
         p = p * keep - rate * m / (sqrtf(v) / root2 + eps);
@@ -60,21 +60,20 @@ struct Step {
 
 KERNEL void __launch_bounds__(THREADS)
 adamw_step(float* __restrict__ p, float* __restrict__ m, float* __restrict__ v, const float* __restrict__ g,
-           const float* __restrict__ norm_or_null, int K, float most, float keep, float rate, float new1, float old2,
-           float new2, float root2, float eps) {
+           const float* __restrict__ norm_or_null, int K, const Step step) {
     const int at = blockIdx.x * THREADS + threadIdx.x;
-    const float factor = norm_or_null ? most / (norm_or_null[0] + 1e-6f) : 1.0f;
-    const Step step = {factor > 1.0f ? 1.0f : factor, keep, rate, new1, old2, new2, root2, eps};  // NaN stays
+    const float factor = norm_or_null ? step.most / (norm_or_null[0] + 1e-6f) : 1.0f;
+    const float clip = factor > 1.0f ? 1.0f : factor;  // NaN stays
     if (at < K / FLOATS) {
         float4 P = load(p, at), M = load(m, at), V = load(v, at);
         const float4 G = load(g, at);
-        step.update(P.x, M.x, V.x, G.x);
-        step.update(P.y, M.y, V.y, G.y);
-        step.update(P.z, M.z, V.z, G.z);
-        step.update(P.w, M.w, V.w, G.w);
+        step.update(P.x, M.x, V.x, G.x * clip);
+        step.update(P.y, M.y, V.y, G.y * clip);
+        step.update(P.z, M.z, V.z, G.z * clip);
+        step.update(P.w, M.w, V.w, G.w * clip);
         store(p, at, P), store(m, at, M), store(v, at, V);
     } else if (at == K / FLOATS) {
 #pragma unroll 1
-        for (int k = at * FLOATS; k < K; k++) step.update(p[k], m[k], v[k], g[k]);
+        for (int k = at * FLOATS; k < K; k++) step.update(p[k], m[k], v[k], g[k] * clip);
     }
 }

@@ -45,6 +45,11 @@ struct Window {
     }
 };
 
+// How many keys before and behind itself a query sees.
+PARAMS struct Reach {
+    int left, right;
+};
+
 // The columns lo .. hi that a row sees: at most `left` before and `right` behind it, in its own sequence. Both ends never
 // fall from one row to the next, so rows i .. j see those from i's lo to j's hi, and all of them see from j's lo to i's hi.
 struct alignas(8) Range {
@@ -63,7 +68,7 @@ struct alignas(8) Range {
 // Philox call for four columns, and one more for all lanes where any of them begins between two fours. A caller that
 // leaves out the first columns or the last says so by `from` and `to`.
 template <int COUNT>
-__device__ inline unsigned kept(const Dropout& dropout, int row, int plane, int column, int from = 0, int to = COUNT) {
+__device__ inline unsigned kept(const Draw& dropout, int row, int plane, int column, int from = 0, int to = COUNT) {
     const int skew = column & 3, group = column >> 2;
     const int calls = to / 4 + (__any_sync(ALL, skew) ? 1 : 0);
     unsigned long long bits = 0;

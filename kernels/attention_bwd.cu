@@ -109,7 +109,7 @@ struct Rows {
 template <bool EDGE, int D>
 __device__ __forceinline__ void query_step(float (&dq)[D / 8][4], Owned<D, true>& q, Owned<D, true>& dout, const Tile<D>& keys,
                                            const Tile<D>& values, const Rows& rows, float lse, float delta,
-                                           const Dropout& dropout, int start, int h, int key) {
+                                           const Draw& dropout, int start, int h, int key) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool live[2] = {!EDGE || rows.all.touches(key, 16), !EDGE || rows.all.touches(key + 16, 16)};
     unsigned bits = 0xffff;
@@ -141,7 +141,7 @@ __device__ __forceinline__ void query_step(float (&dq)[D / 8][4], Owned<D, true>
 template <int D>
 __device__ __forceinline__ void queries(bf16* dqkv, float* rows_out, const bf16* dout, const bf16* out, const float* lse,
                                         const bf16* qkv, const int* starts, int N, int B, int H, int G, int left, int right,
-                                        const Dropout& dropout) {
+                                        const Draw& dropout) {
     extern __shared__ uint4 memory[];
     __shared__ int bounds[2];
     const Tiles<D> tiles = {reinterpret_cast<bf16*>(memory)};
@@ -213,7 +213,7 @@ __device__ __forceinline__ void queries(bf16* dqkv, float* rows_out, const bf16*
 template <bool EDGE, int D, bool HELD>
 __device__ __forceinline__ void key_step(float (&dk)[D / 8][4], float (&dv)[D / 8][4], Owned<D, HELD>& k, Owned<D, HELD>& v,
                                          const Tile<D>& queries, const Tile<D>& douts, const float* stats, const Rows& rows,
-                                         const Dropout& dropout, int h, int query) {
+                                         const Draw& dropout, int h, int query) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool live[2] = {!EDGE || rows.all.touches(query, 16), !EDGE || rows.all.touches(query + 16, 16)};
     // A lane draws one query's bits for the 16 keys.
@@ -251,7 +251,7 @@ __device__ __forceinline__ void key_step(float (&dk)[D / 8][4], float (&dv)[D / 
 
 template <int D>
 __device__ __forceinline__ void keys(bf16* dqkv, const bf16* dout, const float* rows_in, const bf16* qkv, const int* starts, int N,
-                                     int B, int H, int G, int left, int right, const Dropout& dropout) {
+                                     int B, int H, int G, int left, int right, const Draw& dropout) {
     // dk, dv, k and v take D / 16 (8 + 8 + 4 + 4) registers.
     constexpr bool HELD = D <= 80;
     extern __shared__ uint4 memory[];
@@ -317,92 +317,15 @@ __device__ __forceinline__ void keys(bf16* dqkv, const bf16* dout, const float* 
     store_rows<16>(dqkv + v_at, stride, rows.first, N, tiles.owned(1), own);
 }
 
-KERNEL void __launch_bounds__(THREADS, 3)
-attention_bwd_queries_d16(bf16* __restrict__ dqkv, float* __restrict__ rows, const bf16* __restrict__ dout,
-                          const bf16* __restrict__ out, const float* __restrict__ lse, const bf16* __restrict__ qkv,
-                          const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                          unsigned key1, unsigned least, float scale, unsigned long long first) {
-    queries<16>(dqkv, rows, dout, out, lse, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
+KERNELS(attention_bwd_queries, _d, D, (16, 32, 64, 80, 96, 128), __launch_bounds__(THREADS, D <= 64 ? 3 : 2),
+        (bf16* __restrict__ dqkv, float* __restrict__ rows, const bf16* __restrict__ dout, const bf16* __restrict__ out,
+         const float* __restrict__ lse, const bf16* __restrict__ qkv, const int* __restrict__ starts, int N, int B, int H,
+         int G, const Reach reach, const Draw dropout) {
+            queries<D>(dqkv, rows, dout, out, lse, qkv, starts, N, B, H, G, reach.left, reach.right, dropout);
+        })
 
-KERNEL void __launch_bounds__(THREADS, 3)
-attention_bwd_queries_d32(bf16* __restrict__ dqkv, float* __restrict__ rows, const bf16* __restrict__ dout,
-                          const bf16* __restrict__ out, const float* __restrict__ lse, const bf16* __restrict__ qkv,
-                          const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                          unsigned key1, unsigned least, float scale, unsigned long long first) {
-    queries<32>(dqkv, rows, dout, out, lse, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 3)
-attention_bwd_queries_d64(bf16* __restrict__ dqkv, float* __restrict__ rows, const bf16* __restrict__ dout,
-                          const bf16* __restrict__ out, const float* __restrict__ lse, const bf16* __restrict__ qkv,
-                          const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                          unsigned key1, unsigned least, float scale, unsigned long long first) {
-    queries<64>(dqkv, rows, dout, out, lse, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_bwd_queries_d80(bf16* __restrict__ dqkv, float* __restrict__ rows, const bf16* __restrict__ dout,
-                          const bf16* __restrict__ out, const float* __restrict__ lse, const bf16* __restrict__ qkv,
-                          const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                          unsigned key1, unsigned least, float scale, unsigned long long first) {
-    queries<80>(dqkv, rows, dout, out, lse, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_bwd_queries_d96(bf16* __restrict__ dqkv, float* __restrict__ rows, const bf16* __restrict__ dout,
-                          const bf16* __restrict__ out, const float* __restrict__ lse, const bf16* __restrict__ qkv,
-                          const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                          unsigned key1, unsigned least, float scale, unsigned long long first) {
-    queries<96>(dqkv, rows, dout, out, lse, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_bwd_queries_d128(bf16* __restrict__ dqkv, float* __restrict__ rows, const bf16* __restrict__ dout,
-                          const bf16* __restrict__ out, const float* __restrict__ lse, const bf16* __restrict__ qkv,
-                          const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                          unsigned key1, unsigned least, float scale, unsigned long long first) {
-    queries<128>(dqkv, rows, dout, out, lse, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 3)
-attention_bwd_keys_d16(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ rows,
-                       const bf16* __restrict__ qkv, const int* __restrict__ starts, int N, int B, int H, int G, int left,
-                       int right, unsigned key0, unsigned key1, unsigned least, float scale, unsigned long long first) {
-    keys<16>(dqkv, dout, rows, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 3)
-attention_bwd_keys_d32(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ rows,
-                       const bf16* __restrict__ qkv, const int* __restrict__ starts, int N, int B, int H, int G, int left,
-                       int right, unsigned key0, unsigned key1, unsigned least, float scale, unsigned long long first) {
-    keys<32>(dqkv, dout, rows, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_bwd_keys_d64(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ rows,
-                       const bf16* __restrict__ qkv, const int* __restrict__ starts, int N, int B, int H, int G, int left,
-                       int right, unsigned key0, unsigned key1, unsigned least, float scale, unsigned long long first) {
-    keys<64>(dqkv, dout, rows, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_bwd_keys_d80(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ rows,
-                       const bf16* __restrict__ qkv, const int* __restrict__ starts, int N, int B, int H, int G, int left,
-                       int right, unsigned key0, unsigned key1, unsigned least, float scale, unsigned long long first) {
-    keys<80>(dqkv, dout, rows, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_bwd_keys_d96(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ rows,
-                       const bf16* __restrict__ qkv, const int* __restrict__ starts, int N, int B, int H, int G, int left,
-                       int right, unsigned key0, unsigned key1, unsigned least, float scale, unsigned long long first) {
-    keys<96>(dqkv, dout, rows, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_bwd_keys_d128(bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ rows,
-                       const bf16* __restrict__ qkv, const int* __restrict__ starts, int N, int B, int H, int G, int left,
-                       int right, unsigned key0, unsigned key1, unsigned least, float scale, unsigned long long first) {
-    keys<128>(dqkv, dout, rows, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
+KERNELS(attention_bwd_keys, _d, D, (16, 32, 64, 80, 96, 128), __launch_bounds__(THREADS, D <= 32 ? 3 : 2),
+        (bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ rows, const bf16* __restrict__ qkv,
+         const int* __restrict__ starts, int N, int B, int H, int G, const Reach reach, const Draw dropout) {
+            keys<D>(dqkv, dout, rows, qkv, starts, N, B, H, G, reach.left, reach.right, dropout);
+        })

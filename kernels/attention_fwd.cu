@@ -47,7 +47,7 @@ struct Running {
 // One stage of keys, from row `key` of the pack on, for the 32 rows from `own` on. EDGE: some do not see all of it.
 template <bool EDGE, int D>
 __device__ __forceinline__ void step(Running<D>& state, const Tile<D>& queries, const Tile<D>& keys, const Tile<D>& values,
-                                     const Rows& rows, const Dropout& dropout, int own, int row, int h, int key) {
+                                     const Rows& rows, const Draw& dropout, int own, int row, int h, int key) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     bool live[2] = {true, true};
     if (EDGE) {
@@ -138,7 +138,7 @@ __device__ __forceinline__ void step(Running<D>& state, const Tile<D>& queries, 
 
 template <int D>
 __device__ __forceinline__ void forward(bf16* out, float* lse, const bf16* qkv, const int* starts, int N, int B, int H, int G,
-                                        int left, int right, const Dropout& dropout) {
+                                        int left, int right, const Draw& dropout) {
     extern __shared__ uint4 memory[];
     __shared__ Rows rows;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own = threadIdx.x / 32 * 32;
@@ -200,44 +200,8 @@ __device__ __forceinline__ void forward(bf16* out, float* lse, const bf16* qkv, 
     store_rows<32>(out + size_t(h) * D, H * D, first, N, queries, own);
 }
 
-KERNEL void __launch_bounds__(THREADS, 3)
-attention_fwd_d16(bf16* __restrict__ out, float* __restrict__ lse_or_null, const bf16* __restrict__ qkv,
-                  const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                  unsigned key1, unsigned least, float scale, unsigned long long first) {
-    forward<16>(out, lse_or_null, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 3)
-attention_fwd_d32(bf16* __restrict__ out, float* __restrict__ lse_or_null, const bf16* __restrict__ qkv,
-                  const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                  unsigned key1, unsigned least, float scale, unsigned long long first) {
-    forward<32>(out, lse_or_null, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_fwd_d64(bf16* __restrict__ out, float* __restrict__ lse_or_null, const bf16* __restrict__ qkv,
-                  const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                  unsigned key1, unsigned least, float scale, unsigned long long first) {
-    forward<64>(out, lse_or_null, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_fwd_d80(bf16* __restrict__ out, float* __restrict__ lse_or_null, const bf16* __restrict__ qkv,
-                  const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                  unsigned key1, unsigned least, float scale, unsigned long long first) {
-    forward<80>(out, lse_or_null, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_fwd_d96(bf16* __restrict__ out, float* __restrict__ lse_or_null, const bf16* __restrict__ qkv,
-                  const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                  unsigned key1, unsigned least, float scale, unsigned long long first) {
-    forward<96>(out, lse_or_null, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(THREADS, 2)
-attention_fwd_d128(bf16* __restrict__ out, float* __restrict__ lse_or_null, const bf16* __restrict__ qkv,
-                  const int* __restrict__ starts, int N, int B, int H, int G, int left, int right, unsigned key0,
-                  unsigned key1, unsigned least, float scale, unsigned long long first) {
-    forward<128>(out, lse_or_null, qkv, starts, N, B, H, G, left, right, {make_uint2(key0, key1), least, scale, first});
-}
+KERNELS(attention_fwd, _d, D, (16, 32, 64, 80, 96, 128), __launch_bounds__(THREADS, D <= 32 ? 3 : 2),
+        (bf16* __restrict__ out, float* __restrict__ lse_or_null, const bf16* __restrict__ qkv, const int* __restrict__ starts,
+         int N, int B, int H, int G, const Reach reach, const Draw dropout) {
+            forward<D>(out, lse_or_null, qkv, starts, N, B, H, G, reach.left, reach.right, dropout);
+        })

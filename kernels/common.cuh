@@ -1,9 +1,31 @@
 // What every kernel uses: bf16, 16-byte vectors, sums in a fixed order.
 #pragma once
 
-// An entry point. build.rs reads its signature and writes the launcher: const T* becomes &Tensor, T* becomes
-// &mut Tensor, a name that ends in _or_null an Option; scalars stay scalars.
+// An entry point. build.rs reads its signature and writes the launcher and the struct of its arguments, whose fields have
+// the names of the parameters in lower case: const T* becomes &Tensor, T* becomes &mut Tensor, a name that ends in _or_null
+// an Option; scalars stay scalars.
 #define KERNEL extern "C" __global__
+// Two or six entry points that differ in one constant, from one declaration:
+//   KERNELS(noun_fwd, _d, D, (16, 32), __launch_bounds__(32, D > 16 ? 1 : 2), (float* x, int N) { noun<D>(x, N); })
+// declares noun_fwd_d16 and noun_fwd_d32. They have one launcher, noun_fwd, whose argument `d` says which.
+#define KERNELS(name, infix, CONSTANT, values, bounds, ...) \
+    KERNELS_CALL(KERNELS_COUNT values, name, infix, CONSTANT, KERNELS_LIST values, bounds, __VA_ARGS__)
+#define KERNELS_CALL(each, ...) each(__VA_ARGS__)
+#define KERNELS_LIST(...) __VA_ARGS__
+#define KERNELS_COUNT(...) KERNELS_NTH(__VA_ARGS__, KERNELS_6, , , , KERNELS_2, , )
+#define KERNELS_NTH(a, b, c, d, e, f, nth, ...) nth
+#define KERNELS_2(n, i, C, a, b, ...) KERNELS_1(n, i, C, a, __VA_ARGS__) KERNELS_1(n, i, C, b, __VA_ARGS__)
+#define KERNELS_6(n, i, C, a, b, c, d, e, f, ...) \
+    KERNELS_2(n, i, C, a, b, __VA_ARGS__) KERNELS_2(n, i, C, c, d, __VA_ARGS__) KERNELS_2(n, i, C, e, f, __VA_ARGS__)
+// Each in a namespace of its own, where the constant has its value; extern "C" keeps that out of the kernel's name.
+#define KERNELS_1(name, infix, CONSTANT, value, bounds, ...) \
+    namespace name##infix##value##_alone {                   \
+    constexpr int CONSTANT = value;                          \
+    KERNEL void bounds name##infix##value __VA_ARGS__        \
+    }
+// Numbers that kernels take by value as one parameter: PARAMS struct Name { fields; functions }; build.rs writes its twin of
+// the same name. Fields are numbers, and lie without gaps.
+#define PARAMS
 // A constant that the host needs: EXPORT constexpr int NAME = expression;
 #define EXPORT
 

@@ -204,11 +204,11 @@ struct Rule {
 
 // limit[p] = x[p,p] + margin
 KERNEL void __launch_bounds__(THREADS)
-contrastive_limit(float* __restrict__ limit, const float* __restrict__ q, const float* __restrict__ c, int P, int C,
+contrastive_limit(float* __restrict__ limit, const float* __restrict__ q, const float* __restrict__ candidates, int P, int C,
                   float margin) {
     __shared__ Shared shared;
     const int first = blockIdx.x * TILE;
-    const Sums x = cosines(shared, q, c, P, P, C, first, first);
+    const Sums x = cosines(shared, q, candidates, P, P, C, first, first);
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -225,7 +225,7 @@ __device__ inline float rival_of(float a, float b) { return a > b || a != a ? a 
 
 KERNEL void __launch_bounds__(THREADS)
 contrastive_fwd(float* __restrict__ most, float* __restrict__ sum, float* __restrict__ rival, float* __restrict__ positive,
-                const float* __restrict__ q, const float* __restrict__ c, const int* __restrict__ ids_or_null,
+                const float* __restrict__ q, const float* __restrict__ candidates, const int* __restrict__ ids_or_null,
                 const float* __restrict__ limit_or_null, int P, int M, int C, int tiles, float scale) {
     __shared__ Shared shared;
     __shared__ float halves[2][3][TILE];
@@ -235,7 +235,7 @@ contrastive_fwd(float* __restrict__ most, float* __restrict__ sum, float* __rest
     Lse seen[2][2] = {{Lse::none(), Lse::none()}, {Lse::none(), Lse::none()}};
     float above[2][2] = {{LOWEST, LOWEST}, {LOWEST, LOWEST}};
     for (int m0 = begin; m0 < end; m0 += TILE) {
-        const Sums x = cosines(shared, q, c, P, M, C, p0, m0);
+        const Sums x = cosines(shared, q, candidates, P, M, C, p0, m0);
         rule.columns(m0 + Sums::column(0, 0), M);
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -318,13 +318,13 @@ contrastive_total(float* __restrict__ total, float* __restrict__ loss, float* __
 
 // dz of `rows` queries from `first` on; columns past M up to `stride` are 0.
 KERNEL void __launch_bounds__(THREADS)
-contrastive_bwd(float* __restrict__ dz, const float* __restrict__ q, const float* __restrict__ c,
+contrastive_bwd(float* __restrict__ dz, const float* __restrict__ q, const float* __restrict__ candidates,
                 const int* __restrict__ ids_or_null, const float* __restrict__ limit_or_null, const float* __restrict__ lse,
                 int first, int rows, int M, int C, int stride, float scale, float weight) {
     __shared__ Shared shared;
     Rule rule{ids_or_null, limit_or_null};
     const int end = first + rows, p0 = first + blockIdx.x * TILE, m0 = blockIdx.y * TILE;
-    const Sums x = cosines(shared, q, c, end, M, C, p0, m0);
+    const Sums x = cosines(shared, q, candidates, end, M, C, p0, m0);
     rule.columns(m0 + Sums::column(0, 0), M);
 #pragma unroll
     for (int i = 0; i < 2; i++)
@@ -371,12 +371,12 @@ __device__ inline void read(float* pair, const float2& from) { pair[0] = from.x,
 
 // dq of `rows` queries from `first` on.
 KERNEL void __launch_bounds__(THREADS)
-contrastive_dq(float* __restrict__ dq, const float* __restrict__ dz, const float* __restrict__ c, int first, int rows, int M,
+contrastive_dq(float* __restrict__ dq, const float* __restrict__ dz, const float* __restrict__ candidates, int first, int rows, int M,
                int C, int stride) {
     __shared__ Shared shared;
     const int n = blockIdx.x * TILE, m = blockIdx.y * TILE;
     Sums sum = {};
-    product(sum, shared, Operand<false>(dz, rows, stride), m, Operand<true>(c, M, C), n, M);
+    product(sum, shared, Operand<false>(dz, rows, stride), m, Operand<true>(candidates, M, C), n, M);
     each_pair(sum, dq + size_t(first) * C, rows, C, m, n, [](float* pair, float2& to) { write(pair, to); });
 }
 

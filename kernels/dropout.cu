@@ -15,11 +15,9 @@
 EXPORT constexpr int THREADS = 256;
 
 KERNEL void __launch_bounds__(THREADS)
-dropout_fwd(bf16* __restrict__ y, const bf16* __restrict__ x, int N, int C, int plane, unsigned key0, unsigned key1,
-            unsigned least, float scale, unsigned long long first) {
+dropout_fwd(bf16* __restrict__ y, const bf16* __restrict__ x, int N, int C, int plane, const Draw dropout) {
     const unsigned at = blockIdx.x * THREADS + threadIdx.x, row = at / (C / BF16S), v = at % (C / BF16S);
     if (row >= unsigned(N)) return;
-    const Dropout dropout = {make_uint2(key0, key1), least, scale, first};
     float t[BF16S];
     widen(t, load(x, at));
     dropout.apply(t, row, plane, 2 * v);

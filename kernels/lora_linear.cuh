@@ -7,7 +7,7 @@
 constexpr int RANKS = 16;
 
 // Which columns of y and which ranks belong together. There are at most three: no array, so that all stay in registers.
-struct Segments {
+PARAMS struct Segments {
     int count, end0, end1, end2;
     float scale0, scale1, scale2;
 
@@ -69,7 +69,7 @@ __device__ __forceinline__ void load_ranks(unsigned (&a)[BLOCKS][4], const bf16*
 }
 
 // Of 8 neighbouring columns, from 8 v on, the dropped ones zeroed. What is kept is scaled where it has been summed.
-__device__ __forceinline__ uint4 dropped(const Dropout& dropout, uint4 x, int row, int plane, int v) {
+__device__ __forceinline__ uint4 dropped(const Draw& dropout, uint4 x, int row, int plane, int v) {
     const unsigned long long token = dropout.first + row;
     const uint4 a = dropout.words(token, plane, 2 * v), b = dropout.words(token, plane, 2 * v + 1);
     const unsigned least = dropout.least;

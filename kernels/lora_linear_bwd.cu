@@ -45,11 +45,11 @@ struct DxaRoom {
 
 KERNEL void __launch_bounds__(THREADS, 2)
 lora_linear_dxa(float* __restrict__ dxa_parts, float* __restrict__ db_parts_or_null, const bf16* __restrict__ dy,
-                const bf16* __restrict__ xa_or_null, const float* __restrict__ b, int N, int M, int R, int segments,
-                int end0, int end1, int end2, int tiles0, int tiles1, int run, float scale0, float scale1, float scale2) {
+                const bf16* __restrict__ xa_or_null, const float* __restrict__ b, int N, int M, int R,
+                const Segments segments, int tiles0, int tiles1, int run) {
     __shared__ __align__(128) DxaRoom room;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const Segments of = {segments, end0, end1, end2, scale0, scale1, scale2};
+    const Segments& of = segments;
     const int tile = blockIdx.y, segment = (tile >= tiles0) + (tile >= tiles1);
     const int before = segment == 0 ? 0 : segment == 1 ? tiles0 : tiles1;
     const int column = of.start(segment) + (tile - before) * DXA_COLUMNS, end = of.end(segment);
@@ -87,7 +87,7 @@ lora_linear_dxa(float* __restrict__ dxa_parts, float* __restrict__ db_parts_or_n
     const int xa_row = threadIdx.x / 8, xa_rank = threadIdx.x % 8 * 2;
     const auto pair = [&](int n) {
         if (!xa_or_null || n + xa_row >= to) return 0u;
-        const bf16* at = xa_or_null + size_t(n + xa_row) * segments * R + segment * R;
+        const bf16* at = xa_or_null + size_t(n + xa_row) * segments.count * R + segment * R;
         return R % 2 ? rank_pair<false>(at, rank + xa_rank, R) : rank_pair<true>(at, rank + xa_rank, R);
     };
 
@@ -162,14 +162,13 @@ lora_linear_dxa(float* __restrict__ dxa_parts, float* __restrict__ db_parts_or_n
 
 // to[row, .] += its parts in their order, for rows of segments that have an adapter; parts are [splits, rows, width].
 KERNEL void __launch_bounds__(ADD_THREADS)
-lora_linear_add(float* __restrict__ to, const float* __restrict__ parts, int rows, int width, int splits, int end0, int end1,
-                float scale0, float scale1, float scale2) {
-    const Segments of = {3, end0, end1, rows, scale0, scale1, scale2};
+lora_linear_add(float* __restrict__ to, const float* __restrict__ parts, int rows, int width, int splits,
+                const Segments segments) {
     const size_t count = size_t(rows) * width, at = (size_t(blockIdx.x) * ADD_THREADS + threadIdx.x) * FLOATS;
     if (at >= count) return;
     // Four floats never belong to two segments: the ends are multiples of 4 elements.
     const int row = unsigned(at) / unsigned(width);
-    if (of.scale((row >= end0) + (row >= end1)) == 0) return;
+    if (segments.scale((row >= segments.end0) + (row >= segments.end1)) == 0) return;
     float4 v = load(to + at, 0);
     for (int p = 0; p < splits; p++) {
         const float4 more = load(parts + p * count + at, 0);
@@ -180,7 +179,7 @@ lora_linear_add(float* __restrict__ to, const float* __restrict__ parts, int row
 
 // Which elements of the C fragment at `row`, `column` a dropout keeps, in bits. A lane draws the four columns that it shares
 // with its neighbour for one of their two rows; they exchange halves.
-__device__ __forceinline__ unsigned kept_of_fragment(const Dropout& dropout, int row, int plane, int column) {
+__device__ __forceinline__ unsigned kept_of_fragment(const Draw& dropout, int row, int plane, int column) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, odd = t % 2;
     const uint4 w = dropout.words(dropout.first + row + g + 8 * odd, plane, column / 4 + t / 2);
     const auto bits = [&](unsigned low, unsigned high) { return (low >= dropout.least) + (high >= dropout.least) * 2u; };
@@ -192,7 +191,7 @@ __device__ __forceinline__ unsigned kept_of_fragment(const Dropout& dropout, int
 // Adds the segments' masked low-rank terms to the sums of a tile at `row`, `column`. `room` holds 16 rows of a.
 template <int BLOCKS>
 __device__ __forceinline__ void low_rank(Product<BLOCKS, true>& product, bf16* room, const bf16* dxa, const float* a, int N,
-                                         int K, int R, const Segments& of, const Dropout& dropout, int row, int column) {
+                                         int K, int R, const Segments& of, const Draw& dropout, int row, int column) {
     using P = Product<BLOCKS, true>;
     constexpr int WORDS = P::EIGHTS * BLOCKS / 8, CHUNKS = P::TILE / BF16S;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -250,7 +249,7 @@ __device__ __forceinline__ void low_rank(Product<BLOCKS, true>& product, bf16* r
 
 template <int BLOCKS>
 __device__ __forceinline__ void linear_dx(bf16* dx, const bf16* dy, const bf16* w, const bf16* dxa, const float* a, int N,
-                                          int K, int M, int R, const Segments& of, const Dropout& dropout) {
+                                          int K, int M, int R, const Segments& of, const Draw& dropout) {
     using P = Product<BLOCKS, true>;
     __shared__ __align__(128) bf16 ring[P::RING / sizeof(bf16)];
     const int2 tile = tile_of_block(ceil_div(N, P::TILE), ceil_div(K, P::TILE));
@@ -266,37 +265,22 @@ __device__ __forceinline__ void linear_dx(bf16* dx, const bf16* dy, const bf16* 
     product.end(ring, dx, nullptr, nullptr, N, K, row, column);
 }
 
-KERNEL void __launch_bounds__(PRODUCT_THREADS, 2)
-lora_linear_dx_128(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ w,
-                   const bf16* __restrict__ dxa_or_null, const float* __restrict__ a_or_null, int N, int K, int M, int R,
-                   int segments, float scale0, float scale1, float scale2, unsigned key0, unsigned key1, unsigned least,
-                   float scale, unsigned long long first) {
-    linear_dx<4>(dx, dy, w, dxa_or_null, a_or_null, N, K, M, R, {segments, 0, 0, 0, scale0, scale1, scale2},
-                 {make_uint2(key0, key1), least, scale, first});
-}
-
-KERNEL void __launch_bounds__(PRODUCT_THREADS, 4)
-lora_linear_dx_64(bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ w,
-                  const bf16* __restrict__ dxa_or_null, const float* __restrict__ a_or_null, int N, int K, int M, int R,
-                  int segments, float scale0, float scale1, float scale2, unsigned key0, unsigned key1, unsigned least,
-                  float scale, unsigned long long first) {
-    linear_dx<2>(dx, dy, w, dxa_or_null, a_or_null, N, K, M, R, {segments, 0, 0, 0, scale0, scale1, scale2},
-                 {make_uint2(key0, key1), least, scale, first});
-}
+KERNELS(lora_linear_dx, _, SIDE, (128, 64), __launch_bounds__(PRODUCT_THREADS, SIDE == 128 ? 2 : 4),
+        (bf16* __restrict__ dx, const bf16* __restrict__ dy, const bf16* __restrict__ w, const bf16* __restrict__ dxa_or_null,
+         const float* __restrict__ a_or_null, int N, int K, int M, int R, const Segments segments, const Draw dropout) {
+            linear_dx<SIDE / 32>(dx, dy, w, dxa_or_null, a_or_null, N, K, M, R, segments, dropout);
+        })
 
 KERNEL void __launch_bounds__(THREADS, 3)
 lora_linear_da(float* __restrict__ parts, const bf16* __restrict__ dxa, const bf16* __restrict__ x, int N, int K, int R,
-               int segments, int run, float scale0, float scale1, float scale2, unsigned key0, unsigned key1, unsigned least,
-               float scale, unsigned long long first) {
+               const Segments segments, int run, const Draw dropout) {
     constexpr int CHUNKS = DA_COLUMNS / BF16S, ROWS_AT_ONCE = THREADS / CHUNKS, LOADS = TOKENS / ROWS_AT_ONCE;
     constexpr int RANK_CHUNKS = SLICES * RANKS / BF16S;
     __shared__ __align__(128) uint4 tiles[3][TOKENS * CHUNKS];
     __shared__ __align__(128) uint4 rank_tile[TOKENS * RANK_CHUNKS];
-    const Segments of = {segments, 0, 0, 0, scale0, scale1, scale2};
-    const Dropout dropout = {make_uint2(key0, key1), least, scale, first};
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const Slices slices(of, blockIdx.x * SLICES, R);
-    const int stacked = segments * R, last = (blockIdx.x * SLICES + slices.count - 1) / ceil_div(R, RANKS);
+    const Slices slices(segments, blockIdx.x * SLICES, R);
+    const int stacked = segments.count * R, last = (blockIdx.x * SLICES + slices.count - 1) / ceil_div(R, RANKS);
     const int column = blockIdx.y * DA_COLUMNS, from = blockIdx.z * run, to = min(N, from + run);
 
     // This thread's chunks of x, and its pair of dxa, every eighth token.
@@ -322,7 +306,7 @@ lora_linear_da(float* __restrict__ parts, const bf16* __restrict__ dxa, const bf
     };
 
     // Where slice j's x is: one tile for all where nothing is dropped.
-    const auto copy = [&](int j) { return least ? (slices.segment[j] - slices.segment[0]) * TOKENS * CHUNKS : 0; };
+    const auto copy = [&](int j) { return dropout.least ? (slices.segment[j] - slices.segment[0]) * TOKENS * CHUNKS : 0; };
     const unsigned tiles_room = shared_address(tiles), rank_room = shared_address(rank_tile);
     float sums[SLICES][2][4] = {};
     fetch(from);
@@ -332,11 +316,11 @@ lora_linear_da(float* __restrict__ parts, const bf16* __restrict__ dxa, const bf
         for (int i = 0; i < LOADS; i++) {
             const int at = row + i * ROWS_AT_ONCE;
             uint4* const tile = tiles[0] + swizzled<CHUNKS>(at, chunk) / 16;
-            if (!least) *tile = ahead[i];
+            if (!dropout.least) *tile = ahead[i];
             else
 #pragma unroll 1
                 for (int s = slices.segment[0]; s <= last; s++)
-                    if (of.scale(s) != 0)
+                    if (segments.scale(s) != 0)
                         tile[(s - slices.segment[0]) * TOKENS * CHUNKS] = dropped(dropout, ahead[i], n + at, s, at_x / BF16S);
         }
 #pragma unroll
@@ -370,7 +354,7 @@ lora_linear_da(float* __restrict__ parts, const bf16* __restrict__ dxa, const bf
             if (r >= R || k >= K) continue;
             const float* c = sums[j][e / 2] + e % 2 * 2;
             *reinterpret_cast<float2*>(parts + (size_t(blockIdx.z) * stacked + slices.segment[j] * R + r) * K + k) =
-                make_float2(c[0] * scale, c[1] * scale);
+                make_float2(c[0] * dropout.scale, c[1] * dropout.scale);
         }
     }
 }

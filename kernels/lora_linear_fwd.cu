@@ -36,14 +36,12 @@ constexpr int XA_ROWS = SLICES * RANKS, PANELS = XA_DEPTH / 32;
 
 KERNEL void __launch_bounds__(XA_THREADS, 2)
 lora_linear_xa(bf16* __restrict__ xa, float* __restrict__ parts_or_null, const bf16* __restrict__ x,
-               const float* __restrict__ a, int N, int K, int R, int segments, int depth, float scale0, float scale1,
-               float scale2, unsigned key0, unsigned key1, unsigned least, float scale, unsigned long long first) {
+               const float* __restrict__ a, int N, int K, int R, const Segments segments, int depth,
+               const Draw dropout) {
     __shared__ __align__(128) uint4 tiles[2][PANELS][XA_ROWS][4];
-    const Segments of = {segments, 0, 0, 0, scale0, scale1, scale2};
-    const Dropout dropout = {make_uint2(key0, key1), least, scale, first};
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const Slices slices(of, blockIdx.x * SLICES, R);
-    const int stacked = segments * R;
+    const Slices slices(segments, blockIdx.x * SLICES, R);
+    const int stacked = segments.count * R;
     const int row = blockIdx.y * XA_TOKENS + threadIdx.x / 32 * 16 + g;
     const int from = blockIdx.z * depth, to = min(K, from + depth);
 
@@ -88,7 +86,7 @@ lora_linear_xa(bf16* __restrict__ xa, float* __restrict__ parts_or_null, const b
 #pragma unroll
             for (int j = 0; j < SLICES; j++) {
                 if (j >= slices.count) break;
-                if (least && slices.fresh(j)) {
+                if (dropout.least && slices.fresh(j)) {
                     upper = now[p][0], lower = now[p][1];
                     if (slices.adapted >> j & 1) {
                         upper = dropped(dropout, upper, row, slices.segment[j], (k + 32 * p) / BF16S + t);
@@ -110,7 +108,7 @@ lora_linear_xa(bf16* __restrict__ xa, float* __restrict__ parts_or_null, const b
 #pragma unroll
     for (int j = 0; j < SLICES; j++) {
         if (j >= slices.count) break;
-        const float kept = slices.adapted >> j & 1 ? scale : 1;
+        const float kept = slices.adapted >> j & 1 ? dropout.scale : 1;
 #pragma unroll
         for (int e = 0; e < 8; e++) {
             const int r = slices.rank[j] + e / 4 * 8 + 2 * t + e % 2, n = row + e / 2 % 2 * 8;
@@ -125,14 +123,13 @@ lora_linear_xa(bf16* __restrict__ xa, float* __restrict__ parts_or_null, const b
 
 // out[n, s R + r], the sum of its segment's parts in their order; 0 where it has none. Parts are [end of the last, N, R].
 KERNEL void __launch_bounds__(ROUND_THREADS)
-lora_linear_round(bf16* __restrict__ out, const float* __restrict__ parts, int N, int R, int segments, int end0, int end1,
-                  int end2) {
-    const Segments of = {segments, end0, end1, end2, 0, 0, 0};
-    const unsigned at = blockIdx.x * ROUND_THREADS + threadIdx.x, n = at / (segments * R), r = at % (segments * R);
+lora_linear_round(bf16* __restrict__ out, const float* __restrict__ parts, int N, int R, const Segments segments) {
+    const unsigned stacked = segments.count * R, at = blockIdx.x * ROUND_THREADS + threadIdx.x;
+    const unsigned n = at / stacked, r = at % stacked;
     if (n >= unsigned(N)) return;
     const int segment = r / R;
     float sum = 0;
-    for (int p = of.start(segment); p < of.end(segment); p++) sum += parts[(size_t(p) * N + n) * R + r % R];
+    for (int p = segments.start(segment); p < segments.end(segment); p++) sum += parts[(size_t(p) * N + n) * R + r % R];
     out[at] = narrow(sum);
 }
 
@@ -179,20 +176,9 @@ __device__ __forceinline__ void linear(bf16* y, const bf16* x, const bf16* w, co
 
 EXPORT constexpr int PRODUCT_THREADS = 128;
 
-KERNEL void __launch_bounds__(PRODUCT_THREADS, 2)
-lora_linear_fwd_128(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ w,
-                    const bf16* __restrict__ bias_or_null, const bf16* __restrict__ residual_or_null,
-                    const bf16* __restrict__ xa_or_null, const float* __restrict__ b_or_null, int N, int K, int M, int R,
-                    int segments, int end0, int end1, int end2, float scale0, float scale1, float scale2) {
-    linear<4>(y, x, w, bias_or_null, residual_or_null, xa_or_null, b_or_null, N, K, M, R,
-              {segments, end0, end1, end2, scale0, scale1, scale2});
-}
-
-KERNEL void __launch_bounds__(PRODUCT_THREADS, 4)
-lora_linear_fwd_64(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ w,
-                   const bf16* __restrict__ bias_or_null, const bf16* __restrict__ residual_or_null,
-                   const bf16* __restrict__ xa_or_null, const float* __restrict__ b_or_null, int N, int K, int M, int R,
-                   int segments, int end0, int end1, int end2, float scale0, float scale1, float scale2) {
-    linear<2>(y, x, w, bias_or_null, residual_or_null, xa_or_null, b_or_null, N, K, M, R,
-              {segments, end0, end1, end2, scale0, scale1, scale2});
-}
+KERNELS(lora_linear_fwd, _, SIDE, (128, 64), __launch_bounds__(PRODUCT_THREADS, SIDE == 128 ? 2 : 4),
+        (bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ w, const bf16* __restrict__ bias_or_null,
+         const bf16* __restrict__ residual_or_null, const bf16* __restrict__ xa_or_null, const float* __restrict__ b_or_null,
+         int N, int K, int M, int R, const Segments segments) {
+            linear<SIDE / 32>(y, x, w, bias_or_null, residual_or_null, xa_or_null, b_or_null, N, K, M, R, segments);
+        })

@@ -16,7 +16,7 @@ use llm2vec::device::emulator::{Count, Counters, Module};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::images::{File, choose_ptx};
 use llm2vec::device::{DType, Device};
-use llm2vec::kernels;
+use llm2vec::launches as kernels;
 use llm2vec::tensor::Tensor;
 use rayon::prelude::*;
 use run::{Operands, bits, dtype, run};

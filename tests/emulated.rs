@@ -6,7 +6,8 @@ mod answers;
 use llm2vec::device::gpu::{Gpu, Launch};
 use llm2vec::device::{DType, Device};
 use llm2vec::error::Result;
-use llm2vec::kernels;
+use llm2vec::launches::Draw;
+use llm2vec::launches::dropout::{DropoutFwd, dropout_fwd};
 use llm2vec::tensor::{Tensor, workspace_bytes};
 
 /// An emulator, where there is something to run on it.
@@ -22,7 +23,10 @@ fn level(gpu: &Gpu, shape: &[usize], value: f64) -> Tensor {
 /// `y = x` for the `[n, 8]` of them: a dropout that keeps everything.
 fn copy(gpu: &Gpu, y: &mut Tensor, x: &Tensor, n: i32) -> Result<()> {
     let launch = Launch::line((n as usize).div_ceil(256), 256);
-    kernels::dropout::dropout_fwd(gpu, launch, y, x, n, 8, 0, 1, 2, 0, 1.0, 0)
+    let dropout = Draw { key0: 1, key1: 2, least: 0, scale: 1.0, first: 0 };
+    let arguments = DropoutFwd { y, x, n, c: 8, plane: 0, dropout };
+    // SAFETY: on the emulator, which looks at every access.
+    unsafe { dropout_fwd(gpu, launch, arguments) }
 }
 
 fn says<T>(result: Result<T>, words: &[&str]) {

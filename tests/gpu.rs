@@ -14,7 +14,7 @@ use common::here;
 use llm2vec::device::gpu::{Gpu, Graphs, Launch, Swizzle, Tiles};
 use llm2vec::device::{DType, Device};
 use llm2vec::error::Error;
-use llm2vec::kernels;
+use llm2vec::launches::l2norm::{self, L2normFwd};
 use llm2vec::ops::adamw::{AdamW, adamw_step};
 use llm2vec::ops::l2norm::l2norm_fwd;
 use llm2vec::ops::pool::{Pooling, pool_bwd, pool_fwd};
@@ -69,6 +69,13 @@ fn in_order(log: &str, wanted: &[&str]) {
 fn on(gpu: &Gpu, shape: &[usize], value: f64) -> Tensor {
     let n = shape.iter().product();
     Tensor::from_f64(DType::F32, shape, std::iter::repeat_n(value, n)).to_gpu(gpu, DType::F32).unwrap()
+}
+
+/// Rows of 8, by the launcher: without the op's own launch.
+fn launched(gpu: &Gpu, launch: Launch, y: &mut Tensor, norm: &mut Tensor, x: &Tensor) -> Result<(), Error> {
+    let arguments = L2normFwd { y, norm, x, c: 8, eps: 0.25 };
+    // SAFETY: the false driver runs nothing.
+    unsafe { l2norm::l2norm_fwd(gpu, launch, arguments) }
 }
 
 /// Each way of having no GPU is one line that says which.
@@ -232,7 +239,7 @@ fn the_rest_of_the_driver() {
         let gpu = Gpu::cuda(0).unwrap();
         let (mut y, mut norm, x) = (on(&gpu, &[2, 8], 1.0), on(&gpu, &[2], 2.0), on(&gpu, &[2, 8], 3.0));
         let launch = Launch { cluster: 2, shared: 100 << 10, overlap: true, ..Launch::line(2, 256) };
-        let mut run = || kernels::l2norm::l2norm_fwd(&gpu, launch, &mut y, &mut norm, &x, 8, 0.25);
+        let mut run = || launched(&gpu, launch, &mut y, &mut norm, &x);
         assert_eq!(gpu.time(&mut run).unwrap(), 1.5);
         let graph = gpu.capture(&mut run).unwrap();
         graph.replay().unwrap();
@@ -289,7 +296,7 @@ fn leave_is_asked_for_where_static_and_dynamic_memory_exceed_what_is_free() {
         let (mut y, mut norm, x) = (on(&gpu, &[2, 8], 1.0), on(&gpu, &[2], 2.0), on(&gpu, &[2, 8], 3.0));
         for shared in [32 << 10, 33 << 10, 40 << 10, 36 << 10] {
             let launch = Launch { shared, ..Launch::line(2, 256) };
-            kernels::l2norm::l2norm_fwd(&gpu, launch, &mut y, &mut norm, &x, 8, 0.25).unwrap();
+            launched(&gpu, launch, &mut y, &mut norm, &x).unwrap();
         }
     });
     if let Some(log) = log {

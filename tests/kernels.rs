@@ -2,6 +2,8 @@
 
 #[path = "common/answers.rs"]
 mod answers;
+#[path = "../build/launcher.rs"]
+mod launcher;
 #[path = "../build/nvcc.rs"]
 mod nvcc;
 #[path = "../build/signature.rs"]
@@ -10,18 +12,24 @@ mod signature;
 mod common;
 
 use common::here;
-use llm2vec::kernels;
+use launcher::{launchers, twin};
+use llm2vec::launches as kernels;
 use proptest::prelude::*;
-use signature::{Entry, Kind, Malformed, Unit, launchers, parse};
+use signature::{Entry, Family, Kind, Malformed, Params, Unit, params, parse};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+/// A file whose kernels take its own structs.
+fn read(source: &str) -> Result<Unit, Malformed> {
+    parse("toy", source, &params(source)?)
+}
+
 fn unit(source: &str) -> Unit {
-    parse("toy", source).unwrap_or_else(|e| panic!("line {}: {}", e.line, e.what))
+    read(source).unwrap_or_else(|e| panic!("line {}: {}", e.line, e.what))
 }
 
 fn refused(source: &str) -> (usize, String) {
-    let Malformed { line, what } = parse("toy", source).expect_err(source);
+    let Malformed { line, what } = read(source).expect_err(source);
     assert!(!what.contains('\n'), "{what}");
     (line, what)
 }
@@ -39,7 +47,14 @@ fn a_signature_is_read() {
         KERNEL void __launch_bounds__(ROWS * 32, (1)) first(
             bf16* __restrict__ y, const bf16 *x, float* sums_or_null, const int* ids_or_null, const double* parts,
             int N, unsigned k, unsigned long long seed, float eps, const __grid_constant__ CUtensorMap map) { }
-        KERNEL void second() {}
+        PARAMS struct Draw {
+            unsigned key0, key1;
+            float scale() const { return key0 ? 1.0f : 2.0f; }
+            unsigned long long first;  // of the step
+            __device__ Draw(int a) { if (a) { first = 0; } }
+        };
+        KERNEL void second(const Draw draw) {}
+        KERNELS(third, _d, D, (16, 128), __launch_bounds__(32, D > 16 ? 1 : 2), (float* X, int N) { third<D>(X, N); })
     "#;
     let array = |dtype, written, nullable| Kind::Array { dtype, written, nullable };
     let parameters = [
@@ -55,7 +70,13 @@ fn a_signature_is_read() {
         ("map", Kind::TensorMap),
     ];
     let parameters = parameters.map(|(name, kind)| (name.to_string(), kind)).to_vec();
-    let entry = |name: &str, parameters| Entry { name: name.into(), parameters };
+    let entry = |name: &str, parameters| Entry { name: name.into(), family: None, parameters };
+    let third = |value| Entry {
+        name: format!("third_d{value}"),
+        family: Some(Family { name: "third".into(), constant: "D".into(), value }),
+        parameters: vec![("X".into(), array("F32", true, false)), ("N".into(), Kind::Scalar("i32"))],
+    };
+    let second = vec![("draw".to_string(), Kind::Params("Draw".into()))];
     let constant = |name: &str, kind, value: &str| (name.to_string(), kind, value.to_string());
     let expected = Unit {
         stem: "toy".into(),
@@ -65,26 +86,79 @@ fn a_signature_is_read() {
             constant("HALF", "f32", "0.5"),
             constant("BIT", "u32", "0x10"),
         ],
-        kernels: vec![entry("first", parameters), entry("second", Vec::new())],
+        kernels: vec![entry("first", parameters), entry("second", second), third(16), third(128)],
     };
     assert_eq!(unit(source), expected);
+    let fields = [("key0", "u32", 0), ("key1", "u32", 4), ("first", "u64", 8)];
+    let fields = fields.map(|(name, kind, at)| (name.to_string(), kind, at)).to_vec();
+    assert_eq!(params(source).unwrap(), [Params { name: "Draw".into(), fields, bytes: 16 }]);
 }
 
 #[test]
-fn a_launcher_has_the_types_of_its_signature() {
+fn a_launcher_takes_its_arguments_by_their_names() {
     let text = launchers(&unit(
-        "KERNEL void f(bf16* y, const float* x, float* s_or_null, const __grid_constant__ CUtensorMap m, int N) {",
+        "PARAMS struct Draw { float rate; };
+         KERNEL void f_g(bf16* y, const float* x, float* s_or_null, const __grid_constant__ CUtensorMap m, int N, Draw d) {",
     ));
-    let head = "pub fn f(gpu: &Gpu, launch: Launch, y: &mut Tensor, x: &Tensor, s: Option<&mut Tensor>, m: &TensorMap, N: i32) \
-                -> Result<()> {";
-    assert!(text.contains(head), "{text}");
-    assert!(
-        text.contains("y.argument(gpu, \"y\", DType::Bf16)?, x.argument(gpu, \"x\", DType::F32)?"),
-        "{text}"
-    );
-    assert!(text.contains("None => Argument::Null"), "{text}");
-    assert!(text.contains("Argument::Map(m), Argument::I32(N)]"), "{text}");
+    for words in [
+        "pub struct FG<'a> {",
+        "pub y: &'a mut Tensor,",
+        "pub x: &'a Tensor,",
+        "pub s: Option<&'a mut Tensor>,",
+        "pub m: &'a TensorMap,",
+        "/// `N`.\n    pub n: i32,",
+        "pub d: Draw,",
+        "pub unsafe fn f_g(gpu: &Gpu, launch: Launch, arguments: FG) -> Result<()> {",
+        "arguments.y.argument(gpu, \"y\", DType::Bf16)?, arguments.x.argument(gpu, \"x\", DType::F32)?",
+        "None => Argument::Null",
+        "Argument::Map(arguments.m), Argument::I32(arguments.n), Argument::Bytes(bytemuck::bytes_of(&arguments.d))]",
+    ] {
+        assert!(text.contains(words), "{words}:\n{text}");
+    }
     syn::parse_file(&text).expect("valid Rust");
+}
+
+#[test]
+fn kernels_that_differ_in_a_constant_have_one_launcher_that_chooses() {
+    let text = launchers(&unit(
+        "KERNELS(f, _d, D, (16, 128), __launch_bounds__(32), (float* y) { g<D>(y); })
+         KERNELS(h, _, SIDE, (64, 32), , (float* y) { g<SIDE>(y); })",
+    ));
+    for words in [
+        "pub const F: [i32; 2] = [16, 128];",
+        "pub struct F<'a> {\n    /// `D`: which of the kernels.\n    pub d: i32,",
+        "Kernel { name: \"f_d16\", file: &FILE }, Kernel { name: \"f_d128\", file: &FILE }",
+        "F.iter().position(|&v| v == arguments.d)",
+        "pub const H: [i32; 2] = [64, 32];",
+        "pub side: i32,",
+        "Kernel { name: \"h_64\", file: &FILE }",
+    ] {
+        assert!(text.contains(words), "{words}:\n{text}");
+    }
+    assert_eq!(text.matches("pub unsafe fn ").count(), 2, "{text}");
+    syn::parse_file(&text).expect("valid Rust");
+}
+
+#[test]
+fn a_struct_has_its_twin_and_its_layout_is_checked() {
+    let [draw] = &params("PARAMS struct Draw { int N, m; double far; };").unwrap()[..] else { panic!() };
+    let text = twin("a.cuh", draw);
+    for words in [
+        "#[repr(C)]",
+        "pub struct Draw {\n    /// `N`.\n    pub n: i32,",
+        "size_of::<Draw>() == 16",
+        "offset_of!(Draw, n) == 0 && std::mem::offset_of!(Draw, m) == 4 && std::mem::offset_of!(Draw, far) == 8",
+    ] {
+        assert!(text.contains(words), "{words}:\n{text}");
+    }
+    syn::parse_file(&text).expect("valid Rust");
+}
+
+/// Every PARAMS struct of `kernels/`.
+fn known() -> Vec<Params> {
+    let files = std::fs::read_dir(here("kernels")).unwrap().map(|e| e.unwrap().path());
+    let sources = files.filter(|p| p.extension().is_some_and(|e| e == "cu" || e == "cuh"));
+    sources.flat_map(|p| params(&std::fs::read_to_string(p).unwrap()).unwrap()).collect()
 }
 
 #[test]
@@ -102,7 +176,21 @@ fn a_malformed_kernel_is_one_clear_error() {
         ("KERNEL void f(float& x) {", 1, "`float & x`"),
         ("KERNEL void f(float) {", 1, "`float`"),
         ("KERNEL void f(int in) {", 1, "`in` is a word of Rust"),
-        ("KERNEL void f(int gpu) {", 1, "`gpu` is a word of Rust or of the launchers"),
+        ("KERNEL void f(float* c, int C) {", 1, "`c` and `C` are one name in lower case"),
+        ("KERNELS(f, _d, D, (16, 16), , (int x) {", 1, "KERNELS f: 16 twice"),
+        ("KERNELS(f, _d, D, (16, y), , (int x) {", 1, "`y`, expected a number"),
+        ("KERNELS(f, _d, D, (16, 32), , (int d) {", 1, "`d` and `D` are one name"),
+        ("KERNELS(f, _d, D, (16), , int x) {", 1, "expected `(`, got `int`"),
+        ("KERNEL void f() {}\nKERNELS(f, _d, D, (16, 32), , () {", 2, "a second one of this name"),
+        ("KERNEL void f(Draw d) {", 1, "a PARAMS struct"),
+        ("PARAMS class X {", 1, "expected `struct`"),
+        ("PARAMS struct X { float* y; };", 1, "`float * y`, expected numbers only"),
+        ("PARAMS struct X { float y[3]; };", 1, "`float y [ 3 ]`, expected numbers only"),
+        ("PARAMS struct X { int y;\n int Y; };", 2, "one name in lower case"),
+        ("PARAMS struct X { int y; double z; };", 1, "a gap before `z`"),
+        ("PARAMS struct X { double z; int y; };", 1, "a gap at its end"),
+        ("PARAMS struct X { };", 1, "no fields"),
+        ("PARAMS struct X { int y;", 1, "no `}`"),
         ("KERNEL void f(int x_or_null) {", 1, "is no array"),
         ("KERNEL void f(CUtensorMap x) {", 1, "const __grid_constant__ CUtensorMap"),
         ("KERNEL void f() {}\nKERNEL void f() {}", 2, "a second one of this name"),
@@ -123,13 +211,15 @@ proptest! {
     #[test]
     fn nothing_makes_the_parser_panic(words in proptest::collection::vec(
         proptest::sample::select(vec![
-            "KERNEL", "EXPORT", "void", "constexpr", "int", "float", "bf16", "const", "*", "(", ")", "{", "}", ",", ";",
+            "KERNEL", "KERNELS", "PARAMS", "struct", "EXPORT", "void", "constexpr", "int", "float", "bf16", "const", "*", "(", ")", "{", "}", ",", ";",
             "=", "x", "y_or_null", "3", "0.5f", "__launch_bounds__", "__restrict__", "CUtensorMap", "\n", "//", "/*",
             "*/", "#", "\\", "é", "\"",
         ]), 0..40), apart in "[ \n]?")
     {
-        if let Ok(unit) = parse("toy", &words.join(&apart)) {
-            let text = launchers(&unit);
+        let source = words.join(&apart);
+        if let Ok(unit) = read(&source) {
+            let twins: String = params(&source).unwrap().iter().map(|p| twin("toy", p)).collect();
+            let text = twins + &launchers(&unit);
             prop_assert!(unit.kernels.is_empty() || syn::parse_file(&text).is_ok(), "{}", text);
         }
     }
@@ -310,7 +400,7 @@ fn block_sizes_and_code_sizes_are_read() {
 /// The head comment of every kernel file has the same parts, and every KERNEL bears its file's name.
 #[test]
 fn kernel_files_are_as_the_house_wants_them() {
-    let mut findings = Vec::new();
+    let (mut findings, known) = (Vec::new(), known());
     let mut stems = BTreeSet::new();
     for entry in std::fs::read_dir(here("kernels")).unwrap().map(|e| e.unwrap().path()) {
         if entry.extension().is_none_or(|e| e != "cu") {
@@ -329,11 +419,17 @@ fn kernel_files_are_as_the_house_wants_them() {
                 findings.push(format!("{stem}.cu: the head has no `{part}`"));
             }
         }
-        let unit = parse(&stem, &text).unwrap();
+        let unit = parse(&stem, &text, &known).unwrap();
         let noun = stem.trim_end_matches("_sm90").trim_end_matches("_fwd").trim_end_matches("_bwd");
         for kernel in &unit.kernels {
             if !kernel.name.starts_with(noun) {
                 findings.push(format!("{stem}.cu: KERNEL {} is not named like its file", kernel.name));
+            }
+            // More than a reader keeps apart: what belongs together is a PARAMS struct.
+            if kernel.parameters.len() > 13 {
+                let count = kernel.parameters.len();
+                findings
+                    .push(format!("{stem}.cu: KERNEL {} has {count} parameters, of at most 13", kernel.name));
             }
         }
         let names: Vec<&str> = unit.kernels.iter().map(|k| k.name.as_str()).collect();

@@ -14,7 +14,7 @@ use device::{all, bits, run};
 use llm2vec::bench::cases::Case;
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::images::{File, choose_ptx};
-use llm2vec::kernels;
+use llm2vec::launches as kernels;
 use ptx::{synchronising, without};
 use rayon::prelude::*;
 use std::collections::BTreeSet;

@@ -453,6 +453,7 @@ fn place(argument: &Argument) -> *mut c_void {
         Argument::F32(x) => at(x),
         Argument::F64(x) => at(x),
         Argument::Map(x) => at(*x),
+        Argument::Bytes(x) => x.as_ptr().cast_mut().cast(),
     }
 }
 

@@ -231,6 +231,7 @@ fn bytes(argument: &Argument) -> Vec<u8> {
         Argument::I64(x) => x.to_le_bytes().into(),
         Argument::F32(x) => x.to_le_bytes().into(),
         Argument::F64(x) => x.to_le_bytes().into(),
+        Argument::Bytes(x) => x.to_vec(),
         Argument::Map(map) => map.0.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
 }

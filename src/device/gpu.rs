@@ -71,6 +71,8 @@ pub enum Argument<'a> {
     F64(f64),
     /// `const __grid_constant__ CUtensorMap`.
     Map(&'a TensorMap),
+    /// A struct by value.
+    Bytes(&'a [u8]),
 }
 
 /// How the tensor memory accelerator finds the tiles of an array: 128 opaque bytes from the driver.

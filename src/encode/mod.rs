@@ -118,7 +118,7 @@ impl Encoder {
     ///
     /// Prompts are sorted by length and packed without padding. On a CPU a text's vector has the same bits whatever its company
     /// and the number of threads, in f32 and in bf16. On a GPU it has them where the text begins at a multiple of
-    /// [`attention_fwd::ROWS`](crate::kernels::attention_fwd::ROWS) rows of its pack, as the first does; elsewhere the keys of
+    /// `kernels::attention_fwd::ROWS` rows of its pack, as the first does; elsewhere the keys of
     /// attention are summed in other groups, and vectors agree but for bf16 rounding.
     pub fn encode(
         &mut self,

@@ -5,7 +5,8 @@ use crate::device::Device;
 use crate::device::cpu::{Real, simd};
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
-use crate::kernels::adamw as kernels;
+use crate::kernels::Step;
+use crate::kernels::adamw::{self as kernels, AdamwNorm, AdamwSquare, AdamwStep};
 use crate::tensor::{Tensor, dims, int, refuse, with_real, workspace_bytes};
 use rayon::prelude::*;
 
@@ -81,11 +82,16 @@ fn gpu_norm(gpu: &Gpu, norm: &mut Tensor, grads: Vec<&Tensor>) -> Result<()> {
     let mut first = 0;
     for g in grads.into_iter().filter(|g| g.numel() > 0) {
         let launch = Launch::line(chunks(g), kernels::THREADS as usize);
-        kernels::adamw_square(gpu, launch, &mut parts, g, int(first)?, int(g.numel())?)?;
+        let arguments = AdamwSquare { parts: &mut parts, g, first: int(first)?, k: int(g.numel())? };
+        // SAFETY: g has k elements and as many blocks as chunks; parts has room for the chunks of all gradients, of
+        // which these begin at `first`.
+        unsafe { kernels::adamw_square(gpu, launch, arguments) }?;
         first += chunks(g);
     }
     let launch = Launch::line(1, kernels::NORM_THREADS as usize);
-    kernels::adamw_norm(gpu, launch, norm, &parts, int(all)?)
+    let arguments = AdamwNorm { norm, parts: &parts, m: int(all)? };
+    // SAFETY: `dims` holds norm to one element; parts has m, all of which the launches above have written.
+    unsafe { kernels::adamw_norm(gpu, launch, arguments) }
 }
 
 /// Sums that a gradient of so many elements leaves.
@@ -170,9 +176,11 @@ pub fn adamw_step(
             let (norm, most) = (clip.map(|c| c.norm), clip.map_or(0.0, |c| c.most as f32));
             let [keep, rate, new1, old2, new2, root2, eps] = by.factors().map(|x| x as f32);
             let k = int("adamw_step", k)?;
-            kernels::adamw_step(
-                gpu, launch, p, m, v, g, norm, k, most, keep, rate, new1, old2, new2, root2, eps,
-            )?;
+            let step = Step { most, keep, rate, new1, old2, new2, root2, eps };
+            let arguments = AdamwStep { p, m, v, g, norm, k, step };
+            // SAFETY: m, v and g have the shape of p, of k elements, and norm has one: compared above. A thread has
+            // four.
+            unsafe { kernels::adamw_step(gpu, launch, arguments) }?;
         }
     }
     Ok(())

@@ -4,7 +4,10 @@ use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul};
 use crate::device::gpu::{Gpu, Launch};
 use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::kernels::contrastive as kernels;
+use crate::kernels::contrastive::{
+    self as kernels, ContrastiveBwd, ContrastiveDc, ContrastiveDq, ContrastiveFwd, ContrastiveLimit,
+    ContrastiveTotal,
+};
 use crate::ops::{Cost, most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
@@ -145,56 +148,62 @@ fn grid(across: usize, down: usize) -> Launch {
 fn gpu_fwd(
     gpu: &Gpu,
     [total, loss, lse]: [&mut Tensor; 3],
-    [q, c]: [&Tensor; 2],
+    [q, candidates]: [&Tensor; 2],
     ids: Option<&Tensor>,
     rule: InfoNce,
-    [p, m, width]: [usize; 3],
+    [p, m, c]: [usize; 3],
     [tiles, splits]: [usize; 2],
 ) -> Result<()> {
-    whole_vectors("contrastive_fwd", "C", width, 8)?;
+    whole_vectors("contrastive_fwd", "C", c, 8)?;
     let (parts, row) = ((DType::F32, &[splits, p][..]), (DType::F32, &[p][..]));
     let [mut most, mut sum, mut rival, mut positive, mut limit] =
         Tensor::workspace(gpu, [parts, parts, parts, row, row])?;
-    let limit = limits(gpu, &mut limit, q, c, rule, [p, width])?;
+    let limit = limits(gpu, &mut limit, [q, candidates], rule, [p, c])?;
     let launch = Launch::plane([p.div_ceil(TILE), splits], [kernels::THREADS as usize, 1]);
     let int = |n| int("contrastive_fwd", n);
-    let ([p, m, width, tiles, splits], scale) =
-        ([int(p)?, int(m)?, int(width)?, int(tiles)?, int(splits)?], rule.scale as f32);
-    kernels::contrastive_fwd(
-        gpu,
-        launch,
-        &mut most,
-        &mut sum,
-        &mut rival,
-        &mut positive,
+    let ([p, m, c, tiles, splits], scale) =
+        ([int(p)?, int(m)?, int(c)?, int(tiles)?, int(splits)?], rule.scale as f32);
+    let arguments = ContrastiveFwd {
+        most: &mut most,
+        sum: &mut sum,
+        rival: &mut rival,
+        positive: &mut positive,
         q,
-        c,
+        candidates,
         ids,
         limit,
         p,
         m,
-        width,
+        c,
         tiles,
         scale,
-    )?;
+    };
+    // SAFETY: the op's contract holds q, candidates and ids to p, m and c, a multiple of 8; the workspace is of p
+    // rows and, but for `positive`, as many parts as there are blocks along y.
+    unsafe { kernels::contrastive_fwd(gpu, launch, arguments) }?;
     let launch = Launch::line(1, kernels::TOTAL_THREADS as usize);
-    kernels::contrastive_total(
-        gpu, launch, total, loss, lse, &most, &sum, &rival, &positive, p, splits, scale,
-    )
+    let (most, sum, rival, positive) = (&most, &sum, &rival, &positive);
+    let arguments = ContrastiveTotal { total, loss, lse, most, sum, rival, positive, p, splits, scale };
+    // SAFETY: the op's contract holds loss and lse to p and total to 2; the parts are those that the launch above
+    // has written.
+    unsafe { kernels::contrastive_total(gpu, launch, arguments) }
 }
 
 /// The highest cosines that count, where there is a margin.
 fn limits<'a>(
     gpu: &Gpu,
     limit: &'a mut Tensor,
-    q: &Tensor,
-    c: &Tensor,
+    [q, candidates]: [&Tensor; 2],
     rule: InfoNce,
-    [p, width]: [usize; 2],
+    [p, c]: [usize; 2],
 ) -> Result<Option<&'a Tensor>> {
     let Some(margin) = rule.margin else { return Ok(None) };
-    let [n, width] = [int("contrastive", p)?, int("contrastive", width)?];
-    kernels::contrastive_limit(gpu, grid(p, 1), limit, q, c, n, width, margin as f32)?;
+    let (launch, margin) = (grid(p, 1), margin as f32);
+    let [p, c] = [int("contrastive", p)?, int("contrastive", c)?];
+    let arguments = ContrastiveLimit { limit: &mut *limit, q, candidates, p, c, margin };
+    // SAFETY: limit has p elements; the op's contract holds q to p rows of c, a multiple of 8, and candidates to no
+    // fewer.
+    unsafe { kernels::contrastive_limit(gpu, launch, arguments) }?;
     Ok(Some(limit))
 }
 
@@ -280,7 +289,7 @@ fn wave([p, m, _]: [usize; 3]) -> usize {
 fn gpu_bwd(
     gpu: &Gpu,
     [dq, dc]: [&mut Tensor; 2],
-    [q, c, lse]: [&Tensor; 3],
+    [q, candidates, lse]: [&Tensor; 3],
     ids: Option<&Tensor>,
     rule: InfoNce,
     dmean: f64,
@@ -291,32 +300,41 @@ fn gpu_bwd(
     let stride = m.next_multiple_of(8);
     let parts = [(DType::F32, &[wave, stride][..]), (DType::F32, &[p][..])];
     let [mut dz, mut limit] = Tensor::workspace(gpu, parts)?;
-    let limit = limits(gpu, &mut limit, q, c, rule, [p, width])?;
+    let limit = limits(gpu, &mut limit, [q, candidates], rule, [p, width])?;
     let (scale, weight) = (rule.scale as f32, (rule.scale * dmean / p as f64) as f32);
     let int = |n| int("contrastive_bwd", n);
-    let [candidates, columns, stride] = [int(m)?, int(width)?, int(stride)?];
-    for first in (0..p).step_by(wave) {
-        let rows = wave.min(p - first);
-        let [from, n] = [int(first)?, int(rows)?];
-        kernels::contrastive_bwd(
-            gpu,
-            grid(rows, m),
-            &mut dz,
+    let (columns, [m, c, stride]) = (m, [int(m)?, int(width)?, int(stride)?]);
+    for from in (0..p).step_by(wave) {
+        let count = wave.min(p - from);
+        let [first, rows] = [int(from)?, int(count)?];
+        let dz = &mut dz;
+        let arguments = ContrastiveBwd {
+            dz: &mut *dz,
             q,
-            c,
+            candidates,
             ids,
             limit,
             lse,
-            from,
-            n,
-            candidates,
-            columns,
+            first,
+            rows,
+            m,
+            c,
             stride,
             scale,
             weight,
-        )?;
-        kernels::contrastive_dq(gpu, grid(width, rows), dq, &dz, c, from, n, candidates, columns, stride)?;
-        kernels::contrastive_dc(gpu, grid(width, m), dc, &dz, q, from, n, candidates, columns, stride)?;
+        };
+        let launch = grid(count, columns);
+        // SAFETY: the op's contract holds q, candidates, ids and lse to p, m and c, a multiple of 8; dz has room for
+        // the rows of a wave, which all lie below p.
+        unsafe { kernels::contrastive_bwd(gpu, launch, arguments) }?;
+        let arguments = ContrastiveDq { dq: &mut *dq, dz, candidates, first, rows, m, c, stride };
+        let launch = grid(width, count);
+        // SAFETY: dq is like q; dz is what the launch above has written of these rows.
+        unsafe { kernels::contrastive_dq(gpu, launch, arguments) }?;
+        let arguments = ContrastiveDc { dc: &mut *dc, dz, q, first, rows, m, c, stride };
+        let launch = grid(width, columns);
+        // SAFETY: dc is like candidates; dz is what the launch before has written of these rows.
+        unsafe { kernels::contrastive_dc(gpu, launch, arguments) }?;
     }
     Ok(())
 }

@@ -4,7 +4,8 @@ use crate::device::Device;
 use crate::device::cpu::{Real, simd};
 use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::kernels::dropout as kernels;
+use crate::kernels::Draw;
+use crate::kernels::dropout::{self as kernels, DropoutFwd};
 use crate::rng::{philox, philox_wide};
 use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
@@ -79,28 +80,12 @@ impl Dropout {
     }
 }
 
-/// A dropout as kernels take it; without one, nothing is drawn.
-#[derive(Clone, Copy)]
-pub struct Draw {
-    /// [`Dropout::key`]
-    pub key: [u32; 2],
-    /// [`Dropout::least`]; 0 keeps everything
-    pub least: u32,
-    /// Of what is kept.
-    pub scale: f32,
-    /// [`Dropout::first`]
-    pub first: u64,
-}
-
 impl Draw {
-    /// Of an op that may have none.
+    /// A dropout as kernels take it, of an op that may have none: then nothing is drawn, as `least` 0 keeps everything.
     pub fn new(dropout: Option<Dropout>) -> Draw {
-        match dropout {
-            Some(d) => {
-                Draw { key: d.key(), least: d.least(), scale: (1.0 / (1.0 - d.rate)) as f32, first: d.first }
-            }
-            None => Draw { key: [0; 2], least: 0, scale: 1.0, first: 0 },
-        }
+        let Some(d) = dropout else { return Draw { key0: 0, key1: 0, least: 0, scale: 1.0, first: 0 } };
+        let ([key0, key1], scale) = (d.key(), (1.0 / (1.0 - d.rate)) as f32);
+        Draw { key0, key1, least: d.least(), scale, first: d.first }
     }
 }
 
@@ -135,9 +120,11 @@ pub fn dropout_fwd(
             whole_vectors(op, "C", c, 8)?;
             let threads = kernels::THREADS as usize;
             let launch = Launch::line((int(op, n * (c / 8))? as usize).div_ceil(threads), threads);
-            let Draw { key: [k0, k1], least, scale, first } = Draw::new(Some(dropout));
-            let [n, c, plane] = [int(op, n)?, int(op, c)?, int(op, plane)?];
-            kernels::dropout_fwd(gpu, launch, y, x, n, c, plane, k0, k1, least, scale, first)?;
+            let ([n, c, plane], dropout) =
+                ([int(op, n)?, int(op, c)?, int(op, plane)?], Draw::new(Some(dropout)));
+            let arguments = DropoutFwd { y, x, n, c, plane, dropout };
+            // SAFETY: `dims` holds y and x to n and c, a multiple of 8, of which every thread has 8.
+            unsafe { kernels::dropout_fwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 use crate::device::gpu::Launch;
 use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::kernels::embed as kernels;
+use crate::kernels::embed::{self as kernels, EmbedFwd};
 use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use half::bf16;
 use rayon::prelude::*;
@@ -37,7 +37,10 @@ pub fn embed_fwd(device: &Device, x: &mut Tensor, table: &Tensor, ids: &Tensor) 
             let rows = kernels::ROWS_PER_BLOCK as usize;
             let launch = Launch::line(n.div_ceil(rows), 32 * rows);
             let int = |n| int("embed_fwd", n);
-            kernels::embed_fwd(gpu, launch, x, table, ids, int(n)?, int(v)?, int(c)?)?;
+            let arguments = EmbedFwd { x, table, ids, n: int(n)?, v: int(v)?, c: int(c)? };
+            // SAFETY: `dims` holds x, table and ids to n, v and c, a multiple of 8; an id outside the table reads
+            // none of it.
+            unsafe { kernels::embed_fwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::device::cpu::Real;
 use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::kernels::finite as kernels;
+use crate::kernels::finite::{self as kernels, FiniteFwd};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
@@ -33,7 +33,9 @@ pub fn finite_fwd(device: &Device, found: &mut Tensor, x: &Tensor, at: usize) ->
             let rows = kernels::ROWS_PER_BLOCK as usize;
             let launch = Launch::line(n.div_ceil(rows), 32 * rows);
             let int = |n| int("finite_fwd", n);
-            kernels::finite_fwd(gpu, launch, found, x, int(at)?, int(n)?, int(c)?)?;
+            let arguments = FiniteFwd { found, x, at: int(at)?, n: int(n)?, c: int(c)? };
+            // SAFETY: `dims` holds x to n and c, a multiple of 8; found has a row `at`: compared above.
+            unsafe { kernels::finite_fwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::device::cpu::{Real, dot};
 use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::kernels::l2norm as kernels;
+use crate::kernels::l2norm::{self as kernels, L2normBwd, L2normFwd};
 use crate::tensor::{Tensor, dims, int, whole_vectors, with_real};
 use rayon::prelude::*;
 
@@ -27,7 +27,9 @@ pub fn l2norm_fwd(device: &Device, y: &mut Tensor, norm: &mut Tensor, x: &Tensor
         Device::Gpu(gpu) => {
             whole_vectors("l2norm_fwd", "C", c, 4)?;
             let launch = Launch::line(b, kernels::THREADS as usize);
-            kernels::l2norm_fwd(gpu, launch, y, norm, x, int("l2norm_fwd", c)?, eps as f32)?;
+            let arguments = L2normFwd { y, norm, x, c: int("l2norm_fwd", c)?, eps: eps as f32 };
+            // SAFETY: `dims` holds all arrays to c, a multiple of 4, and to as many rows as there are blocks.
+            unsafe { kernels::l2norm_fwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())
@@ -67,7 +69,9 @@ pub fn l2norm_bwd(
         Device::Gpu(gpu) => {
             whole_vectors("l2norm_bwd", "C", c, 4)?;
             let launch = Launch::line(b, kernels::THREADS as usize);
-            kernels::l2norm_bwd(gpu, launch, dx, dy, y, norm, int("l2norm_bwd", c)?, eps as f32)?;
+            let arguments = L2normBwd { dx, dy, y, norm, c: int("l2norm_bwd", c)?, eps: eps as f32 };
+            // SAFETY: `dims` holds all arrays to c, a multiple of 4, and to as many rows as there are blocks.
+            unsafe { kernels::l2norm_bwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())

@@ -4,7 +4,10 @@ use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul, simd};
 use crate::device::gpu::{Gpu, Launch};
 use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::kernels::masked_xent as kernels;
+use crate::kernels::masked_xent::{
+    self as kernels, MaskedXentBwd, MaskedXentDw, MaskedXentDx, MaskedXentFwd, MaskedXentTotal,
+    MaskedXentZero,
+};
 use crate::ops::{Cost, most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
@@ -197,11 +200,29 @@ fn gpu_fwd(
     let launch = grid(p.div_ceil(ACROSS), splits);
     let int = |n| int("masked_xent_fwd", n);
     let [p, v, c, tiles, splits] = [int(p)?, int(v)?, int(c)?, int(tiles)?, int(splits)?];
-    kernels::masked_xent_fwd(
-        gpu, launch, &mut most, &mut sum, &mut best, &mut label, x, w, rows, labels, p, v, c, tiles,
-    )?;
+    let arguments = MaskedXentFwd {
+        most: &mut most,
+        sum: &mut sum,
+        best: &mut best,
+        label: &mut label,
+        x,
+        w,
+        rows,
+        labels,
+        p,
+        v,
+        c,
+        tiles,
+    };
+    // SAFETY: `contract` holds x, w, rows and labels to p, v and c, a multiple of 8; the workspace is of p rows and,
+    // but for `label`, as many parts as there are blocks along y. That rows lie within x the caller answers for.
+    unsafe { kernels::masked_xent_fwd(gpu, launch, arguments) }?;
     let launch = Launch::line(1, kernels::TOTAL_THREADS as usize);
-    kernels::masked_xent_total(gpu, launch, total, loss, lse, &most, &sum, &best, &label, labels, p, splits)
+    let (most, sum, best, label) = (&most, &sum, &best, &label);
+    let arguments = MaskedXentTotal { total, loss, lse, most, sum, best, label, labels, p, splits };
+    // SAFETY: `contract` holds loss, lse and labels to p and total to 2; the parts are those that the launch above
+    // has written.
+    unsafe { kernels::masked_xent_total(gpu, launch, arguments) }
 }
 
 /// `dz = dmean / P (e^(z - lse) - onehot(labels))`, `dx[rows] = dz w`, `dw += dzᵀ x[rows]`; the logits are computed anew.
@@ -306,18 +327,29 @@ fn gpu_bwd(
     let [n, c, v, stride] = [int(n)?, int(c)?, int(v)?, int(stride)?];
     let threads = kernels::THREADS as usize;
     let blocks = (dx.numel() / 8).div_ceil(threads).min(16 * gpu.processors());
-    kernels::masked_xent_zero(gpu, Launch::line(blocks, threads), dx, n, c)?;
-    for first in (0..p).step_by(wave) {
-        let count = wave.min(p - first);
+    let (launch, arguments) = (Launch::line(blocks, threads), MaskedXentZero { dx: &mut *dx, n, c });
+    // SAFETY: `contract` holds dx to n and c, a multiple of 8.
+    unsafe { kernels::masked_xent_zero(gpu, launch, arguments) }?;
+    for from in (0..p).step_by(wave) {
+        let count = wave.min(p - from);
         let down = count.div_ceil(ACROSS);
-        let [from, count] = [int(first)?, int(count)?];
+        let ([first, count], dz) = ([int(from)?, int(count)?], &mut dz);
+        let arguments =
+            MaskedXentBwd { dz: &mut *dz, x, w, rows, labels, lse, first, count, v, c, stride, scale };
         let launch = grid(down, columns);
-        kernels::masked_xent_bwd(
-            gpu, launch, &mut dz, x, w, rows, labels, lse, from, count, v, c, stride, scale,
-        )?;
-        kernels::masked_xent_dx(gpu, grid(down, slabs), dx, &dz, w, rows, from, count, v, c, stride)?;
-        if let Some(dw) = &mut dw {
-            kernels::masked_xent_dw(gpu, grid(columns, slabs), dw, &dz, x, rows, from, count, v, c, stride)?;
+        // SAFETY: `contract` holds the arrays to p, v and c, a multiple of 8; dz has room for the rows of a wave,
+        // which all lie below p. That rows lie within x the caller answers for.
+        unsafe { kernels::masked_xent_bwd(gpu, launch, arguments) }?;
+        let arguments = MaskedXentDx { dx: &mut *dx, dz, w, rows, first, count, v, c, stride };
+        let launch = grid(down, slabs);
+        // SAFETY: dx is like x, no row of which is picked twice; dz is what the launch above has written of these
+        // rows.
+        unsafe { kernels::masked_xent_dx(gpu, launch, arguments) }?;
+        if let Some(dw) = dw.as_deref_mut() {
+            let arguments = MaskedXentDw { dw, dz, x, rows, first, count, v, c, stride };
+            let launch = grid(columns, slabs);
+            // SAFETY: dw is like w; dz is what the launch before has written of these rows.
+            unsafe { kernels::masked_xent_dw(gpu, launch, arguments) }?;
         }
     }
     Ok(())

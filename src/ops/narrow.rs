@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::kernels::narrow as kernels;
+use crate::kernels::narrow::{self as kernels, NarrowFwd};
 use crate::tensor::{Tensor, dims, int, whole_vectors, with_real};
 
 /// `y = x`, rounded to the type of activations.
@@ -22,7 +22,9 @@ pub fn narrow_fwd(device: &Device, y: &mut Tensor, x: &Tensor) -> Result<()> {
             whole_vectors("narrow_fwd", "C", c, 8)?;
             let threads = kernels::THREADS as usize;
             let launch = Launch::line((n * c / 8).div_ceil(threads), threads);
-            kernels::narrow_fwd(gpu, launch, y, x, int("narrow_fwd", n * c)?)?;
+            let arguments = NarrowFwd { y, x, k: int("narrow_fwd", n * c)? };
+            // SAFETY: `dims` holds y and x to k elements, a multiple of 8, of which every thread has 8.
+            unsafe { kernels::narrow_fwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::device::cpu::Real;
 use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::kernels::pool as kernels;
+use crate::kernels::pool::{self as kernels, PoolBwd, PoolFwd};
 use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
@@ -70,7 +70,10 @@ pub fn pool_fwd(device: &Device, y: &mut Tensor, x: &Tensor, spans: &Tensor, poo
             whole_vectors("pool_fwd", "C", c, 8)?;
             let slabs = c.div_ceil(kernels::COLUMNS as usize);
             let launch = Launch::plane([b, slabs], [32 * kernels::WARPS as usize, 1]);
-            kernels::pool_fwd(gpu, launch, y, x, spans, int("pool_fwd", c)?, pooling.number())?;
+            let arguments = PoolFwd { y, x, spans, c: int("pool_fwd", c)?, pooling: pooling.number() };
+            // SAFETY: `dims` holds all arrays to c, a multiple of 8, and to as many spans as there are blocks along
+            // x; that the spans lie within x the caller answers for.
+            unsafe { kernels::pool_fwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())
@@ -124,7 +127,11 @@ pub fn pool_bwd(
                 (c.div_ceil(kernels::COLUMNS as usize), (kernels::ROWS * kernels::WARPS) as usize);
             let launch = Launch::plane([n.div_ceil(rows), slabs], [32 * kernels::WARPS as usize, 1]);
             let int = |n| int("pool_bwd", n);
-            kernels::pool_bwd(gpu, launch, dx, dy, spans, int(n)?, int(b)?, int(c)?, pooling.number())?;
+            let [n, b, c, pooling] = [int(n)?, int(b)?, int(c)?, pooling.number()];
+            let arguments = PoolBwd { dx, dy, spans, n, b, c, pooling };
+            // SAFETY: `dims` holds all arrays to n, b and c, a multiple of 8; only rows below n are written,
+            // whatever the spans are.
+            unsafe { kernels::pool_bwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())

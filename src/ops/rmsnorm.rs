@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::device::cpu::{Real, dot, simd};
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
-use crate::kernels::rmsnorm as kernels;
+use crate::kernels::rmsnorm::{self as kernels, RmsnormBwd, RmsnormFwd};
 use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
@@ -34,7 +34,9 @@ pub fn rmsnorm_fwd(
         }),
         Device::Gpu(gpu) => {
             let (launch, [n, c]) = spread("rmsnorm_fwd", gpu, n, c)?;
-            kernels::rmsnorm_fwd(gpu, launch, y, rstd, x, w, n, c, eps as f32)?;
+            let arguments = RmsnormFwd { y, rstd, x, w, n, c, eps: eps as f32 };
+            // SAFETY: `dims` holds all arrays to n and c, and `spread` gives a block the threads that hold c.
+            unsafe { kernels::rmsnorm_fwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())
@@ -99,7 +101,9 @@ pub fn rmsnorm_bwd(
         }),
         Device::Gpu(gpu) => {
             let (launch, [n, c]) = spread("rmsnorm_bwd", gpu, n, c)?;
-            kernels::rmsnorm_bwd(gpu, launch, dx, dy, skip, x, w, rstd, n, c)?;
+            let arguments = RmsnormBwd { dx, dy, skip, x, w, rstd, n, c };
+            // SAFETY: `dims` holds all arrays to n and c, and `spread` gives a block the threads that hold c.
+            unsafe { kernels::rmsnorm_bwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::device::cpu::{Real, simd};
 use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::kernels::rope as kernels;
+use crate::kernels::rope::{self as kernels, RopeBwd, RopeFwd};
 use crate::ops::attention::Heads;
 use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
@@ -86,8 +86,17 @@ fn rotate(
             let int = |n| int(op, n);
             let [p, h, g, d] = [int(p)?, int(heads.query)?, int(heads.key)?, int(heads.width)?];
             match turn > 0.0 {
-                true => kernels::rope_fwd(gpu, launch, qkv, cos, sin, positions, p, h, g, d)?,
-                false => kernels::rope_bwd(gpu, launch, qkv, cos, sin, positions, p, h, g, d)?,
+                true => {
+                    let arguments = RopeFwd { qkv, cos, sin, positions, p, h, g, d };
+                    // SAFETY: `dims` and the heads' check hold the arrays to these sizes, with a block for each row;
+                    // a position outside the tables reads none of them.
+                    unsafe { kernels::rope_fwd(gpu, launch, arguments) }?
+                }
+                false => {
+                    let arguments = RopeBwd { dqkv: qkv, cos, sin, positions, p, h, g, d };
+                    // SAFETY: as of the forward.
+                    unsafe { kernels::rope_bwd(gpu, launch, arguments) }?
+                }
             }
         }
     }

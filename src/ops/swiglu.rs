@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::device::cpu::{Real, simd};
 use crate::device::gpu::Launch;
 use crate::error::Result;
-use crate::kernels::swiglu as kernels;
+use crate::kernels::swiglu::{self as kernels, SwigluBwd, SwigluFwd};
 use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
 use rayon::prelude::*;
 
@@ -22,7 +22,10 @@ pub fn swiglu_fwd(device: &Device, a: &mut Tensor, gate_up: &Tensor) -> Result<(
         Device::Cpu(real) => with_real!(*real, R => cpu_fwd::<R>(a.host_mut()?, gate_up.host()?, f)),
         Device::Gpu(gpu) => {
             let (launch, [n, f]) = spread("swiglu_fwd", n, f)?;
-            kernels::swiglu_fwd(gpu, launch, a, gate_up, n, f)?;
+            let arguments = SwigluFwd { a, gate_up, n, f };
+            // SAFETY: `contract` holds both arrays to n and f, a multiple of 8 by `spread`, of which every thread
+            // has 8.
+            unsafe { kernels::swiglu_fwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())
@@ -75,7 +78,10 @@ pub fn swiglu_bwd(device: &Device, dgate_up: &mut Tensor, da: &Tensor, gate_up: 
         }
         Device::Gpu(gpu) => {
             let (launch, [n, f]) = spread("swiglu_bwd", n, f)?;
-            kernels::swiglu_bwd(gpu, launch, dgate_up, da, gate_up, n, f)?;
+            let arguments = SwigluBwd { dgate_up, da, gate_up, n, f };
+            // SAFETY: `contract` holds all arrays to n and f, a multiple of 8 by `spread`, of which every thread has
+            // 8.
+            unsafe { kernels::swiglu_bwd(gpu, launch, arguments) }?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test file uses its own part
 
 use llm2vec::device::gpu::Gpu;
-use llm2vec::kernels;
+use llm2vec::launches as kernels;
 
 fn required(name: &str) -> bool {
     std::env::var(name).is_ok_and(|v| !["", "0"].contains(&v.as_str()))

@@ -11,7 +11,7 @@ use llm2vec::rng::normal;
 use llm2vec::tensor::Tensor;
 
 /// Rows that a block of attention's kernel has: where a text begins at a multiple of them, its tiles are as if it were alone.
-const BLOCK: i32 = llm2vec::kernels::attention_fwd::ROWS;
+const BLOCK: i32 = llm2vec::launches::attention_fwd::ROWS;
 
 /// Starts of texts of these lengths.
 fn starts(lengths: &[usize]) -> Vec<i32> {

@@ -90,12 +90,14 @@ int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **ex
     LOG("%s %u,%u,%u %u,%u,%u %u", name, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2],
         c->shared);
     for (unsigned i = 0; i < c->count; i++) LOG(" @%u=%d", c->attributes[i].id, c->attributes[i].value.overlap);
-    // What each kernel takes, for the ones that the test launches: an address by its first float, and numbers.
-    const char *types = !strcmp(name, "l2norm_fwd") ? "pppif" : !strcmp(name, "adamw_step") ? "ppppniffffffff" : "";
+    // What each kernel takes, for the ones that the test launches: an address by its first float, numbers, and a struct of 8
+    // floats.
+    const char *types = !strcmp(name, "l2norm_fwd") ? "pppif" : !strcmp(name, "adamw_step") ? "ppppni8" : "";
     for (int i = 0; types[i]; i++) {
         if (types[i] == 'i') LOG(" %d", *(int *)values[i]);
         if (types[i] == 'f') LOG(" %g", *(float *)values[i]);
         if (types[i] == 'p') LOG(" [%g]", **(float **)values[i]);
+        for (int k = 0; types[i] == '8' && k < 8; k++) LOG(" %g", ((float *)values[i])[k]);
         if (types[i] == 'n') LOG(" %s", *(void **)values[i] ? "there" : "null");
     }
     if (!strcmp(name, "l2norm_fwd")) ***(float ***)values = 42;

@@ -4,25 +4,34 @@ use super::{Heads, Mask, Rule};
 use crate::device::DType;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
-use crate::kernels::{attention_bwd as bwd, attention_fwd as fwd};
+use crate::kernels::attention_bwd::{self as bwd, AttentionBwdKeys, AttentionBwdQueries};
+use crate::kernels::attention_fwd::{self as fwd, AttentionFwd};
+use crate::kernels::{Draw, Reach};
 use crate::ops::Cost;
-use crate::ops::dropout::Draw;
 use crate::tensor::{Tensor, int, refuse, workspace_bytes};
 use std::ops::Range;
 
 /// Head widths that have kernels.
-pub const WIDTHS: [usize; 6] = [16, 32, 64, 80, 96, 128];
+pub const WIDTHS: [usize; 6] = {
+    let (mut widths, mut i) = ([0; 6], 0);
+    while i < widths.len() {
+        widths[i] = fwd::ATTENTION_FWD[i] as usize;
+        i += 1;
+    }
+    widths
+};
 
-/// The scalars that all kernels take, in their order.
-struct Scalars {
-    sizes: [i32; 4],
-    reach: [i32; 2],
-    draw: Draw,
+/// The numbers that all kernels take.
+struct Numbers {
+    /// N, B, H, G, D
+    sizes: [i32; 5],
+    reach: Reach,
+    dropout: Draw,
 }
 
-impl Scalars {
+impl Numbers {
     /// Refuses what no kernel takes.
-    fn new(op: &'static str, n: usize, starts: &Tensor, rule: Rule) -> Result<Scalars> {
+    fn new(op: &'static str, n: usize, starts: &Tensor, rule: Rule) -> Result<Numbers> {
         let Rule { heads, mask, dropout } = rule;
         if !WIDTHS.contains(&heads.width) {
             return refuse(op, format!("D = {}, a GPU takes D in {WIDTHS:?}", heads.width));
@@ -30,10 +39,14 @@ impl Scalars {
         if n == 0 || n >= 1 << 30 {
             return refuse(op, format!("N = {n}, a GPU takes from 1 row to 2^30"));
         }
-        let [n_, b, h, g] = [n, starts.numel() - 1, heads.query, heads.key].map(|x| int(op, x));
+        let [n_, b, h, g, d] =
+            [n, starts.numel() - 1, heads.query, heads.key, heads.width].map(|x| int(op, x));
         let (left, right) = reach(mask, n);
-        let draw = Draw::new(dropout.map(|d| d.0));
-        Ok(Scalars { sizes: [n_?, b?, h?, g?], reach: [int(op, left)?, int(op, right)?], draw })
+        Ok(Numbers {
+            sizes: [n_?, b?, h?, g?, d?],
+            reach: Reach { left: int(op, left)?, right: int(op, right)? },
+            dropout: Draw::new(dropout.map(|d| d.0)),
+        })
     }
 }
 
@@ -71,20 +84,13 @@ pub fn forward(
     starts: &Tensor,
     rule: Rule,
 ) -> Result<()> {
-    let (op, n, Heads { query, width, .. }) = ("attention_fwd", qkv.shape()[0], rule.heads);
-    let s = Scalars::new(op, n, starts, rule)?;
-    let kernel = match width {
-        16 => fwd::attention_fwd_d16,
-        32 => fwd::attention_fwd_d32,
-        64 => fwd::attention_fwd_d64,
-        80 => fwd::attention_fwd_d80,
-        96 => fwd::attention_fwd_d96,
-        _ => fwd::attention_fwd_d128,
-    };
-    let launch = spread(op, n, [fwd::ROWS, fwd::THREADS], query, fwd::ROWS + 4 * fwd::KEYS, 0, width)?;
-    let ([n, b, h, g], [left, right]) = (s.sizes, s.reach);
-    let Draw { key: [k0, k1], least, scale, first } = s.draw;
-    kernel(gpu, launch, out, lse, qkv, starts, n, b, h, g, left, right, k0, k1, least, scale, first)
+    let (op, tokens, Heads { query, width, .. }) = ("attention_fwd", qkv.shape()[0], rule.heads);
+    let Numbers { sizes: [n, b, h, g, d], reach, dropout } = Numbers::new(op, tokens, starts, rule)?;
+    let launch = spread(op, tokens, [fwd::ROWS, fwd::THREADS], query, fwd::ROWS + 4 * fwd::KEYS, 0, width)?;
+    let arguments = AttentionFwd { d, out, lse, qkv, starts, n, b, h, g, reach, dropout };
+    // SAFETY: the op's contract holds the arrays to n, b and the heads, and `spread` is the plan. That starts rise
+    // from 0 to n the caller answers for.
+    unsafe { fwd::attention_fwd(gpu, launch, arguments) }
 }
 
 /// Launches the backward: first what queries own, with what the keys' kernel reads of every row, then what keys own.
@@ -99,35 +105,35 @@ pub fn backward(
     starts: &Tensor,
     rule: Rule,
 ) -> Result<()> {
-    let (op, n, heads) = ("attention_bwd", qkv.shape()[0], rule.heads);
-    let s = Scalars::new(op, n, starts, rule)?;
-    let queries = match heads.width {
-        16 => bwd::attention_bwd_queries_d16,
-        32 => bwd::attention_bwd_queries_d32,
-        64 => bwd::attention_bwd_queries_d64,
-        80 => bwd::attention_bwd_queries_d80,
-        96 => bwd::attention_bwd_queries_d96,
-        _ => bwd::attention_bwd_queries_d128,
-    };
-    let keys = match heads.width {
-        16 => bwd::attention_bwd_keys_d16,
-        32 => bwd::attention_bwd_keys_d32,
-        64 => bwd::attention_bwd_keys_d64,
-        80 => bwd::attention_bwd_keys_d80,
-        96 => bwd::attention_bwd_keys_d96,
-        _ => bwd::attention_bwd_keys_d128,
-    };
+    let (op, tokens, heads) = ("attention_bwd", qkv.shape()[0], rule.heads);
+    let Numbers { sizes: [n, b, h, g, d], reach, dropout } = Numbers::new(op, tokens, starts, rule)?;
     let (tiles, own) = (2 * bwd::OWNED + 4 * bwd::STREAMED, [bwd::OWNED, bwd::THREADS]);
-    let to = spread(op, n, own, heads.query, tiles, 0, heads.width)?;
-    let then = spread(op, n, own, heads.key, tiles, 16 * bwd::STREAMED as u32, heads.width)?;
-    let [mut rows] = Tensor::workspace(gpu, [(DType::F32, &rows(heads, n)[..])])?;
-    let ([n, b, h, g], [left, right]) = (s.sizes, s.reach);
-    let Draw { key: [k0, k1], least, scale, first } = s.draw;
-    queries(
-        gpu, to, dqkv, &mut rows, dout, out, lse, qkv, starts, n, b, h, g, left, right, k0, k1, least, scale,
-        first,
-    )?;
-    keys(gpu, then, dqkv, dout, &rows, qkv, starts, n, b, h, g, left, right, k0, k1, least, scale, first)
+    let to = spread(op, tokens, own, heads.query, tiles, 0, heads.width)?;
+    let then = spread(op, tokens, own, heads.key, tiles, 16 * bwd::STREAMED as u32, heads.width)?;
+    let [mut rows] = Tensor::workspace(gpu, [(DType::F32, &rows(heads, tokens)[..])])?;
+    let (dqkv, rows) = (dqkv, &mut rows);
+    let arguments = AttentionBwdQueries {
+        d,
+        dqkv: &mut *dqkv,
+        rows: &mut *rows,
+        dout,
+        out,
+        lse,
+        qkv,
+        starts,
+        n,
+        b,
+        h,
+        g,
+        reach,
+        dropout,
+    };
+    // SAFETY: the op's contract holds the arrays to n, b and the heads, rows has its own shape of them, and `spread`
+    // is the plan. That starts rise from 0 to n the caller answers for.
+    unsafe { bwd::attention_bwd_queries(gpu, to, arguments) }?;
+    let arguments = AttentionBwdKeys { d, dqkv, dout, rows, qkv, starts, n, b, h, g, reach, dropout };
+    // SAFETY: likewise, and the launch above has written rows.
+    unsafe { bwd::attention_bwd_keys(gpu, then, arguments) }
 }
 
 /// What the backward's kernel of queries leaves for that of keys: lse and delta of each row, an even number of rows a head.

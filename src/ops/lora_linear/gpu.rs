@@ -5,20 +5,16 @@ use super::{Lora, LoraGrads};
 use crate::device::DType;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
-use crate::kernels::{lora_linear_bwd as bwd, lora_linear_fwd as fwd};
-use crate::ops::dropout::{Draw, Dropout};
+use crate::kernels::lora_linear_bwd::{
+    self as bwd, LoraLinearAdd, LoraLinearDa, LoraLinearDx, LoraLinearDxa,
+};
+use crate::kernels::lora_linear_fwd::{self as fwd, LoraLinearFwd, LoraLinearRound, LoraLinearXa};
+use crate::kernels::{Draw, Segments};
+use crate::ops::dropout::Dropout;
 use crate::tensor::{Tensor, int, refuse, whole_vectors};
 
-/// Segments as kernels take them: where they end and their scales. Those that are not there are empty.
-#[derive(Clone, Copy)]
-struct Segments {
-    count: i32,
-    ends: [i32; 3],
-    scales: [f32; 3],
-}
-
 impl Segments {
-    /// Refuses sizes that no kernel takes.
+    /// Refuses sizes that no kernel takes. Segments that are not there are empty.
     fn new(op: &'static str, sizes: &Sizes, lora: Option<&Lora>) -> Result<Segments> {
         whole_vectors(op, "K", sizes.k, 8)?;
         whole_vectors(op, "M", sizes.m, 8)?;
@@ -26,21 +22,27 @@ impl Segments {
         let Sizes { n, k, m, rank, .. } = *sizes;
         let stacked = sizes.segments.len() * rank;
         [n * stacked, m * rank, stacked * k].into_iter().try_for_each(|count| int(op, count).map(drop))?;
-        let mut segments = Segments {
-            count: int(op, sizes.segments.len())?,
-            ends: [int(op, sizes.m)?; 3],
-            scales: [0.0; 3],
-        };
-        let Some(lora) = lora else { return Ok(segments) };
-        if lora.rows.len() > 3 {
-            return refuse(op, format!("{} segments, a GPU takes at most 3", lora.rows.len()));
+        let (mut ends, mut scales) = ([int(op, sizes.m)?; 3], [0.0; 3]);
+        if let Some(lora) = lora {
+            if lora.rows.len() > 3 {
+                return refuse(op, format!("{} segments, a GPU takes at most 3", lora.rows.len()));
+            }
+            for (s, first, rows, scale) in lora.segments() {
+                whole_vectors(op, "rows of a segment", rows, 8)?;
+                (ends[s], scales[s]) = (int(op, first + rows)?, scale as f32);
+            }
         }
-        for (s, first, rows, scale) in lora.segments() {
-            whole_vectors(op, "rows of a segment", rows, 8)?;
-            segments.ends[s] = int(op, first + rows)?;
-            segments.scales[s] = scale as f32;
-        }
-        Ok(segments)
+        Ok(Segments {
+            scale0: scales[0],
+            scale1: scales[1],
+            scale2: scales[2],
+            ..Segments::ending(int(op, sizes.segments.len())?, ends)
+        })
+    }
+
+    /// So many that end here, without adapters.
+    fn ending(count: i32, [end0, end1, end2]: [i32; 3]) -> Segments {
+        Segments { count, end0, end1, end2, scale0: 0.0, scale1: 0.0, scale2: 0.0 }
     }
 }
 
@@ -49,8 +51,11 @@ fn round(gpu: &Gpu, out: &mut Tensor, parts: &Tensor, rank: usize, ends: &[usize
     const OP: &str = "lora_linear";
     let end = |s: usize| int(OP, ends[s.min(ends.len() - 1)]);
     let launch = Launch::line(out.numel().div_ceil(fwd::ROUND_THREADS as usize), fwd::ROUND_THREADS as usize);
-    let [n, rank, count] = [int(OP, out.shape()[0])?, int(OP, rank)?, int(OP, ends.len())?];
-    fwd::lora_linear_round(gpu, launch, out, parts, n, rank, count, end(0)?, end(1)?, end(2)?)
+    let segments = Segments::ending(int(OP, ends.len())?, [end(0)?, end(1)?, end(2)?]);
+    let [n, r] = [int(OP, out.shape()[0])?, int(OP, rank)?];
+    let arguments = LoraLinearRound { out, parts, n, r, segments };
+    // SAFETY: out is [n, r] for each of the segments, parts one more for each of their parts, all of them written.
+    unsafe { fwd::lora_linear_round(gpu, launch, arguments) }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -67,20 +72,29 @@ pub fn forward(
     sizes: &Sizes,
 ) -> Result<()> {
     const OP: &str = "lora_linear_fwd";
-    let Segments { count, ends: [e0, e1, e2], scales: [s0, s1, s2] } =
-        Segments::new(OP, sizes, lora.as_ref())?;
-    let [n, k, m, rank] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
+    let segments = Segments::new(OP, sizes, lora.as_ref())?;
+    let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
     let mut low = None;
     if let (Some(lora), Some(xa)) = (lora, xa) {
         let [mut parts] = Tensor::workspace(gpu, [(DType::F32, &sizes.fwd_parts()[..])])?;
-        let ([splits, depth], Draw { key: [k0, k1], least, scale, first }) =
-            (sizes.xa_splits(), Draw::new(dropout));
+        let [splits, depth] = sizes.xa_splits();
         let blocks = sizes.n.div_ceil(fwd::XA_TOKENS as usize);
         let launch = Launch::cube([sizes.groups(), blocks, splits], fwd::XA_THREADS as usize);
-        let (to, depth) = ((splits > 1).then_some(&mut parts), int(OP, depth)?);
-        fwd::lora_linear_xa(
-            gpu, launch, xa, to, x, lora.a, n, k, rank, count, depth, s0, s1, s2, k0, k1, least, scale, first,
-        )?;
+        let arguments = LoraLinearXa {
+            xa: &mut *xa,
+            parts: (splits > 1).then_some(&mut parts),
+            x,
+            a: lora.a,
+            n,
+            k,
+            r,
+            segments,
+            depth: int(OP, depth)?,
+            dropout: Draw::new(dropout),
+        };
+        // SAFETY: the op's contract holds xa, x and a to the sizes, of which `Segments::new` has refused what is no
+        // whole vector; parts is of as many parts as there are blocks along z.
+        unsafe { fwd::lora_linear_xa(gpu, launch, arguments) }?;
         if splits > 1 {
             round(gpu, xa, &parts, sizes.segments.len() * sizes.rank, &[splits])?;
         }
@@ -90,12 +104,11 @@ pub fn forward(
     let side = tile(sizes.n, sizes.m);
     let tiles = sizes.n.div_ceil(side) * sizes.m.div_ceil(side);
     let launch = Launch::line(tiles, fwd::PRODUCT_THREADS as usize);
-    let product = match side {
-        128 => fwd::lora_linear_fwd_128,
-        _ => fwd::lora_linear_fwd_64,
-    };
-    let (xa, b) = low.unzip();
-    product(gpu, launch, y, x, w, bias, residual, xa, b, n, k, m, rank, count, e0, e1, e2, s0, s1, s2)
+    let ((xa, b), side) = (low.unzip(), int(OP, side)?);
+    let arguments = LoraLinearFwd { side, y, x, w, bias, residual, xa, b, n, k, m, r, segments };
+    // SAFETY: the op's contract holds the arrays to the sizes, of which `Segments::new` has refused what is no whole
+    // vector, and the segments end within m; there is a block for each tile.
+    unsafe { fwd::lora_linear_fwd(gpu, launch, arguments) }
 }
 
 /// The operands of a backward.
@@ -132,9 +145,8 @@ impl Backward<'_> {
     /// dxa and db.
     fn dxa(&mut self, gpu: &Gpu, sizes: &Sizes, of: &Segments, parts: &mut [Tensor; 3]) -> Result<()> {
         let (Some(lora), Some(dxa)) = (self.lora, &mut self.dxa) else { return Ok(()) };
-        let [n, m, rank] = [int(BWD, sizes.n)?, int(BWD, sizes.m)?, int(BWD, sizes.rank)?];
-        let (Segments { count, ends: [e0, e1, e2], scales: [s0, s1, s2] }, [splits, run]) =
-            (*of, sizes.dxa_splits());
+        let [n, m, r] = [int(BWD, sizes.n)?, int(BWD, sizes.m)?, int(BWD, sizes.rank)?];
+        let [splits, run] = sizes.dxa_splits();
         let mut tiles = sizes.tiles();
         (1..tiles.len()).for_each(|s| tiles[s] += tiles[s - 1]);
         let all = tiles.last().copied().unwrap_or(0);
@@ -142,81 +154,70 @@ impl Backward<'_> {
         if all > 0 {
             let launch = Launch::cube([sizes.slices(), all, splits], bwd::THREADS as usize);
             let end = |s: usize| int(BWD, tiles.get(s).copied().unwrap_or(all));
-            let (t0, t1, run) = (end(0)?, end(1)?, int(BWD, run)?);
-            let db = self.grads.is_some().then_some(&mut *db_parts);
-            let xa = self.xa.filter(|_| self.grads.is_some());
-            bwd::lora_linear_dxa(
-                gpu, launch, dxa_parts, db, self.dy, xa, lora.b, n, m, rank, count, e0, e1, e2, t0, t1, run,
-                s0, s1, s2,
-            )?;
+            let arguments = LoraLinearDxa {
+                dxa_parts: &mut *dxa_parts,
+                db_parts: self.grads.is_some().then_some(&mut *db_parts),
+                dy: self.dy,
+                xa: self.xa.filter(|_| self.grads.is_some()),
+                b: lora.b,
+                n,
+                m,
+                r,
+                segments: *of,
+                tiles0: end(0)?,
+                tiles1: end(1)?,
+                run: int(BWD, run)?,
+            };
+            // SAFETY: the op's contract holds dy, xa and b to the sizes, which `Segments::new` has looked at; the
+            // parts are of the shapes that `Sizes` gives them, for the tiles and splits of this launch.
+            unsafe { bwd::lora_linear_dxa(gpu, launch, arguments) }?;
         }
         round(gpu, dxa, dxa_parts, sizes.rank, &tiles)?;
         match &mut self.grads {
-            Some(grads) if all > 0 => add(gpu, grads.b, db_parts, splits, [e0, e1], of.scales),
+            Some(grads) if all > 0 => add(gpu, grads.b, db_parts, splits, *of),
             _ => Ok(()),
         }
     }
 
     fn dx(&mut self, gpu: &Gpu, sizes: &Sizes, of: &Segments) -> Result<()> {
         let Some(dx) = &mut self.dx else { return Ok(()) };
-        let [n, k, m, rank] =
+        let [n, k, m, r] =
             [int(BWD, sizes.n)?, int(BWD, sizes.k)?, int(BWD, sizes.m)?, int(BWD, sizes.rank)?];
-        let (Segments { count, scales: [s0, s1, s2], .. }, side) = (*of, tile(sizes.n, sizes.k));
-        let Draw { key: [k0, k1], least, scale, first } = Draw::new(self.dropout);
+        let (segments, side) = (*of, tile(sizes.n, sizes.k));
         let launch =
             Launch::line(sizes.n.div_ceil(side) * sizes.k.div_ceil(side), bwd::PRODUCT_THREADS as usize);
-        let product = match side {
-            128 => bwd::lora_linear_dx_128,
-            _ => bwd::lora_linear_dx_64,
-        };
-        let (dxa, a) = (self.dxa.as_deref(), self.lora.map(|l| l.a));
-        product(
-            gpu, launch, dx, self.dy, self.w, dxa, a, n, k, m, rank, count, s0, s1, s2, k0, k1, least, scale,
-            first,
-        )
+        let (dy, w, dxa, a) = (self.dy, self.w, self.dxa.as_deref(), self.lora.map(|l| l.a));
+        let (dropout, side) = (Draw::new(self.dropout), int(BWD, side)?);
+        let arguments = LoraLinearDx { side, dx, dy, w, dxa, a, n, k, m, r, segments, dropout };
+        // SAFETY: the op's contract holds the arrays to the sizes, of which `Segments::new` has refused what is no
+        // whole vector; there is a block for each tile.
+        unsafe { bwd::lora_linear_dx(gpu, launch, arguments) }
     }
 
     fn da(&mut self, gpu: &Gpu, sizes: &Sizes, of: &Segments, parts: &mut Tensor) -> Result<()> {
         let (Some(grads), Some(dxa)) = (&mut self.grads, &self.dxa) else { return Ok(()) };
-        let [n, k, rank] = [int(BWD, sizes.n)?, int(BWD, sizes.k)?, int(BWD, sizes.rank)?];
-        let (Segments { count, scales: [s0, s1, s2], .. }, [splits, run]) = (*of, sizes.da_splits());
-        let Draw { key: [k0, k1], least, scale, first } = Draw::new(self.dropout);
+        let [n, k, r] = [int(BWD, sizes.n)?, int(BWD, sizes.k)?, int(BWD, sizes.rank)?];
+        let (dropout, [splits, run]) = (Draw::new(self.dropout), sizes.da_splits());
         let launch = Launch::cube(
             [sizes.groups(), sizes.k.div_ceil(bwd::DA_COLUMNS as usize), splits],
             bwd::THREADS as usize,
         );
-        let run = int(BWD, run)?;
-        bwd::lora_linear_da(
-            gpu, launch, parts, dxa, self.x, n, k, rank, count, run, s0, s1, s2, k0, k1, least, scale, first,
-        )?;
-        add(gpu, grads.a, parts, splits, [rank, 2 * rank], of.scales)
+        let (x, segments, run) = (self.x, *of, int(BWD, run)?);
+        let arguments = LoraLinearDa { parts: &mut *parts, dxa, x, n, k, r, segments, run, dropout };
+        // SAFETY: the op's contract holds dxa and x to the sizes, which `Segments::new` has looked at; parts is of
+        // the shape that `Sizes` gives it, for the splits of this launch.
+        unsafe { bwd::lora_linear_da(gpu, launch, arguments) }?;
+        let ranks = Segments { end0: r, end1: 2 * r, end2: 3 * r, ..segments };
+        add(gpu, grads.a, parts, splits, ranks)
     }
 }
 
-/// `to += parts`, for the rows of segments that have an adapter; those of the first two end at `ends`.
-fn add(
-    gpu: &Gpu,
-    to: &mut Tensor,
-    parts: &Tensor,
-    splits: usize,
-    ends: [i32; 2],
-    scales: [f32; 3],
-) -> Result<()> {
+/// `to += parts`, for the rows of segments that have an adapter.
+fn add(gpu: &Gpu, to: &mut Tensor, parts: &Tensor, splits: usize, segments: Segments) -> Result<()> {
     let at_once = bwd::ADD_THREADS as usize * 4;
     let launch = Launch::line(to.numel().div_ceil(at_once), bwd::ADD_THREADS as usize);
-    let ([rows, width], [e0, e1], [s0, s1, s2]) = ([to.shape()[0], to.shape()[1]], ends, scales);
-    bwd::lora_linear_add(
-        gpu,
-        launch,
-        to,
-        parts,
-        int(BWD, rows)?,
-        int(BWD, width)?,
-        int(BWD, splits)?,
-        e0,
-        e1,
-        s0,
-        s1,
-        s2,
-    )
+    let [rows, width, splits] = [int(BWD, to.shape()[0])?, int(BWD, to.shape()[1])?, int(BWD, splits)?];
+    let arguments = LoraLinearAdd { to, parts, rows, width, splits, segments };
+    // SAFETY: to is [rows, width], a multiple of 4, and parts as many of it as there are splits; a thread has four.
+    unsafe { bwd::lora_linear_add(gpu, launch, arguments) }
 }
