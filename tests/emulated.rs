@@ -8,6 +8,9 @@ use llm2vec::device::{DType, Device};
 use llm2vec::error::Result;
 use llm2vec::launches::Draw;
 use llm2vec::launches::dropout::{DropoutFwd, dropout_fwd};
+use llm2vec::ops::attention::Heads;
+use llm2vec::ops::embed::embed_fwd;
+use llm2vec::ops::rope::rope_fwd;
 use llm2vec::tensor::{Tensor, workspace_bytes};
 
 /// An emulator, where there is something to run on it.
@@ -133,4 +136,18 @@ fn names_choose_the_generation() {
         assert_eq!(y.to_f64(), [3.0; 8]);
     }
     says(Device::by_name("emulated:75"), &["expected emulated, emulated:80 or emulated:90"]);
+}
+
+/// A kernel that meets a wrong index reads the first row in its place: there must be one.
+#[test]
+fn tables_without_rows_are_refused() {
+    let Some(gpu) = gpu() else { return };
+    let device = Device::Gpu(gpu.clone());
+    let ids = Tensor::zeros(DType::I32, &[2]).to_gpu(&gpu, DType::I32).unwrap();
+    let out = embed_fwd(&device, &mut level(&gpu, &[2, 8], 0.0), &level(&gpu, &[0, 8], 0.0), &ids);
+    says(out, &["embed_fwd", "a table without rows"]);
+    let angles = Tensor::zeros(DType::F32, &[0, 8]).to_gpu(&gpu, DType::F32).unwrap();
+    let heads = Heads { query: 1, key: 1, width: 16 };
+    let out = rope_fwd(&device, &mut level(&gpu, &[2, 48], 0.0), &angles, &angles, &ids, heads);
+    says(out, &["rope_fwd", "tables without positions"]);
 }

@@ -1,4 +1,4 @@
-//! Where tensors live and what computes: the CPU, a GPU, or its emulator. `unsafe` stands here and in the launchers.
+//! Where tensors live and what computes: the CPU, a GPU, or its emulator. `unsafe` stands here and around launches.
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]

@@ -34,12 +34,15 @@ pub fn embed_fwd(device: &Device, x: &mut Tensor, table: &Tensor, ids: &Tensor) 
         }
         Device::Gpu(gpu) => {
             whole_vectors("embed_fwd", "C", c, 8)?;
+            if v == 0 {
+                return refuse("embed_fwd", "a table without rows, expected at least one".into());
+            }
             let rows = kernels::ROWS_PER_BLOCK as usize;
             let launch = Launch::line(n.div_ceil(rows), 32 * rows);
             let int = |n| int("embed_fwd", n);
             let arguments = EmbedFwd { x, table, ids, n: int(n)?, v: int(v)?, c: int(c)? };
-            // SAFETY: `dims` holds x, table and ids to n, v and c, a multiple of 8; an id outside the table reads
-            // none of it.
+            // SAFETY: `dims` holds x, table and ids to n, v and c, a multiple of 8; an id outside the table reads its
+            // first row.
             unsafe { kernels::embed_fwd(gpu, launch, arguments) }?;
         }
     }

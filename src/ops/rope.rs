@@ -78,6 +78,9 @@ fn rotate(
         }
         Device::Gpu(gpu) => {
             whole_vectors(op, "D", heads.width, 16)?;
+            if p == 0 {
+                return refuse(op, "tables without positions, expected at least one".into());
+            }
             let threads = half / kernels::PAIRS_PER_THREAD as usize;
             let rotated = heads.query + heads.key;
             // As many heads at a time as a block has room for, shared out evenly over the steps.
@@ -88,8 +91,8 @@ fn rotate(
             match turn > 0.0 {
                 true => {
                     let arguments = RopeFwd { qkv, cos, sin, positions, p, h, g, d };
-                    // SAFETY: `dims` and the heads' check hold the arrays to these sizes, with a block for each row;
-                    // a position outside the tables reads none of them.
+                    // SAFETY: `dims` and the heads' check hold the arrays to these sizes, with a block for each row; a
+                    // position outside the tables reads their first row.
                     unsafe { kernels::rope_fwd(gpu, launch, arguments) }?
                 }
                 false => {
