@@ -14,8 +14,11 @@ const EMULATOR_LAYERS: &[(&str, &[&str])] = &[
     ("launch", &["error", "isa", "report", "machine", "exec"]),
 ];
 
+/// What a file names, and where.
+type Names = Vec<(LineColumn, String)>;
+
 /// Modules of the crate that a file of one of its folders names, as `folder/file` or `file`.
-fn named_files(source: &Source, folder: &str) -> Vec<(LineColumn, String)> {
+fn named_files(source: &Source, folder: &str) -> Names {
     let mut paths = CratePaths::default();
     paths.visit_file(&source.syntax);
     let file = |(at, path): (LineColumn, Vec<String>)| match &path[..] {
@@ -41,7 +44,7 @@ fn the_emulator_knows_nothing_of_ours() {
 }
 
 /// Every file of the emulator in a folder, with its folder and the files that it names.
-fn emulator_files() -> Vec<(String, String, Vec<(LineColumn, String)>)> {
+fn emulator_files() -> Vec<(String, String, Names)> {
     let root = "src/emulator/src/";
     let all = sources(&[root]);
     let inside = all.iter().filter_map(|s| Some((s, s.path.strip_prefix(root)?.strip_suffix(".rs")?)));
