@@ -244,7 +244,11 @@ fn inputs(ty: Type) -> Vec<u64> {
                 top,
                 top | 1 << (f - 1),
             ]);
-            list.extend([one | 1 << (f - 1), one + (1 << f) | 1 << (f - 2), one + (6 << f) | 9 << (f - 4)]);
+            list.extend([
+                one | 1 << (f - 1),
+                (one + (1 << f)) | 1 << (f - 2),
+                (one + (6 << f)) | 9 << (f - 4),
+            ]);
             // 2^k and its neighbours, for edges of integers and of narrower floats.
             for k in [7i64, 8, 15, 16, 31, 32, 63, 64, -14, -15, -24, -25, -126, -127, -149, -150] {
                 let biased = (one >> f) as i64 + k;
