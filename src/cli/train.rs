@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::pretrained::open::Compute;
 use crate::train::config::{Invalid, Stage, TrainConfig};
 use crate::train::folder::Existing;
-use crate::train::{log, run};
+use crate::train::log;
+use crate::train::run::{Options, Trainer};
 use clap::builder::BoolishValueParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
@@ -145,7 +146,7 @@ impl Flags {
             (false, false) => Existing::Refuse,
         };
         let beside = config.output_dir.as_ref().map(|dir| Path::new(dir).join("log.jsonl"));
-        run::run(run::Options {
+        let trainer = Trainer::open(Options {
             config,
             device: Device::by_name(&run.device)?,
             dtype: run.dtype,
@@ -161,7 +162,8 @@ impl Flags {
             },
             plot: run.plot,
             stop: signal::stop_flag()?,
-        })
+        })?;
+        trainer.run().map(drop)
     }
 
     /// The file's settings, and over them what was given by flag or environment.

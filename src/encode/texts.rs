@@ -33,6 +33,14 @@ pub struct Rows {
 }
 
 impl Encoder {
+    /// A vector for each text, in order, without instructions. An error names the text by its number.
+    pub fn embed(&mut self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        let items: Vec<Item> = texts.iter().map(|text| Item { instruction: "", text }).collect();
+        let at = |i: usize, what: &str| Error::Usage(format!("text {i}: {what}"));
+        let rows = self.texts(&items, Empty::Error, at, |_, _| {})?;
+        Ok(rows.vectors.chunks_exact(self.width()).map(<[f32]>::to_vec).collect())
+    }
+
     /// One finite vector per item; `at(i, what)` makes the error of item `i`, `progress` is told texts and tokens.
     pub fn texts(
         &mut self,

@@ -47,7 +47,7 @@ pub enum Compute {
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct Options {
-    /// Model folder (config.json, tokenizer.json, model.safetensors) or adapter that names its base, or org/name[@revision] in the local Hugging Face cache
+    /// Model folder (config.json, tokenizer.json, model.safetensors) or adapter that names its base, or org/name or org/name@revision in the local Hugging Face cache
     #[cfg_attr(
         feature = "cli",
         arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")

@@ -55,7 +55,7 @@ pub const FILE: &str = "train_config.json";
 pub const MODULES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 settings! {
-    /// Model folder, or org/name[@revision] in the local Hugging Face cache
+    /// Model folder, or org/name or org/name@revision in the local Hugging Face cache
     flag(short, long = "model", env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")
     model_name_or_path: Option<String> = None;
     /// Adapter to merge before the new one is trained; repeat for several, in order

@@ -59,8 +59,26 @@ pub struct Options {
     pub stop: Arc<AtomicUsize>,
 }
 
-/// Everything that a step needs.
-struct Trainer {
+impl Options {
+    /// On the CPU in f32, into a new folder, nothing on stderr, no picture.
+    pub fn new(config: TrainConfig) -> Options {
+        Options {
+            config,
+            device: Device::cpu(),
+            dtype: Compute::F32,
+            check_finite: false,
+            graph: true,
+            existing: Existing::Refuse,
+            source: None,
+            log: log::Options { quiet: true, ..log::Options::default() },
+            plot: None,
+            stop: Arc::default(),
+        }
+    }
+}
+
+/// A run that is ready for its next step.
+pub struct Trainer {
     config: TrainConfig,
     setup: Setup,
     folder: Folder,
@@ -73,38 +91,37 @@ struct Trainer {
     /// Steps done.
     step: u64,
     log: Log,
-}
-
-/// Trains, or trains on, until the last step or a signal.
-///
-/// Errors before the first step leave no trace but the output folder; later ones keep the last checkpoint.
-pub fn run(mut options: Options) -> Result<()> {
-    let stop = options.stop.clone();
-    let (mut trainer, plot) = (Trainer::open(&mut options)?, options.plot);
-    if !options.graph {
-        trainer.learner.graphs = Graphs::default();
-    }
-    if trainer.step == 0 {
-        trainer.evaluate()?;
-    }
-    while trainer.step < trainer.schedule.steps as u64 {
-        trainer.one_step()?;
-        let signal = stop.load(Ordering::Relaxed) as u8;
-        let due = trainer.step.is_multiple_of(trainer.config.save_steps as u64);
-        if signal != 0 || due || trainer.step == trainer.schedule.steps as u64 {
-            trainer.save()?;
-        }
-        if signal != 0 && trainer.step < trainer.schedule.steps as u64 {
-            trainer.log.finish();
-            let what = format!("step {} is saved; --resume goes on", trainer.step);
-            return Err(Error::Stopped { signal, what });
-        }
-    }
-    trainer.finish(plot.as_deref())
+    plot: Option<PathBuf>,
+    stop: Arc<AtomicUsize>,
 }
 
 impl Trainer {
-    fn open(options: &mut Options) -> Result<Trainer> {
+    /// Trains, or trains on, until the last step or a signal; gives the losses of the whole run.
+    ///
+    /// Errors before the first step leave no trace but the output folder; later ones keep the last checkpoint.
+    pub fn run(mut self) -> Result<Losses> {
+        if self.step == 0 {
+            self.evaluate()?;
+        }
+        while self.step < self.schedule.steps as u64 {
+            self.one_step()?;
+            let signal = self.stop.load(Ordering::Relaxed) as u8;
+            let due = self.step.is_multiple_of(self.config.save_steps as u64);
+            if signal != 0 || due || self.step == self.schedule.steps as u64 {
+                self.save()?;
+            }
+            if signal != 0 && self.step < self.schedule.steps as u64 {
+                self.log.finish();
+                let what = format!("step {} is saved; --resume goes on", self.step);
+                return Err(Error::Stopped { signal, what });
+            }
+        }
+        self.finish()
+    }
+
+    /// Prepares a run: opens and checks all that it reads and writes, plans its memory, and resumes where it is to.
+    pub fn open(mut options: Options) -> Result<Trainer> {
+        let options = &mut options;
         let Some(output) = options.config.output_dir.as_ref().map(PathBuf::from) else {
             return Err(Error::Usage("training needs an --output folder".into()));
         };
@@ -147,6 +164,9 @@ impl Trainer {
         };
         let (mut learner, loss) = build(&mut Arena::new(&setup.device), config, &setup, start)?;
         learner.load(&setup.files)?;
+        if !options.graph {
+            learner.graphs = Graphs::default();
+        }
         let (mut step, mut losses) = (0, Losses::default());
         if let Some(saved) = saved {
             (step, losses) = (saved.state.step, saved.state.losses);
@@ -161,7 +181,22 @@ impl Trainer {
         lines.iter().for_each(|line| log.line(line));
         let config = config.clone();
         config.save(&output)?;
-        Ok(Trainer { config, setup, folder, identity, feed, schedule, learner, loss, losses, step, log })
+        let (plot, stop) = (options.plot.take(), options.stop.clone());
+        Ok(Trainer {
+            config,
+            setup,
+            folder,
+            identity,
+            feed,
+            schedule,
+            learner,
+            loss,
+            losses,
+            step,
+            log,
+            plot,
+            stop,
+        })
     }
 
     /// One step of the optimiser: every batch of it, the update, the log, and the evaluation if it is due.
@@ -268,7 +303,7 @@ impl Trainer {
     }
 
     /// The adapter, the tokenizer's files and the picture.
-    fn finish(self, picture: Option<&Path>) -> Result<()> {
+    fn finish(self) -> Result<Losses> {
         // A run that was killed within its last save and resumed has nothing more to save.
         let (output, adapter) = (&self.folder.path, self.adapter()?);
         checkpoint::prune(output, self.keep())?;
@@ -277,7 +312,7 @@ impl Trainer {
         }
         copy_side_files(&self.setup.dir, output)?;
         checkpoint::write_adapter(output, &adapter, &self.settings())?;
-        if let Some(path) = picture {
+        if let Some(path) = &self.plot {
             plot::draw(path, &self.log.points)?;
         }
         let Losses { first, last, steps, sum, .. } = self.losses;
@@ -287,7 +322,7 @@ impl Trainer {
             "{steps} steps: loss {first:.4} at the first, {last:.4} at the last, {mean:.4} on average; adapter in {}",
             output.display()
         ));
-        Ok(())
+        Ok(self.losses)
     }
 }
 
@@ -322,6 +357,10 @@ fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> 
         device: options.device.clone(),
         ..open::Options::new(model)
     })?;
+    if !setup.steps.is_empty() {
+        let what = "has modules after its pooling (Dense, truncate_dim) that training would pass over; train its base";
+        return Err(Error::Unsupported(format!("{}: {what}", setup.dir.display())));
+    }
     if let Some((_, dir)) = &start {
         adapter::on_its_layers(dir, &setup.files.chain)?;
     }
