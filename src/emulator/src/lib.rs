@@ -54,7 +54,8 @@
 //! Of what runs beside the warps: ordinary writes that no proxy fence has made visible, `mbarrier.init` included; bytes
 //! touched while a copy is under way to or from them; mbarriers that are not there, begun twice, come to too often, and
 //! phases that lack arrivals or bytes; a block that leaves with copies under way or while others of its cluster may
-//! touch its memory; tensor maps that are damaged or on the stack.
+//! touch its memory; tensor maps that are damaged or on the stack, boxes that begin within 16 bytes. A stored box ends at
+//! whole 16 bytes, as the hardware's does.
 //! A write that leaves a byte as it was is no race with another write.
 //!
 //! # How it is built

@@ -47,7 +47,14 @@ impl Context<'_> {
             return wrong(format!("{given} coordinates for a tensor map of {has} dimensions"));
         }
         let value = |s: &Src| i64::from(warp.look(run.frame, *s, &self.module.consts)[lane] as i32);
-        Ok((map, coords.iter().map(value).collect()))
+        let coords: Vec<i64> = coords.iter().map(value).collect();
+        // An H200 answers anything else with an illegal instruction.
+        let byte = coords[0] * map.element.size() as i64;
+        if byte % 16 != 0 {
+            let what = format!("misaligned: the first coordinate, {}, is byte {byte} of its row", coords[0]);
+            return wrong(format!("{what}, a multiple of 16 was expected"));
+        }
+        Ok((map, coords))
     }
 
     /// A box from global to shared memory, or (`store`) back.
@@ -72,7 +79,7 @@ impl Context<'_> {
             let what = format!("a reduction that {:?} does not have", map.element);
             return Err(self.wrong(warp, run, lane, what));
         }
-        let rows = map.rows(&coords);
+        let rows = if store { map.whole_chunks().rows(&coords) } else { map.rows(&coords) };
         let row_bytes = map.bytes() / rows.len();
         let mut region = Where::Local(0);
         for (row, begin, address, bytes) in rows {

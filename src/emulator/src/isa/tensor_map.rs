@@ -208,6 +208,14 @@ impl TensorMap {
         (0..self.sizes.len()).map(|d| self.count(d)).product::<usize>() * self.element.size()
     }
 
+    /// The map with rows that end at 16 bytes: what stores and reductions write of a ragged end, as an H200 does.
+    pub(crate) fn whole_chunks(&self) -> TensorMap {
+        let per_chunk = 16 / self.element.size() as u64;
+        let mut map = self.clone();
+        map.sizes[0] = map.sizes[0].next_multiple_of(per_chunk);
+        map
+    }
+
     /// The box at some coordinates, row by row: the place of a row in the box, the place in it where the array begins
     /// to be there, and the global address and bytes of what is there.
     pub(crate) fn rows(&self, at: &[i64]) -> Vec<(usize, usize, u64, usize)> {

@@ -50,7 +50,7 @@ fn map(element: Element, sizes: &[u64], tile: &[u32], swizzle: Swizzle) -> Tenso
 }
 
 fn bytes(map: &TensorMap) -> usize {
-    let row = map.sizes[0] as usize * map.element.size();
+    let row = (map.sizes[0] as usize * map.element.size()).next_multiple_of(16);
     map.strides.last().map_or(row, |s| *s as usize * *map.sizes.last().unwrap() as usize)
 }
 
@@ -68,9 +68,15 @@ fn check(map: &TensorMap, at: &[i32]) {
     for (index, place) in &cells {
         let Some(i) = *index else { continue };
         loaded[*place..place + size].copy_from_slice(&array[i..i + size]);
-        stored[i..i + size].copy_from_slice(&raw[*place..place + size]);
+    }
+    // What is written ends at whole chunks of 16 bytes, in the gap behind a ragged row.
+    let mut whole = map.clone();
+    whole.sizes[0] = whole.sizes[0].next_multiple_of(16 / size as u64);
+    for (index, place) in self::cells(&whole, at) {
+        let Some(i) = index else { continue };
+        stored[i..i + size].copy_from_slice(&raw[place..place + size]);
         let number = |b: &[u8]| b.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
-        let sum = number(&array[i..i + size]).wrapping_add(number(&raw[*place..place + size]));
+        let sum = number(&array[i..i + size]).wrapping_add(number(&raw[place..place + size]));
         added[i..i + size].copy_from_slice(&sum.to_le_bytes()[..size]);
     }
     for seed in 0..4 {
@@ -109,14 +115,15 @@ fn swizzles_and_edges() {
         for (element, size) in [(Element::Bf16, 2), (Element::U32, 4), (Element::U8, 1), (Element::F64, 8)] {
             let columns = width / size;
             let map = map(element, &[columns as u64 + 13, 21], &[columns as u32, 18], swizzle);
-            let c: i32 = columns;
+            // Columns of 16 bytes: a box begins at a multiple of as many.
+            let (c, unit): (i32, i32) = (columns, 16 / size);
             for at in [
                 [0, 0],
-                [5, 3],
-                [13, 7],
-                [-3, -2],
-                [c + 12, 20],
-                [c + 40, 0],
+                [unit, 3],
+                [2 * unit, 7],
+                [-unit, -2],
+                [c + 12 / unit * unit, 20],
+                [c + 3 * unit, 0],
                 [0, -18],
                 [1 << 30, -(1 << 30)],
             ] {
@@ -130,11 +137,42 @@ fn swizzles_and_edges() {
 fn one_to_five_dimensions() {
     check(&map(Element::U32, &[50], &[12], Swizzle::None), &[44]);
     check(&map(Element::U32, &[9, 7, 5], &[8, 3, 2], Swizzle::B32), &[4, -1, 4]);
-    check(&map(Element::U64, &[4, 3, 3, 4], &[2, 2, 2, 3], Swizzle::None), &[1, 2, 1, 2]);
+    check(&map(Element::U64, &[4, 3, 3, 4], &[2, 2, 2, 3], Swizzle::None), &[2, 2, 1, 2]);
     check(&map(Element::Bf16, &[16, 3, 2, 3, 2], &[16, 2, 2, 2, 2], Swizzle::B32), &[0, 2, 0, -1, 1]);
     let stepped =
         TensorMap { steps: vec![1, 2, 3], ..map(Element::U32, &[8, 12, 12], &[8, 5, 7], Swizzle::None) };
     check(&stepped, &[0, 3, 2]);
+}
+
+/// Where a box begins within 16 bytes, loads, stores and reductions are an illegal instruction on an H200.
+#[test]
+fn a_box_begins_at_a_multiple_of_16_bytes() {
+    for (element, size, at) in [
+        (Element::Bf16, 2, [5, 3]),
+        (Element::Bf16, 2, [-3, -2]),
+        (Element::U8, 1, [13, 7]),
+        (Element::U8, 1, [96 + 12, 20]),
+        (Element::F64, 8, [1, 0]),
+    ] {
+        let columns = 96 / size;
+        let map = map(element, &[columns as u64 + 16, 21], &[columns as u32, 18], Swizzle::None);
+        let array = vec![0; bytes(&map)];
+        let total = 96 * 18;
+        let launch = Launch { shared: total, ..line(1, 32) };
+        let raw = vec![0; total];
+        for name in ["in", "put", "add"] {
+            let mut args = match name {
+                "in" => vec![Arg::Scratch(total), Arg::Map(&array, map.clone())],
+                _ => vec![Arg::Map(&array, map.clone()), Arg::In(&raw)],
+            };
+            args.push(Arg::Int(total as i32));
+            args.extend(ints(&at));
+            let what = run(PTX, &format!("box_{name}_2"), &launch, &args).unwrap_err().to_string();
+            let byte = at[0] * size;
+            let words = [format!("the first coordinate, {}, is byte {byte}", at[0]), "misaligned".into()];
+            assert!(words.iter().all(|word| what.contains(word.as_str())), "{name} at {at:?}: {what}");
+        }
+    }
 }
 
 /// A row narrower than the swizzle: bits of the address are what is exchanged.
