@@ -1,10 +1,10 @@
 //! `kernels/*.cu` to cubins, PTX and typed launchers. Without nvcc the launchers are written all the same, with no images.
 
-#[path = "build/launcher.rs"]
+#[path = "src/kernels/build/launcher.rs"]
 mod launcher;
-#[path = "build/nvcc.rs"]
+#[path = "src/kernels/build/nvcc.rs"]
 mod nvcc;
-#[path = "build/signature.rs"]
+#[path = "src/kernels/build/signature.rs"]
 mod signature;
 
 use nvcc::Nvcc;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 fn build() -> Result<()> {
     println!("cargo:rerun-if-changed=kernels");
-    println!("cargo:rerun-if-changed=build");
+    println!("cargo:rerun-if-changed=src/kernels/build");
     println!("cargo:rerun-if-changed=build.rs");
     for name in ["NVCC", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX", "REQUIRE_NVCC", "NVCC_CCBIN"] {
         println!("cargo:rerun-if-env-changed={name}");
@@ -256,7 +256,7 @@ fn run(nvcc: &Nvcc, flags: &[&str], more: &[&str], from: &str, to: &Path) -> Res
 /// All that a file's images depend on.
 fn key(nvcc: &Nvcc, source: &Source) -> Result<String> {
     let mut hash = DefaultHasher::new();
-    (&nvcc.banner, FLAGS, include_str!("build.rs"), include_str!("build/nvcc.rs"), &source.text)
+    (&nvcc.banner, FLAGS, include_str!("build.rs"), include_str!("src/kernels/build/nvcc.rs"), &source.text)
         .hash(&mut hash);
     let (mut waiting, mut seen) = (vec![source.text.clone()], Vec::new());
     while let Some(text) = waiting.pop() {

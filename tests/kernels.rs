@@ -2,11 +2,11 @@
 
 #[path = "common/answers.rs"]
 mod answers;
-#[path = "../build/launcher.rs"]
+#[path = "../src/kernels/build/launcher.rs"]
 mod launcher;
-#[path = "../build/nvcc.rs"]
+#[path = "../src/kernels/build/nvcc.rs"]
 mod nvcc;
-#[path = "../build/signature.rs"]
+#[path = "../src/kernels/build/signature.rs"]
 mod signature;
 
 mod common;

@@ -126,19 +126,8 @@ impl Trainer {
             return Err(Error::Usage("training needs an --output folder".into()));
         };
         let (setup, start) = opened(options)?;
-        // Touches nothing yet: a mistake must cost neither an input nor the old run.
-        folder::holds_no_model(&output)?;
+        check_outputs(options, &setup, &output, start.as_ref().map(|(_, dir)| dir.as_path()))?;
         let config = &options.config;
-        let outputs = Outputs {
-            folder: &output,
-            existing: options.existing,
-            log: options.log.jsonl.as_deref(),
-            plot: options.plot.as_deref(),
-            tensorboard: options.log.tensorboard.as_deref(),
-        };
-        let from = start.as_ref().map(|(_, dir)| dir.as_path());
-        outputs.spare(&inputs(config, &setup, from, options.source.as_deref()))?;
-        outputs.probe()?;
         let (mut feed, mut lines) = Feed::open(config, &setup)?;
         let schedule = Schedule::new(config.learning_rate, &config.plan(feed.per_epoch()))?;
         let plan = plan(config, &setup, start.as_ref().map(|(adapter, _)| adapter.clone()))?;
@@ -428,6 +417,21 @@ fn inputs(config: &TrainConfig, setup: &Setup, start: Option<&Path>, source: Opt
     list.extend(file("--instructions", config.instructions.as_deref()));
     list.extend(source.map(|path| Input { flag: "--config", path: path.into() }));
     list
+}
+
+/// Refuses outputs that would cost an input or cannot be written. Touches nothing: a mistake must not cost the old run
+/// either.
+fn check_outputs(options: &Options, setup: &Setup, output: &Path, start: Option<&Path>) -> Result<()> {
+    folder::holds_no_model(output)?;
+    let outputs = Outputs {
+        folder: output,
+        existing: options.existing,
+        log: options.log.jsonl.as_deref(),
+        plot: options.plot.as_deref(),
+        tensorboard: options.log.tensorboard.as_deref(),
+    };
+    outputs.spare(&inputs(&options.config, setup, start, options.source.as_deref()))?;
+    outputs.probe()
 }
 
 /// The checkpoint in `dir`, if it is this run's.
