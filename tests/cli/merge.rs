@@ -237,3 +237,56 @@ fn a_base_is_exported_with_all_that_belongs_to_it() {
     let base = vectors(&["-m", tiny.path(), "-i", prose(), "--normalize", "--pool-over", "all"]);
     assert!(off(&exported, &base) <= 1e-6);
 }
+
+/// Twenty kills at moments spread over a merge: the folder is whole or is not there, and the next merge leaves nothing of
+/// those that were killed.
+#[test]
+fn a_killed_merge_leaves_a_whole_folder_or_none() {
+    let (model, adapter, dir) = (common::novel5m(), golden("adapter"), folder());
+    let merge = |out: &Path| {
+        llm2vec(&[
+            "merge",
+            "-m",
+            str(&model),
+            "--adapter",
+            str(&adapter),
+            "-o",
+            str(out),
+            "--pool-over",
+            "all",
+        ])
+    };
+    let whole = dir.path().join("whole");
+    let start = std::time::Instant::now();
+    good(merge(&whole));
+    let (time, out) = (start.elapsed(), dir.path().join("out"));
+    let mut unfinished = 0;
+    for kill in 0..20 {
+        let mut child = merge(&out).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(time * (kill + 1) / 20);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if out.exists() {
+            same_bytes(&whole, &out);
+            fs::remove_dir_all(&out).unwrap();
+        } else {
+            unfinished += 1;
+        }
+    }
+    assert!(unfinished > 0, "every merge was over before its kill");
+    good(merge(&out));
+    same_bytes(&whole, &out);
+    assert_eq!(names(dir.path()), ["out", "whole"]);
+}
+
+/// The same files with the same bytes.
+fn same_bytes(wanted: &Path, got: &Path) {
+    assert_eq!(names(got), names(wanted));
+    for name in names(wanted) {
+        let [wanted, got] = [wanted.join(&name), got.join(&name)];
+        match wanted.is_dir() {
+            true => same_bytes(&wanted, &got),
+            false => assert!(fs::read(&wanted).unwrap() == fs::read(&got).unwrap(), "{name}"),
+        }
+    }
+}
