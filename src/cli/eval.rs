@@ -63,6 +63,9 @@ impl Sts {
         self.output.as_deref().map(atomic::beside).transpose()?;
         let mut encoder = Encoder::open(&options)?;
         encoder.setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+        if !self.texts.quiet {
+            say(encoder.setup.attention_line());
+        }
         let mut tally = Tally::new(self.texts.quiet);
         let (instruction, empty) = (&self.texts.instruction, self.texts.empty);
         let add = |texts, tokens| tally.add(texts, tokens);

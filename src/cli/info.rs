@@ -137,7 +137,7 @@ fn setting_lines(setup: &Setup) -> Vec<Line> {
     let unit = if setup.normalize { ", unit length" } else { "" };
     let limits = setup.limits;
     vec![
-        ("attention", format!("{:?}", setup.mask)),
+        ("attention", format!("{:?}, by {}", setup.mask, setup.attention_by)),
         ("pooling", format!("{} over {span}{unit}", setup.pooling.reference_name())),
         ("template", setup.template.to_string()),
         ("limits", format!("{} tokens a row, {} of them text", limits.max_length, limits.doc_max_length)),

@@ -22,7 +22,7 @@ pub fn write(setup: &Setup, to: &Path) -> Result<Vec<String>> {
     settings(setup).write(to)?;
     write_modules(setup, to)?;
     atomic::write(&to.join("README.md"), card(setup).as_bytes())?;
-    Ok(differences(setup))
+    differences(setup)
 }
 
 /// What the folder records: every token is pooled and one length holds, since sentence-transformers has no other form.
@@ -31,15 +31,28 @@ fn settings(setup: &Setup) -> Settings {
     Settings { skip_instruction: Some(false), doc_max_length: Some(max_length), ..setup.settings() }
 }
 
-fn differences(setup: &Setup) -> Vec<String> {
-    let mut lines = Vec::new();
-    let one_token = matches!(setup.pooling, PoolingMode::Eos | PoolingMode::Bos);
-    if !setup.pool_all && !one_token {
+fn differences(setup: &Setup) -> Result<Vec<String>> {
+    let (mut lines, limits) = (Vec::new(), setup.limits);
+    // The last token is the text's own where nothing stands behind it.
+    let closed = setup.prompter.tokenizer().encode("a", true)?.special.last() == Some(&true);
+    let same_token = match setup.pooling {
+        PoolingMode::Eos | PoolingMode::Bos | PoolingMode::First => true,
+        PoolingMode::Last => !closed && setup.template == "none",
+        PoolingMode::Mean | PoolingMode::WeightedMean => false,
+    };
+    if !setup.pool_all && !same_token {
         lines.push(
             "note: sentence-transformers pools every token, BOS and instruction too, and so does this folder: its vectors \
              are those of --pool-over all and differ from those before"
                 .into(),
         );
+    }
+    if limits.doc_max_length < limits.max_length {
+        lines.push(format!(
+            "note: sentence-transformers has one limit, so a text of over {} tokens is cut at {} with all around it, and \
+             has another vector",
+            limits.doc_max_length, limits.max_length
+        ));
     }
     if setup.template != "none" {
         lines.push(format!(
@@ -48,7 +61,7 @@ fn differences(setup: &Setup) -> Vec<String> {
             setup.template
         ));
     }
-    lines
+    Ok(lines)
 }
 
 /// The model's `config.json` with the attention spelled out for everybody who reads it.

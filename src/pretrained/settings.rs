@@ -22,8 +22,7 @@ pub const FILE: &str = "llm2vec_encoder.json";
 const REFERENCE_KEYS: [&str; 4] = ["pooling_mode", "max_length", "doc_max_length", "skip_instruction"];
 
 /// Both files as one. What is `None` is not written. Older folders of ours have all keys in the reference's file.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Settings {
     /// Which hidden states make the vector.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -229,7 +229,19 @@ fn a_base_is_exported_with_all_that_belongs_to_it() {
     let run = llm2vec(&["merge", "-m", tiny.path(), "-o", str(&out), "--normalize"]).output().unwrap();
     let said = String::from_utf8(run.stderr.clone()).unwrap();
     passed(run);
-    assert!(said.contains("note: sentence-transformers pools every token"), "{said}");
+    let notes = ["pools every token", "a text of over 400 tokens is cut at 512"];
+    assert!(notes.iter().all(|note| said.contains(note)), "{said}");
+    // Where the folder's vectors are those from before, nothing is said.
+    let same = dir.path().join("same");
+    let args = ["merge", "-m", tiny.path(), "-o", str(&same), "--pooling", "last", "--doc-max-length", "512"];
+    let run = llm2vec(&args).output().unwrap();
+    let said = String::from_utf8(run.stderr.clone()).unwrap();
+    passed(run);
+    assert!(!said.contains("note:"), "{said}");
+    assert_eq!(
+        vectors(&["-m", str(&same), "-i", prose()]),
+        vectors(&["-m", tiny.path(), "-i", prose(), "--pooling", "last"])
+    );
     for name in ["chat_template.jinja", "merges.txt", "vocab.json"] {
         assert_eq!(fs::read(out.join(name)).unwrap(), fs::read(tiny.file(name)).unwrap());
     }
