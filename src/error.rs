@@ -32,6 +32,16 @@ pub enum Error {
         /// The operand and the two shapes.
         what: String,
     },
+    /// Right operands of an op that no kernel takes; the CPU does.
+    #[error("{op}: {got}, a GPU takes {takes}")]
+    Limit {
+        /// The op.
+        op: &'static str,
+        /// The size that is too much, or fits no kernel.
+        got: String,
+        /// What the kernels take.
+        takes: String,
+    },
     /// A model, adapter or setting that this crate does not run, by name.
     #[error("{0}")]
     Unsupported(String),

@@ -467,15 +467,20 @@ pub fn dims<const L: usize>(
 
 /// A size as kernels take it.
 pub fn int(op: &'static str, n: usize) -> Result<i32> {
-    i32::try_from(n).or_else(|_| refuse(op, format!("a size of {n}, a GPU takes less than 2^31")))
+    i32::try_from(n).or_else(|_| limited(op, format!("a size of {n}"), "less than 2^31"))
 }
 
 /// Refuses a row that kernels cannot walk in 16-byte steps.
 pub fn whole_vectors(op: &'static str, letter: &str, size: usize, of: usize) -> Result<()> {
     match size.is_multiple_of(of) {
         true => Ok(()),
-        false => refuse(op, format!("{letter} = {size}, a GPU takes multiples of {of}")),
+        false => limited(op, format!("{letter} = {size}"), format!("multiples of {of}")),
     }
+}
+
+/// An op's refusal of what the CPU would do, in the words of [`Error::Limit`].
+pub fn limited<T>(op: &'static str, got: String, takes: impl Into<String>) -> Result<T> {
+    Err(Error::Limit { op, got, takes: takes.into() })
 }
 
 /// An op's own refusal, in the words of [`Error::Shape`].

@@ -5,28 +5,31 @@
 
 #[path = "common/answers.rs"]
 mod answers;
+#[path = "device/counts.rs"]
+mod counts;
 #[path = "../src/emulator/tests/conformance/ptx.rs"]
 mod ptx;
 #[path = "device/run.rs"]
 mod run;
 
 use answers::built;
-use llm2vec::bench::cases::{self, Case};
-use llm2vec::device::emulator::{Count, Counters, Module};
+use llm2vec::bench::cases::{self, Case, Operand};
+use llm2vec::device::emulator::{Counters, Module};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::images::{File, choose_ptx};
 use llm2vec::device::{DType, Device};
+use llm2vec::error::Error;
 use llm2vec::launches as kernels;
 use llm2vec::tensor::Tensor;
 use rayon::prelude::*;
-use run::{Operands, bits, dtype, run};
+use run::{Failure, Operands, bits, run};
 
 /// Bytes behind each array of a real GPU that nothing may change. The emulator knows itself where an array ends.
 const GUARD: usize = 4096;
+/// Ops whose products are as exact as the hardware's sums are, which no ISA gives.
+const ON_TENSOR_CORES: [&str; 4] = ["attention", "lora_linear", "masked_xent", "contrastive"];
 /// Schedules of each case.
 const SEEDS: u64 = 5;
-/// Elements from which on sectors are held to what is touched: fewer fill none.
-const FEW: usize = 1 << 16;
 
 /// Whether an error is larger; a NaN is larger than anything.
 fn beyond(error: f64, most: f64) -> bool {
@@ -52,8 +55,8 @@ fn worst_row(got: &[f64], exact: &[f64], row: usize) -> f64 {
 
 /// The outputs that are right for what the operands hold on the device, by `with`.
 fn on_cpu(gpu: &Gpu, case: &Case, with: &cases::Run) -> Vec<Vec<f64>> {
-    let mut outputs = Operands::new(gpu, case.op, &case.outputs, 0).start;
-    let inputs = Operands::new(gpu, case.op, &case.inputs, 0).start;
+    let mut outputs = Operands::new(gpu, &case.outputs, 0).start;
+    let inputs = Operands::new(gpu, &case.inputs, 0).start;
     with(&Device::cpu_f64(), &mut outputs, &inputs).unwrap();
     outputs.iter().map(Tensor::to_f64).collect()
 }
@@ -62,17 +65,18 @@ fn on_cpu(gpu: &Gpu, case: &Case, with: &cases::Run) -> Vec<Vec<f64>> {
 /// unfused bf16 steps is, where the op would be one.
 fn compare(gpu: &Gpu, case: &Case, got: &[Tensor]) -> Vec<String> {
     let exact = on_cpu(gpu, case, &case.run);
-    let chain = case.plan.unfused.as_ref().map(|unfused| on_cpu(gpu, case, unfused));
+    let chain = case.unfused.as_ref().map(|unfused| on_cpu(gpu, case, unfused));
     let rms = |x: &[f64]| (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64).sqrt();
     // A loss is a difference of numbers as large as this: it has their last places, not its own.
-    let lse = case.outputs.iter().position(|(name, _)| *name == "lse").map_or(0.0, |o| rms(&exact[o]));
+    let lse = case.outputs.iter().position(|operand| operand.name == "lse").map_or(0.0, |o| rms(&exact[o]));
     let mut findings = Vec::new();
-    for (o, (name, fill)) in case.outputs.iter().enumerate() {
+    for (o, operand) in case.outputs.iter().enumerate() {
+        let name = operand.name;
         let (got, exact) = (got[o].to_f64(), &exact[o]);
         let typical = rms(exact);
         // Half a unit in the last place of bf16.
-        let unit = if dtype(case.op, name, fill) == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
-        let last = if ["loss", "total"].contains(name) { 4.0 * f64::from(f32::EPSILON) * lse } else { 0.0 };
+        let unit = if operand.gpu_dtype() == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
+        let last = if ["loss", "total"].contains(&name) { 4.0 * f64::from(f32::EPSILON) * lse } else { 0.0 };
         let allowed = |e: f64| unit * e.abs() + 1e-5 * typical.max(e.abs()) + last;
         let Some(chain) = &chain else {
             let wrong = got.iter().zip(exact).position(|(g, e)| beyond((g - e).abs(), allowed(*e)));
@@ -80,7 +84,7 @@ fn compare(gpu: &Gpu, case: &Case, got: &[Tensor]) -> Vec<String> {
             continue;
         };
         let one: Vec<f64> = exact.iter().map(|e| e + allowed(*e)).collect();
-        let row = fill.shape().last().copied().unwrap_or(1);
+        let row = operand.fill.shape().last().copied().unwrap_or(1);
         let errors = |x: &[f64]| {
             let [most, typical] = error(x, exact);
             [most, typical, worst_row(x, exact, row)]
@@ -98,52 +102,48 @@ fn compare(gpu: &Gpu, case: &Case, got: &[Tensor]) -> Vec<String> {
 
 /// Whether a GPU may refuse a case for its sizes: rows that are no whole vectors, or heads of no width that kernels have.
 fn odd(case: &Case) -> bool {
-    let of = |key: &str| {
-        let after = case.label.split(key).nth(1)?;
-        after.split(' ').next()?.parse::<usize>().ok()
-    };
-    let rows: &[&str] = if case.op.starts_with("lora_linear") { &[" K=", " M="] } else { &[" C=", " F="] };
-    of(" D=").is_some_and(|d| d % 16 != 0) || rows.iter().any(|key| of(key).is_some_and(|n| n % 8 != 0))
+    let rows = if case.op.starts_with("lora_linear") { ["K", "M"] } else { ["C", "F"] };
+    let apart = |letter: &str, of: usize| case.facts.size(letter).is_some_and(|size| size % of != 0);
+    apart("D", 16) || rows.iter().any(|letter| apart(letter, 8))
 }
 
-/// Runs every case and compares; gives the launches of an emulator.
-fn all_on(open: &(dyn Fn() -> Gpu + Sync), seeds: u64, guard: usize) -> Counted {
+/// Runs every case and compares; gives the launches of an emulator, by their case.
+fn all_on(open: &(dyn Fn() -> Gpu + Sync), seeds: u64, guard: usize) -> Vec<(Case, Counted)> {
     let cases = run::all();
-    let ran = cases.par_iter().map(|case| {
+    let count = cases.len();
+    let ran = cases.into_par_iter().map(|case| {
         let (gpu, what) = (open(), format!("{} {}", case.op, case.label));
-        let ran = one(&gpu, case, seeds, guard);
-        assert_eq!(ran.is_none(), odd(case), "{what}: refused, or not, against what a GPU takes");
+        let ran = one(&gpu, &case, seeds, guard);
+        assert_eq!(ran.is_none(), odd(&case), "{what}: refused, or not, against what a GPU takes");
         let (counted, findings) = ran?;
         let findings = findings.into_iter().map(|f| format!("{what}: {f}")).collect::<Vec<_>>();
-        Some((counted, findings))
+        Some(((case, counted), findings))
     });
     let ran: Vec<_> = ran.flatten().collect();
-    println!("{} of {} cases on {}", ran.len(), cases.len(), open().name());
+    println!("{} of {} cases on {}", ran.len(), count, open().name());
     let (counted, findings): (Vec<_>, Vec<_>) = ran.into_iter().unzip();
     let findings = findings.concat();
     assert!(findings.is_empty(), "on {}:\n{}\n", open().name(), findings.join("\n"));
-    counted.concat()
+    counted
 }
 
 type Counted = Vec<(&'static str, Counters)>;
 
 /// Runs a case under so many schedules; gives what the first counted, and what is wrong. Nothing where it is refused.
 fn one(gpu: &Gpu, case: &Case, seeds: u64, guard: usize) -> Option<(Counted, Vec<String>)> {
-    let mut first = Err(String::new());
+    let mut first = None;
     gpu.seed(0);
     let counted = gpu.count(|| {
-        first = run(gpu, case, guard);
+        first = Some(run(gpu, case, guard));
         Ok(())
     });
-    let first = match first {
+    let first = match first.unwrap() {
         Ok(outputs) => outputs,
-        Err(why) if why.contains("a GPU takes") => return None,
-        Err(why) => return Some((Vec::new(), vec![why])),
+        Err(Failure::Refused(Error::Limit { .. })) => return None,
+        Err(why) => return Some((Vec::new(), vec![why.to_string()])),
     };
     let (mut findings, counted) = (compare(gpu, case, &first), counted.unwrap());
-    if !counted.is_empty() {
-        findings.extend(as_planned(case, &counted));
-    }
+    findings.extend(counts::conflicts(&counted));
     for seed in 1..seeds {
         gpu.seed(seed);
         match run(gpu, case, guard) {
@@ -157,49 +157,16 @@ fn one(gpu: &Gpu, case: &Case, seeds: u64, guard: usize) -> Option<(Counted, Vec
     Some((counted, findings))
 }
 
-/// What the launches of a case have cost beside its plan: bytes to 2 %, tensor cores exactly, no bank conflicts.
-fn as_planned(case: &Case, counted: &[(&str, Counters)]) -> Vec<String> {
-    let mut findings = Vec::new();
-    for (kernel, counters) in counted.iter().filter(|(_, c)| c.total.conflicts > 0) {
-        let lines = counters.lines.iter().filter(|(_, c)| c.conflicts > 0);
-        let lines: Vec<_> = lines.map(|(at, c)| format!("{} at {at}", c.conflicts)).collect();
-        findings.push(format!("bank conflicts in {kernel}: {}", lines.join(", ")));
-    }
-    let sum = |of: fn(&Count) -> u64| counted.iter().map(|(_, c)| of(&c.total)).sum::<u64>() as usize;
-    let mut near = |found: usize, planned: Option<usize>, of: &str| match planned {
-        Some(planned) if 50 * found.abs_diff(planned) > planned => {
-            findings.push(format!("{found} {of}, {planned} were planned"));
-        }
-        _ => {}
-    };
-    near(
-        counted.iter().map(|(_, c)| c.read + c.written).sum::<u64>() as usize,
-        case.plan.once,
-        "bytes touched",
-    );
-    near(sum(|c| c.bytes), case.plan.bytes, "bytes asked for");
-    let (flops, planned) = (sum(|c| c.flops), case.plan.tensor_flops.unwrap_or(0));
-    if flops != planned {
-        findings.push(format!("{flops} operations of tensor cores, {planned} were planned"));
-    }
-    // What comes from the cache again, and what a sector holds beside what was asked for.
-    let moved = 32 * sum(|c| c.sectors);
-    if case.elements > FEW && case.plan.once.is_some_and(|once| moved > 2 * once) {
-        findings.push(format!("{moved} bytes moved, more than twice what is touched"));
-    }
-    findings
-}
-
 /// The chains that kernels are measured by are right themselves: as near as some roundings to bf16 leave them.
 #[test]
 fn unfused_chains_agree_with_their_ops() {
     let gpu = Gpu::emulated((8, 0)).unwrap();
     let mut ops = std::collections::BTreeSet::new();
     for case in run::all() {
-        let Some(unfused) = &case.plan.unfused else { continue };
+        let Some(unfused) = &case.unfused else { continue };
         ops.insert(case.op);
         let (exact, chain) = (on_cpu(&gpu, &case, &case.run), on_cpu(&gpu, &case, unfused));
-        for (((name, _), exact), chain) in case.outputs.iter().zip(&exact).zip(&chain) {
+        for ((Operand { name, .. }, exact), chain) in case.outputs.iter().zip(&exact).zip(&chain) {
             let size = error(&vec![0.0; exact.len()], exact);
             let off = error(chain, exact);
             // A sum of terms that cancel keeps their roundings; over a tensor that evens out.
@@ -224,6 +191,8 @@ fn kernels_agree_with_the_f64_cpu_on_the_emulator() {
         if kernels::FILES.iter().any(|f| f.stem.ends_with("_sm90")) {
             ran.extend(all_on(&|| Gpu::emulated((9, 0)).unwrap(), seeds(), 0));
         }
+        counts::as_committed(&ran);
+        let ran: Counted = ran.into_iter().flat_map(|(_, counted)| counted).collect();
         for file in kernels::FILES {
             resident_as_planned(file, &ran);
         }
@@ -257,7 +226,7 @@ fn exact() -> Vec<(Case, Vec<u64>)> {
         let ptx = choose_ptx(file.images, (8, 0)).unwrap();
         ptx::is_exact(std::str::from_utf8(ptx.bytes).unwrap(), kernel)
     };
-    let may = |case: &Case| !odd(case) && case.plan.tensor_flops.is_none();
+    let may = |case: &Case| !odd(case) && !ON_TENSOR_CORES.iter().any(|op| case.op.starts_with(op));
     let ran = run::all().into_par_iter().filter(may).filter_map(|case| {
         let (gpu, mut outputs) = (Gpu::emulated((8, 0)).unwrap(), Vec::new());
         let counted = gpu.count(|| {

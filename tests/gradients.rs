@@ -1,7 +1,7 @@
 //! Every backward against central differences of its forward at f64, through the case table; and the properties that
 //! training rests on: bits do not depend on the threads, masks are what their rate says.
 
-use llm2vec::bench::cases::{self, Case, DMEAN, DROPOUT, Fill};
+use llm2vec::bench::cases::{self, Case, DMEAN, DROPOUT, Fill, Operand};
 use llm2vec::device::{DType, Device};
 use llm2vec::ops::dropout::Dropout;
 use llm2vec::rng::{normal, philox};
@@ -19,8 +19,8 @@ struct Forward<'a> {
 impl<'a> Forward<'a> {
     fn new(case: &'a Case) -> Forward<'a> {
         let (outputs, inputs) = case.operands(DType::F64);
-        let mut variables: Named = case.inputs.iter().map(|i| i.0).zip(inputs).collect();
-        for ((name, fill), tensor) in case.outputs.iter().zip(outputs) {
+        let mut variables: Named = case.inputs.iter().map(|i| i.name).zip(inputs).collect();
+        for (Operand { name, fill, .. }, tensor) in case.outputs.iter().zip(outputs) {
             if let Fill::Normal(_) = fill {
                 variables.insert(name, tensor);
             }
@@ -30,15 +30,15 @@ impl<'a> Forward<'a> {
 
     /// The outputs, with variable `moved` displaced by `by`.
     fn run(&self, moved: &str, by: &[f64]) -> Named {
-        let place = |name: &'static str, fill: &Fill| match self.variables.get(name) {
-            Some(t) if name == moved => displaced(t, by),
+        let place = |operand: &Operand| match self.variables.get(operand.name) {
+            Some(t) if operand.name == moved => displaced(t, by),
             Some(t) => t.clone(),
-            None => fill.tensor(DType::F64, name),
+            None => operand.tensor(DType::F64),
         };
-        let mut outputs: Vec<_> = self.case.outputs.iter().map(|(n, f)| place(n, f)).collect();
-        let inputs: Vec<_> = self.case.inputs.iter().map(|(n, f)| place(n, f)).collect();
+        let mut outputs: Vec<_> = self.case.outputs.iter().map(place).collect();
+        let inputs: Vec<_> = self.case.inputs.iter().map(place).collect();
         (self.case.run)(&Device::cpu_f64(), &mut outputs, &inputs).unwrap();
-        self.case.outputs.iter().map(|o| o.0).zip(outputs).collect()
+        self.case.outputs.iter().map(|o| o.name).zip(outputs).collect()
     }
 }
 
@@ -51,7 +51,7 @@ fn backward(case: &Case, forward: &Forward) -> (HashMap<&'static str, Vec<f64>>,
     let (mut outputs, mut inputs) = case.operands(DType::F64);
     let results = forward.run("", &[]);
     let mut upstream = HashMap::new();
-    for ((name, _), tensor) in case.inputs.iter().zip(&mut inputs) {
+    for (Operand { name, .. }, tensor) in case.inputs.iter().zip(&mut inputs) {
         let of = name.strip_prefix('d').filter(|n| results.contains_key(n));
         match (results.get(name), forward.variables.get(name), of) {
             (Some(t), ..) | (_, Some(t), _) => *tensor = t.clone(),
@@ -59,7 +59,7 @@ fn backward(case: &Case, forward: &Forward) -> (HashMap<&'static str, Vec<f64>>,
             _ => panic!("{} {}: {name} is nothing of the forward's", case.op, case.label),
         }
     }
-    for ((name, fill), tensor) in case.outputs.iter().zip(&outputs) {
+    for (Operand { name, fill, .. }, tensor) in case.outputs.iter().zip(&outputs) {
         if let Fill::Normal(_) = fill {
             upstream.insert(&name[1..], tensor.to_f64());
         }
@@ -68,7 +68,7 @@ fn backward(case: &Case, forward: &Forward) -> (HashMap<&'static str, Vec<f64>>,
         upstream.insert("total", vec![DMEAN, 0.0]);
     }
     (case.run)(&Device::cpu_f64(), &mut outputs, &inputs).unwrap();
-    (upstream, case.outputs.iter().map(|o| o.0).zip(outputs).collect())
+    (upstream, case.outputs.iter().map(|o| o.name).zip(outputs).collect())
 }
 
 /// Directions in which a variable is moved: all elements at random, thrice, and some one by one.
@@ -89,7 +89,7 @@ fn every_backward_is_the_derivative_of_its_forward() {
         let forward =
             Forward::new(forward.unwrap_or_else(|| panic!("{} {} has no forward", case.op, case.label)));
         let (upstream, gradients) = backward(case, &forward);
-        for (name, fill) in &case.outputs {
+        for Operand { name, fill, .. } in &case.outputs {
             let Some(variable) = forward.variables.get(&name[1..]) else { continue };
             let offset = if let Fill::Added(_) = fill { 7.0 } else { 0.0 };
             let gradient: Vec<f64> = gradients[name].to_f64().iter().map(|g| g - offset).collect();

@@ -1,6 +1,6 @@
 //! Every op against the case table: f32 against f64, poison, contracts; and against formulas written out plainly.
 
-use llm2vec::bench::cases::{self, Case, DROPOUT, Fill};
+use llm2vec::bench::cases::{self, Case, DROPOUT, Fill, Operand};
 use llm2vec::device::{DType, Device};
 use llm2vec::ops::attention::{Heads, Mask};
 use llm2vec::tensor::Tensor;
@@ -17,7 +17,7 @@ fn f32_agrees_with_f64_and_every_output_is_overwritten() {
     let cases = cases::all();
     for case in &cases {
         let (exact, got) = (run(case, &Device::cpu_f64()), run(case, &Device::cpu()));
-        for ((name, _), (exact, got)) in case.outputs.iter().zip(exact.iter().zip(&got)) {
+        for (Operand { name, .. }, (exact, got)) in case.outputs.iter().zip(exact.iter().zip(&got)) {
             let rms = (exact.iter().map(|x| x * x).sum::<f64>() / exact.len() as f64).sqrt();
             for (i, (e, g)) in exact.iter().zip(got).enumerate() {
                 let off = (e - g).abs();
@@ -52,8 +52,8 @@ fn wrong_shapes_are_refused_by_name() {
             for how in 0..2 {
                 let (mut outputs, mut inputs) = case.operands(DType::F32);
                 let all: Vec<_> = case.outputs.iter().chain(&case.inputs).collect();
-                let name = all[operand].0;
-                let wrong = grow(&all[operand].1, how).tensor(DType::F32, name);
+                let name = all[operand].name;
+                let wrong = grow(&all[operand].fill, how).tensor(DType::F32, name);
                 match operand.checked_sub(outputs.len()) {
                     None => outputs[operand] = wrong,
                     Some(i) => inputs[i] = wrong,
@@ -74,18 +74,13 @@ fn attention_is_its_formula() {
         let got = run(case, &Device::cpu_f64());
         let (_, inputs) = case.operands(DType::F64);
         let (qkv, starts) = (inputs[0].to_f64(), inputs[1].to_f64());
-        let number = |key: &str| -> usize {
-            let after = &case.label[case.label.find(key).unwrap() + key.len()..];
-            after.split(' ').next().unwrap().parse().unwrap()
-        };
-        let heads = Heads { query: number("H="), key: number("G="), width: number("D=") };
-        let sees = |i: usize, j: usize| match case.label.rsplit(' ').next().unwrap() {
-            "Full" => true,
-            "Causal" => j <= i,
-            "Window(7)" => i.abs_diff(j) < 7,
-            "CausalWindow(70)" => j <= i && i - j < 70,
-            "Window(33)" => i.abs_diff(j) < 33,
-            other => panic!("{other}"),
+        let size = |letter| case.facts.size(letter).unwrap();
+        let heads = Heads { query: size("H"), key: size("G"), width: size("D") };
+        let sees = |i: usize, j: usize| match case.facts.mask.unwrap() {
+            Mask::Full => true,
+            Mask::Causal => j <= i,
+            Mask::Window(keys) => i.abs_diff(j) < keys,
+            Mask::CausalWindow(keys) => j <= i && i - j < keys,
         };
         for sequence in starts.windows(2).map(|w| w[0] as usize..w[1] as usize) {
             for i in sequence.clone() {
@@ -98,7 +93,7 @@ fn attention_is_its_formula() {
                     let mut p: Vec<(usize, f64)> =
                         keys.map(|j| (j, (score(j) / (d as f64).sqrt()).exp())).collect();
                     let total: f64 = p.iter().map(|(_, p)| p).sum();
-                    if case.label.contains("drop") {
+                    if case.facts.dropout {
                         let key = DROPOUT.key();
                         p.iter_mut().for_each(|(j, p)| {
                             DROPOUT.apply(key, i, h, *j - sequence.start, std::slice::from_mut(p))

@@ -77,6 +77,7 @@ fn noticed(removal: &Removal, ptx: &str, capability: (u32, u32), ran: &[Ran]) ->
             gpu.seed(seed);
             match run(&gpu, &ran.case, 0) {
                 Err(why) => {
+                    let why = why.to_string();
                     let kind = KINDS.iter().find(|kind| why.starts_with(&format!("{kind} in ")));
                     return Some(kind.unwrap_or_else(|| panic!("no report: {why}")).to_string());
                 }

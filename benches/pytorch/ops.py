@@ -15,7 +15,6 @@ gives its reason; the ops that PyTorch has no counterpart for say so.
 import argparse
 import json
 import os
-import re
 import sys
 import time
 
@@ -36,16 +35,14 @@ class Refused(Exception):
 
 
 class Case:
-    """Operands as tensors, and the KEY=VALUE words of the label."""
+    """Operands as tensors, and what the case is made of."""
 
     def __init__(self, spec, device):
         self.op, self.noun, self.forward = spec["op"], spec["op"].rsplit("_", 1)[0], spec["op"].endswith("_fwd")
         self.device, self.gpu = device, device.type == "cuda"
         self.real = torch.bfloat16 if self.gpu else torch.float32
-        self.words = spec["label"]
-        self.sizes = {k: json.loads(v) if re.fullmatch(r"[\[\]0-9, ]+", v) else v
-                      for k, v in re.findall(r"(\w+)=(\[[^\]]*\]|[^\s,]+)", spec["label"])}
-        self.rate = REFERENCE_DROPOUT.get(self.noun, 0.3) if re.search(r"\bdrop\b", self.words) else 0.0
+        self.facts, self.sizes = spec["facts"], spec["facts"]["sizes"]
+        self.rate = REFERENCE_DROPOUT.get(self.noun, 0.3) if self.facts["dropout"] else 0.0
         self.shapes = {**spec["inputs"], **spec["outputs"]}
         torch.manual_seed(1)
 
@@ -137,8 +134,7 @@ def attention(case):
     starts = case.shapes["starts"]["ints"]
     lengths = [b - a for a, b in zip(starts, starts[1:])]
     b, t = len(lengths), max(lengths)
-    mask = re.search(r"(Full|Causal|Window|CausalWindow)(\((\d+)\))?$", case.words.split(" of ")[0])
-    kind, window = mask[1], int(mask[3] or 0)
+    kind, window = case.facts["mask"]["kind"], case.facts["mask"]["window"] or 0
     learns = not case.forward
     make_heads = lambda heads: torch.randn(b, heads, t, d, device=case.device, dtype=case.real)
 
@@ -208,7 +204,7 @@ def attention(case):
 
 def lora_linear(case):
     k, m = case.sizes["K"], case.sizes["M"]
-    rank, rows = case.sizes.get("R"), case.sizes.get("rows", [m])
+    rank, rows = case.sizes.get("R"), case.facts["segments"] or [m]
     learns = not case.forward
     x, w = case.tensor("x", learns), case.tensor("w")
     bias = case.tensor("bias") if case.has("bias") else None
@@ -264,7 +260,7 @@ def swiglu(case):
 
 
 def pool(case):
-    if not case.words.split(" of ")[0].endswith("Mean") or "Weighted" in case.words:
+    if case.facts["pooling"] != "Mean":
         raise Refused("only the mean is written here")
     n, c = case.shapes["x" if case.forward else "dx"]["shape"]
     x = torch.randn(n, c, device=case.device, dtype=case.real, requires_grad=not case.forward)
@@ -309,7 +305,7 @@ def contrastive(case):
     def eager(q, c):
         return F.cross_entropy(q @ c.T * scale, labels)
     # Neither equal ids nor a margin take a candidate out here.
-    if case.has("ids") or "margin: Some" in case.words:
+    if case.has("ids") or case.facts["margin"] is not None:
         return {"bound: eager, every candidate counts": lambda: both(case, lambda: eager(q, c), [q, c])}
     fast = compiled(eager)
     return {"eager": lambda: both(case, lambda: eager(q, c), [q, c]),

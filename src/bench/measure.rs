@@ -1,8 +1,8 @@
 //! How cases are timed: rounds across all of them, so that a machine that grows warm or busy is so for each alike.
 
 use super::cases::large::roofs;
-use super::cases::{Case, Fill, gpu_dtype};
-use super::record::{Counted, Planned, Rival, Roof, Row, Spread};
+use super::cases::{Case, Fill, Operand};
+use super::record::{Counted, Rival, Roof, Row, Spread};
 use super::rival::Python;
 use crate::device::emulator::Counters;
 use crate::device::gpu::{Gpu, Memory};
@@ -63,15 +63,15 @@ impl Operands {
     }
 
     /// One list of a case's operands; each name begins somewhere else in the pool.
-    fn list(&self, case: &Case, list: &[(&'static str, Fill)]) -> Result<Vec<Tensor>> {
-        list.iter().map(|(name, fill)| self.one(case, name, fill)).collect()
+    fn list(&self, list: &[Operand]) -> Result<Vec<Tensor>> {
+        list.iter().map(|operand| self.one(operand)).collect()
     }
 
-    fn one(&self, case: &Case, name: &str, fill: &Fill) -> Result<Tensor> {
-        let shape = fill.shape();
-        let first = name.bytes().fold(0, |h: usize, b| (h * 31 + usize::from(b)) % DRAWN);
+    fn one(&self, operand: &Operand) -> Result<Tensor> {
+        let shape = operand.fill.shape();
+        let first = operand.name.bytes().fold(0, |h: usize, b| (h * 31 + usize::from(b)) % DRAWN);
         // Numbers are drawn and multiplied, or all are one.
-        let (scale, level) = match fill {
+        let (scale, level) = match &operand.fill {
             Fill::Normal(_) => (1.0, None),
             Fill::Scaled(_, by) => (*by, None),
             Fill::Level(_, x) => (1.0, Some(*x)),
@@ -91,21 +91,14 @@ impl Operands {
                     Some(x) => vec![x; numel],
                     None => self.numbers.iter().cycle().skip(first).take(numel).map(|x| x * scale).collect(),
                 };
-                Tensor::repeated_on(gpu, gpu_dtype(case.op, name, fill), shape, &values)
+                Tensor::repeated_on(gpu, operand.gpu_dtype(), shape, &values)
             }
         }
     }
 
     /// Bytes that a case's operands take.
     fn size(&self, case: &Case) -> u64 {
-        let one = |(name, fill): &(&str, Fill)| {
-            let size = match &self.device {
-                Device::Cpu(real) => real.size(),
-                Device::Gpu(_) => gpu_dtype(case.op, name, fill).size(),
-            };
-            (fill.shape().iter().product::<usize>() * size) as u64
-        };
-        case.outputs.iter().chain(&case.inputs).map(one).sum()
+        case.outputs.iter().chain(&case.inputs).map(|operand| operand.bytes(&self.device) as u64).sum()
     }
 }
 
@@ -137,7 +130,7 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// Made, and run once.
     pub fn new(operands: &Operands, case: &'a Case) -> Result<Subject<'a>> {
-        let (outputs, inputs) = (operands.list(case, &case.outputs)?, operands.list(case, &case.inputs)?);
+        let (outputs, inputs) = (operands.list(&case.outputs)?, operands.list(&case.inputs)?);
         let mut subject = Subject { case, outputs, inputs, repeats: 0, samples: Vec::new() };
         subject.call(&operands.device)?;
         if let Device::Gpu(gpu) = &operands.device {
@@ -148,7 +141,7 @@ impl<'a> Subject<'a> {
 
     /// With its weight as bf16 panels.
     fn packed(mut self) -> Result<Subject<'a>> {
-        if let Some(at) = self.case.inputs.iter().position(|(name, _)| *name == "w") {
+        if let Some(at) = self.case.inputs.iter().position(|operand| operand.name == "w") {
             let w = &self.inputs[at];
             let mut panels = Tensor::panels([w.shape()[0], w.shape()[1]]);
             panels.put_rows(0, w.host::<f32>()?)?;
@@ -318,9 +311,6 @@ pub fn costs(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<Vec<Row>
     let one = |(i, case): (usize, &Case)| {
         say(format!("counting {} of {}: {} {}", i + 1, cases.len(), case.op, case.label));
         let mut row = blank(&device, case);
-        let [bytes, touched, flops] =
-            [case.plan.bytes, case.plan.once, case.plan.tensor_flops].map(|plan| plan.map(|n| n as u64));
-        row.planned = Some(Planned { bytes, touched, flops });
         match counted(gpu, &operands, case) {
             Ok(counted) => row.counted = Some(counted),
             Err(e) => fail(&mut row, &e),
@@ -331,7 +321,7 @@ pub fn costs(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<Vec<Row>
 }
 
 fn counted(gpu: &Gpu, operands: &Operands, case: &Case) -> Result<Counted> {
-    let (mut outputs, inputs) = (operands.list(case, &case.outputs)?, operands.list(case, &case.inputs)?);
+    let (mut outputs, inputs) = (operands.list(&case.outputs)?, operands.list(&case.inputs)?);
     let launches = gpu.count(|| (case.run)(&operands.device, &mut outputs, &inputs))?;
     let mut sum = Counted::default();
     for (kernel, counters) in launches {
@@ -377,9 +367,7 @@ fn prepared<'a>(operands: &Operands, case: &'a Case, row: &mut Row) -> Option<Su
 
 /// Notes why a row has no numbers: a refusal of the op's is none of ours.
 pub fn fail(row: &mut Row, error: &Error) {
-    let what = error.to_string();
-    let refused = what.contains("a GPU takes");
-    (row.failed, row.note) = (!refused, Some(what));
+    (row.failed, row.note) = (!matches!(error, Error::Limit { .. }), Some(error.to_string()));
 }
 
 /// Runs of neighbours that fit `most` bytes together; one that does not is tried alone.

@@ -67,8 +67,6 @@ pub struct Row {
     pub share: Option<f64>,
     /// What the emulator counted.
     pub counted: Option<Counted>,
-    /// What it was to count.
-    pub planned: Option<Planned>,
     /// Why there is nothing to show.
     pub note: Option<String>,
     /// Whether that is an error; else the device has no kernel for it.
@@ -104,18 +102,6 @@ pub struct Counted {
     pub flops: u64,
     /// Passes through shared memory beyond those that are needed.
     pub conflicts: u64,
-}
-
-/// What a case's kernels are held to, as far as it is stated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Planned {
-    /// Bytes asked for.
-    pub bytes: Option<u64>,
-    /// Bytes touched.
-    pub touched: Option<u64>,
-    /// Tensor-core operations.
-    pub flops: Option<u64>,
 }
 
 /// One way of the rival's.

@@ -3,9 +3,10 @@
 //! To the child: the settings and the cases, one JSON line; then `{"run": case, "samples": n}` a line. From the child: one
 //! line that says what it is; then for each run one object of seconds (a list) or a reason (a string) by variant.
 
-use super::cases::{Case, Fill, gpu_dtype};
+use super::cases::{Case, Facts, Fill, Operand};
 use super::record::{Rival, Spread};
 use crate::error::{Error, Result};
+use crate::ops::attention::Mask;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -158,21 +159,41 @@ impl Drop for Python {
     }
 }
 
-/// The cases for other programs: op, label, cost, and every operand's shape, type on a GPU and integers.
+/// The cases for other programs: op, label, facts, cost, and every operand's shape, type on a GPU and integers.
 pub fn list(cases: &[Case]) -> Value {
     let one = |case: &Case| {
-        let operands = |list: &[(&'static str, Fill)]| -> serde_json::Map<String, Value> {
-            let one = |(name, fill): &(&'static str, Fill)| {
-                let dtype = format!("{:?}", gpu_dtype(case.op, name, fill)).to_lowercase();
-                let ints = if let Fill::Ints(_, values) = fill { Some(values) } else { None };
-                (name.to_string(), json!({"shape": fill.shape(), "dtype": dtype, "ints": ints}))
+        let operands = |list: &[Operand]| -> serde_json::Map<String, Value> {
+            let one = |operand: &Operand| {
+                let dtype = format!("{:?}", operand.gpu_dtype()).to_lowercase();
+                let ints = if let Fill::Ints(_, values) = &operand.fill { Some(values) } else { None };
+                let shape = operand.fill.shape();
+                (operand.name.to_string(), json!({"shape": shape, "dtype": dtype, "ints": ints}))
             };
             list.iter().map(one).collect()
         };
         json!({
-            "op": case.op, "label": case.label, "flops": case.flops, "elements": case.elements,
+            "op": case.op, "label": case.label, "facts": facts(&case.facts),
+            "flops": case.flops, "elements": case.elements,
             "outputs": operands(&case.outputs), "inputs": operands(&case.inputs),
         })
     };
     cases.iter().map(one).collect()
+}
+
+fn facts(facts: &Facts) -> Value {
+    let sizes: serde_json::Map<_, _> =
+        facts.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
+    let mask = facts.mask.map(|mask| {
+        let (kind, window) = match mask {
+            Mask::Full => ("Full", None),
+            Mask::Causal => ("Causal", None),
+            Mask::Window(keys) => ("Window", Some(keys)),
+            Mask::CausalWindow(keys) => ("CausalWindow", Some(keys)),
+        };
+        json!({"kind": kind, "window": window})
+    });
+    json!({
+        "sizes": sizes, "segments": facts.segments, "mask": mask, "margin": facts.margin, "dropout": facts.dropout,
+        "pooling": facts.pooling.map(|pooling| format!("{pooling:?}")),
+    })
 }

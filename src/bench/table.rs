@@ -57,17 +57,7 @@ impl Record {
         let mut head = vec!["op", "case"];
         match (tokens, counted) {
             (true, _) => head.extend(["ms", "least", "tokens/s", "TFLOP/s", "of roof"]),
-            (_, true) => head.extend([
-                "bytes",
-                "of plan",
-                "touched",
-                "of plan",
-                "sectors",
-                "tensor FLOPs",
-                "of plan",
-                "conflicts",
-                "kernels",
-            ]),
+            (_, true) => head.extend(["bytes", "touched", "sectors", "tensor FLOPs", "conflicts", "kernels"]),
             _ => head.extend(["us", "least", "GB/s", "TFLOP/s", "of roof"]),
         }
         if self.rival.is_some() {
@@ -172,23 +162,9 @@ fn whole(row: &Row) -> Vec<String> {
 }
 
 fn cost(row: &Row) -> Vec<String> {
-    let Some(c) = &row.counted else { return noted(row, 9) };
-    let plan = row.planned.unwrap_or_default();
-    let of = |got: u64, plan: Option<u64>| match plan {
-        None | Some(0) => NONE.to_string(),
-        Some(plan) => format!("{:.1} %", 100.0 * got as f64 / plan as f64),
-    };
-    vec![
-        c.bytes.to_string(),
-        of(c.bytes, plan.bytes),
-        c.touched.to_string(),
-        of(c.touched, plan.touched),
-        c.sectors.to_string(),
-        c.flops.to_string(),
-        of(c.flops, plan.flops),
-        c.conflicts.to_string(),
-        c.kernels.join("; "),
-    ]
+    let Some(c) = &row.counted else { return noted(row, 6) };
+    let numbers = [c.bytes, c.touched, c.sectors, c.flops, c.conflicts].map(|n| n.to_string());
+    numbers.into_iter().chain([c.kernels.join("; ")]).collect()
 }
 
 /// The note in the last cell, where there is room.

@@ -11,6 +11,6 @@ use crate::device::DType;
 use crate::device::gpu::{Argument, Gpu, Launch, TensorMap};
 use crate::device::images::{File, Image, Kernel, Resource};
 use crate::error::Result;
-use crate::tensor::{Tensor, refuse};
+use crate::tensor::{Tensor, limited};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

@@ -12,7 +12,7 @@ use tile::{BLOCK, Rule, Scratch, Tile, softmax};
 mod gpu;
 mod tile;
 
-pub use gpu::{WIDTHS, attention_bwd_cost, attention_fwd_cost, attention_workspace};
+pub use gpu::{WIDTHS, attention_workspace};
 
 /// Which keys a query sees. There is no default: a forgotten mask must not compile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use crate::kernels::contrastive::{
     self as kernels, ContrastiveBwd, ContrastiveDc, ContrastiveDq, ContrastiveFwd, ContrastiveLimit,
     ContrastiveTotal,
 };
-use crate::ops::{Cost, most_shares, shares};
+use crate::ops::{most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
@@ -354,46 +354,4 @@ fn fwd_bytes(parts: usize, p: usize) -> usize {
 
 fn bwd_bytes(dz: usize, p: usize) -> usize {
     workspace_bytes(&[(DType::F32, &[dz]), (DType::F32, &[p])])
-}
-
-/// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
-pub fn contrastive_fwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> Cost {
-    let splits = shares(p, m, TILE)[1];
-    let left = Cost { flops: 0, bytes: 24 * splits * p + 16 * p + 8 };
-    scores_cost([p, m, c], ids, margin) + limit_cost([p, c], margin) + left
-}
-
-/// Likewise, of the backward.
-pub fn contrastive_bwd_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> Cost {
-    let up = |n: usize| n.next_multiple_of(TILE);
-    let deep = |n: usize| n.next_multiple_of(kernels::DEEP as usize);
-    let (stride, slabs, wave) = (m.next_multiple_of(8), c.div_ceil(TILE), wave([p, m, c]));
-    let mut cost = limit_cost([p, c], margin);
-    let mut add = |flops: usize, bytes: usize| cost = cost + Cost { flops, bytes };
-    for first in (0..p).step_by(wave) {
-        let rows = wave.min(p - first);
-        let Cost { flops, bytes } = scores_cost([rows, m, c], ids, margin);
-        add(flops, bytes + 32 * rows * m.div_ceil(TILE) + 4 * rows * stride);
-        let dz = 4 * rows * stride * slabs;
-        add(12 * up(rows) * up(c) * deep(m), dz + 4 * m * c * rows.div_ceil(TILE) + 4 * rows * c);
-        let past = if first > 0 { 4 * m * c } else { 0 };
-        add(12 * up(m) * up(c) * deep(rows), dz + 4 * rows * c * m.div_ceil(TILE) + 4 * m * c + past);
-    }
-    cost
-}
-
-/// Of all tiles of scores; six products of bf16 are one of f32.
-fn scores_cost([p, m, c]: [usize; 3], ids: bool, margin: bool) -> Cost {
-    let (rows, columns) = (p.div_ceil(TILE), m.div_ceil(TILE));
-    let flops = 12 * rows * TILE * columns * TILE * c.next_multiple_of(kernels::DEEP as usize);
-    // Eight lanes look at each row's id and limit, sixteen at each column's id.
-    let rules =
-        usize::from(ids) * (32 * p * columns + 64 * m * rows) + usize::from(margin) * 32 * p * columns;
-    Cost { flops, bytes: 4 * c * (p * columns + m * rows) + rules }
-}
-
-/// Of the diagonal tiles.
-fn limit_cost([p, c]: [usize; 2], margin: bool) -> Cost {
-    let flops = 12 * p.next_multiple_of(TILE) * TILE * c.next_multiple_of(kernels::DEEP as usize);
-    if margin { Cost { flops, bytes: 8 * p * c + 4 * p } } else { Cost::default() }
 }

@@ -8,7 +8,7 @@ use crate::kernels::masked_xent::{
     self as kernels, MaskedXentBwd, MaskedXentDw, MaskedXentDx, MaskedXentFwd, MaskedXentTotal,
     MaskedXentZero,
 };
-use crate::ops::{Cost, most_shares, shares};
+use crate::ops::{most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
@@ -365,42 +365,4 @@ pub fn masked_xent_workspace(p: usize, v: usize) -> usize {
 fn fwd_bytes(parts: usize, p: usize) -> usize {
     let [part, best] = [(DType::F32, &[parts][..]), (DType::I32, &[parts][..])];
     workspace_bytes(&[part, part, (DType::F32, &[p]), best])
-}
-
-/// Operations of tensor cores, and bytes to and from global memory (most of them from L2), of the forward on a GPU.
-pub fn masked_xent_fwd_cost([c, v, p]: [usize; 3]) -> Cost {
-    let splits = shares(p, v, ACROSS)[1];
-    // Eight lanes look at each row's label, four at where it lies.
-    let labels = 32 * p * v.div_ceil(ACROSS) + 16 * p * splits;
-    logits_cost([c, v, p]) + Cost { flops: 0, bytes: labels + 24 * splits * p + 20 * p + 8 }
-}
-
-/// Likewise, of the backward: of x's N rows, and of dw if it is wanted.
-pub fn masked_xent_bwd_cost([n, c, v, p]: [usize; 4], dw: bool) -> Cost {
-    let up = |n: usize| n.next_multiple_of(ACROSS);
-    let deep = |n: usize| n.next_multiple_of(kernels::DEEP as usize);
-    let (stride, slabs, columns, wave) =
-        (v.next_multiple_of(8), c.div_ceil(ACROSS), v.div_ceil(ACROSS), wave(p, v));
-    let mut cost = Cost { flops: 0, bytes: 2 * n * c };
-    let mut add = |flops: usize, bytes: usize| cost = cost + Cost { flops, bytes };
-    for first in (0..p).step_by(wave) {
-        let count = wave.min(p - first);
-        let Cost { flops, bytes } = logits_cost([c, v, count]);
-        add(flops, bytes + (64 + 16) * count * columns + 2 * count * stride);
-        let dz = 2 * count * stride * slabs;
-        let place = count * c / 2;
-        add(2 * up(count) * up(c) * deep(v), dz + 2 * v * c * count.div_ceil(ACROSS) + place + 2 * count * c);
-        if dw {
-            let x = (2 * c + 64 * slabs) * count * columns;
-            add(2 * up(v) * up(c) * deep(count), dz + x + 8 * v * c);
-        }
-    }
-    cost
-}
-
-/// Of all tiles of logits.
-fn logits_cost([c, v, p]: [usize; 3]) -> Cost {
-    let (rows, columns) = (p.div_ceil(ACROSS), v.div_ceil(ACROSS));
-    let flops = 2 * rows * ACROSS * columns * ACROSS * c.next_multiple_of(kernels::DEEP as usize);
-    Cost { flops, bytes: 2 * c * (p * columns + v * rows) }
 }

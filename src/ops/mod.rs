@@ -1,7 +1,5 @@
 //! One file per op: its contract, its dispatch, its CPU function. An op never calls another op.
 
-use std::ops::Add;
-
 pub mod adamw;
 pub mod attention;
 pub mod contrastive;
@@ -16,29 +14,6 @@ pub mod pool;
 pub mod rmsnorm;
 pub mod rope;
 pub mod swiglu;
-
-/// What launches on a GPU cost: what their plan says, and the emulator counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// Operations of tensor cores, those on filled-up tiles among them.
-    pub flops: usize,
-    /// Bytes that threads ask global memory for, most of them from L2.
-    pub bytes: usize,
-}
-
-impl Add for Cost {
-    type Output = Cost;
-
-    fn add(self, more: Cost) -> Cost {
-        Cost { flops: self.flops + more.flops, bytes: self.bytes + more.bytes }
-    }
-}
-
-impl std::iter::Sum for Cost {
-    fn sum<I: Iterator<Item = Cost>>(all: I) -> Cost {
-        all.fold(Cost::default(), Add::add)
-    }
-}
 
 /// About so many blocks share the tiles of a loss's matrix.
 const BLOCKS: usize = 1024;

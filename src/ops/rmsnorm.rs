@@ -5,7 +5,7 @@ use crate::device::cpu::{Real, dot, simd};
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
 use crate::kernels::rmsnorm::{self as kernels, RmsnormBwd, RmsnormFwd};
-use crate::tensor::{Tensor, dims, int, refuse, whole_vectors, with_real};
+use crate::tensor::{Tensor, dims, int, limited, whole_vectors, with_real};
 use rayon::prelude::*;
 
 /// `rstd[n] = 1 / sqrt(mean_c(x[n,c]²) + eps)`, `y[n,c] = x[n,c] rstd[n] w[c]`.
@@ -50,7 +50,7 @@ fn spread(op: &'static str, gpu: &Gpu, n: usize, c: usize) -> Result<(Launch, [i
     whole_vectors(op, "C", c, 8)?;
     let threads = c.div_ceil(32 * 8 * kernels::VECTORS as usize) * 32;
     if c > WIDEST {
-        return refuse(op, format!("C = {c}, a GPU takes at most {WIDEST}"));
+        return limited(op, format!("C = {c}"), format!("at most {WIDEST}"));
     }
     // Twice what can be resident at 64 registers: the last blocks to start find short queues.
     let blocks = gpu.processors() * 2 * (1024 / threads).max(1);

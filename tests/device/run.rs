@@ -1,14 +1,13 @@
 //! Cases on a device: operands at the types that a GPU computes in, poison, guards, and the cases that a GPU has beside
 //! those of the table.
 
-pub use llm2vec::bench::cases::gpu_dtype as dtype;
-use llm2vec::bench::cases::{self, Case, Fill, Plan};
+use llm2vec::bench::cases::{self, Case, Facts, Fill, Operand, Role};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::{DType, Device};
-use llm2vec::ops::Cost;
+use llm2vec::error::Error;
 use llm2vec::ops::adamw::{AdamW, adamw_step};
 use llm2vec::ops::attention::{Heads, Mask, attention_fwd};
-use llm2vec::ops::lora_linear::{Lora, Sizes, lora_linear_bwd, lora_linear_fwd};
+use llm2vec::ops::lora_linear::{Lora, lora_linear_bwd, lora_linear_fwd};
 use llm2vec::ops::rmsnorm::rmsnorm_bwd;
 use llm2vec::tensor::Tensor;
 
@@ -23,10 +22,10 @@ pub struct Operands {
 }
 
 impl Operands {
-    pub fn new(gpu: &Gpu, op: &str, list: &[(&'static str, Fill)], guard: usize) -> Operands {
+    pub fn new(gpu: &Gpu, list: &[Operand], guard: usize) -> Operands {
         let mut all = Operands { there: Vec::new(), guards: Vec::new(), start: Vec::new() };
-        for (name, fill) in list {
-            let (dtype, host) = (dtype(op, name, fill), fill.tensor(DType::F64, name));
+        for operand in list {
+            let (dtype, host) = (operand.gpu_dtype(), operand.tensor(DType::F64));
             let row: usize = host.shape()[1..].iter().product();
             let guard = guard.div_ceil(row * dtype.size());
             let mut shape = host.shape().to_vec();
@@ -56,21 +55,47 @@ impl Operands {
     }
 }
 
+/// Why a case has no outputs.
+#[derive(Debug)]
+pub enum Failure {
+    /// The op, or the device, has said no.
+    Refused(Error),
+    /// It has written where it must not.
+    Wrote(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Failure::Refused(error) => error.fmt(f),
+            Failure::Wrote(what) => f.write_str(what),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Refused(error)
+    }
+}
+
 /// Runs a case on a device; gives the outputs, or what went wrong.
-pub fn run(gpu: &Gpu, case: &Case, guard: usize) -> Result<Vec<Tensor>, String> {
-    let mut outputs = Operands::new(gpu, case.op, &case.outputs, guard);
-    let mut inputs = Operands::new(gpu, case.op, &case.inputs, guard);
-    (case.run)(&Device::Gpu(gpu.clone()), &mut outputs.there, &inputs.there).map_err(|e| e.to_string())?;
-    gpu.synchronize().map_err(|e| e.to_string())?;
-    for ((operand, _), (there, start)) in case.inputs.iter().zip(inputs.there.iter().zip(&inputs.start)) {
+pub fn run(gpu: &Gpu, case: &Case, guard: usize) -> Result<Vec<Tensor>, Failure> {
+    let mut outputs = Operands::new(gpu, &case.outputs, guard);
+    let mut inputs = Operands::new(gpu, &case.inputs, guard);
+    (case.run)(&Device::Gpu(gpu.clone()), &mut outputs.there, &inputs.there)?;
+    gpu.synchronize()?;
+    for (Operand { name, .. }, (there, start)) in
+        case.inputs.iter().zip(inputs.there.iter().zip(&inputs.start))
+    {
         if there.to_f64() != start.to_f64() {
-            return Err(format!("{operand} was changed"));
+            return Err(Failure::Wrote(format!("{name} was changed")));
         }
     }
     if !(outputs.guarded() && inputs.guarded()) {
-        return Err("something was written past the end of an array".into());
+        return Err(Failure::Wrote("something was written past the end of an array".into()));
     }
-    outputs.there.iter().map(|t| t.to_host().map_err(|e| e.to_string())).collect()
+    Ok(outputs.there.iter().map(Tensor::to_host).collect::<Result<_, _>>()?)
 }
 
 /// The elements of tensors, to be compared bit by bit.
@@ -78,30 +103,20 @@ pub fn bits(tensors: &[Tensor]) -> Vec<u64> {
     tensors.iter().flat_map(|t| t.to_f64()).map(f64::to_bits).collect()
 }
 
-/// A case of the table whose op is asked for some of its outputs only, by `run`; its tensor cores do so much.
-fn fewer(op: &str, label: &str, wanted: &[&str], flops: Option<usize>, run: cases::Run) -> Case {
-    let case = cases::all().into_iter().find(|c| c.op == op && c.label == label);
-    let Case { op, label, outputs: all, inputs, flops: of, plan, .. } = case.expect("such a case");
-    let kept: Vec<usize> = (0..all.len()).filter(|&i| wanted.contains(&all[i].0)).collect();
+/// A case of the table whose op is asked for some of its outputs only, by `run`.
+fn fewer(op: &str, label: &str, wanted: &[&str], run: cases::Run) -> Case {
+    let case = cases::all().into_iter().find(|c| c.op == op && c.label == label).expect("such a case");
+    let (all, whole) = (case.outputs, case.unfused.expect("a chain"));
+    let kept: Vec<usize> = (0..all.len()).filter(|&i| wanted.contains(&all[i].name)).collect();
     let outputs = kept.iter().map(|&i| all[i].clone()).collect();
-    let (whole, tensor_flops) = (plan.unfused.expect("a chain"), flops.or(plan.tensor_flops));
     let unfused: cases::Run = Box::new(move |d, o, i| {
-        let mut every: Vec<Tensor> = all.iter().map(|(name, fill)| fill.tensor(DType::F64, name)).collect();
+        let mut every: Vec<Tensor> = all.iter().map(|operand| operand.tensor(DType::F64)).collect();
         whole(d, &mut every, i)?;
         o.iter_mut().zip(&kept).for_each(|(o, &at)| *o = every[at].clone());
         Ok(())
     });
-    let plan = Plan { unfused: Some(unfused), tensor_flops, ..Plan::default() };
-    Case {
-        op,
-        label: format!("{label}, only {wanted:?}"),
-        outputs,
-        inputs,
-        flops: of,
-        elements: 0,
-        plan,
-        run,
-    }
+    let label = format!("{label}, only {wanted:?}");
+    Case { label, outputs, elements: 0, unfused: Some(unfused), run, ..case }
 }
 
 /// What the graph leaves out now and then: lse where no backward follows, y where it is still there, gradients of factors
@@ -111,23 +126,17 @@ fn partial() -> [Case; 3] {
     const SCALES: [f64; 2] = [2.0, 0.5];
     let heads = Heads { query: 8, key: 2, width: 32 };
     let label = "N=65 K=552 M=104 R=8 rows=[40, 64] drop";
-    let segments = ROWS.map(|rows| (rows, true)).to_vec();
-    let sizes = Sizes { n: 65, k: 552, m: 104, rank: 8, segments };
-    let sum = |costs: &[Cost]| Some(costs.iter().map(|c| c.flops).sum());
-    let forward = sizes.fwd_cost(false, false);
     [
         fewer(
             "attention_fwd",
             "[33, 5] H=8 G=2 D=32 Full",
             &["out"],
-            None,
             Box::new(move |d, o, i| attention_fwd(d, &mut o[0], None, &i[0], &i[1], heads, Mask::Full, None)),
         ),
         fewer(
             "lora_linear_fwd",
             label,
             &["xa"],
-            sum(&forward[..forward.len() - 1]),
             Box::new(|d, o, i| {
                 let lora = Lora { a: &i[3], b: &i[4], rows: &ROWS, scales: &SCALES };
                 let (xa, dropout) = (Some(&mut o[0]), Some(cases::DROPOUT));
@@ -138,7 +147,6 @@ fn partial() -> [Case; 3] {
             "lora_linear_bwd",
             label,
             &["dx", "dxa"],
-            sum(&sizes.bwd_cost(true, false)),
             Box::new(|d, o, i| {
                 let [dx, dxa] = o else { unreachable!() };
                 let lora = Lora { a: &i[4], b: &i[5], rows: &ROWS, scales: &SCALES };
@@ -151,37 +159,42 @@ fn partial() -> [Case; 3] {
 
 /// Optional operands the other way round than in the table: a skip for the norm's backward, no clip for the optimiser.
 fn more() -> [Case; 2] {
-    let (rows, normal) = (vec![65, 40], |shape: &[usize]| Fill::Normal(shape.to_vec()));
+    let rows = vec![65, 40];
+    let activation = |name, fill| Operand { name, role: Role::Activation, fill };
+    let single = |name, fill| Operand { name, role: Role::Single, fill };
+    let normal = |shape: &[usize]| Fill::Normal(shape.to_vec());
     let by = AdamW { rate: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.1, step: 3 };
+    let v = single("v", Fill::Level(vec![231], 0.5));
     let case = |op, label: &str, outputs, inputs, run| Case {
         op,
         label: label.into(),
+        facts: Facts::default(),
         outputs,
         inputs,
         flops: 0,
         elements: 0,
-        plan: Plan::default(),
+        unfused: None,
         run,
     };
     [
         case(
             "rmsnorm_bwd",
             "with skip",
-            vec![("dx", Fill::Poison(rows.clone()))],
+            vec![activation("dx", Fill::Poison(rows.clone()))],
             vec![
-                ("dy", normal(&rows)),
-                ("skip", normal(&rows)),
-                ("x", normal(&rows)),
-                ("w", normal(&[40])),
-                ("rstd", Fill::Level(vec![65], 0.8)),
+                activation("dy", normal(&rows)),
+                activation("skip", normal(&rows)),
+                activation("x", normal(&rows)),
+                activation("w", normal(&[40])),
+                single("rstd", Fill::Level(vec![65], 0.8)),
             ],
             Box::new(|d, o, i| rmsnorm_bwd(d, &mut o[0], &i[0], Some(&i[1]), &i[2], &i[3], &i[4])),
         ),
         case(
             "adamw_step",
             "without clip",
-            vec![("p", normal(&[231])), ("m", normal(&[231])), ("v", Fill::Level(vec![231], 0.5))],
-            vec![("g", normal(&[231]))],
+            ["p", "m"].map(|name| single(name, normal(&[231]))).into_iter().chain([v]).collect(),
+            vec![single("g", normal(&[231]))],
             Box::new(move |d, o, i| {
                 let [p, m, v] = o else { unreachable!() };
                 adamw_step(d, p, m, v, &i[0], None, by)

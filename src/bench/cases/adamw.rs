@@ -1,6 +1,6 @@
 //! The optimiser: one step, and the global norm.
 
-use super::{Case, Level, Normal, Plan, Poison};
+use super::{Case, Facts, Level, Normal, Poison, single};
 use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step};
 
 pub fn adamws() -> Vec<Case> {
@@ -15,11 +15,16 @@ pub fn step(shape: &[usize]) -> Case {
     Case {
         op: "adamw_step",
         label: format!("{shape:?}"),
-        outputs: vec![("p", normal.clone()), ("m", normal.clone()), ("v", Level(shape.to_vec(), 0.5))],
-        inputs: vec![("g", normal), ("norm", Level(vec![1], 2.5))],
+        facts: Facts::sizes([("N", n)]),
+        outputs: vec![
+            single("p", normal.clone()),
+            single("m", normal.clone()),
+            single("v", Level(shape.to_vec(), 0.5)),
+        ],
+        inputs: vec![single("g", normal), single("norm", Level(vec![1], 2.5))],
         flops: 14 * n,
         elements: 7 * n,
-        plan: Plan::once(28 * n + 4),
+        unfused: None,
         run: Box::new(move |d, o, i| {
             let [p, m, v] = o else { unreachable!() };
             adamw_step(d, p, m, v, &i[0], Some(Clip { norm: &i[1], most: 1.0 }), by)
@@ -29,19 +34,17 @@ pub fn step(shape: &[usize]) -> Case {
 
 /// Of all these gradients.
 pub fn norm(gradients: &[(&'static str, &[usize])]) -> Case {
-    let sizes: Vec<usize> = gradients.iter().map(|(_, shape)| shape.iter().product()).collect();
     let shapes: Vec<String> = gradients.iter().map(|(_, shape)| format!("{shape:?}")).collect();
-    let n: usize = sizes.iter().sum();
-    // Each of an f64 that is written and read.
-    let chunks: usize = sizes.iter().map(|n| n.div_ceil(16384)).sum();
+    let n = gradients.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     Case {
         op: "adamw_norm",
         label: shapes.join(" and "),
-        outputs: vec![("norm", Poison(vec![1]))],
-        inputs: gradients.iter().map(|(name, shape)| (*name, Normal(shape.to_vec()))).collect(),
+        facts: Facts::sizes([("N", n)]),
+        outputs: vec![single("norm", Poison(vec![1]))],
+        inputs: gradients.iter().map(|(name, shape)| single(name, Normal(shape.to_vec()))).collect(),
         flops: 2 * n,
         elements: n,
-        plan: Plan::once(4 * n + 16 * chunks + 4),
+        unfused: None,
         run: Box::new(|d, o, i| adamw_norm(d, &mut o[0], i)),
     }
 }

@@ -1,9 +1,7 @@
 //! Attention: packs, head counts, masks, dropout.
 
-use super::{Case, DROPOUT, Ints, Level, Normal, Plan, Poison, unfused};
-use crate::ops::attention::{
-    Heads, Mask, attention_bwd, attention_bwd_cost, attention_fwd, attention_fwd_cost,
-};
+use super::{Case, DROPOUT, Facts, Ints, Level, Normal, Poison, activation, chain, index, single, unfused};
+use crate::ops::attention::{Heads, Mask, attention_bwd, attention_fwd};
 
 /// Lengths of one pack: ones, the row block of the CPU and its neighbours, one long among tiny ones.
 const PACKS: &[&[usize]] = &[&[1], &[1, 63, 64, 65, 1], &[2, 3, 170, 1, 5], &[128, 128, 128, 128]];
@@ -71,42 +69,42 @@ pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool,
     let (h, d) = (heads.query, heads.width);
     let pairs: usize = lengths.iter().map(pairs).sum();
     let dropout = drop.then_some(DROPOUT);
-    let qkv = ("qkv", Normal(vec![n, heads.columns()]));
-    let cost = match forward {
-        true => attention_fwd_cost(&starts, heads, mask),
-        false => attention_bwd_cost(&starts, heads, mask),
-    };
-    let starts = ("starts", Ints(vec![lengths.len() + 1], starts));
+    let qkv = activation("qkv", Normal(vec![n, heads.columns()]));
+    let starts = index("starts", Ints(vec![lengths.len() + 1], starts));
     let name = if drop { " drop" } else { "" };
     let lengths = match lengths.len() {
         0..20 => format!("{lengths:?}"),
         many => format!("{many} sequences"),
     };
-    let label = format!("{lengths} H={h} G={} D={d}{name} {mask:?}", heads.key);
+    let sizes = Facts::sizes([("H", h), ("G", heads.key), ("D", d)]);
+    let label = format!("{lengths} {}{name} {mask:?}", sizes.spelled());
+    let facts = Facts { mask: Some(mask), dropout: drop, ..sizes };
     if forward {
         return Case {
             op: "attention_fwd",
             label,
-            outputs: vec![("out", Poison(vec![n, h * d])), ("lse", Poison(vec![n, h]))],
+            facts,
+            outputs: vec![activation("out", Poison(vec![n, h * d])), single("lse", Poison(vec![n, h]))],
             inputs: vec![qkv, starts],
             flops: 4 * h * d * pairs,
             elements: n * (heads.columns() + h * d + h),
-            plan: Plan::chain(move |o, i| unfused::attention_fwd(o, i, heads, mask, dropout)).costing([cost]),
+            unfused: chain(move |o, i| unfused::attention_fwd(o, i, heads, mask, dropout)),
             run: Box::new(move |dev, o, i| {
                 let [out, lse] = o else { unreachable!() };
                 attention_fwd(dev, out, Some(lse), &i[0], &i[1], heads, mask, dropout)
             }),
         };
     }
-    let (dout, out) = (("dout", Normal(vec![n, h * d])), ("out", Normal(vec![n, h * d])));
+    let (dout, out) = (activation("dout", Normal(vec![n, h * d])), activation("out", Normal(vec![n, h * d])));
     Case {
         op: "attention_bwd",
         label,
-        outputs: vec![("dqkv", Poison(vec![n, heads.columns()]))],
-        inputs: vec![dout, out, ("lse", Level(vec![n, h], 4.0)), qkv, starts],
+        facts,
+        outputs: vec![activation("dqkv", Poison(vec![n, heads.columns()]))],
+        inputs: vec![dout, out, single("lse", Level(vec![n, h], 4.0)), qkv, starts],
         flops: 10 * h * d * pairs,
         elements: n * (2 * heads.columns() + 2 * h * d + h),
-        plan: Plan::chain(move |o, i| unfused::attention_bwd(o, i, heads, mask, dropout)).costing([cost]),
+        unfused: chain(move |o, i| unfused::attention_bwd(o, i, heads, mask, dropout)),
         run: Box::new(move |dev, o, i| {
             attention_bwd(dev, &mut o[0], &i[0], &i[1], &i[2], &i[3], &i[4], heads, mask, dropout)
         }),

@@ -1,6 +1,8 @@
 //! Every op of a layer at the sizes of real models, to be timed; too large to be tested against f64.
 
-use super::{Added, Case, DMEAN, DROPOUT, Normal, Plan, Poison, adamw, attention, losses, rows};
+use super::{
+    Added, Case, DMEAN, DROPOUT, Facts, Normal, Poison, activation, adamw, attention, losses, rows, single,
+};
 use crate::ops::attention::{Heads, Mask};
 use crate::ops::contrastive::InfoNce;
 use crate::ops::dropout::Dropout;
@@ -89,8 +91,9 @@ pub fn large(tokens: usize) -> Vec<Case> {
 
 /// What the roof is measured by, both ops of the table: a copy of so many rows of 4096, and a plain product of so many.
 pub fn roofs(copied: usize, multiplied: usize) -> [Case; 2] {
-    let product = linear("plain", [multiplied, 4096, 4096], &[], false, false, true);
-    [rows::embed([copied, 4096], copied, 1), product]
+    let sizes = [multiplied, 4096, 4096];
+    let product = Projection { name: "plain", sizes, rows: &[], residual: false, lora: false };
+    [rows::embed([copied, 4096], copied, 1), product.forward()]
 }
 
 fn layer(shape: Shape, n: usize) -> Vec<Case> {
@@ -111,8 +114,9 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
         ] {
             let m = rows.iter().sum();
             // Adapters are merged where a model encodes, and live where a backward follows.
-            list.extend(forward.then(|| linear(name, [n, k, m], &[], residual, false, forward)));
-            list.push(linear(name, [n, k, m], rows, residual, true, forward));
+            let adapted = Projection { name, sizes: [n, k, m], rows, residual, lora: true };
+            list.extend(forward.then(|| Projection { rows: &[], lora: false, ..adapted }.forward()));
+            list.push(if forward { adapted.forward() } else { adapted.backward() });
         }
         for length in LENGTHS.map(|t| t.min(n)) {
             let pack = vec![length; (n / length).max(1)];
@@ -140,38 +144,60 @@ fn attention_of(pack: &[usize], heads: Heads, drop: bool, forward: bool) -> Case
     Case { label, ..case }
 }
 
-/// The projection `name`, whose segments have `rows`; with adapters, dropped, where there are any.
-fn linear(
-    name: &str,
-    [n, k, m]: [usize; 3],
-    rows: &[usize],
+/// A projection, whose segments have `rows`; with adapters, dropped, where `lora` says so.
+#[derive(Clone, Copy)]
+struct Projection<'a> {
+    name: &'a str,
+    /// N, K, M.
+    sizes: [usize; 3],
+    rows: &'a [usize],
     residual: bool,
     lora: bool,
-    forward: bool,
-) -> Case {
-    let (rows, s, r) = (rows.to_vec(), rows.len(), RANK);
-    let adapters = if lora { format!(" R={r} rows={rows:?} drop") } else { String::new() };
-    let added = if residual && forward { " residual" } else { "" };
-    let label = format!("{name} N={n} K={k} M={m}{adapters}{added}");
-    let (x, w) = (("x", Normal(vec![n, k])), ("w", Normal(vec![m, k])));
-    let (a, b) = (("a", Normal(vec![s * r, k])), ("b", Normal(vec![m, r])));
-    let skip = (residual && forward).then(|| ("residual", Normal(vec![n, m])));
-    let plain = n * k + k * m + n * m;
-    let low_rank = if lora { s * r * k + m * r } else { 0 };
-    if forward {
-        let xa = lora.then(|| ("xa", Poison(vec![n, s * r])));
-        return Case {
+}
+
+impl Projection<'_> {
+    fn label(&self, facts: &Facts, residual: bool) -> String {
+        let adapters = if self.lora { format!(" rows={:?} drop", self.rows) } else { String::new() };
+        let added = if residual { " residual" } else { "" };
+        format!("{} {}{adapters}{added}", self.name, facts.spelled())
+    }
+
+    fn facts(&self) -> Facts {
+        let [n, k, m] = self.sizes;
+        let mut facts = Facts::sizes([("N", n), ("K", k), ("M", m)]);
+        if self.lora {
+            facts.sizes.push(("R", RANK));
+            (facts.segments, facts.dropout) = (self.rows.to_vec(), true);
+        }
+        facts
+    }
+
+    /// Elements of both factors of all adapters.
+    fn learned(&self) -> usize {
+        let [_, k, m] = self.sizes;
+        if self.lora { RANK * (self.rows.len() * k + m) } else { 0 }
+    }
+
+    fn forward(self) -> Case {
+        let Projection { sizes: [n, k, m], residual, lora, .. } = self;
+        let (facts, rows, stacked) = (self.facts(), self.rows.to_vec(), self.rows.len() * RANK);
+        let mut inputs = vec![activation("x", Normal(vec![n, k])), activation("w", Normal(vec![m, k]))];
+        let mut outputs = vec![activation("y", Poison(vec![n, m]))];
+        if lora {
+            inputs.extend([single("a", Normal(vec![stacked, k])), single("b", Normal(vec![m, RANK]))]);
+            outputs.push(activation("xa", Poison(vec![n, stacked])));
+        }
+        inputs.extend(residual.then(|| activation("residual", Normal(vec![n, m]))));
+        let added = if residual { n * m } else { 0 };
+        Case {
             op: "lora_linear_fwd",
-            label,
-            outputs: [("y", Poison(vec![n, m]))].into_iter().chain(xa).collect(),
-            inputs: [x, w]
-                .into_iter()
-                .chain(lora.then_some([a, b]).into_iter().flatten())
-                .chain(skip)
-                .collect(),
-            flops: 2 * n * (k * m + low_rank),
-            elements: plain + low_rank + n * s * r + if residual { n * m } else { 0 },
-            plan: Plan::default(),
+            label: self.label(&facts, residual),
+            facts,
+            outputs,
+            inputs,
+            flops: 2 * n * (k * m + self.learned()),
+            elements: n * k + k * m + n * m + self.learned() + n * stacked + added,
+            unfused: None,
             run: Box::new(move |d, o, i| {
                 let (y, xa) = o.split_at_mut(1);
                 let (y, xa) = (y.first_mut(), xa.first_mut());
@@ -181,29 +207,53 @@ fn linear(
                 let dropout = lora.then_some(LORA_DROPOUT);
                 lora_linear_fwd(d, y, xa, &i[0], &i[1], None, adapters, skip, dropout)
             }),
-        };
+        }
     }
-    Case {
-        op: "lora_linear_bwd",
-        label,
-        outputs: vec![
-            ("dx", Poison(vec![n, k])),
-            ("da", Added(vec![s * r, k])),
-            ("db", Added(vec![m, r])),
-            ("dxa", Poison(vec![n, s * r])),
-        ],
-        inputs: vec![("dy", Normal(vec![n, m])), x, ("xa", Normal(vec![n, s * r])), w, a, b],
-        flops: 2 * n * (k * m + 2 * low_rank),
-        elements: plain + n * k + 3 * low_rank + 2 * n * s * r,
-        plan: Plan::default(),
-        run: Box::new(move |d, o, i| {
-            let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
-            let scales = vec![1.0; rows.len()];
-            let adapters = Lora { a, b, rows: &rows, scales: &scales };
-            let grads = LoraGrads { a: da, b: db };
-            let dropout = Some(LORA_DROPOUT);
-            lora_linear_bwd(d, Some(dx), Some(grads), Some(dxa), dy, x, Some(xa), w, Some(adapters), dropout)
-        }),
+
+    /// Of a projection with adapters.
+    fn backward(self) -> Case {
+        let [n, k, m] = self.sizes;
+        let (facts, rows, stacked) = (self.facts(), self.rows.to_vec(), self.rows.len() * RANK);
+        Case {
+            op: "lora_linear_bwd",
+            label: self.label(&facts, false),
+            facts,
+            outputs: vec![
+                activation("dx", Poison(vec![n, k])),
+                single("da", Added(vec![stacked, k])),
+                single("db", Added(vec![m, RANK])),
+                activation("dxa", Poison(vec![n, stacked])),
+            ],
+            inputs: vec![
+                activation("dy", Normal(vec![n, m])),
+                activation("x", Normal(vec![n, k])),
+                activation("xa", Normal(vec![n, stacked])),
+                activation("w", Normal(vec![m, k])),
+                single("a", Normal(vec![stacked, k])),
+                single("b", Normal(vec![m, RANK])),
+            ],
+            flops: 2 * n * (k * m + 2 * self.learned()),
+            elements: n * k + k * m + n * m + n * k + 3 * self.learned() + 2 * n * stacked,
+            unfused: None,
+            run: Box::new(move |d, o, i| {
+                let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
+                let scales = vec![1.0; rows.len()];
+                let adapters = Lora { a, b, rows: &rows, scales: &scales };
+                let (grads, dropout) = (LoraGrads { a: da, b: db }, Some(LORA_DROPOUT));
+                lora_linear_bwd(
+                    d,
+                    Some(dx),
+                    Some(grads),
+                    Some(dxa),
+                    dy,
+                    x,
+                    Some(xa),
+                    w,
+                    Some(adapters),
+                    dropout,
+                )
+            }),
+        }
     }
 }
 
@@ -221,10 +271,10 @@ fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
         return case;
     }
     Case {
-        outputs: vec![("dx", Poison(vec![n, c]))],
+        outputs: vec![activation("dx", Poison(vec![n, c]))],
         flops: 4 * p * c * v,
         elements: p * c + n * c + v * c,
-        plan: Plan::default(),
+        unfused: None,
         run: Box::new(|d, o, i| {
             masked_xent_bwd(d, &mut o[0], None, &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
         }),

@@ -1,7 +1,7 @@
 //! The linear op: plain, and with low-rank segments, one of them without an adapter.
 
-use super::{Added, Case, DROPOUT, Normal, Plan, Poison, unfused};
-use crate::ops::lora_linear::{Lora, LoraGrads, Sizes, lora_linear_bwd, lora_linear_fwd};
+use super::{Added, Case, DROPOUT, Facts, Normal, Poison, activation, chain, single, unfused};
+use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
 
 pub fn lora_linears() -> Vec<Case> {
     let plain = [[1, 1, 1], [3, 5, 7], [65, 48, 40], [256, 768, 768]];
@@ -35,25 +35,18 @@ pub fn large_tiles() -> Vec<Case> {
     plain.into_iter().chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).collect()
 }
 
-fn plain_sizes([n, k, m]: [usize; 3]) -> Sizes {
-    Sizes { n, k, m, rank: 0, segments: Vec::new() }
-}
-
-fn lora_sizes(&([n, k, m], ref rows, rank): &Segmented) -> Sizes {
-    let segments = rows.iter().zip(SCALES).map(|(&rows, scale)| (rows, scale != 0.0)).collect();
-    Sizes { n, k, m, rank, segments }
-}
-
 /// One product, one rounding: no chain.
 fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
+    let facts = Facts::sizes([("N", n), ("K", k), ("M", m)]);
     Case {
         op: "lora_linear_fwd",
-        label: format!("N={n} K={k} M={m}"),
-        outputs: vec![("y", Poison(vec![n, m]))],
-        inputs: vec![("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
+        label: facts.spelled(),
+        facts,
+        outputs: vec![activation("y", Poison(vec![n, m]))],
+        inputs: vec![activation("x", Normal(vec![n, k])), activation("w", Normal(vec![m, k]))],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: Plan::default().costing(plain_sizes([n, k, m]).fwd_cost(false, false)),
+        unfused: None,
         run: Box::new(|d, o, i| {
             lora_linear_fwd(d, Some(&mut o[0]), None, &i[0], &i[1], None, None, None, None)
         }),
@@ -61,14 +54,20 @@ fn plain_fwd([n, k, m]: [usize; 3]) -> Case {
 }
 
 fn plain_bwd([n, k, m]: [usize; 3]) -> Case {
+    let facts = Facts::sizes([("N", n), ("K", k), ("M", m)]);
     Case {
         op: "lora_linear_bwd",
-        label: format!("N={n} K={k} M={m}"),
-        outputs: vec![("dx", Poison(vec![n, k]))],
-        inputs: vec![("dy", Normal(vec![n, m])), ("x", Normal(vec![n, k])), ("w", Normal(vec![m, k]))],
+        label: facts.spelled(),
+        facts,
+        outputs: vec![activation("dx", Poison(vec![n, k]))],
+        inputs: vec![
+            activation("dy", Normal(vec![n, m])),
+            activation("x", Normal(vec![n, k])),
+            activation("w", Normal(vec![m, k])),
+        ],
         flops: 2 * n * k * m,
         elements: n * k + k * m + n * m,
-        plan: Plan::default().costing(plain_sizes([n, k, m]).bwd_cost(true, false)),
+        unfused: None,
         run: Box::new(|d, o, i| {
             lora_linear_bwd(d, Some(&mut o[0]), None, None, &i[0], &i[1], None, &i[2], None, None)
         }),
@@ -81,34 +80,39 @@ type Segmented = ([usize; 3], Vec<usize>, usize);
 /// Of the segments, in order.
 const SCALES: [f64; 3] = [2.0, 0.5, 0.0];
 
-fn label(([n, k, m], rows, r): &Segmented, drop: bool) -> String {
-    let name = if drop { "drop" } else { "bias residual" };
-    format!("N={n} K={k} M={m} R={r} rows={rows:?} {name}")
+fn facts(&([n, k, m], ref rows, r): &Segmented, dropout: bool) -> Facts {
+    let sizes = Facts::sizes([("N", n), ("K", k), ("M", m), ("R", r)]);
+    Facts { segments: rows.clone(), dropout, ..sizes }
+}
+
+fn label(facts: &Facts) -> String {
+    let name = if facts.dropout { "drop" } else { "bias residual" };
+    format!("{} rows={:?} {name}", facts.spelled(), facts.segments)
 }
 
 fn lora_fwd(sizes: &Segmented, drop: bool) -> Case {
     let (&([n, k, m], ref rows, r), dropout) = (sizes, drop.then_some(DROPOUT));
-    let (rows, s) = (rows.clone(), rows.len());
+    let (rows, s, facts) = (rows.clone(), rows.len(), facts(sizes, drop));
     let steps = rows.clone();
     Case {
         op: "lora_linear_fwd",
-        label: label(sizes, drop),
-        outputs: vec![("y", Poison(vec![n, m])), ("xa", Poison(vec![n, s * r]))],
+        label: label(&facts),
+        facts,
+        outputs: vec![activation("y", Poison(vec![n, m])), activation("xa", Poison(vec![n, s * r]))],
         inputs: vec![
-            ("x", Normal(vec![n, k])),
-            ("w", Normal(vec![m, k])),
-            ("bias", Normal(vec![m])),
-            ("a", Normal(vec![s * r, k])),
-            ("b", Normal(vec![m, r])),
-            ("residual", Normal(vec![n, m])),
+            activation("x", Normal(vec![n, k])),
+            activation("w", Normal(vec![m, k])),
+            activation("bias", Normal(vec![m])),
+            single("a", Normal(vec![s * r, k])),
+            single("b", Normal(vec![m, r])),
+            activation("residual", Normal(vec![n, m])),
         ],
         flops: 2 * n * (k * m + s * r * k + m * r),
         elements: n * k + k * m + 2 * n * m + s * r * k + m * r + m,
-        plan: Plan::chain(move |o, i| {
+        unfused: chain(move |o, i| {
             let lora = Lora { a: &i[3], b: &i[4], rows: &steps, scales: &SCALES[..steps.len()] };
             unfused::lora_linear_fwd(o, i, Some(lora), Some(&i[2]), Some(&i[5]), dropout)
-        })
-        .costing(lora_sizes(sizes).fwd_cost(true, true)),
+        }),
         run: Box::new(move |d, o, i| {
             let ([y, xa], [x, w, bias, a, b, residual]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };
@@ -119,32 +123,32 @@ fn lora_fwd(sizes: &Segmented, drop: bool) -> Case {
 
 fn lora_bwd(sizes: &Segmented, drop: bool) -> Case {
     let (&([n, k, m], ref rows, r), dropout) = (sizes, drop.then_some(DROPOUT));
-    let (rows, s) = (rows.clone(), rows.len());
+    let (rows, s, facts) = (rows.clone(), rows.len(), facts(sizes, drop));
     let steps = rows.clone();
     Case {
         op: "lora_linear_bwd",
-        label: label(sizes, drop),
+        label: label(&facts),
+        facts,
         outputs: vec![
-            ("dx", Poison(vec![n, k])),
-            ("da", Added(vec![s * r, k])),
-            ("db", Added(vec![m, r])),
-            ("dxa", Poison(vec![n, s * r])),
+            activation("dx", Poison(vec![n, k])),
+            single("da", Added(vec![s * r, k])),
+            single("db", Added(vec![m, r])),
+            activation("dxa", Poison(vec![n, s * r])),
         ],
         inputs: vec![
-            ("dy", Normal(vec![n, m])),
-            ("x", Normal(vec![n, k])),
-            ("xa", Normal(vec![n, s * r])),
-            ("w", Normal(vec![m, k])),
-            ("a", Normal(vec![s * r, k])),
-            ("b", Normal(vec![m, r])),
+            activation("dy", Normal(vec![n, m])),
+            activation("x", Normal(vec![n, k])),
+            activation("xa", Normal(vec![n, s * r])),
+            activation("w", Normal(vec![m, k])),
+            single("a", Normal(vec![s * r, k])),
+            single("b", Normal(vec![m, r])),
         ],
         flops: 2 * n * (k * m + 2 * s * r * k + 2 * m * r),
         elements: 2 * n * k + k * m + n * m + 2 * (s * r * k + m * r),
-        plan: Plan::chain(move |o, i| {
+        unfused: chain(move |o, i| {
             let lora = Lora { a: &i[4], b: &i[5], rows: &steps, scales: &SCALES[..steps.len()] };
             unfused::lora_linear_bwd(o, i, lora, dropout)
-        })
-        .costing(lora_sizes(sizes).bwd_cost(true, true)),
+        }),
         run: Box::new(move |d, o, i| {
             let ([dx, da, db, dxa], [dy, x, xa, w, a, b]) = (o, i) else { unreachable!() };
             let lora = Lora { a, b, rows: &rows, scales: &SCALES[..rows.len()] };

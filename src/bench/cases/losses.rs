@@ -1,10 +1,10 @@
 //! The two losses. Their labels end in the rule by which they count.
 
-use super::{Added, Case, DMEAN, Ints, Level, Normal, Plan, Poison, Scaled, unfused};
-use crate::ops::contrastive::{
-    InfoNce, contrastive_bwd, contrastive_bwd_cost, contrastive_fwd, contrastive_fwd_cost,
+use super::{
+    Added, Case, DMEAN, Facts, Ints, Level, Normal, Poison, Scaled, activation, chain, index, single, unfused,
 };
-use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_bwd_cost, masked_xent_fwd, masked_xent_fwd_cost};
+use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
+use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
 
 pub fn masked_xents() -> Vec<Case> {
     // N, C, V, P. Of a GPU's tiles one of each, one less, all but whole, one more, with logits as models have them; one of
@@ -18,19 +18,25 @@ pub fn masked_xents() -> Vec<Case> {
 /// Inputs x of this size, and what a backward has for lse.
 pub(super) fn masked_xent([n, c, v, p]: [usize; 4], x: f64, lse: f64, forward: bool) -> Case {
     let ints = |end: usize, step: usize| Ints(vec![p], (0..p).map(|i| (i * step % end) as i32).collect());
-    let x = ("x", Scaled(vec![n, c], x));
-    let w = ("w", Normal(vec![v, c]));
-    let (rows, labels) = (("rows", ints(n, 2)), ("labels", ints(v, 1027)));
-    let label = format!("N={n} C={c} V={v} P={p}");
+    let x = activation("x", Scaled(vec![n, c], x));
+    let w = activation("w", Normal(vec![v, c]));
+    let (rows, labels) = (index("rows", ints(n, 2)), index("labels", ints(v, 1027)));
+    let facts = Facts::sizes([("N", n), ("C", c), ("V", v), ("P", p)]);
+    let label = facts.spelled();
     if forward {
         return Case {
             op: "masked_xent_fwd",
             label,
-            outputs: vec![("total", Poison(vec![2])), ("loss", Poison(vec![p])), ("lse", Poison(vec![p]))],
+            facts,
+            outputs: vec![
+                single("total", Poison(vec![2])),
+                single("loss", Poison(vec![p])),
+                single("lse", Poison(vec![p])),
+            ],
             inputs: vec![x, w, rows, labels],
             flops: 2 * p * c * v,
             elements: p * c + v * c,
-            plan: Plan::default().costing([masked_xent_fwd_cost([c, v, p])]),
+            unfused: None,
             run: Box::new(|d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
@@ -40,12 +46,12 @@ pub(super) fn masked_xent([n, c, v, p]: [usize; 4], x: f64, lse: f64, forward: b
     Case {
         op: "masked_xent_bwd",
         label,
-        outputs: vec![("dx", Poison(vec![n, c])), ("dw", Added(vec![v, c]))],
-        inputs: vec![x, w, rows, labels, ("lse", Level(vec![p], lse))],
+        facts,
+        outputs: vec![activation("dx", Poison(vec![n, c])), single("dw", Added(vec![v, c]))],
+        inputs: vec![x, w, rows, labels, single("lse", Level(vec![p], lse))],
         flops: 6 * p * c * v,
         elements: p * c + n * c + 3 * v * c,
-        plan: Plan::chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN))
-            .costing([masked_xent_bwd_cost([n, c, v, p], true)]),
+        unfused: chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN)),
         run: Box::new(|d, o, i| {
             let [dx, dw] = o else { unreachable!() };
             masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
@@ -76,24 +82,32 @@ pub fn contrastives() -> Vec<Case> {
 }
 
 pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bool) -> Case {
-    let (q, cand) = (("q", Normal(vec![p, c])), ("c", Normal(vec![m, c])));
+    let (q, cand) = (single("q", Normal(vec![p, c])), single("c", Normal(vec![m, c])));
     // Every third id returns.
-    let ids = ("ids", Ints(vec![m], (0..m).map(|j| (if j % 3 == 0 { j % 6 } else { j }) as i32).collect()));
-    let label = format!("P={p} M={m} C={c} {rule:?} ids={with_ids}");
+    let ids =
+        index("ids", Ints(vec![m], (0..m).map(|j| (if j % 3 == 0 { j % 6 } else { j }) as i32).collect()));
+    let sizes = Facts::sizes([("P", p), ("M", m), ("C", c)]);
+    let label = format!("{} {rule:?} ids={with_ids}", sizes.spelled());
+    let facts = Facts { margin: rule.margin, ..sizes };
     let mut inputs = vec![q, cand];
     if !forward {
-        inputs.push(("lse", Level(vec![p], 20.0)));
+        inputs.push(single("lse", Level(vec![p], 20.0)));
     }
     inputs.extend(with_ids.then_some(ids));
     if forward {
         return Case {
             op: "contrastive_fwd",
             label,
-            outputs: vec![("total", Poison(vec![2])), ("loss", Poison(vec![p])), ("lse", Poison(vec![p]))],
+            facts,
+            outputs: vec![
+                single("total", Poison(vec![2])),
+                single("loss", Poison(vec![p])),
+                single("lse", Poison(vec![p])),
+            ],
             inputs,
             flops: 2 * p * m * c,
             elements: (p + m) * c,
-            plan: Plan::default().costing([contrastive_fwd_cost([p, m, c], with_ids, rule.margin.is_some())]),
+            unfused: None,
             run: Box::new(move |d, o, i| {
                 let [total, loss, lse] = o else { unreachable!() };
                 contrastive_fwd(d, total, loss, lse, &i[0], &i[1], i.get(2), rule)
@@ -103,11 +117,12 @@ pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, 
     Case {
         op: "contrastive_bwd",
         label,
-        outputs: vec![("dq", Poison(vec![p, c])), ("dc", Poison(vec![m, c]))],
+        facts,
+        outputs: vec![single("dq", Poison(vec![p, c])), single("dc", Poison(vec![m, c]))],
         inputs,
         flops: 6 * p * m * c,
         elements: 2 * (p + m) * c,
-        plan: Plan::default().costing([contrastive_bwd_cost([p, m, c], with_ids, rule.margin.is_some())]),
+        unfused: None,
         run: Box::new(move |d, o, i| {
             let [dq, dc] = o else { unreachable!() };
             contrastive_bwd(d, dq, dc, &i[0], &i[1], i.get(3), &i[2], rule, DMEAN)

@@ -13,8 +13,9 @@ mod unfused;
 
 use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::ops::Cost;
+use crate::ops::attention::Mask;
 use crate::ops::dropout::Dropout;
+use crate::ops::pool::Pooling;
 use crate::rng::normal;
 use crate::tensor::Tensor;
 
@@ -85,108 +86,149 @@ impl Fill {
     }
 }
 
+/// The part that an operand plays; its element type on a GPU follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// An activation, its gradient, or a frozen weight: bf16.
+    Activation,
+    /// A statistic, a loss, or what is learned, and its gradient: f32.
+    Single,
+    /// Row numbers, ids, starts: i32.
+    Index,
+}
+
+/// A named operand of a case.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    /// As the op's own argument.
+    pub name: &'static str,
+    /// The part that it plays.
+    pub role: Role,
+    /// What it starts as.
+    pub fill: Fill,
+}
+
+fn activation(name: &'static str, fill: Fill) -> Operand {
+    Operand { name, role: Role::Activation, fill }
+}
+
+fn single(name: &'static str, fill: Fill) -> Operand {
+    Operand { name, role: Role::Single, fill }
+}
+
+fn index(name: &'static str, fill: Fill) -> Operand {
+    Operand { name, role: Role::Index, fill }
+}
+
+impl Operand {
+    /// Its element type on a GPU.
+    pub fn gpu_dtype(&self) -> DType {
+        match self.role {
+            Role::Activation => DType::Bf16,
+            Role::Single => DType::F32,
+            Role::Index => DType::I32,
+        }
+    }
+
+    /// It on a CPU that computes in `real`.
+    pub fn tensor(&self, real: DType) -> Tensor {
+        self.fill.tensor(real, self.name)
+    }
+
+    /// Bytes that it takes on a device.
+    pub fn bytes(&self, device: &Device) -> usize {
+        let size = match device {
+            Device::Cpu(real) => real.size(),
+            Device::Gpu(_) => self.gpu_dtype().size(),
+        };
+        self.fill.shape().iter().product::<usize>() * size
+    }
+}
+
 /// How a case calls its op: device, outputs, inputs.
 pub type Run = Box<dyn Fn(&Device, &mut [Tensor], &[Tensor]) -> Result<()> + Send + Sync>;
+
+/// What makes a case what it is, as data; its label says the same to people.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// By their letters, in the label's order.
+    pub sizes: Vec<(&'static str, usize)>,
+    /// Rows of a product's segments; none where it has no adapter.
+    pub segments: Vec<usize>,
+    /// Which keys are seen, where the op attends.
+    pub mask: Option<Mask>,
+    /// How rows become a vector, where they do.
+    pub pooling: Option<Pooling>,
+    /// From the positive's score, above which a candidate does not count.
+    pub margin: Option<f64>,
+    /// Whether [`DROPOUT`] is on.
+    pub dropout: bool,
+}
+
+impl Facts {
+    /// Of sizes alone.
+    fn sizes<const COUNT: usize>(sizes: [(&'static str, usize); COUNT]) -> Facts {
+        Facts { sizes: sizes.into(), ..Facts::default() }
+    }
+
+    /// The size with this letter.
+    pub fn size(&self, letter: &str) -> Option<usize> {
+        self.sizes.iter().find(|(name, _)| *name == letter).map(|(_, size)| *size)
+    }
+
+    /// The sizes as a label has them: `N=3 C=8`.
+    fn spelled(&self) -> String {
+        let sizes: Vec<String> = self.sizes.iter().map(|(letter, size)| format!("{letter}={size}")).collect();
+        sizes.join(" ")
+    }
+}
 
 /// One call of one op.
 pub struct Case {
     /// The op's name.
     pub op: &'static str,
-    /// Its sizes.
+    /// Its sizes and rules, for people.
     pub label: String,
-    /// Named operands that are written.
-    pub outputs: Vec<(&'static str, Fill)>,
-    /// Named operands that are read.
-    pub inputs: Vec<(&'static str, Fill)>,
+    /// The same for programs.
+    pub facts: Facts,
+    /// Operands that are written.
+    pub outputs: Vec<Operand>,
+    /// Operands that are read.
+    pub inputs: Vec<Operand>,
     /// Floating-point operations, a multiply and an add being two.
     pub flops: usize,
     /// Elements that must at least be moved between memory and the op.
     pub elements: usize,
-    /// What its kernels are held to.
-    pub plan: Plan,
+    /// The op as a chain of unfused steps, each rounded to bf16, on a CPU at `F64`: kernels may be off by twice as much as
+    /// it is. Where there is none they sum in f32 and round once, at the end.
+    pub unfused: Option<Run>,
     /// The call.
     pub run: Run,
 }
 
-/// What the kernels of a case are held to, beside its values.
-#[derive(Default)]
-pub struct Plan {
-    /// The op as a chain of unfused steps, each rounded to bf16, on a CPU at `F64`: kernels may be off by twice as much as
-    /// it is. Where there is none they sum in f32 and round once, at the end.
-    pub unfused: Option<Run>,
-    /// Bytes of global memory that they touch, each counted once for reading and once for writing: what is left for DRAM
-    /// if the cache forgets nothing.
-    pub once: Option<usize>,
-    /// Bytes that their threads ask global memory for, most of them from L2.
-    pub bytes: Option<usize>,
-    /// Operations of tensor cores, as the emulator counts them; none where not said.
-    pub tensor_flops: Option<usize>,
-}
-
-impl Plan {
-    /// Bytes touched, each once.
-    fn once(bytes: usize) -> Plan {
-        Plan { once: Some(bytes), ..Plan::default() }
-    }
-
-    /// Also held to what its launches cost, all together.
-    fn costing(self, launches: impl IntoIterator<Item = Cost>) -> Plan {
-        let Cost { flops, bytes } = launches.into_iter().sum();
-        Plan { bytes: Some(bytes), tensor_flops: Some(flops), ..self }
-    }
-
-    /// Twice the error of this chain, of outputs and inputs.
-    fn chain(steps: impl Fn(&mut [Tensor], &[Tensor]) -> Result<()> + Send + Sync + 'static) -> Plan {
-        Plan { unfused: Some(Box::new(move |_, o, i| steps(o, i))), ..Plan::default() }
-    }
+/// A chain of unfused steps, as [`Case::unfused`] has it.
+fn chain(steps: impl Fn(&mut [Tensor], &[Tensor]) -> Result<()> + Send + Sync + 'static) -> Option<Run> {
+    Some(Box::new(move |_, o, i| steps(o, i)))
 }
 
 impl Case {
     /// Outputs and inputs on a CPU that computes in `real`.
     pub fn operands(&self, real: DType) -> (Vec<Tensor>, Vec<Tensor>) {
-        let make = |list: &[(&str, Fill)]| list.iter().map(|(name, f)| f.tensor(real, name)).collect();
+        let make = |list: &[Operand]| list.iter().map(|operand| operand.tensor(real)).collect();
         (make(&self.outputs), make(&self.inputs))
     }
 
     /// Bytes that must at least be moved on a device: [`Case::elements`] at the mean size of those that the operands hold,
     /// what is updated counted twice.
     pub fn bytes(&self, device: &Device) -> u64 {
-        let size = |name: &str, fill: &Fill| match device {
-            Device::Cpu(real) => real.size(),
-            Device::Gpu(_) => gpu_dtype(self.op, name, fill).size(),
-        };
-        let numel = |fill: &Fill| fill.shape().iter().product::<usize>();
-        let updated = |fill: &Fill| if let Poison(_) = fill { 1 } else { 2 };
-        let written = self.outputs.iter().map(|(name, f)| (updated(f) * numel(f), size(name, f)));
-        let all = written.chain(self.inputs.iter().map(|(name, f)| (numel(f), size(name, f))));
-        let (count, bytes) = all.fold((0, 0), |(n, b), (numel, size)| (n + numel, b + numel * size));
+        let outputs = self.outputs.iter().map(|o| (if let Poison(_) = o.fill { 1 } else { 2 }, o));
+        let all = outputs.chain(self.inputs.iter().map(|o| (1, o)));
+        let (count, bytes) = all.fold((0, 0), |(count, bytes), (times, o)| {
+            (count + times * o.fill.shape().iter().product::<usize>(), bytes + times * o.bytes(device))
+        });
         (self.elements as f64 * bytes as f64 / count as f64).round() as u64
     }
 }
-
-/// The element type of an op's operand on a GPU: statistics f32, integers i32, all others bf16.
-pub fn gpu_dtype(op: &str, name: &str, fill: &Fill) -> DType {
-    let statistic = |(noun, names): &(&str, &[&str])| op.starts_with(noun) && names.contains(&name);
-    match fill {
-        Ints(..) => DType::I32,
-        _ if STATISTICS.iter().any(statistic) => DType::F32,
-        _ => DType::Bf16,
-    }
-}
-
-/// Operands that are statistics, f32 on a GPU; by op without its suffix. Others are activations, or integers.
-const STATISTICS: &[(&str, &[&str])] = &[
-    ("rmsnorm", &["rstd"]),
-    ("rope", &["cos", "sin"]),
-    ("attention", &["lse"]),
-    ("lora_linear", &["a", "b", "da", "db"]),
-    ("pool", &["y", "dy"]),
-    ("l2norm", &["x", "y", "norm", "dx", "dy"]),
-    ("narrow", &["x"]),
-    ("masked_xent", &["total", "loss", "lse", "dw"]),
-    ("contrastive", &["q", "c", "dq", "dc", "total", "loss", "lse"]),
-    ("adamw", &["p", "m", "v", "g", "h", "norm"]),
-];
 
 /// The dropout of every case that has one.
 pub const DROPOUT: Dropout = Dropout { rate: 0.3, seed: 5, step: 7, site: 3, first: 11 };

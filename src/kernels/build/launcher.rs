@@ -7,7 +7,7 @@
 use super::signature::{Entry, Kind, Params, Unit};
 use std::fmt::Write;
 
-/// The Rust module of one file: constants, arguments, launchers. It stands where `device::gpu`, `Tensor`, `DType`, `refuse`,
+/// The Rust module of one file: constants, arguments, launchers. It stands where `device::gpu`, `Tensor`, `DType`, `limited`,
 /// `Result` and the twins are in scope, beside a static `FILE` that holds its images.
 pub fn launchers(unit: &Unit) -> String {
     let mut out = String::new();
@@ -93,8 +93,8 @@ fn choice(kernels: &[Entry]) -> String {
     format!(
         "    static KERNELS: [Kernel; {count}] = [{all}];\n\
          \x20   let Some(at) = {values}.iter().position(|&v| v == arguments.{by}) else {{\n\
-         \x20       return refuse(\"{name}\", format!(\"{constant} = {{}}, a GPU takes {constant} in {{:?}}\", \
-         arguments.{by}, {values}));\n\
+         \x20       return limited(\"{name}\", format!(\"{constant} = {{}}\", arguments.{by}), \
+         format!(\"{constant} in {{:?}}\", {values}));\n\
          \x20   }};\n\
          \x20   let kernel = &KERNELS[at];\n",
         count = kernels.len(),

@@ -11,7 +11,7 @@ use crate::kernels::lora_linear_bwd::{
 use crate::kernels::lora_linear_fwd::{self as fwd, LoraLinearFwd, LoraLinearRound, LoraLinearXa};
 use crate::kernels::{Draw, Segments};
 use crate::ops::dropout::Dropout;
-use crate::tensor::{Tensor, int, refuse, whole_vectors};
+use crate::tensor::{Tensor, int, limited, whole_vectors};
 
 impl Segments {
     /// Refuses sizes that no kernel takes. Segments that are not there are empty.
@@ -25,7 +25,7 @@ impl Segments {
         let (mut ends, mut scales) = ([int(op, sizes.m)?; 3], [0.0; 3]);
         if let Some(lora) = lora {
             if lora.rows.len() > 3 {
-                return refuse(op, format!("{} segments, a GPU takes at most 3", lora.rows.len()));
+                return limited(op, format!("{} segments", lora.rows.len()), "at most 3");
             }
             for (s, first, rows, scale) in lora.segments() {
                 whole_vectors(op, "rows of a segment", rows, 8)?;

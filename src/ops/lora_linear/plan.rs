@@ -4,7 +4,6 @@
 use super::Lora;
 use crate::device::DType;
 use crate::kernels::{lora_linear_bwd as bwd, lora_linear_fwd as fwd};
-use crate::ops::Cost;
 use crate::tensor::workspace_bytes;
 
 /// Sizes of a call: the letters of the op, and its segments; none without low-rank deltas.
@@ -24,8 +23,6 @@ pub struct Sizes {
 
 /// Ranks of a k-step.
 const RANKS: usize = fwd::STEP as usize;
-/// Columns of y that dxa's blocks have in a stage.
-const SPAN: usize = bwd::SPAN as usize;
 /// Blocks that nearly fill the largest GPU of today, two on each of its 132 multiprocessors; more would queue.
 const BLOCKS: usize = 256;
 /// No part of a split sum is shorter.
@@ -63,11 +60,6 @@ impl Sizes {
     /// S R.
     fn stacked(&self) -> usize {
         self.segments.len() * self.rank
-    }
-
-    /// Segments with an adapter.
-    fn adapted(&self) -> impl Iterator<Item = usize> {
-        self.segments.iter().filter(|s| s.1).map(|s| s.0)
     }
 
     /// R in 16s.
@@ -130,96 +122,6 @@ impl Sizes {
     fn bwd_parts_of(&self, [db, da]: [usize; 2]) -> [[usize; 3]; 3] {
         let tiles = self.tiles().iter().sum();
         [[tiles, self.n, self.rank], [db, self.m, self.rank], [da, self.stacked(), self.k]]
-    }
-
-    /// Flops and bytes of the tiles of a product of [rows, depth] and [depth, columns], without what is written.
-    fn product(&self, rows: usize, columns: usize, depth: usize) -> [usize; 2] {
-        let side = tile(rows, columns);
-        let [down, across] = [rows, columns].map(|n| n.div_ceil(side));
-        let flops = 2 * down * across * side * side * depth.next_multiple_of(fwd::DEPTH as usize);
-        [flops, 2 * depth * (rows * across + columns * down)]
-    }
-
-    /// What the forward's launches cost, in their order. Operands that every warp reads for itself count as often.
-    pub fn fwd_cost(&self, bias: bool, residual: bool) -> Vec<Cost> {
-        let Sizes { n, k, m, rank, .. } = *self;
-        let (stacked, ranks, side) = (self.stacked(), self.slices() * RANKS, tile(n, m));
-        let mut all = Vec::new();
-        if stacked > 0 {
-            let ([splits, _], tokens) = (self.xa_splits(), fwd::XA_TOKENS as usize);
-            let blocks = n.div_ceil(tokens);
-            let flops = 2
-                * blocks
-                * tokens
-                * self.segments.len()
-                * ranks
-                * k.next_multiple_of(fwd::XA_DEPTH as usize);
-            let out = n * stacked;
-            let bytes = 2 * n * k * self.groups() + 4 * stacked * k * blocks;
-            let wrote = if splits > 1 { 4 * splits * out } else { 2 * out };
-            all.push(Cost { flops, bytes: bytes + wrote });
-            if splits > 1 {
-                all.push(Cost { flops: 0, bytes: 4 * splits * out + 2 * out });
-            }
-        }
-        let [mut flops, mut bytes] = self.product(n, m, k);
-        let (down, mut first) = (n.div_ceil(side), 0);
-        for &(rows, adapted) in &self.segments {
-            if adapted {
-                let across = (first + rows).div_ceil(side) - first / side;
-                flops += 2 * down * across * side * side * ranks;
-                // Two warps side by side want the same xa, two above each other the same b.
-                bytes += 2 * (2 * n * rank * across + 4 * rows * rank * down);
-            }
-            first += rows;
-        }
-        // Sixteen lanes of a tile ask for each pair of the bias.
-        bytes += 2 * n * m * (1 + usize::from(residual)) + if bias { 16 * 2 * m * down } else { 0 };
-        all.push(Cost { flops, bytes });
-        all
-    }
-
-    /// What the backward's launches cost, in their order.
-    pub fn bwd_cost(&self, dx: bool, grads: bool) -> Vec<Cost> {
-        let Sizes { n, k, m, rank, .. } = *self;
-        let (stacked, slices, side) = (self.stacked(), self.slices(), tile(n, k));
-        let (adapted, columns) = (self.adapted().count(), self.adapted().sum::<usize>());
-        let (mut all, tokens) = (Vec::new(), n.next_multiple_of(bwd::TOKENS as usize));
-        if stacked > 0 {
-            let (tiles, [splits, _]) = (self.tiles().iter().sum::<usize>(), self.dxa_splits());
-            if tiles > 0 {
-                let spans: usize = self.adapted().map(|rows| rows.div_ceil(SPAN)).sum();
-                let products = 1 + usize::from(grads);
-                let mut bytes =
-                    2 * n * columns * slices + 2 * 4 * columns * rank * splits + 4 * tiles * n * rank;
-                if grads {
-                    bytes += 2 * tiles * n * rank + 4 * splits * columns * rank;
-                }
-                let flops = products * 2 * tokens * spans * SPAN * slices * RANKS;
-                all.push(Cost { flops, bytes });
-            }
-            all.push(Cost { flops: 0, bytes: 4 * tiles * n * rank + 2 * n * stacked });
-        }
-        let add = |count: usize, splits: usize| Cost { flops: 0, bytes: 4 * count * (2 + splits) };
-        if grads && columns > 0 {
-            all.push(add(columns * rank, self.dxa_splits()[0]));
-        }
-        if dx {
-            let [mut flops, mut bytes] = self.product(n, k, m);
-            let [down, across] = [n, k].map(|n| n.div_ceil(side));
-            flops += adapted * 2 * down * across * side * side * slices * RANKS;
-            bytes += adapted * rank * (2 * 2 * n * across + 4 * k * down) + 2 * n * k;
-            all.push(Cost { flops, bytes });
-        }
-        if grads && columns > 0 {
-            let (strips, [splits, _]) = (k.div_ceil(bwd::DA_COLUMNS as usize), self.da_splits());
-            let flops = 2 * tokens * strips * bwd::DA_COLUMNS as usize * adapted * slices * RANKS;
-            let bytes =
-                2 * n * k * self.groups() + 2 * strips * n * stacked + 4 * splits * adapted * rank * k;
-            all.push(Cost { flops, bytes });
-            all.push(add(adapted * rank * k, splits));
-        }
-        all
     }
 }
 
