@@ -117,7 +117,7 @@ template <int ROWS, int D>
 __device__ inline void store_rows(bf16* to, int stride, int row, int end, const Tile<D>& tile, int own) {
     to += size_t(row) * stride;
     each_vector<ROWS, 32, D>(threadIdx.x % 32, [&](int r, int column) {
-        if (row + r < end) store(to + (r * stride + column), 0, load(tile.at(own + r, column), 0));
+        if (row + r < end) st_global(to + (r * stride + column), load(tile.at(own + r, column), 0));
     });
 }
 

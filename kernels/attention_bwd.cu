@@ -18,7 +18,9 @@
 //           Blocks of 128 threads; shared memory 2 (2 OWNED + 4 STREAMED) (D + 8) bytes, and 512: 68 KiB at D = 128.
 //           Registers leave room for two blocks a multiprocessor, for three at D <= 32 (queries: 64).
 // Cost      tensor flops: 32 16 D 3 (queries), 32 16 D 4 (keys) for each warp and 16 columns of which one of its 16 rows sees
-//           one: 14 D a pair where all are seen. Bytes: attention_bwd_cost in src/ops/attention/gpu.rs.
+//           one: 14 D a pair where all are seen. Bytes a query head: 2 D (3 N + N' + 2 keys) + 8 N' + 8 P for the queries, N'
+//           being N rounded up to 64 and keys the sum of those that each block goes through, 4 D queries + 8 queries for the
+//           keys; a key head 8 D N; and for each warp what finds its sequences, as in the forward.
 // Numerics  As in the forward; p, drop(p) and ds are rounded to bf16 for the products that they enter, scales are applied in
 //           f32 to sums. Bits do not depend on the grid.
 // Limits    D of 16, 32, 64, 80, 96, 128; N below 2^30. A number that is not finite spreads to the rows of its tile.

@@ -15,7 +15,8 @@
 //           blocks of THREADS = 128; shared memory 2 (ROWS + 4 KEYS) (D + 8) + 12 ROWS bytes: 70 KiB at D = 128, 38 at 64.
 //           Registers leave room for two blocks a multiprocessor, for three at D <= 32.
 // Cost      tensor flops: 2048 D for each warp and 16 keys of which one of its 32 rows sees one, 4 D a pair where all are seen;
-//           bytes a block: 2 D (2 rows + 2 keys) + 4 rows, and what finds sequences (attention_fwd_cost in src/ops/attention/gpu.rs).
+//           bytes a block: 2 D (2 rows + 2 keys) + 4 rows, keys being those from the first to the last that it goes through,
+//           and for each warp, to find its sequences, 256 and 4 for each start that it looks at, 32 of B, then 32 of B / 32 …
 // Numerics  Scores, maxima and sums in f32, exponentials base 2 by ex2.approx; probabilities are rounded to bf16 for the
 //           second product, not for their sum. One rounding at the end. Bits do not depend on the grid, but on where a row's
 //           sequence lies in the pack.

@@ -69,6 +69,13 @@ __device__ inline uint4 load(const bf16* from, size_t v) { return reinterpret_ca
 __device__ inline float4 load(const float* from, size_t v) { return reinterpret_cast<const float4*>(from)[v]; }
 __device__ inline void store(bf16* to, size_t v, const uint4& x) { reinterpret_cast<uint4*>(to)[v] = x; }
 __device__ inline void store(float* to, size_t v, const float4& x) { reinterpret_cast<float4*>(to)[v] = x; }
+// The same to global memory in one instruction, come what may: a vector that is only copied from shared memory becomes four
+// loads and four stores, each of which asks for all of its sectors.
+__device__ inline void st_global(bf16* to, const uint4& x) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x.x), "r"(x.y), "r"(x.z),
+                 "r"(x.w)
+                 : "memory");
+}
 
 // The sum over a warp, in every lane. Floating-point addition commutes, so all lanes have the same bits.
 template <typename T>

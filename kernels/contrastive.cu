@@ -21,8 +21,10 @@
 //           for each wave 12 up64(W) 64 c up32(M) + 12 MM 64 c up32(W).
 //           Bytes: forward 4 C (P m + M p) + 24 S P + 16 P + 8, with a margin 8 P C + 4 P + 32 P m more, with ids
 //           32 P m + 64 M p; but for 4 C (P + M) from L2. Backward the same but 32 P m + 4 P M for dz in place of what
-//           leaves, and a wave 8 W M c + 4 C (M ceil(W / 64) + W m) + 4 C (W + M), from the second on 4 M C more. Exactly:
-//           the functions contrastive_*_cost beside the op, which the emulator's counters equal. No bank conflicts.
+//           leaves, and a wave 8 W M c + 4 C (M ceil(W / 64) + W m) + 4 C (W + M), from the second on 4 M C more; M in rows
+//           of dz being ceil8(M). No bank conflicts.
+// Sectors   up to twice bytes / 32: a lane loads eight floats by two loads, and the second finds its sectors in L1
+//           (contrastive_fwd, contrastive_limit, contrastive_bwd, contrastive_dq, contrastive_dc).
 // Numerics  Every f32 is the exact sum of three bf16; six of the nine products are kept, those left out are below 2^-26 of
 //           |x||y|. A tensor core may cut what it adds to, so 32 columns are summed in fresh accumulators and those added
 //           to the sum by IEEE addition. With sums cut to 24 bits, cosines of 4096 columns are off by at most 4.3e-7, where

@@ -15,8 +15,14 @@
 //           lora_linear_da: 128 columns of x and a run of tokens a block; x goes through registers, where each segment's
 //           mask is drawn once an element, to one tile of shared memory a segment. Blocks of 256 threads, two a
 //           multiprocessor, three of lora_linear_da; those of dx have 128, two of _128 a multiprocessor and four of _64.
-// Cost      flops 2 N' (M' K' + 2 M' R' + 2 S R' K') and the masks; bytes: dy and x once each for 16 and 64 ranks, dy and w
-//           once a tile in dx, and the parts: exactly that of src/ops/lora_linear/plan.rs, launch by launch.
+// Cost      N' is N rounded up to 32, R' R to 16, A the adapted segments, M_A their columns, M' each rounded up to 256, X
+//           the tiles of 512 columns, s the splits of a launch. dxa: 2 flops N' M' R', twice with db; bytes
+//           2 N M_A R' / 16 + 8 s M_A R + 4 X N R, with db 2 X N R + 4 s M_A R more; round 4 X N R + 2 N S R. dx, with T the
+//           side of a tile, N and K rounded up to it in N'' and K'': flops 2 N'' K'' (up32(M) + A R'), bytes
+//           2 M (N K'' + K N'') / T + 2 N K + A R (4 N K'' + 4 K N'') / T. da: flops 2 N' up128(K) A R', bytes
+//           2 N K ceil(S R' / 64) + 2 N S R ceil(K / 128) + 4 s A R K. add: 4 (2 + s) a float that is added to.
+// Sectors   up to twice bytes / 32 for what goes by 4 or 8 bytes a lane, a's and b's ranks and the parts of db
+//           (lora_linear_dxa).
 // Numerics  bf16 products, f32 sums in a fixed order: parts are added in theirs, and no block adds to another's. dxa and dx
 //           are rounded once. A dropout's scale multiplies sums, never x. Masks as in the forward.
 // Limits    as in the forward; segments without an adapter (scale 0) give no da, no db and a dxa of 0.

@@ -11,12 +11,16 @@
 //           GPU: partial sums, which lora_linear_round adds in order. lora_linear_fwd_128 and _64: product.cuh. The low-rank
 //           product is done while the first stages are on their way, fragments straight from memory; only columns of a
 //           segment see its xa. Two blocks of _128 a multiprocessor, three or four of _64.
-// Cost      flops 2 N' (M' K' + M'' R') + 2 N'' S R' K'', bytes 2 (N K M' / T + M K N' / T) and what is written, with T the
-//           side of a tile, N' and M' rounded up to it, M'' those columns that an adapted segment's tiles have, K' and R'
-//           rounded up to 32 and 16, N'' and K'' to 128 and 64: exactly that of src/ops/lora_linear/plan.rs, by launch.
+// Cost      T is the side of a tile, N' and M' are rounded up to it, M'' the columns of the tiles that each adapted segment
+//           has, together, K' and R' rounded up to 32 and 16, N'' and K'' to 128 and 64. flops: 2 N' (M' K' + M'' R'), xa
+//           2 N'' S R' K''. Bytes: 2 K (N M' + M N') / T + 2 N M, with a residual 2 N M more, with a bias 32 M N' / T; for
+//           the low-rank term 4 N R M'' / T and 8 R N' / T a row of an adapted segment; xa 2 N K ceil(S R' / 64) +
+//           4 S R K N'' / 128 + 2 N S R, or 4 N S R splits for it where K is split, which round reads again for 2 N S R.
 // Numerics  bf16 products, f32 sums: the low-rank ones first, then k in its order (the ragged 32 first), bias, residual; one
 //           rounding. xa is rounded once, after the dropout's scale. Masks are those of src/ops/dropout.rs, bit by bit, and
 //           are drawn only where there is a dropout.
+// Sectors   Twice bytes / 32 for the ranks of lora_linear_fwd_64 and lora_linear_fwd_128, whose fragments take 4 and 8 bytes
+//           a lane of rows that are far apart, and for a in lora_linear_xa, eight floats by two loads; the rest is in L1.
 // Limits    K and M and the ends of segments multiples of 8, S at most 3; rows at 16-byte boundaries.
 // Source    Hu et al. 2021, arXiv:2106.09685, eq. 3; low-rank step in the same sums: Zhu et al. 2025, arXiv:2510.00206.
 #include "lora_linear.cuh"

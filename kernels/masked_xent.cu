@@ -17,8 +17,7 @@
 //           and for each wave 2 up128(W) 128 c up32(V), with dw 2 (128 v) (128 c) up32(W).
 //           Bytes: forward 2 C (P v + V p) + 24 S P + 32 P v + 16 P S + 20 P + 8, but for 2 C (P + V) from L2; backward
 //           2 N C + 2 C (P v + V p) + 80 P v + 2 P V, and for each wave 2 W V c + 2 V C ceil(W / 128) + 2.5 W C, with dw
-//           2 W V c + (2 C + 64 c) W v + 8 V C. Exactly: the functions masked_xent_*_cost beside the op, which the
-//           emulator's counters equal. No bank conflicts.
+//           2 W V c + (2 C + 64 c) W v + 8 V C, V in rows of dz being ceil8(V). No bank conflicts.
 // Numerics  Logits, sums and statistics f32, exp and log CUDA's (2 ulp), the mean in f64; dz rounded to bf16 once, as an
 //           operand, and dx once. Fixed order everywhere. dw is added a wave at a time.
 // Limits    C a multiple of 8; rows at 16-byte boundaries. P, V any. A row that comes twice gets one of its gradients.

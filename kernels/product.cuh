@@ -195,8 +195,8 @@ struct Product {
 #pragma unroll
         for (int i = 0; i < PART / AT_ONCE; i++)
             if (i * AT_ONCE < left)
-                store(to + corner + size_t(i * AT_ONCE) * columns, 0,
-                      load(part + (row_of_chunk + i * AT_ONCE) * STRIDE + chunk * BF16S, 0));
+                st_global(to + corner + size_t(i * AT_ONCE) * columns,
+                          load(part + (row_of_chunk + i * AT_ONCE) * STRIDE + chunk * BF16S, 0));
     }
 };
 

@@ -191,6 +191,8 @@ fn kernels_agree_with_the_f64_cpu_on_the_emulator() {
         if kernels::FILES.iter().any(|f| f.stem.ends_with("_sm90")) {
             ran.extend(all_on(&|| Gpu::emulated((9, 0)).unwrap(), seeds(), 0));
         }
+        let findings = counts::sectors(&ran);
+        assert!(findings.is_empty(), "\n{}\n", findings.join("\n"));
         counts::as_committed(&ran);
         let ran: Counted = ran.into_iter().flat_map(|(_, counted)| counted).collect();
         for file in kernels::FILES {

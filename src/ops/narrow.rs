@@ -21,9 +21,9 @@ pub fn narrow_fwd(device: &Device, y: &mut Tensor, x: &Tensor) -> Result<()> {
         Device::Gpu(gpu) => {
             whole_vectors("narrow_fwd", "C", c, 8)?;
             let threads = kernels::THREADS as usize;
-            let launch = Launch::line((n * c / 8).div_ceil(threads), threads);
+            let launch = Launch::line((n * c / 4).div_ceil(threads), threads);
             let arguments = NarrowFwd { y, x, k: int("narrow_fwd", n * c)? };
-            // SAFETY: `dims` holds y and x to k elements, a multiple of 8, of which every thread has 8.
+            // SAFETY: `dims` holds y and x to k elements, a multiple of 8, of which every thread has 4.
             unsafe { kernels::narrow_fwd(gpu, launch, arguments) }?;
         }
     }

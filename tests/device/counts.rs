@@ -2,6 +2,8 @@
 
 use llm2vec::bench::cases::Case;
 use llm2vec::device::emulator::Counters;
+use llm2vec::launches::FILES;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Bank conflicts, of which our kernels have none.
@@ -12,6 +14,35 @@ pub fn conflicts(counted: &[(&'static str, Counters)]) -> Vec<String> {
         (counters.total.conflicts > 0).then(|| format!("bank conflicts in {kernel}: {}", lines.join(", ")))
     };
     counted.iter().filter_map(one).collect()
+}
+
+/// Bytes from which on a launch says what its kernel does: fewer fill no sectors.
+const FEW: u64 = 1 << 15;
+
+/// Kernels that ask for more than a tenth more sectors than their bytes fill, in the best of their cases, and whose file's
+/// head has no word about it under `Sectors`: a vector that went out in four parts, a row that every lane walks alone.
+pub fn sectors(ran: &[(Case, Vec<(&'static str, Counters)>)]) -> Vec<String> {
+    let mut best: BTreeMap<&str, f64> = BTreeMap::new();
+    let launches = ran.iter().flat_map(|(_, counted)| counted);
+    for (kernel, counters) in launches.filter(|(_, c)| c.total.bytes >= FEW) {
+        let share = 32.0 * counters.total.sectors as f64 / counters.total.bytes as f64;
+        let entry = best.entry(kernel).or_insert(share);
+        *entry = entry.min(share);
+    }
+    let explained = |kernel: &str| {
+        let file = FILES.iter().find(|file| file.kernels.contains(&kernel)).unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(format!("{}.cu", file.stem));
+        let text = std::fs::read_to_string(path).unwrap();
+        let head = text.lines().take_while(|line| line.starts_with("//"));
+        let mut section = head.skip_while(|line| !line.starts_with("// Sectors "));
+        let first = section.next().unwrap_or_default().to_string();
+        let rest = section.take_while(|line| line.starts_with("//     "));
+        rest.fold(first, |all, line| all + line).contains(kernel)
+    };
+    let findings = best.iter().filter(|(kernel, share)| **share > 1.1 && !explained(kernel));
+    findings
+        .map(|(kernel, share)| format!("{kernel} asks for {share:.2} times the sectors of its bytes"))
+        .collect()
 }
 
 /// Fails where a count is not the committed one: a kernel that moves more than it did is seen in the diff of the table.
