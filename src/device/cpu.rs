@@ -1,7 +1,32 @@
 //! What the CPU functions of every op stand on: the float trait, the matrix product, SIMD dispatch.
 
 use crate::device::DType;
+use gemm_common::Parallelism;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Range, Sub};
+
+/// A product of the GEMM crate's: sizes M, N, K; C, its column and row stride, whether it is read; A and B with theirs; the
+/// factors of C and of the product; what is conjugated; threads.
+type Product<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
 
 /// `f32` or `f64`: every CPU function is generic over it.
 pub trait Real:
@@ -31,6 +56,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// The larger of two numbers (neither NaN).
     fn max(self, other: Self) -> Self;
+    /// The matrix product for this CPU.
+    fn product() -> Product<Self>;
     /// Zero.
     const ZERO: Self;
     /// One.
@@ -58,6 +85,9 @@ impl Real for f64 {
     }
     fn max(self, other: f64) -> f64 {
         f64::max(self, other)
+    }
+    fn product() -> Product<f64> {
+        gemm_f64::gemm::f64::get_gemm_fn()
     }
 }
 
@@ -100,6 +130,9 @@ impl Real for f32 {
     #[inline(always)]
     fn max(self, other: f32) -> f32 {
         if self > other { self } else { other }
+    }
+    fn product() -> Product<f32> {
+        gemm_f32::gemm::f32::get_gemm_fn()
     }
 }
 
@@ -185,17 +218,21 @@ pub fn matmul<T: Real>(
     if m == 0 || n == 0 {
         return;
     }
-    let threads = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    // It likes rows of C that stand a stride apart: `yᵀ = bᵀ aᵀ` has them. A y of one column has none of its own.
+    let one_column = stride <= 1;
+    let (a, b) = if one_column { (a, b) } else { (b.t(), a.t()) };
+    let [column_stride, row_stride] = if one_column { [1, stride] } else { [stride, 1] };
+    let threads = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: the three asserts bound every element the product touches; `y` is borrowed mutably,
     // so it overlaps neither operand; rows of `y` do not overlap since stride >= n.
     unsafe {
-        gemm::gemm(
-            m,
-            n,
+        T::product()(
+            a.shape[0],
+            b.shape[1],
             k,
             y.as_mut_ptr(),
-            1,
-            stride as isize,
+            column_stride as isize,
+            row_stride as isize,
             add,
             a.data.as_ptr(),
             a.strides[1] as isize,
