@@ -24,6 +24,20 @@ struct Cell {
     many: [bool; 2],
 }
 
+impl Cell {
+    #[inline]
+    fn read(&mut self, touch: Touch) {
+        let last = self.reads[0];
+        if last.is_some() && last.warp() == touch.warp() {
+            self.many[0] = last.time() == touch.time() && (self.many[0] || !last.same_lane(touch));
+        } else {
+            (self.reads[1], self.many[1]) = (last, self.many[0]);
+            self.many[0] = false;
+        }
+        self.reads[0] = touch;
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Page {
     /// Bytes of a grain, as a power of two.
@@ -98,14 +112,7 @@ impl Races {
                 return Some(cell.write);
             }
             harmless = cell.write;
-            let last = cell.reads[0];
-            if last.is_some() && last.warp() == touch.warp() {
-                cell.many[0] = last.time() == touch.time() && (cell.many[0] || !last.same_lane(touch));
-            } else {
-                (cell.reads[1], cell.many[1]) = (last, cell.many[0]);
-                cell.many[0] = false;
-            }
-            cell.reads[0] = touch;
+            cell.read(touch);
         }
         None
     }
@@ -174,6 +181,21 @@ impl Races {
         for (from, n) in parts(at, bytes) {
             self.cells(from, n).iter_mut().for_each(|c| c.write = touch);
         }
+    }
+
+    /// Notes a read of the asynchronous proxy, of as many bytes as the largest grain has, where nothing is wrong with it and
+    /// they have one history; whether it did. `harmless`: a write that the reader is known to see, or none.
+    #[inline]
+    pub fn read_grain(&mut self, at: usize, who: &Who<'_>, proxy: Proxy, harmless: &mut Touch) -> bool {
+        let [cell] = self.cells(at, 1 << COARSE) else { return false };
+        if cell.write != *harmless {
+            if cell.write.unfenced(who.clock, proxy) || cell.write.races(who, false) {
+                return false;
+            }
+            *harmless = cell.write;
+        }
+        cell.read(Touch::of(who));
+        true
     }
 
     /// Notes a read of the asynchronous proxy; gives the write that it races with, or (true) cannot see yet.
