@@ -100,9 +100,17 @@ impl Context<'_> {
         let (size, reads) = copy.bytes;
         let mut bytes = [0; 16];
         if let Some((region, at)) = copy.from {
-            bytes[..reads].copy_from_slice(&self.memory.regions[region].data[at..at + reads]);
+            let from = &self.memory.regions[region].data[at..at + reads];
+            match from.first_chunk() {
+                Some(all) => bytes = *all,
+                None => bytes[..reads].copy_from_slice(from),
+            }
         }
-        self.own().data[copy.to..copy.to + size].copy_from_slice(&bytes[..size]);
+        let to = &mut self.own().data[copy.to..copy.to + size];
+        match to.first_chunk_mut() {
+            Some(all) => *all = bytes,
+            None => to.copy_from_slice(&bytes[..size]),
+        }
     }
 
     /// `cp.async.wait_group`: all but the last `pending` groups of each lane have arrived.
@@ -110,7 +118,10 @@ impl Context<'_> {
         for lane in lanes(run.exec) {
             let groups = &mut warp.copies[lane].closed;
             let done = groups.len().saturating_sub(pending);
-            let copies: Vec<Copy> = groups.drain(..done).flatten().collect();
+            let copies: Vec<Copy> = match done {
+                1 => groups.remove(0),
+                _ => groups.drain(..done).flatten().collect(),
+            };
             let (block, thread) = (warp.clock.block, warp.thread(lane));
             for copy in &copies {
                 if copy.tracked {

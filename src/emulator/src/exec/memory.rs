@@ -122,6 +122,7 @@ impl Context<'_> {
 
     /// Checks one lane's write and gives its place.
     #[allow(clippy::too_many_arguments)]
+    #[inline]
     pub fn write(
         &mut self,
         warp: &mut Warp,
@@ -146,8 +147,12 @@ impl Context<'_> {
         }
         let who = warp.who(lane, run.pc, strong);
         let region = self.region(&mut [], place);
-        let same = region.data[at..at + bytes] == *new && region.all(at, bytes, State::Written);
-        match region.races.write(at, bytes, &who, same) {
+        let mut race = region.races.write(at, bytes, &who, false);
+        // Bytes that keep their values race with no other write of them; few races ask for that.
+        if race.is_some() && region.data[at..at + bytes] == *new && region.all(at, bytes, State::Written) {
+            race = region.races.write(at, bytes, &who, true);
+        }
+        match race {
             Some(other) => Err(self.race(warp, lane, run, (place, at), true, other)),
             None => Ok((place, at)),
         }

@@ -226,17 +226,27 @@ impl Races {
     /// Notes nothing; gives an access of another block or of an agent that is not over as far as `clock` knows, and
     /// its place.
     pub fn foreign(&self, clock: &Clock) -> Option<(usize, Touch)> {
-        let pages = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i * PAGE, p.as_ref()?)));
-        let cells = pages
-            .flat_map(|(from, p)| p.cells.iter().enumerate().map(move |(i, c)| (from + (i << p.grain), c)));
-        let mut touches = cells.flat_map(|(at, c)| [c.write, c.reads[0], c.reads[1]].map(|t| (at, t)));
-        touches.find(|(_, touch)| match touch.by() {
+        let open = |touch: &Touch| match touch.by() {
             Ok((block, thread)) if touch.is_some() && block != clock.block => {
                 touch.time() > clock.thread(block, thread)
             }
             Err(agent) => !clock.knows(agent, touch.time()),
             _ => false,
-        })
+        };
+        // Neighbouring grains mostly have the same history.
+        let mut over = Cell::default();
+        for (i, page) in self.pages.iter().enumerate() {
+            let Some(page) = page else { continue };
+            for (j, cell) in page.cells.iter().enumerate() {
+                if (cell.write, cell.reads) != (over.write, over.reads) {
+                    if let Some(touch) = [cell.write, cell.reads[0], cell.reads[1]].into_iter().find(open) {
+                        return Some((i * PAGE + (j << page.grain), touch));
+                    }
+                    over = *cell;
+                }
+            }
+        }
+        None
     }
 }
 

@@ -7,6 +7,7 @@ use super::descriptor::{CHUNK, Descriptor};
 use crate::isa::operand::{LANES, Lanes};
 use crate::isa::product::{Element, Wgmma};
 use half::{bf16, f16};
+use pulp::NullaryFnOnce;
 
 /// Rows of a product.
 pub const M: usize = 64;
@@ -102,16 +103,29 @@ impl Wgmma {
 
 /// sums[m][n] += A B, of any k that is a multiple of 4: [k][M] by [k][n], each sum over rising k, four steps at a time.
 pub fn multiply(a: &[f32], b: &[f32], sums: &mut [f32], n: usize) {
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for (m, sums) in sums.chunks_exact_mut(n).enumerate() {
-                for (a, b) in a.chunks_exact(4 * M).zip(b.chunks_exact(4 * n)) {
-                    steps([a[m], a[M + m], a[2 * M + m], a[3 * M + m]], b, sums);
-                }
+    pulp::Arch::new().dispatch(Multiply { a, b, sums, n });
+}
+
+/// A closure would not take the caller's instruction set.
+struct Multiply<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    sums: &'a mut [f32],
+    n: usize,
+}
+
+impl NullaryFnOnce for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Multiply { a, b, sums, n } = self;
+        for (m, sums) in sums.chunks_exact_mut(n).enumerate() {
+            for (a, b) in a.chunks_exact(4 * M).zip(b.chunks_exact(4 * n)) {
+                steps([a[m], a[M + m], a[2 * M + m], a[3 * M + m]], b, sums);
             }
-        },
-    );
+        }
+    }
 }
 
 /// A product, and then an addition, of each step.
