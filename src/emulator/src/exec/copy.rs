@@ -3,11 +3,12 @@
 
 use super::context::{Context, Done, Run};
 use crate::isa::op::CopyOp;
-use crate::isa::operand::{Addr, Space, Src};
+use crate::isa::operand::{Addr, LANES, Space, Src};
 use crate::machine::clock::Agent;
 use crate::machine::copies::Copy;
 use crate::machine::flight::{Flight, Piece, Where};
 use crate::machine::memory::State;
+use crate::machine::shadow::GRAIN;
 use crate::machine::warp::{Warp, lanes};
 use crate::report::finding::Kind;
 
@@ -56,11 +57,24 @@ impl Context<'_> {
         lanes(run.exec).for_each(|lane| warp.copies[lane].issued += 1);
         // A warp that copies as one waits as one: its first lane's agent reads for all.
         let first = (run.exec == warp.live).then(|| run.exec.trailing_zeros() as usize);
+        let agents = match first {
+            Some(first) => [self.reader(warp, first); LANES],
+            None => {
+                std::array::from_fn(|l| if run.exec >> l & 1 == 1 { self.reader(warp, l) } else { (0, 0) })
+            }
+        };
+        // Those that read whole grains, as they mostly do.
+        let whole = size == GRAIN && used.is_none();
+        let (done, place, places) = match whole {
+            true => self.read_lanes(warp, run, (Space::Global, run.exec), &from, |l| Some(agents[l])),
+            false => (0, Where::Local(0), [0; LANES]),
+        };
         for lane in lanes(run.exec) {
             let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
-            let agent = self.reader(warp, first.unwrap_or(lane));
-            let (number, mut source) = (warp.copies[lane].issued, None);
-            if reads > 0 {
+            let (agent, number, mut source) = (agents[lane], warp.copies[lane].issued, None);
+            if done >> lane & 1 == 1 {
+                source = if let Where::Global(region) = place { Some((region, places[lane])) } else { None };
+            } else if reads > 0 {
                 if from[lane] & (size as u64 - 1) != 0 {
                     let what = format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]);
                     return Err(self.fault(Kind::Access, warp, lane, run.inst, what));

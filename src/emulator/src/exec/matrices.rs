@@ -34,7 +34,14 @@ impl Context<'_> {
     ) -> Done {
         let (givers, addresses) = self.rows(warp, run, addr, d.len())?;
         let mut rows = [[0u8; 16]; LANES];
-        for lane in lanes(givers) {
+        let (done, place, places) = self.read_lanes(warp, run, (Space::Shared, givers), &addresses, |_| None);
+        if done != 0 {
+            let data = &self.region(&mut [], place).data;
+            for lane in lanes(done) {
+                rows[lane].copy_from_slice(&data[places[lane]..][..16]);
+            }
+        }
+        for lane in lanes(givers & !done) {
             let (place, at) =
                 self.read(warp, run, Space::Shared, lane, addresses[lane], 16, (false, None))?;
             rows[lane].copy_from_slice(&self.region(&mut warp.local, place).data[at..at + 16]);

@@ -341,6 +341,11 @@ impl Touch {
         }
     }
 
+    /// Whether a lane of that warp did it.
+    pub fn within(self, who: &Who<'_>) -> bool {
+        self.by().is_ok_and(|(block, thread)| block == who.clock.block && thread / 32 == who.thread / 32)
+    }
+
     /// Whether it may happen at the same time as what `who` does now.
     pub fn races(self, who: &Who<'_>, many: bool) -> bool {
         if self.who == 0 || self.pc & 1 == 1 && who.strong {

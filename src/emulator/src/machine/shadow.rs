@@ -16,6 +16,9 @@ const PART: usize = 256;
 /// Bytes of the largest grain, as a power of two.
 const COARSE: u32 = 4;
 
+/// The same as bytes.
+pub const GRAIN: usize = 1 << COARSE;
+
 /// The last write, and the last reads of two warps. `many`: several lanes of that warp have read.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cell {
@@ -183,11 +186,29 @@ impl Races {
         }
     }
 
+    /// Notes a lane's read of as many bytes as the largest grain has, where nothing is wrong with it and they have one history;
+    /// whether it did. `harmless`: a write that no lane of the warp races with, or none.
+    #[inline]
+    pub fn read_lane(&mut self, at: usize, who: &Who<'_>, harmless: &mut Touch) -> bool {
+        let [cell] = self.cells(at, GRAIN) else { return false };
+        let (write, touch) = (cell.write, Touch::of(who));
+        if write != *harmless {
+            if write.races(who, false) {
+                return false;
+            }
+            // What another warp's lanes know of a warp is the same for all of them, unless some lanes of it told them.
+            let same = write.within(who) || !who.clock.lanes.is_empty();
+            *harmless = if same { *harmless } else { write };
+        }
+        cell.read(touch);
+        true
+    }
+
     /// Notes a read of the asynchronous proxy, of as many bytes as the largest grain has, where nothing is wrong with it and
     /// they have one history; whether it did. `harmless`: a write that the reader is known to see, or none.
     #[inline]
     pub fn read_grain(&mut self, at: usize, who: &Who<'_>, proxy: Proxy, harmless: &mut Touch) -> bool {
-        let [cell] = self.cells(at, 1 << COARSE) else { return false };
+        let [cell] = self.cells(at, GRAIN) else { return false };
         if cell.write != *harmless {
             if cell.write.unfenced(who.clock, proxy) || cell.write.races(who, false) {
                 return false;
