@@ -162,9 +162,9 @@ impl Context<'_> {
     /// The products themselves, one after the other: those that continue the sums of the one before are one with it.
     fn perform(&mut self, flights: &[Product], warps: &mut [Warp]) {
         let insts = &self.module.insts;
-        let product = |flight: &Product| match &insts[flight.pc as usize].op {
-            Op::Group(GroupOp::Wgmma(op)) => Some(&**op),
-            _ => None,
+        let product = |flight: &Product| {
+            let Op::Group(GroupOp::Wgmma(op)) = &insts[flight.pc as usize].op else { return None };
+            Some(&**op)
         };
         let continues = |first: &Product, next: &Product| {
             let (Some(a), Some(b)) = (product(first), product(next)) else { return false };
