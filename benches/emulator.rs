@@ -1,13 +1,14 @@
 //! `cargo bench --bench emulator`: lane-instructions a second of the emulator with every check on, on one core and on all.
 //!
 //! Arithmetic without memory, a sum of vectors, a matrix product (`cp.async`, `ldmatrix`, `mma.sync`), ops of our own, and the
-//! whole case table. `taskset -c 0` makes all cores one.
+//! whole case table. Of a matrix product and an attention by `wgmma` it is multiplications a second. `taskset -c 0` makes all
+//! cores one.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llm2vec::bench::cases;
 use llm2vec::bench::measure::{Operands, Subject};
 use llm2vec::device::Device;
-use llm2vec::device::emulator::{Emulator, Launch, Module};
+use llm2vec::device::emulator::{Count, Element, Emulator, Launch, Module, Swizzle, TensorMap};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::launches as kernels;
 use std::sync::Arc;
@@ -45,10 +46,13 @@ again:
 }
 ";
 
-/// An argument: an array of so many bytes, with values or without, or a number as the parameter's bytes.
+/// An argument: an array of so many bytes, with values or without, the tensor map of such an array of bf16, rows by columns, in
+/// boxes of 64 x 64, or a number as the parameter's bytes.
 enum Arg {
     In(usize),
     Out(usize),
+    InMap(usize, usize),
+    OutMap(usize, usize),
     Number(Vec<u8>),
 }
 
@@ -68,7 +72,7 @@ impl Foreign {
     fn new(ptx: &str, kernel: &'static str, grid: u32, block: u32, shared: usize, args: Vec<Arg>) -> Foreign {
         let mut emulator = Emulator::default();
         emulator.load(Arc::new(Module::parse(kernel, ptx).unwrap())).unwrap();
-        let mut array = |bytes: usize, holds: bool| {
+        let array = |emulator: &mut Emulator, bytes: usize, holds: bool| {
             let address = emulator.allocate("array", bytes);
             if holds {
                 // 0.5, 1.0 and 2.0 as bf16, and as f32 numbers near to them.
@@ -76,11 +80,25 @@ impl Foreign {
                     (0..bytes / 2).flat_map(|i| [0x3f00u16, 0x3f80, 0x4000][i % 3].to_le_bytes()).collect();
                 emulator.write(address, &values).unwrap();
             }
-            address.to_le_bytes().to_vec()
+            address
+        };
+        let map = |emulator: &mut Emulator, rows: usize, columns: usize, holds: bool| {
+            let map = TensorMap {
+                element: Element::Bf16,
+                address: array(emulator, 2 * rows * columns, holds),
+                sizes: vec![columns as u64, rows as u64],
+                strides: vec![2 * columns as u64],
+                tile: vec![64, 64],
+                steps: vec![1, 1],
+                swizzle: Swizzle::B128,
+            };
+            emulator.tensor_map(&map).unwrap().to_vec()
         };
         let values = args.into_iter().map(|arg| match arg {
-            Arg::In(bytes) => array(bytes, true),
-            Arg::Out(bytes) => array(bytes, false),
+            Arg::In(bytes) => array(&mut emulator, bytes, true).to_le_bytes().to_vec(),
+            Arg::Out(bytes) => array(&mut emulator, bytes, false).to_le_bytes().to_vec(),
+            Arg::InMap(rows, columns) => map(&mut emulator, rows, columns, true),
+            Arg::OutMap(rows, columns) => map(&mut emulator, rows, columns, false),
             Arg::Number(bytes) => bytes,
         });
         let values = values.collect();
@@ -88,11 +106,21 @@ impl Foreign {
         Foreign { emulator, kernel, launch, values }
     }
 
-    /// Launches it; gives its lane-instructions.
-    fn run(&mut self, workers: usize) -> u64 {
+    /// Launches it; gives what it did.
+    fn run(&mut self, workers: usize) -> Count {
         let values: Vec<&[u8]> = self.values.iter().map(Vec::as_slice).collect();
         let launch = Launch { workers, ..self.launch };
-        self.emulator.launch(self.kernel, &launch, &values).unwrap().total.lanes
+        self.emulator.launch(self.kernel, &launch, &values).unwrap().total
+    }
+
+    /// Times it, on one core and on all.
+    fn time(&mut self, c: &mut Criterion, elements: impl Fn(&Count) -> u64) {
+        let count = self.run(1);
+        let mut group = c.benchmark_group(self.kernel);
+        settings(&mut group, elements(&count));
+        for (name, workers) in [("one core", 1), ("all cores", 0)] {
+            group.bench_function(name, |b| b.iter(|| self.run(workers)));
+        }
     }
 }
 
@@ -126,13 +154,24 @@ fn foreign(c: &mut Criterion) {
         ),
     ];
     subjects[2].launch.grid = [4, 4, 1];
-    for subject in &mut subjects {
-        let lanes = subject.run(1);
-        let mut group = c.benchmark_group(subject.kernel);
-        settings(&mut group, lanes);
-        for (name, workers) in [("one core", 1), ("all cores", 0)] {
-            group.bench_function(name, |b| b.iter(|| subject.run(workers)));
-        }
+    subjects.iter_mut().for_each(|subject| subject.time(c, |count| count.lanes));
+}
+
+/// The same with products of warpgroups.
+fn warpgroups(c: &mut Criterion) {
+    const GEMM: &str = include_str!("../src/emulator/tests/conformance/ptx/gemm_sm90.ptx");
+    const ATTENTION: &str = include_str!("../src/emulator/tests/conformance/ptx/attention_sm90.ptx");
+    let (m, n, k) = (512, 256, 512);
+    let args = vec![Arg::InMap(m, k), Arg::InMap(n, k), Arg::OutMap(m, n), int(k as i32)];
+    let mut gemm = Foreign::new(GEMM, "gemm_k_major", 0, 384, 3 * 32768, args);
+    (gemm.launch.grid, gemm.launch.cluster) = ([m as u32 / 128, n as u32 / 128, 1], [2, 1, 1]);
+    let (t, heads) = (384, 2);
+    let map = || Arg::InMap(t, heads * 128);
+    let args = vec![map(), map(), map(), Arg::OutMap(t, heads * 128), int(t as i32)];
+    let mut attention = Foreign::new(ATTENTION, "attention", 0, 288, 10 * 16384, args);
+    attention.launch.grid = [t as u32 / 128, heads as u32, 1];
+    for subject in [&mut gemm, &mut attention] {
+        subject.time(c, |count| count.flops / 2);
     }
 }
 
@@ -184,5 +223,5 @@ fn table(c: &mut Criterion) {
     group.bench_function("all cores", |b| b.iter(|| each(&mut subjects)));
 }
 
-criterion_group!(benches, foreign, ours, table);
+criterion_group!(benches, foreign, warpgroups, ours, table);
 criterion_main!(benches);

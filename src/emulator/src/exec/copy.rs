@@ -3,11 +3,12 @@
 
 use super::context::{Context, Done, Run};
 use crate::isa::op::CopyOp;
-use crate::isa::operand::{Addr, Space, Src};
+use crate::isa::operand::{Addr, LANES, Space, Src};
 use crate::machine::clock::Agent;
 use crate::machine::copies::Copy;
 use crate::machine::flight::{Flight, Piece, Where};
 use crate::machine::memory::State;
+use crate::machine::shadow::GRAIN;
 use crate::machine::warp::{Warp, lanes};
 use crate::report::finding::Kind;
 
@@ -56,11 +57,24 @@ impl Context<'_> {
         lanes(run.exec).for_each(|lane| warp.copies[lane].issued += 1);
         // A warp that copies as one waits as one: its first lane's agent reads for all.
         let first = (run.exec == warp.live).then(|| run.exec.trailing_zeros() as usize);
+        let agents = match first {
+            Some(first) => [self.reader(warp, first); LANES],
+            None => {
+                std::array::from_fn(|l| if run.exec >> l & 1 == 1 { self.reader(warp, l) } else { (0, 0) })
+            }
+        };
+        // Those that read whole grains, as they mostly do.
+        let whole = size == GRAIN && used.is_none();
+        let (done, place, places) = match whole {
+            true => self.read_lanes(warp, run, (Space::Global, run.exec), &from, |l| Some(agents[l])),
+            false => (0, Where::Local(0), [0; LANES]),
+        };
         for lane in lanes(run.exec) {
             let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
-            let agent = self.reader(warp, first.unwrap_or(lane));
-            let (number, mut source) = (warp.copies[lane].issued, None);
-            if reads > 0 {
+            let (agent, number, mut source) = (agents[lane], warp.copies[lane].issued, None);
+            if done >> lane & 1 == 1 {
+                source = if let Where::Global(region) = place { Some((region, places[lane])) } else { None };
+            } else if reads > 0 {
                 if from[lane] & (size as u64 - 1) != 0 {
                     let what = format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]);
                     return Err(self.fault(Kind::Access, warp, lane, run.inst, what));
@@ -100,9 +114,17 @@ impl Context<'_> {
         let (size, reads) = copy.bytes;
         let mut bytes = [0; 16];
         if let Some((region, at)) = copy.from {
-            bytes[..reads].copy_from_slice(&self.memory.regions[region].data[at..at + reads]);
+            let from = &self.memory.regions[region].data[at..at + reads];
+            match from.first_chunk() {
+                Some(all) => bytes = *all,
+                None => bytes[..reads].copy_from_slice(from),
+            }
         }
-        self.own().data[copy.to..copy.to + size].copy_from_slice(&bytes[..size]);
+        let to = &mut self.own().data[copy.to..copy.to + size];
+        match to.first_chunk_mut() {
+            Some(all) => *all = bytes,
+            None => to.copy_from_slice(&bytes[..size]),
+        }
     }
 
     /// `cp.async.wait_group`: all but the last `pending` groups of each lane have arrived.
@@ -110,7 +132,10 @@ impl Context<'_> {
         for lane in lanes(run.exec) {
             let groups = &mut warp.copies[lane].closed;
             let done = groups.len().saturating_sub(pending);
-            let copies: Vec<Copy> = groups.drain(..done).flatten().collect();
+            let copies: Vec<Copy> = match done {
+                1 => groups.remove(0),
+                _ => groups.drain(..done).flatten().collect(),
+            };
             let (block, thread) = (warp.clock.block, warp.thread(lane));
             for copy in &copies {
                 if copy.tracked {

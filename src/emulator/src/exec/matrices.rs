@@ -34,25 +34,34 @@ impl Context<'_> {
     ) -> Done {
         let (givers, addresses) = self.rows(warp, run, addr, d.len())?;
         let mut rows = [[0u8; 16]; LANES];
-        for lane in lanes(givers) {
+        let (done, place, places) = self.read_lanes(warp, run, (Space::Shared, givers), &addresses, |_| None);
+        if done != 0 {
+            let data = &self.region(&mut [], place).data;
+            for lane in lanes(done) {
+                rows[lane].copy_from_slice(&data[places[lane]..][..16]);
+            }
+        }
+        for lane in lanes(givers & !done) {
             let (place, at) =
                 self.read(warp, run, Space::Shared, lane, addresses[lane], 16, (false, None))?;
             rows[lane].copy_from_slice(&self.region(&mut warp.local, place).data[at..at + 16]);
         }
         for (i, d) in d.iter().enumerate() {
-            let element = |row: usize, column: usize| {
-                u64::from(u16::from_le_bytes([
-                    rows[8 * i + row][2 * column],
-                    rows[8 * i + row][2 * column + 1],
-                ]))
-            };
-            let values: Lanes = std::array::from_fn(|lane| {
-                let (r, c) = (lane / 4, lane % 4 * 2);
-                match trans {
-                    false => element(r, c) | element(r, c + 1) << 16,
-                    true => element(c, r) | element(c + 1, r) << 16,
+            let matrix: [[u8; 16]; 8] = std::array::from_fn(|row| rows[8 * i + row]);
+            let values: Lanes = match trans {
+                false => {
+                    let pairs = matrix.map(u128::from_le_bytes);
+                    std::array::from_fn(|lane| (pairs[lane / 4] >> (32 * (lane % 4))) as u32 as u64)
                 }
-            });
+                true => {
+                    let halves: [[u16; 8]; 8] = matrix
+                        .map(|row| std::array::from_fn(|i| u16::from_le_bytes([row[2 * i], row[2 * i + 1]])));
+                    std::array::from_fn(|lane| {
+                        let (r, c) = (lane / 4, lane % 4 * 2);
+                        u64::from(halves[c][r]) | u64::from(halves[c + 1][r]) << 16
+                    })
+                }
+            };
             warp.put(run.frame, *d, run.exec, &values, run.exec);
         }
         Ok(())

@@ -2,11 +2,12 @@
 
 use super::context::{Context, Done, Run};
 use crate::isa::op::MemoryOp;
-use crate::isa::operand::{Addr, LANES, Order, Rmw, Space, Src, Ty};
+use crate::isa::operand::{Addr, LANES, Lanes, Order, Rmw, Space, Src, Ty};
 use crate::isa::space::PARAM_WINDOW;
-use crate::machine::clock::{Clock, Who};
+use crate::machine::clock::{Clock, Touch, Who};
 use crate::machine::flight::Where;
 use crate::machine::memory::State;
+use crate::machine::shadow::GRAIN;
 use crate::machine::warp::{Warp, lanes};
 use crate::numbers::rmw::{modify, modify_global};
 use crate::report::finding::{Fault, Kind};
@@ -120,8 +121,40 @@ impl Context<'_> {
         }
     }
 
+    /// Checks the first lanes' reads of 16 bytes while nothing can be wrong with them and they are in one place; gives those
+    /// lanes and where they read. The rest are [`Context::read`]'s. `agent` as there, by lane.
+    pub fn read_lanes(
+        &mut self,
+        warp: &Warp,
+        run: &Run<'_>,
+        (space, exec): (Space, u32),
+        addresses: &Lanes,
+        agent: impl Fn(usize) -> Option<(u32, u32)>,
+    ) -> (u32, Where, [usize; LANES]) {
+        let (mut done, mut places, first) = (0, [0; LANES], exec.trailing_zeros() as usize & 31);
+        let Ok((place, offset)) = self.find(space, first, addresses[first]) else {
+            return (0, Where::Local(0), places);
+        };
+        if matches!(place, Where::Local(_)) {
+            return (0, place, places);
+        }
+        let (region, mut harmless) = (self.region(&mut [], place), Touch::default());
+        for lane in lanes(exec) {
+            // What is within the same place has the same beginning.
+            let offset = offset.wrapping_add(addresses[lane].wrapping_sub(addresses[first]) as i64);
+            let who = Who { agent: agent(lane), ..warp.who(lane, run.pc, false) };
+            let Some(at) = region.plain(offset, GRAIN, false) else { break };
+            if region.constant || !region.races.read_lane(at, &who, &mut harmless) {
+                break;
+            }
+            (done, places[lane]) = (done | 1 << lane, at);
+        }
+        (done, place, places)
+    }
+
     /// Checks one lane's write and gives its place.
     #[allow(clippy::too_many_arguments)]
+    #[inline]
     pub fn write(
         &mut self,
         warp: &mut Warp,
@@ -146,8 +179,12 @@ impl Context<'_> {
         }
         let who = warp.who(lane, run.pc, strong);
         let region = self.region(&mut [], place);
-        let same = region.data[at..at + bytes] == *new && region.all(at, bytes, State::Written);
-        match region.races.write(at, bytes, &who, same) {
+        let mut race = region.races.write(at, bytes, &who, false);
+        // Bytes that keep their values race with no other write of them; few races ask for that.
+        if race.is_some() && region.data[at..at + bytes] == *new && region.all(at, bytes, State::Written) {
+            race = region.races.write(at, bytes, &who, true);
+        }
+        match race {
             Some(other) => Err(self.race(warp, lane, run, (place, at), true, other)),
             None => Ok((place, at)),
         }

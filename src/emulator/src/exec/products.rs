@@ -9,15 +9,14 @@ use crate::isa::module::Inst;
 use crate::isa::op::{GroupOp, Op};
 use crate::isa::operand::{LANES, Lanes, Proxy, Src};
 use crate::isa::product::{Left, Wgmma};
-use crate::machine::clock::{Agent, Clock, Who};
+use crate::machine::clock::{Agent, Clock, Touch, Who};
 use crate::machine::flight::Where;
 use crate::machine::frame::Frame;
 use crate::machine::warp::Warp;
 use crate::machine::warpgroup::{GROUP, Product, Warpgroup};
 use crate::numbers::descriptor::{CHUNK, Descriptor};
-use crate::numbers::wgmma::M;
+use crate::numbers::wgmma::{M, multiply};
 use crate::report::finding::{Fault, Kind};
-use half::f16;
 
 /// Products that wait to be done, at most.
 const DEEP: usize = 64;
@@ -75,14 +74,14 @@ impl Context<'_> {
             warp.products.flying.push_back((group.issued, pc, frame.registers));
         }
         match self.early {
-            true => self.perform(&flight, warps),
+            true => self.perform(&[flight], warps),
             false => group.flights.push_back(flight),
         }
         // Its reader cannot hold any number of them; the first may be done by now.
         if group.flights.len() > DEEP
             && let Some(flight) = group.flights.pop_front()
         {
-            self.perform(&flight, warps);
+            self.perform(&[flight], warps);
         }
         Ok(())
     }
@@ -136,8 +135,14 @@ impl Context<'_> {
     fn operand_reads(&mut self, warp: &Warp, inst: &Inst, who: &Who<'_>, chunks: &[u32]) -> Done {
         let run = Run { frame: &Frame::default(), inst, pc: who.pc, exec: 1 };
         let place = Where::Shared(self.rank);
+        let mut harmless = Touch::default();
         for at in chunks {
             let shared = self.own();
+            if let Some(at) = shared.plain((*at).into(), CHUNK, false)
+                && shared.races.read_grain(at, who, Proxy::Shared, &mut harmless)
+            {
+                continue;
+            }
             let found = shared.place((*at).into(), CHUNK, false);
             let found = found.and_then(|at| shared.readable(at, CHUNK).map(|()| at));
             match found.map(|at| (at, shared.races.read_beside(at, CHUNK, who, Proxy::Shared))) {
@@ -154,49 +159,61 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// The product itself.
-    fn perform(&mut self, flight: &Product, warps: &mut [Warp]) {
-        let Op::Group(GroupOp::Wgmma(op)) = &self.module.insts[flight.pc as usize].op else { return };
-        let (memory, consts) = (&self.cluster.shared[self.rank].data, &self.module.consts);
-        let (a, mut known) = match &op.a {
-            Left::Shared(_) => (op.numbers(&flight.a, memory, op.across[0], M, op.negate[0]), true),
-            Left::Registers(list) => {
-                let known = |(w, f): (&Warp, &Frame)| list.iter().all(|s| w.known(f, *s) == !0);
-                (
-                    op.fragments(list, warps, &flight.frames, consts),
-                    warps.iter().zip(&flight.frames).all(known),
-                )
-            }
+    /// The products themselves, one after the other: those that continue the sums of the one before are one with it.
+    fn perform(&mut self, flights: &[Product], warps: &mut [Warp]) {
+        let insts = &self.module.insts;
+        let product = |flight: &Product| {
+            let Op::Group(GroupOp::Wgmma(op)) = &insts[flight.pc as usize].op else { return None };
+            Some(&**op)
         };
-        let b = op.numbers(&flight.b, memory, op.across[1], op.n, op.negate[1]);
-        let mut sums = vec![0f32; M * op.n];
-        let registers = || (0..GROUP).flat_map(|w| op.d.iter().enumerate().map(move |(r, d)| (w, r, *d)));
-        for (w, r, d) in registers().filter(|_| flight.scale) {
-            let (warp, frame) = (&warps[w], &flight.frames[w]);
-            known &= warp.known(frame, Src::Reg(d)) == !0;
-            let (first, lanes) = op.place(w, r);
-            for (value, lane) in warp.look(frame, Src::Reg(d), consts).iter().zip(lanes) {
-                match op.half {
-                    true => {
-                        sums[first + lane] = f16::from_bits(*value as u16).to_f32();
-                        sums[first + lane + 1] = f16::from_bits((*value >> 16) as u16).to_f32();
-                    }
-                    false => sums[first + lane] = f32::from_bits(*value as u32),
-                }
+        let continues = |first: &Product, next: &Product| {
+            let (Some(a), Some(b)) = (product(first), product(next)) else { return false };
+            // Sums in f16 are rounded after each.
+            next.scale && !a.half && !b.half && first.frames == next.frames && a.d == b.d
+        };
+        for flights in flights.chunk_by(continues) {
+            if let Some(op) = product(&flights[0]) {
+                self.sum(op, flights, &product, warps);
             }
         }
-        op.multiply(&a, &b, &mut sums);
-        for (w, r, d) in registers() {
-            let (first, lanes) = op.place(w, r);
-            let values = lanes.map(|lane| match op.half {
-                true => {
-                    let [low, high] = [0, 1].map(|i| f16::from_f32(sums[first + lane + i]).to_bits());
-                    u64::from(low) | u64::from(high) << 16
+    }
+
+    /// Products that add to one another's sums, the first of which is `op`.
+    fn sum<'a>(
+        &self,
+        op: &Wgmma,
+        flights: &[Product],
+        product: &impl Fn(&Product) -> Option<&'a Wgmma>,
+        warps: &mut [Warp],
+    ) {
+        let (memory, consts) = (&self.cluster.shared[self.rank].data, &self.module.consts);
+        let (mut a, mut b, mut known) = (Vec::new(), Vec::new(), true);
+        for flight in flights {
+            let Some(op) = product(flight) else { continue };
+            match &op.a {
+                Left::Shared(_) => op.read(&flight.a, memory, (op.across[0], M, op.negate[0]), &mut a),
+                Left::Registers(list) => {
+                    let all = |(w, f): (&Warp, &Frame)| list.iter().all(|s| w.known(f, *s) == !0);
+                    known &= warps.iter().zip(&flight.frames).all(all);
+                    a.extend(op.fragments(list, warps, &flight.frames, consts));
                 }
-                false => u64::from(sums[first + lane].to_bits()),
-            });
-            // One undefined element spoils rows and columns: all or nothing is close enough.
-            warps[w].put(&flight.frames[w], d, !0, &values, if known { !0 } else { 0 });
+            }
+            op.read(&flight.b, memory, (op.across[1], op.n, op.negate[1]), &mut b);
+        }
+        let (mut sums, frames) = (vec![0f32; M * op.n], &flights[0].frames);
+        for (w, (warp, frame)) in warps.iter().zip(frames).enumerate().filter(|_| flights[0].scale) {
+            known &= op.d.iter().all(|d| warp.known(frame, Src::Reg(*d)) == !0);
+            let d: Vec<&Lanes> = op.d.iter().map(|d| warp.look(frame, Src::Reg(*d), consts)).collect();
+            op.load(w, &d, &mut sums);
+        }
+        multiply(&a, &b, &mut sums, op.n);
+        // One undefined element spoils rows and columns: all or nothing is close enough.
+        let known = if known { !0 } else { 0 };
+        for (w, (warp, frame)) in warps.iter_mut().zip(frames).enumerate() {
+            for (r, d) in op.d.chunks(if op.half { 1 } else { 2 }).enumerate() {
+                let values = op.store(w, r, &mut sums);
+                d.iter().zip(&values).for_each(|(d, values)| warp.put(frame, *d, !0, values, known));
+            }
         }
     }
 
@@ -205,11 +222,8 @@ impl Context<'_> {
         let products = &mut warps[w].products;
         let over = products.groups.len().saturating_sub(pending);
         let last = products.groups.drain(..over).next_back().unwrap_or(0);
-        while group.flights.front().is_some_and(|f| f.number <= last) {
-            if let Some(flight) = group.flights.pop_front() {
-                self.perform(&flight, warps);
-            }
-        }
+        let done = group.flights.iter().take_while(|f| f.number <= last).count();
+        self.perform(&group.flights.drain(..done).collect::<Vec<_>>(), warps);
         let warp = &mut warps[w];
         while let Some((_, pc, base)) = warp.products.flying.front().copied().filter(|f| f.0 <= last) {
             warp.products.flying.pop_front();

@@ -20,17 +20,19 @@ impl Running<'_> {
         let most = (RESIDENT / size as usize).max(1);
         let (mut next, mut resident, mut spent) = (clusters.start, Vec::<Resident>::new(), 0u64);
         let (mut idle, mut progress) = (0, 0);
+        // Of every resident warp; none: they are to be listed anew.
+        let mut slots = Vec::<(usize, usize, usize)>::new();
         loop {
             while resident.len() < most && next < clusters.end {
                 resident.push(self.resident(next));
                 next += 1;
+                slots.clear();
             }
             // Somebody who can run, from a random place on.
-            let slots: Vec<(usize, usize, usize)> = resident
-                .iter()
-                .enumerate()
-                .flat_map(|(r, one)| one.slots().map(move |(b, w)| (r, b, w)))
-                .collect();
+            if slots.is_empty() {
+                let all = resident.iter().enumerate();
+                slots.extend(all.flat_map(|(r, one)| one.slots().map(move |(b, w)| (r, b, w))));
+            }
             let from = self.dice.roll(slots.len() as u64) as usize;
             let can = |(r, b, w): &(usize, usize, usize)| {
                 let warp = &resident[*r].blocks[*b].warps[*w];
@@ -59,6 +61,7 @@ impl Running<'_> {
             }
             if self.settle(&mut resident[r], b)? {
                 resident.remove(r);
+                slots.clear();
                 if resident.is_empty() && next == clusters.end {
                     self.flights.iter_mut().for_each(|f| f.flush(self.memory));
                     return Ok(());

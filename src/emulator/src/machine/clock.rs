@@ -82,17 +82,27 @@ impl Clock {
             (time > 0).then_some((*warp, *lanes, time))
         };
         self.lanes = self.lanes.iter().chain(&other.lanes).filter_map(both).collect();
-        for (w, time) in self.own.iter_mut().enumerate() {
-            *time = (*time).min(other.of(self.block, w));
+        match other.block == self.block {
+            true => self.own.iter_mut().zip(&other.own).for_each(|(time, other)| *time = (*time).min(*other)),
+            false => {
+                let block = self.block;
+                self.own.iter_mut().enumerate().for_each(|(w, time)| *time = (*time).min(other.of(block, w)));
+            }
         }
         for (block, times) in &mut self.others {
             times.iter_mut().enumerate().for_each(|(w, time)| *time = (*time).min(other.of(*block, w)));
         }
-        self.agents.retain_mut(|(agent, time)| {
-            let found = other.agents.binary_search_by_key(agent, |a| a.0);
-            *time = found.map_or(0, |i| other.agents[i].1.min(*time));
-            *time > 0
-        });
+        let alike = self.agents.len() == other.agents.len();
+        if alike && self.agents.iter().zip(&other.agents).all(|(a, b)| a.0 == b.0) {
+            self.agents.iter_mut().zip(&other.agents).for_each(|(a, b)| a.1 = a.1.min(b.1));
+            self.agents.retain(|a| a.1 > 0);
+        } else {
+            self.agents.retain_mut(|(agent, time)| {
+                let found = other.agents.binary_search_by_key(agent, |a| a.0);
+                *time = found.map_or(0, |i| other.agents[i].1.min(*time));
+                *time > 0
+            });
+        }
         for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
             match (mine.as_mut(), theirs) {
                 (Some(mine), Some(theirs)) => mine.meet(theirs),
@@ -329,6 +339,11 @@ impl Touch {
             0 => u64::from(self.who.wrapping_sub(1) / 32),
             _ => 1 << 32 | u64::from(self.who),
         }
+    }
+
+    /// Whether a lane of that warp did it.
+    pub fn within(self, who: &Who<'_>) -> bool {
+        self.by().is_ok_and(|(block, thread)| block == who.clock.block && thread / 32 == who.thread / 32)
     }
 
     /// Whether it may happen at the same time as what `who` does now.

@@ -131,7 +131,10 @@ impl Region {
             4 => each::<4>(list, state),
             8 => each::<8>(list, state),
             16 => each::<16>(list, state),
-            _ => list.iter().all(|s| *s == state),
+            _ => {
+                let (whole, rest) = list.as_chunks::<16>();
+                whole.iter().all(|s| each::<16>(s, state)) && rest.iter().all(|s| *s == state)
+            }
         }
     }
 
@@ -160,6 +163,14 @@ impl Region {
 
     /// The same, however aligned.
     pub fn range(&self, offset: i64, bytes: usize, write: bool) -> Result<usize, Bad> {
+        // Mostly all of it has values.
+        if let Ok(at) = usize::try_from(offset)
+            && at + bytes <= self.data.len()
+            && !(self.freed || self.constant && write)
+            && self.all(at, bytes, State::Written)
+        {
+            return Ok(at);
+        }
         let (kind, name, size) = (if write { "write" } else { "read" }, &self.name, self.data.len() as i64);
         let bad = |what: String| Err((Kind::Access, what));
         if self.freed {
@@ -188,6 +199,9 @@ impl Region {
 
     /// What hinders a read of these bytes.
     pub fn readable(&self, at: usize, bytes: usize) -> Result<(), Bad> {
+        if self.all(at, bytes, State::Written) {
+            return Ok(());
+        }
         let Some(i) = self.state[at..at + bytes].iter().position(|s| *s != State::Written) else {
             return Ok(());
         };
@@ -212,6 +226,9 @@ impl Region {
 
     /// What hinders a write to these bytes.
     pub fn writable(&self, at: usize, bytes: usize) -> Result<(), Bad> {
+        if self.all(at, bytes, State::Written) || self.all(at, bytes, State::Unwritten) {
+            return Ok(());
+        }
         let range = &self.state[at..at + bytes];
         let held = |s: &State| matches!(s, State::Flying | State::Bulk | State::Barrier);
         let Some(i) = range.iter().position(held) else { return Ok(()) };

@@ -16,12 +16,29 @@ const PART: usize = 256;
 /// Bytes of the largest grain, as a power of two.
 const COARSE: u32 = 4;
 
+/// The same as bytes.
+pub const GRAIN: usize = 1 << COARSE;
+
 /// The last write, and the last reads of two warps. `many`: several lanes of that warp have read.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cell {
     write: Touch,
     reads: [Touch; 2],
     many: [bool; 2],
+}
+
+impl Cell {
+    #[inline]
+    fn read(&mut self, touch: Touch) {
+        let last = self.reads[0];
+        if last.is_some() && last.warp() == touch.warp() {
+            self.many[0] = last.time() == touch.time() && (self.many[0] || !last.same_lane(touch));
+        } else {
+            (self.reads[1], self.many[1]) = (last, self.many[0]);
+            self.many[0] = false;
+        }
+        self.reads[0] = touch;
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -98,14 +115,7 @@ impl Races {
                 return Some(cell.write);
             }
             harmless = cell.write;
-            let last = cell.reads[0];
-            if last.is_some() && last.warp() == touch.warp() {
-                cell.many[0] = last.time() == touch.time() && (cell.many[0] || !last.same_lane(touch));
-            } else {
-                (cell.reads[1], cell.many[1]) = (last, cell.many[0]);
-                cell.many[0] = false;
-            }
-            cell.reads[0] = touch;
+            cell.read(touch);
         }
         None
     }
@@ -176,6 +186,39 @@ impl Races {
         }
     }
 
+    /// Notes a lane's read of as many bytes as the largest grain has, where nothing is wrong with it and they have one history;
+    /// whether it did. `harmless`: a write that no lane of the warp races with, or none.
+    #[inline]
+    pub fn read_lane(&mut self, at: usize, who: &Who<'_>, harmless: &mut Touch) -> bool {
+        let [cell] = self.cells(at, GRAIN) else { return false };
+        let (write, touch) = (cell.write, Touch::of(who));
+        if write != *harmless {
+            if write.races(who, false) {
+                return false;
+            }
+            // What another warp's lanes know of a warp is the same for all of them, unless some lanes of it told them.
+            let same = write.within(who) || !who.clock.lanes.is_empty();
+            *harmless = if same { *harmless } else { write };
+        }
+        cell.read(touch);
+        true
+    }
+
+    /// Notes a read of the asynchronous proxy, of as many bytes as the largest grain has, where nothing is wrong with it and
+    /// they have one history; whether it did. `harmless`: a write that the reader is known to see, or none.
+    #[inline]
+    pub fn read_grain(&mut self, at: usize, who: &Who<'_>, proxy: Proxy, harmless: &mut Touch) -> bool {
+        let [cell] = self.cells(at, GRAIN) else { return false };
+        if cell.write != *harmless {
+            if cell.write.unfenced(who.clock, proxy) || cell.write.races(who, false) {
+                return false;
+            }
+            *harmless = cell.write;
+        }
+        cell.read(Touch::of(who));
+        true
+    }
+
     /// Notes a read of the asynchronous proxy; gives the write that it races with, or (true) cannot see yet.
     pub fn read_beside(
         &mut self,
@@ -204,17 +247,27 @@ impl Races {
     /// Notes nothing; gives an access of another block or of an agent that is not over as far as `clock` knows, and
     /// its place.
     pub fn foreign(&self, clock: &Clock) -> Option<(usize, Touch)> {
-        let pages = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i * PAGE, p.as_ref()?)));
-        let cells = pages
-            .flat_map(|(from, p)| p.cells.iter().enumerate().map(move |(i, c)| (from + (i << p.grain), c)));
-        let mut touches = cells.flat_map(|(at, c)| [c.write, c.reads[0], c.reads[1]].map(|t| (at, t)));
-        touches.find(|(_, touch)| match touch.by() {
+        let open = |touch: &Touch| match touch.by() {
             Ok((block, thread)) if touch.is_some() && block != clock.block => {
                 touch.time() > clock.thread(block, thread)
             }
             Err(agent) => !clock.knows(agent, touch.time()),
             _ => false,
-        })
+        };
+        // Neighbouring grains mostly have the same history.
+        let mut over = Cell::default();
+        for (i, page) in self.pages.iter().enumerate() {
+            let Some(page) = page else { continue };
+            for (j, cell) in page.cells.iter().enumerate() {
+                if (cell.write, cell.reads) != (over.write, over.reads) {
+                    if let Some(touch) = [cell.write, cell.reads[0], cell.reads[1]].into_iter().find(open) {
+                        return Some((i * PAGE + (j << page.grain), touch));
+                    }
+                    over = *cell;
+                }
+            }
+        }
+        None
     }
 }
 

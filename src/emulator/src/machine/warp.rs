@@ -219,7 +219,11 @@ impl Warp {
             return false;
         }
         if self.registers.len() < registers {
-            self.registers.resize(registers, [0; LANES]);
+            // Memory that comes as zeros, of which only what is used is ever there.
+            match self.registers.is_empty() {
+                true => self.registers = vec![[0; LANES]; registers],
+                false => self.registers.resize(registers, [0; LANES]),
+            }
             self.defined.resize(registers, 0);
         }
         if self.predicates.len() < predicates {

@@ -6,15 +6,14 @@
 use crate::isa::operand::{LANES, Lanes};
 use crate::isa::product::{Element, Mma, Sum};
 use half::{bf16, f16};
+use pulp::NullaryFnOnce;
+use std::marker::PhantomData;
 use std::ops::{AddAssign, Mul};
 
 /// Rows of A and columns of B.
 pub const M: usize = 16;
 
 pub const N: usize = 8;
-
-/// The longest k.
-const K: usize = 32;
 
 impl Element {
     /// Element `i` of a register.
@@ -31,13 +30,6 @@ impl Element {
     }
 }
 
-/// Row and column of element `i` of register `r` of D, for sums of four registers and of two.
-#[inline(always)]
-fn place(lane: usize, r: usize, i: usize, half: bool) -> (usize, usize) {
-    let (r, i) = if half { (r, i) } else { (r / 2, r % 2) };
-    (lane / 4 + r * 8, lane % 4 * 2 + i)
-}
-
 impl Mma {
     /// Multiplications and additions.
     pub fn flops(&self) -> u64 {
@@ -47,98 +39,115 @@ impl Mma {
     /// The registers of D: as many as C has, and zeros.
     pub fn product(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> [Lanes; 4] {
         use Element::{Bf16, F16, Tf32};
-        let (from, to) = (|v: u64, _: usize| f32::from_bits(v as u32), |x: f32| u64::from(x.to_bits()));
+        let single = (
+            |c: &[&Lanes], h: usize, lane: usize| [0, 1].map(|i| f32::from_bits(c[2 * h + i][lane] as u32)),
+            |d: &mut [Lanes; 4], h: usize, lane: usize, x: [f32; 2]| {
+                [d[2 * h][lane], d[2 * h + 1][lane]] = x.map(|x| u64::from(x.to_bits()));
+            },
+        );
+        let pairs = (
+            |c: &[&Lanes], h: usize, lane: usize| [0, 1].map(|i| F16.at(c[h][lane], i)),
+            |d: &mut [Lanes; 4], h: usize, lane: usize, x: [f32; 2]| {
+                let [low, high] = x.map(|x| u64::from(f16::from_f32(x).to_bits()));
+                d[h][lane] = low | high << 16;
+            },
+        );
+        let integers = (
+            |c: &[&Lanes], h: usize, lane: usize| [0, 1].map(|i| i64::from(c[2 * h + i][lane] as i32)),
+            |d: &mut [Lanes; 4], h: usize, lane: usize, x: [i64; 2]| {
+                [d[2 * h][lane], d[2 * h + 1][lane]] = x.map(|x| u64::from(x as u32));
+            },
+        );
+        let bf16 = |v: u64, i: usize| Bf16.at(v, i);
+        let f16 = |v: u64, i: usize| F16.at(v, i);
+        let tf32 = |v: u64, i: usize| Tf32.at(v, i);
         match (self.sum, self.elements) {
-            (Sum::F32, [Bf16, _]) => {
-                self.sums::<2, _>(a, b, c, (|v, i| Bf16.at(v, i), |v, i| Bf16.at(v, i)), from, to)
-            }
-            (Sum::F32, [F16, _]) => {
-                self.sums::<2, _>(a, b, c, (|v, i| F16.at(v, i), |v, i| F16.at(v, i)), from, to)
-            }
-            (Sum::F32, _) => {
-                self.sums::<1, _>(a, b, c, (|v, i| Tf32.at(v, i), |v, i| Tf32.at(v, i)), from, to)
-            }
-            (Sum::F16, _) => self.sums::<2, _>(
-                a,
-                b,
-                c,
-                (|v, i| F16.at(v, i), |v, i| F16.at(v, i)),
-                |v, i| F16.at(v, i),
-                |x| f16::from_f32(x).to_bits().into(),
-            ),
-            (Sum::S32, [x, y]) => self.sums::<4, _>(
-                a,
-                b,
-                c,
-                (|v, i| x.at(v, i) as i64, |v, i| y.at(v, i) as i64),
-                |v, _| i64::from(v as i32),
-                |x| u64::from(x as u32),
-            ),
-        }
-    }
-
-    /// `PACK`: elements of a register.
-    fn sums<const PACK: usize, T: Copy + Default + AddAssign + Mul<Output = T>>(
-        &self,
-        a: &[&Lanes],
-        b: &[&Lanes],
-        c: &[&Lanes],
-        (x, y): (impl Fn(u64, usize) -> T, impl Fn(u64, usize) -> T),
-        from: impl Fn(u64, usize) -> T,
-        to: impl Fn(T) -> u64,
-    ) -> [Lanes; 4] {
-        let zero = T::default();
-        let (mut left, mut right, mut sums) = ([[zero; K]; M], [[zero; N]; K], [[zero; N]; M]);
-        // A: registers alternate between rows g and g + 8, then step 4 columns' worth to the right.
-        for (r, a) in a.iter().enumerate() {
-            for (lane, a) in a.iter().enumerate() {
-                let to = &mut left[lane / 4 + r % 2 * 8][(lane % 4 + r / 2 * 4) * PACK..][..PACK];
-                to.iter_mut().enumerate().for_each(|(i, to)| *to = x(*a, i));
+            (Sum::F32, [Bf16, _]) => sums::<2, f32>(a, b, c, (bf16, bf16), single),
+            (Sum::F32, [F16, _]) => sums::<2, f32>(a, b, c, (f16, f16), single),
+            (Sum::F32, _) => sums::<1, f32>(a, b, c, (tf32, tf32), single),
+            (Sum::F16, _) => sums::<2, f32>(a, b, c, (f16, f16), pairs),
+            (Sum::S32, [x, y]) => {
+                let (x, y) = (move |v, i| x.at(v, i) as i64, move |v, i| y.at(v, i) as i64);
+                sums::<4, i64>(a, b, c, (x, y), integers)
             }
         }
-        for (r, b) in b.iter().enumerate() {
-            for (lane, b) in b.iter().enumerate() {
-                let to = &mut right[(lane % 4 + r * 4) * PACK..][..PACK];
-                to.iter_mut().enumerate().for_each(|(i, to)| to[lane / 4] = y(*b, i));
-            }
-        }
-        let half = self.sum == Sum::F16;
-        for (r, c) in c.iter().enumerate() {
-            for (lane, c) in c.iter().enumerate() {
-                for i in 0..if half { 2 } else { 1 } {
-                    let (row, column) = place(lane, r, i, half);
-                    sums[row][column] = from(*c, i);
-                }
-            }
-        }
-        pulp::Arch::new().dispatch(|| multiply(&left, &right[..self.k], &mut sums));
-        let mut d = [[0; LANES]; 4];
-        for (r, d) in d.iter_mut().enumerate().take(c.len()) {
-            for (lane, d) in d.iter_mut().enumerate() {
-                for i in 0..if half { 2 } else { 1 } {
-                    let (row, column) = place(lane, r, i, half);
-                    *d |= to(sums[row][column]) << (16 * i);
-                }
-            }
-        }
-        d
     }
 }
 
-/// Each sum over rising k: a product, and then an addition.
+/// `PACK`: elements of a register. `sums`: the two neighbours that a lane has of them, in the upper rows or the lower.
 #[inline(always)]
-fn multiply<T: Copy + AddAssign + Mul<Output = T>>(
-    left: &[[T; K]; M],
-    right: &[[T; N]],
-    sums: &mut [[T; N]; M],
-) {
-    for (row, sums) in left.iter().zip(sums) {
-        let mut sum = *sums;
-        for (x, line) in row.iter().zip(right) {
-            for (sum, y) in sum.iter_mut().zip(line) {
-                *sum += *x * *y;
+fn sums<const PACK: usize, T: Copy + Default + AddAssign + Mul<Output = T>>(
+    a: &[&Lanes],
+    b: &[&Lanes],
+    c: &[&Lanes],
+    elements: (impl Fn(u64, usize) -> T, impl Fn(u64, usize) -> T),
+    sums: (impl Fn(&[&Lanes], usize, usize) -> [T; 2], impl Fn(&mut [Lanes; 4], usize, usize, [T; 2])),
+) -> [Lanes; 4] {
+    pulp::Arch::new().dispatch(Tile::<PACK, T, _, _, _, _> { a, b, c, elements, sums, number: PhantomData })
+}
+
+/// One product. A closure would not take the caller's instruction set.
+struct Tile<'a, const PACK: usize, T, X, Y, F, G> {
+    a: &'a [&'a Lanes],
+    b: &'a [&'a Lanes],
+    c: &'a [&'a Lanes],
+    elements: (X, Y),
+    sums: (F, G),
+    number: PhantomData<T>,
+}
+
+impl<const PACK: usize, T, X, Y, F, G> NullaryFnOnce for Tile<'_, PACK, T, X, Y, F, G>
+where
+    T: Copy + Default + AddAssign + Mul<Output = T>,
+    X: Fn(u64, usize) -> T,
+    Y: Fn(u64, usize) -> T,
+    F: Fn(&[&Lanes], usize, usize) -> [T; 2],
+    G: Fn(&mut [Lanes; 4], usize, usize, [T; 2]),
+{
+    type Output = [Lanes; 4];
+
+    #[inline(always)]
+    fn call(self) -> [Lanes; 4] {
+        let ((x, y), (from, to), zero) = (&self.elements, &self.sums, T::default());
+        // Elements of A's registers, by lane. A register alternates between rows g and g + 8, lane 4 g + t having row g.
+        let mut left = [[[zero; LANES]; PACK]; 4];
+        for (left, a) in left.iter_mut().zip(self.a) {
+            for (i, left) in left.iter_mut().enumerate() {
+                left.iter_mut().zip(*a).for_each(|(to, a)| *to = x(*a, i));
             }
         }
-        *sums = sum;
+        // Rows of B: k is register, t, and element.
+        let mut right = [[[[zero; N]; PACK]; 4]; 2];
+        for (right, b) in right.iter_mut().zip(self.b) {
+            for i in 0..PACK {
+                let elements = b.map(|b| y(b, i));
+                for (t, right) in right.iter_mut().enumerate() {
+                    right[i] = std::array::from_fn(|g| elements[4 * g + t]);
+                }
+            }
+        }
+
+        // Each sum over rising k: a product, and then an addition.
+        let mut d = [[0; LANES]; 4];
+        for h in 0..2 {
+            let mut rows = [[zero; N]; N];
+            for (lane, pair) in rows.as_flattened_mut().as_chunks_mut().0.iter_mut().enumerate() {
+                *pair = from(self.c, h, lane);
+            }
+            for (r, right) in right.iter().enumerate().take(self.b.len()) {
+                for (t, right) in right.iter().enumerate() {
+                    for (i, line) in right.iter().enumerate() {
+                        for (g, row) in rows.iter_mut().enumerate() {
+                            let x = left[2 * r + h][i][4 * g + t];
+                            row.iter_mut().zip(line).for_each(|(sum, y)| *sum += x * *y);
+                        }
+                    }
+                }
+            }
+            for (lane, pair) in rows.as_flattened().as_chunks().0.iter().enumerate() {
+                to(&mut d, h, lane, *pair);
+            }
+        }
+        d
     }
 }

@@ -4,9 +4,10 @@
 //! rounded once an instruction.
 
 use super::descriptor::{CHUNK, Descriptor};
-use crate::isa::operand::LANES;
+use crate::isa::operand::{LANES, Lanes};
 use crate::isa::product::{Element, Wgmma};
 use half::{bf16, f16};
+use pulp::NullaryFnOnce;
 
 /// Rows of a product.
 pub const M: usize = 64;
@@ -20,55 +21,120 @@ impl Wgmma {
     /// Addresses of an operand's chunks, row by row: `rows` of A or columns of B.
     pub fn chunks(&self, descriptor: &Descriptor, across: bool, rows: usize) -> Vec<u32> {
         let (rows, k) = (rows as u32, self.element.depth() as u32);
-        match across {
-            false => (0..rows).flat_map(|r| (0..2).map(move |c| descriptor.along_k(r, c))).collect(),
-            true => (0..k).flat_map(|k| (0..rows / 8).map(move |c| descriptor.across_k(k, c))).collect(),
+        let (lines, each) = if across { (k, rows / 8) } else { (rows, 2) };
+        let mut chunks = Vec::with_capacity((lines * each) as usize);
+        for line in 0..lines {
+            for c in 0..each {
+                chunks.push(if across { descriptor.across_k(line, c) } else { descriptor.along_k(line, c) });
+            }
         }
+        chunks
     }
 
-    /// Those chunks as numbers, [k][rows].
-    pub fn numbers(
+    /// Those chunks as numbers, [k][rows], behind `numbers`.
+    pub fn read(
         &self,
         chunks: &[u32],
         memory: &[u8],
-        across: bool,
-        rows: usize,
-        negate: bool,
-    ) -> Vec<f32> {
-        let sign = if negate { -1.0 } else { 1.0 };
+        (across, rows, negate): (bool, usize, bool),
+        numbers: &mut Vec<f32>,
+    ) {
+        let from = numbers.len();
+        numbers.resize(from + self.element.depth() * rows, 0.0);
+        let (to, sign) = (&mut numbers[from..], if negate { -1.0 } else { 1.0 });
         match self.element {
-            Element::Bf16 => gather(chunks, memory, across, rows, |b| sign * bf16::from_le_bytes(b).to_f32()),
-            Element::F16 => gather(chunks, memory, across, rows, |b| sign * f16::from_le_bytes(b).to_f32()),
+            Element::Bf16 => {
+                gather(chunks, memory, (across, rows), to, |b| sign * bf16::from_le_bytes(b).to_f32())
+            }
+            Element::F16 => {
+                gather(chunks, memory, (across, rows), to, |b| sign * f16::from_le_bytes(b).to_f32())
+            }
             // The decoder lets no other through.
-            _ => gather(chunks, memory, across, rows, |b: [u8; 4]| {
+            _ => gather(chunks, memory, (across, rows), to, |b: [u8; 4]| {
                 sign * Element::Tf32.at(u32::from_le_bytes(b).into(), 0)
             }),
         }
     }
 
-    /// sums[m][n] += A B: four steps of k at a time, added one after the other.
-    pub fn multiply(&self, a: &[f32], b: &[f32], sums: &mut [f32]) {
-        let n = self.n;
-        for (m, sums) in sums.chunks_exact_mut(n).enumerate() {
-            for (a, b) in a.chunks_exact(4 * M).zip(b.chunks_exact(4 * n)) {
-                let x = [a[m], a[M + m], a[2 * M + m], a[3 * M + m]];
-                let ((y0, y1), (y2, y3)) = (b[..2 * n].split_at(n), b[2 * n..].split_at(n));
-                for (sum, (((y0, y1), y2), y3)) in sums.iter_mut().zip(y0.iter().zip(y1).zip(y2).zip(y3)) {
-                    *sum = *sum + x[0] * y0 + x[1] * y1 + x[2] * y2 + x[3] * y3;
-                }
-            }
+    /// A product's sums into its tile [M][n], from D's registers of warp `w`.
+    pub fn load(&self, w: usize, d: &[&Lanes], sums: &mut [f32]) {
+        match self.half {
+            true => d.iter().enumerate().for_each(|(r, pair)| {
+                self.lines(w, r, sums, |lane, [low, high]| {
+                    *low = f16::from_bits(pair[lane] as u16).to_f32();
+                    *high = f16::from_bits((pair[lane] >> 16) as u16).to_f32();
+                });
+            }),
+            false => d.as_chunks().0.iter().enumerate().for_each(|(r, [even, odd])| {
+                self.lines(w, r, sums, |lane, [low, high]| {
+                    *low = f32::from_bits(even[lane] as u32);
+                    *high = f32::from_bits(odd[lane] as u32);
+                });
+            }),
         }
     }
 
-    /// Where the elements of D's register `r` of warp `w` stand among the sums: of lane 0, and of every lane from there;
-    /// the second of two stands behind the first.
-    pub fn place(&self, w: usize, r: usize) -> (usize, [usize; LANES]) {
-        let (row, column) = match self.half {
-            true => (r % 2 * 8, r / 2 * 8),
-            false => (r / 2 % 2 * 8, r / 4 * 8 + r % 2),
-        };
-        let lanes = std::array::from_fn(|lane| lane / 4 * self.n + lane % 4 * 2);
-        ((16 * w + row) * self.n + column, lanes)
+    /// The reverse, for the registers that hold line `r` of [`Wgmma::lines`]: one of pairs, or two.
+    pub fn store(&self, w: usize, r: usize, sums: &mut [f32]) -> [Lanes; 2] {
+        let [mut even, mut odd] = [[0; LANES]; 2];
+        match self.half {
+            true => self.lines(w, r, sums, |lane, pair| {
+                let [low, high] = pair.map(|x| u64::from(f16::from_f32(x).to_bits()));
+                even[lane] = low | high << 16;
+            }),
+            false => self.lines(w, r, sums, |lane, pair| {
+                [even[lane], odd[lane]] = pair.map(|x| u64::from(x.to_bits()));
+            }),
+        }
+        [even, odd]
+    }
+
+    /// Calls `visit` with each lane and the two neighbours among the sums that are its own: the `r`th such pair of warp `w`.
+    #[inline(always)]
+    fn lines(&self, w: usize, r: usize, sums: &mut [f32], mut visit: impl FnMut(usize, &mut [f32; 2])) {
+        let (row, column) = (16 * w + r % 2 * 8, r / 2 * 8);
+        for (g, line) in sums[row * self.n..].chunks_exact_mut(self.n).take(8).enumerate() {
+            for (t, pair) in line[column..][..8].as_chunks_mut().0.iter_mut().enumerate() {
+                visit(4 * g + t, pair);
+            }
+        }
+    }
+}
+
+/// sums[m][n] += A B, of any k that is a multiple of 4: [k][M] by [k][n], each sum over rising k, four steps at a time.
+pub fn multiply(a: &[f32], b: &[f32], sums: &mut [f32], n: usize) {
+    pulp::Arch::new().dispatch(Multiply { a, b, sums, n });
+}
+
+/// A closure would not take the caller's instruction set.
+struct Multiply<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    sums: &'a mut [f32],
+    n: usize,
+}
+
+impl NullaryFnOnce for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Multiply { a, b, sums, n } = self;
+        for (m, sums) in sums.chunks_exact_mut(n).enumerate() {
+            for (a, b) in a.chunks_exact(4 * M).zip(b.chunks_exact(4 * n)) {
+                steps([a[m], a[M + m], a[2 * M + m], a[3 * M + m]], b, sums);
+            }
+        }
+    }
+}
+
+/// A product, and then an addition, of each step.
+#[inline(always)]
+fn steps(x: [f32; 4], b: &[f32], sums: &mut [f32]) {
+    let n = sums.len();
+    let ((y0, y1), (y2, y3)) = (b[..2 * n].split_at(n), b[2 * n..].split_at(n));
+    for (sum, (((y0, y1), y2), y3)) in sums.iter_mut().zip(y0.iter().zip(y1).zip(y2).zip(y3)) {
+        *sum = *sum + x[0] * y0 + x[1] * y1 + x[2] * y2 + x[3] * y3;
     }
 }
 
@@ -76,17 +142,21 @@ impl Wgmma {
 fn gather<const S: usize>(
     chunks: &[u32],
     memory: &[u8],
-    across: bool,
-    rows: usize,
+    (across, rows): (bool, usize),
+    numbers: &mut [f32],
     number: impl Fn([u8; S]) -> f32,
-) -> Vec<f32> {
+) {
     let wide = CHUNK / S;
-    let mut numbers = vec![0f32; 2 * wide * rows];
-    for (i, at) in chunks.iter().enumerate() {
-        let elements = memory[*at as usize..*at as usize + CHUNK].as_chunks::<S>().0;
-        // Along k the chunk's elements go to rows of their own.
-        let (first, step) = if across { (i * wide, 1) } else { (i % 2 * wide * rows + i / 2, rows) };
-        numbers[first..].iter_mut().step_by(step).zip(elements).for_each(|(to, e)| *to = number(*e));
+    let chunk = |at: &u32| memory[*at as usize..*at as usize + CHUNK].as_chunks::<S>().0;
+    if across {
+        for (at, to) in chunks.iter().zip(numbers.chunks_exact_mut(wide)) {
+            to.iter_mut().zip(chunk(at)).for_each(|(to, e)| *to = number(*e));
+        }
+        return;
     }
-    numbers
+    // Along k the chunk's elements go to rows of their own.
+    for (i, at) in chunks.iter().enumerate() {
+        let to = numbers[i % 2 * wide * rows + i / 2..].iter_mut().step_by(rows);
+        to.zip(chunk(at)).for_each(|(to, e)| *to = number(*e));
+    }
 }

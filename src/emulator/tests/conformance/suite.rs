@@ -5,6 +5,7 @@
 #![allow(dead_code)] // each program uses its own part
 
 pub mod asynchronous;
+mod attention;
 mod boxes;
 pub mod bugs;
 mod conversions;

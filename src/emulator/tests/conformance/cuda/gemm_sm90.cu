@@ -1,7 +1,7 @@
 // D = A B in bf16 with f32 sums by TMA, mbarriers and wgmma. A is M x K and row-major; B is K-major (N x K) or N-major
 // (K x N). Clusters of two blocks lie one above the other in M: each block loads its own 128 rows of A, and one half of
 // the 128 columns of B for both. Of three warpgroups the first fills a ring of two stages, the others multiply 64 rows each.
-#include "../../../kernels/hopper.cuh"
+#include "../../../../../kernels/hopper.cuh"
 
 namespace {
 
