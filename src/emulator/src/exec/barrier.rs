@@ -11,6 +11,7 @@ use crate::report::finding::{Fault, Kind};
 impl Context<'_> {
     /// Runs one for its lanes.
     pub fn barrier_op(&mut self, warp: &mut Warp, run: &Run<'_>, op: &BarrierOp) -> Result<Next, Box<Fault>> {
+        warp.share_waits();
         match op {
             BarrierOp::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
             BarrierOp::Barrier { kind, aligned, id, count, p, d } => {

@@ -79,6 +79,7 @@ impl Context<'_> {
     }
 
     fn leave(&self, warp: &mut Warp, run: &Run<'_>, exit: bool) -> Next {
+        warp.share_waits();
         for lane in lanes(run.exec) {
             warp.frames[lane].pop();
             let caller = if exit { None } else { warp.frames[lane].last().copied() };

@@ -246,6 +246,7 @@ impl Context<'_> {
     }
 
     fn release(&mut self, warp: &mut Warp, place: Where, at: usize, now: bool) {
+        warp.share_waits();
         let clock = match (&warp.released, now) {
             (_, true) => warp.clock.clone(),
             (Some(released), false) => (**released).clone(),

@@ -245,6 +245,8 @@ impl Agents {
 pub struct Who<'a> {
     /// What its warp knows.
     pub clock: &'a Clock,
+    /// What single threads of its warp know besides: thread, agent, time.
+    pub waited: &'a [(u32, u32, u32)],
     /// Its warp's time at the last warp-wide synchronisation.
     pub floor: u32,
     /// Thread in the block.
@@ -339,7 +341,8 @@ impl Touch {
         let (block, thread) = match self.by() {
             Ok(by) => by,
             Err(agent) => {
-                return !who.clock.knows(agent, self.time);
+                let own = |w: &(u32, u32, u32)| (w.0, w.1) == (who.thread, agent) && self.time <= w.2;
+                return !who.clock.knows(agent, self.time) && !who.waited.iter().any(own);
             }
         };
         let warp = thread as usize / 32;

@@ -137,6 +137,8 @@ pub struct Beside {
     pub awaits: [u32; LANES],
     /// Bulk groups by lane.
     pub bulk: [Groups; LANES],
+    /// What single threads have waited for, and nothing has told their warp: thread, agent, time.
+    pub waited: Vec<(u32, u32, u32)>,
 }
 
 /// A rank's address of shared memory.

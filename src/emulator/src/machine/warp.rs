@@ -89,7 +89,33 @@ impl Warp {
     /// Who a lane is that accesses memory by an instruction.
     #[inline]
     pub fn who(&self, lane: usize, pc: u32, strong: bool) -> Who<'_> {
-        Who { clock: &self.clock, floor: self.floor, thread: self.thread(lane), pc, strong, agent: None }
+        Who {
+            clock: &self.clock,
+            waited: &self.beside.waited,
+            floor: self.floor,
+            thread: self.thread(lane),
+            pc,
+            strong,
+            agent: None,
+        }
+    }
+
+    /// A lane has waited for an agent, up to this time of it.
+    pub fn waited(&mut self, lane: usize, agent: u32, time: u32) {
+        if self.live == 1 << lane {
+            self.clock.heard(agent, time);
+        } else if !self.clock.knows(agent, time) {
+            let entry = (self.thread(lane), agent, time);
+            self.beside.waited.retain(|w| (w.0, w.1) != (entry.0, agent));
+            self.beside.waited.push(entry);
+        }
+    }
+
+    /// Something orders lanes: what single ones have waited for is known to all.
+    pub fn share_waits(&mut self) {
+        for (_, agent, time) in std::mem::take(&mut self.beside.waited) {
+            self.clock.heard(agent, time);
+        }
     }
 
     /// The values of a source.

@@ -7,6 +7,7 @@
 pub mod asynchronous;
 mod boxes;
 pub mod bugs;
+mod bulk_groups;
 mod conversions;
 mod cooperative;
 mod correct;
