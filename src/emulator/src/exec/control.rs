@@ -19,6 +19,7 @@ impl Context<'_> {
         match op {
             ControlOp::Bra { to } if run.exec == mask => Ok(Next::To(*to)),
             ControlOp::Bra { to } => {
+                warp.part((run.pc, run.inst.join), run.exec, mask);
                 warp.go(run.exec, *to);
                 warp.go(mask & !run.exec, run.pc + 1);
                 Ok(Next::Again)
@@ -46,6 +47,15 @@ impl Context<'_> {
                 return Err(self.fault(Kind::Trap, warp, lane, run.inst, what));
             };
             warp.pc[lane] = *to;
+        }
+        let mut rest = run.exec;
+        while rest != 0 {
+            let first = warp.pc[rest.trailing_zeros() as usize];
+            let some = lanes(rest).filter(|l| warp.pc[*l] == first).fold(0, |m, l| m | 1 << l);
+            if some != rest {
+                warp.part((run.pc, run.inst.join), some, rest);
+            }
+            rest &= !some;
         }
         warp.impatience += 1;
         Ok(Next::Again)
@@ -89,6 +99,7 @@ impl Context<'_> {
                 warp.parked = 0;
                 continue;
             };
+            warp.partings.leave(lane, warp.frames[lane].len());
             warp.pc[lane] = run.frame.back;
             if let Op::Control(ControlOp::Call { results, .. }) =
                 &self.module.insts[run.frame.back as usize - 1].op

@@ -1,5 +1,6 @@
 //! Execution, one file for a family of instructions.
 
+pub mod aligned;
 pub mod barrier;
 pub mod boxes;
 pub mod bulk;

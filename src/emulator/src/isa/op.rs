@@ -195,6 +195,16 @@ pub enum FenceOp {
     WgmmaCommit,
 }
 
+impl FenceOp {
+    /// Whether all lanes of a warp must come to it together.
+    pub fn aligned(&self) -> bool {
+        match self {
+            FenceOp::WgmmaFence | FenceOp::WgmmaCommit => true,
+            FenceOp::Fence | FenceOp::ProxyFence { .. } => false,
+        }
+    }
+}
+
 /// What says where lanes go on.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -261,6 +271,17 @@ pub enum WarpOp {
         addr: Addr,
     },
     Mma(Box<Mma>),
+}
+
+impl WarpOp {
+    /// Whether all lanes of a warp must come to it together; of others those that its mask names.
+    pub fn aligned(&self) -> bool {
+        match self {
+            WarpOp::Ldmatrix { .. } | WarpOp::Stmatrix { .. } | WarpOp::Mma(_) => true,
+            WarpOp::Shfl { .. } | WarpOp::Vote { .. } | WarpOp::Match { .. } => false,
+            WarpOp::Redux { .. } | WarpOp::Elect { .. } => false,
+        }
+    }
 }
 
 /// Where lanes wait: in the warp, the block, the cluster, or at an mbarrier.

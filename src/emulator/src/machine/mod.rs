@@ -9,6 +9,7 @@ pub mod frame;
 pub mod gate;
 pub mod mbarrier;
 pub mod memory;
+pub mod partings;
 pub mod products;
 pub mod shadow;
 pub mod warp;

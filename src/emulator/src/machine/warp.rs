@@ -10,6 +10,7 @@ use super::cluster::Beside;
 use super::copies::Copies;
 use super::frame::{Frame, Group};
 use super::memory::{Region, State};
+use super::partings::Partings;
 use super::products::Products;
 use crate::isa::module::Function;
 use crate::isa::operand::{LANES, Lanes, NONE, Pred, Src};
@@ -65,6 +66,8 @@ pub struct Warp {
     pub copies: Vec<Copies>,
     /// Its asynchronous matrix products.
     pub products: Products,
+    /// Branches that have parted its lanes.
+    pub partings: Partings,
     /// Its part in what goes on beside the warps.
     pub beside: Beside,
     /// Backward jumps since others of the warp ran.
@@ -218,6 +221,18 @@ impl Warp {
     /// Sets the counters of some lanes.
     pub fn go(&mut self, mask: u32, pc: u32) {
         lanes(mask).for_each(|l| self.pc[l] = pc);
+    }
+
+    /// Of lanes that are at a branch, some go one way.
+    pub fn part(&mut self, branch: (u32, u32), some: u32, all: u32) {
+        let depth = self.frames[all.trailing_zeros() as usize & 31].len();
+        self.partings.part(branch, depth, some, all);
+    }
+
+    /// Lanes come to where branches join.
+    pub fn join(&mut self, lanes: u32, pc: u32) {
+        let depth = self.frames[lanes.trailing_zeros() as usize & 31].len();
+        self.partings.join(lanes, pc, depth);
     }
 
     /// Makes room for a function above `frame` (or at the bottom) and enters it.

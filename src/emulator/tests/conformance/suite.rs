@@ -4,6 +4,7 @@
 //! same kernels on a GPU and judges what that gives.
 #![allow(dead_code)] // each program uses its own part
 
+mod aligned;
 pub mod asynchronous;
 mod boxes;
 pub mod bugs;
