@@ -89,6 +89,10 @@ pub struct Function {
     pub least_blocks: u32,
     /// `.reqnctapercluster`, where given.
     pub cluster: Option<[u32; 3]>,
+    /// `.maxclusterrank`, where given.
+    pub most_cluster: Option<u32>,
+    /// `.explicitcluster`: whoever launches it says its cluster, unless `.reqnctapercluster` does.
+    pub explicit_cluster: bool,
 }
 
 /// A read PTX file.

@@ -75,6 +75,15 @@ fn refuse(module: &Module, kernel: &Function, launch: &Launch) -> std::result::R
     if !(1..=MOST_BLOCKS).contains(&inside) {
         return Err(format!("a cluster of {inside} blocks, 1 to {MOST_BLOCKS} are possible"));
     }
+    if kernel.most_cluster.is_some_and(|most| inside > u64::from(most)) {
+        let most = kernel.most_cluster.unwrap_or(1);
+        return Err(format!("a cluster of {inside} blocks, the kernel was compiled for {most} at most"));
+    }
+    if kernel.explicit_cluster && kernel.cluster.is_none() && inside == 1 {
+        return Err(
+            "no cluster, the kernel was compiled for launches that give one (.explicitcluster)".into()
+        );
+    }
     if gx % x + gy % y + gz % z != 0 {
         return Err(format!(
             "a grid of {:?} blocks is no whole number of clusters of {cluster:?}",

@@ -9,6 +9,7 @@ pub mod asynchronous;
 mod boxes;
 pub mod bugs;
 mod bulk_groups;
+mod clusters;
 mod conversions;
 mod cooperative;
 mod correct;
