@@ -1,6 +1,6 @@
 //! What a PTX file's instructions are once it is read: operations whose operands are slots.
 
-use super::copy::Bulk;
+use super::copy::{Bulk, End};
 use super::mbarrier::Mbar;
 use super::operand::{
     Addr, AluFn, Barrier, CmpFn, Logic, Order, Pred, Proxy, Rmw, Shuffle, Space, Src, Ty, Vote,
@@ -173,6 +173,11 @@ pub enum CopyOp {
         all: bool,
     },
     Bulk(Box<Bulk>),
+    /// `cp.async.bulk.prefetch`: nothing but its rules.
+    Prefetch {
+        from: End,
+        size: Option<Src>,
+    },
     BulkCommit,
     /// Until at most so many groups are pending, or pending to be read.
     BulkWait {

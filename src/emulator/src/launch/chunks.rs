@@ -120,7 +120,7 @@ impl Plan<'_> {
                 order.strong && global(space)
             }
             Op::Copy(CopyOp::Bulk(bulk)) => bulk.reduce.is_some() && !matches!(bulk.to, End::Shared(_)),
-            Op::Copy(CopyOp::BulkCommit | CopyOp::BulkWait { .. }) => false,
+            Op::Copy(CopyOp::Prefetch { .. } | CopyOp::BulkCommit | CopyOp::BulkWait { .. }) => false,
             Op::Copy(CopyOp::CpAsync { .. } | CopyOp::CpCommit | CopyOp::CpWait { .. }) => false,
             Op::Register(_) | Op::Fence(_) | Op::Control(_) => false,
             Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => false,
