@@ -96,14 +96,20 @@ pub use isa::module::{Function, Module, Variable};
 pub use isa::tensor_map::{Element, Swizzle, TensorMap};
 pub use launch::{Args, Launch};
 use machine::memory::{Memory, Region, State};
+use machine::predecessor::Predecessor;
 pub use report::counters::{Count, Counters};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Modules and the memory that they share: what a context is to the driver.
 #[derive(Default)]
 pub struct Emulator {
     memory: Memory,
     modules: Vec<Loaded>,
+    /// The last kernel, if nothing has come behind it.
+    last: Option<Predecessor>,
+    /// The host has read since, so that it has ended.
+    ended: AtomicBool,
 }
 
 struct Loaded {
@@ -214,6 +220,7 @@ impl Emulator {
         let region = &mut self.memory.regions[region];
         region.data[at..at + bytes.len()].copy_from_slice(bytes);
         region.mark(at, bytes.len(), State::Written);
+        self.last = None;
         Ok(())
     }
 
@@ -223,12 +230,14 @@ impl Emulator {
         let region = &mut self.memory.regions[region];
         region.data[at..at + bytes].fill(byte);
         region.mark(at, bytes, State::Written);
+        self.last = None;
         Ok(())
     }
 
     /// Copies to the host; all of it must have been written.
     pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let (region, at) = self.region(address, bytes)?;
+        self.ended.store(true, Ordering::Relaxed);
         let region = &self.memory.regions[region];
         region
             .readable(at, bytes)
@@ -251,6 +260,11 @@ impl Emulator {
         let Some(Loaded { module, symbols }) = self.modules.get(holder.unwrap_or(0)) else {
             return Err(Error::Usage(format!("no module is loaded, so there is no kernel {kernel}")));
         };
-        launch::check::run(module, &mut self.memory, symbols, kernel, launch, args)
+        let may_run = !self.ended.swap(false, Ordering::Relaxed) && launch.overlap && launch.seed & 1 == 1;
+        let before = self.last.take().filter(|_| may_run);
+        let ran =
+            launch::check::run(module, &mut self.memory, symbols, kernel, launch, args, before.as_ref())?;
+        self.last = Some(Predecessor { kernel: kernel.to_string(), module: module.clone() });
+        Ok(ran)
     }
 }

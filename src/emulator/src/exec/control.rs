@@ -32,6 +32,12 @@ impl Context<'_> {
                 let lane = run.exec.trailing_zeros() as usize;
                 Err(self.fault(Kind::Trap, warp, lane, run.inst, "the kernel trapped"))
             }
+            ControlOp::GridWait => {
+                if self.before.is_some() {
+                    self.predecessor_ends(warp, run);
+                }
+                Ok(Next::On)
+            }
             ControlOp::Nop => Ok(Next::On),
         }
     }

@@ -12,6 +12,7 @@ pub mod fence;
 pub mod matrices;
 pub mod mbarrier;
 pub mod memory;
+pub mod predecessor;
 pub mod products;
 pub mod proxy;
 pub mod registers;

@@ -105,7 +105,7 @@ impl Context<'_> {
 /// Instructions for which the lanes that do not run them go on alone.
 fn splits(op: &Op) -> bool {
     match op {
-        Op::Control(op) => !matches!(op, ControlOp::Bra { .. } | ControlOp::Nop),
+        Op::Control(op) => !matches!(op, ControlOp::Bra { .. } | ControlOp::GridWait | ControlOp::Nop),
         Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => true,
         Op::Fence(op) => op.aligned(),
         Op::Register(_) | Op::Memory(_) | Op::Copy(_) => false,

@@ -23,7 +23,7 @@ fn way(inst: &Inst, pc: u32, tables: &[Vec<u32>]) -> Way {
         ControlOp::Brx { table, .. } => tables[*table as usize].clone(),
         ControlOp::Ret | ControlOp::Exit if inst.guard.is_none() => return Way::Out,
         ControlOp::Ret | ControlOp::Exit | ControlOp::Trap => Vec::new(),
-        ControlOp::Call { .. } | ControlOp::Nop => return Way::On,
+        ControlOp::Call { .. } | ControlOp::GridWait | ControlOp::Nop => return Way::On,
     };
     to.extend(inst.guard.map(|_| pc + 1));
     Way::To(to)

@@ -214,12 +214,23 @@ impl FenceOp {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum ControlOp {
-    Bra { to: u32 },
-    Brx { table: u32, index: Src },
-    Call { function: u32, args: Vec<(u32, u32, u32)>, results: Vec<(u32, u32, u32)> },
+    Bra {
+        to: u32,
+    },
+    Brx {
+        table: u32,
+        index: Src,
+    },
+    Call {
+        function: u32,
+        args: Vec<(u32, u32, u32)>,
+        results: Vec<(u32, u32, u32)>,
+    },
     Ret,
     Exit,
     Trap,
+    /// `griddepcontrol.wait`
+    GridWait,
     Nop,
 }
 

@@ -110,7 +110,7 @@ impl ControlOp {
         match self {
             ControlOp::Brx { index, .. } => read(index, f),
             ControlOp::Bra { .. } | ControlOp::Call { .. } | ControlOp::Ret => {}
-            ControlOp::Exit | ControlOp::Trap | ControlOp::Nop => {}
+            ControlOp::Exit | ControlOp::Trap | ControlOp::GridWait | ControlOp::Nop => {}
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::isa::copy::End;
 use crate::isa::module::Function;
 use crate::isa::op::{ControlOp, CopyOp, MemoryOp, Op};
 use crate::isa::operand::Space;
-use crate::machine::clock::{Agents, Touch, spelled};
+use crate::machine::clock::{Agent, Agents, Touch, spelled};
 use crate::machine::dice::Dice;
 use crate::machine::memory::{Memory, Region, State};
 use crate::machine::warpgroup::registers;
@@ -143,6 +143,10 @@ impl Plan<'_> {
             agents: Agents::default(),
             flights: Vec::new(),
         };
+        if self.before.is_some() {
+            // The first agent: its number is known.
+            running.agents.number(Agent::Predecessor);
+        }
         let ran = running.clusters(clusters);
         (ran.map(|()| running.counts), running.agents)
     }

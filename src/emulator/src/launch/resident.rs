@@ -113,6 +113,7 @@ impl Running<'_> {
             warpgroups,
             barriers: gates,
             counts: &mut self.counts,
+            before: self.plan.before,
             extents: self.plan.extents(),
             early: self.plan.launch.seed & 1 == 1,
             mixed: self.plan.launch.seed & 2 == 2,

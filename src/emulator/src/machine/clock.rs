@@ -177,6 +177,8 @@ pub enum Agent {
     BulkWrites(u32, u32),
     /// A warp's groups of `wgmma`: block, warp.
     Wgmma(u32, u32),
+    /// The kernel before, which may still run: see [`super::predecessor`].
+    Predecessor,
     /// The reads of a thread's `cp.async`, or of its warp's, whose first it is: block, thread.
     CopyReads(u32, u32),
 }
@@ -212,12 +214,13 @@ impl Agents {
             | Agent::BulkWrites(block, thread)
             | Agent::CopyReads(block, thread) => (block, thread),
             Agent::Wgmma(block, warp) => (block, warp * 32),
+            Agent::Predecessor => (0, 0),
         }
     }
 
     /// Whether nothing beside the warps has touched shared memory: `cp.async` reads the global one.
     pub fn none_in_shared(&self) -> bool {
-        self.list.iter().all(|agent| matches!(agent, Agent::CopyReads(..)))
+        self.list.iter().all(|agent| matches!(agent, Agent::CopyReads(..) | Agent::Predecessor))
     }
 
     /// What an agent is called in a report.
@@ -235,7 +238,7 @@ impl Agents {
             Some(Agent::CopyReads(block, thread)) => {
                 format!("asynchronous, a cp.async of block {block}, warp {}", thread / 32)
             }
-            None => "asynchronous".to_string(),
+            Some(Agent::Predecessor) | None => "asynchronous".to_string(),
         }
     }
 }

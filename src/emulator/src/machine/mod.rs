@@ -10,6 +10,7 @@ pub mod gate;
 pub mod mbarrier;
 pub mod memory;
 pub mod partings;
+pub mod predecessor;
 pub mod products;
 pub mod shadow;
 pub mod warp;

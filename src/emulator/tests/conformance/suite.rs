@@ -16,6 +16,7 @@ mod correct;
 mod hopper;
 mod mbarrier;
 mod mma;
+mod overlap;
 mod scalar;
 mod tables;
 pub mod warpgroup;
