@@ -54,6 +54,17 @@ fn a_wait_by_another_thread_waits_for_nothing() {
             gives(&format!("STORE\n@%p0 {wait}\n{order}\n{write}\n{end}"));
         }
     }
+    // A copy that nobody has committed is in no group yet.
+    let own = "@%p0 st.shared.u32 [%r2], 7;";
+    let open = "@%p0 cp.async.bulk.global.shared::cta.bulk_group [%d0], [s], 128;";
+    let late = format!("{open}\n{end}\n{own}\n@%p0 cp.async.bulk.commit_group;\n{end}");
+    for what in seeds(&late) {
+        let what = what.expect_err(&late).to_string();
+        assert!(
+            what.contains("race in k") && what.contains("in a bulk group of block 0, thread 0"),
+            "{what}"
+        );
+    }
     // What arrives is read by another thread.
     let read = "@%p1 ld.global.u32 %r3, [%d0];";
     found(&format!("STORE\n{wait}\n{read}"));

@@ -17,6 +17,7 @@ mod hopper;
 mod mbarrier;
 mod mma;
 mod overlap;
+mod rules;
 mod scalar;
 mod tables;
 pub mod warpgroup;
