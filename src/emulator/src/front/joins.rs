@@ -60,8 +60,13 @@ pub fn mark_joins(insts: &mut [Inst], start: u32, tables: &[Vec<u32>]) {
             stack.extend(&next[b]);
         }
     }
-    let leaves = |b: &usize| reached[*b] && matches!(ways[(last(*b) - start) as usize], Way::Out);
-    if let Some(b) = (0..out).rev().find(leaves) {
+    let end_of = |b: usize| (last(b) - start) as usize;
+    let ends = |b: &usize| reached[*b] && matches!(ways[end_of(*b)], Way::Out);
+    // A loop may be left by an exit under a guard alone.
+    let leaves = |b: &usize| {
+        reached[*b] && matches!(insts[end_of(*b)].op, Op::Control(ControlOp::Ret | ControlOp::Exit))
+    };
+    if let Some(b) = (0..out).rev().find(ends).or((0..out).rev().find(leaves)) {
         next[b].push(out);
     }
     let joins = post_dominators(&next, out);

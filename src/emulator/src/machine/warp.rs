@@ -12,7 +12,7 @@ use super::frame::{Frame, Group};
 use super::memory::{Region, State};
 use super::partings::Partings;
 use super::products::Products;
-use crate::isa::module::Function;
+use crate::isa::module::{Function, NOWHERE};
 use crate::isa::operand::{LANES, Lanes, NONE, Pred, Src};
 use crate::isa::space::{GUARD, MOST};
 
@@ -223,8 +223,11 @@ impl Warp {
         lanes(mask).for_each(|l| self.pc[l] = pc);
     }
 
-    /// Of lanes that are at a branch, some go one way.
+    /// Of lanes that are at a branch, some go one way. Of ways that never join nothing is known.
     pub fn part(&mut self, branch: (u32, u32), some: u32, all: u32) {
+        if branch.1 == NOWHERE {
+            return;
+        }
         let depth = self.frames[all.trailing_zeros() as usize & 31].len();
         self.partings.part(branch, depth, some, all);
     }

@@ -118,6 +118,14 @@ fn branches_that_have_joined() {
             seeds(&body).for_each(|out| drop(out.unwrap_or_else(|e| panic!("{body}: {e}"))));
         }
     }
+    // A loop that is left by an exit alone, and one in which two ways never join: one traps.
+    let inside = "@%p0 bra ODD;\nadd.u32 %r3, %r3, 1;\nODD:\nbar.sync 1;";
+    let count = "add.u32 %r3, %r3, 0;\nadd.u32 %r0, %r0, 1;\nsetp.gt.u32 %p4, %r0, 40;";
+    let exit = format!("LOOP:\n{inside}\n{count}\n@%p4 st.global.u32 [%d0], %r0;\n@%p4 exit;\nbra.uni LOOP;");
+    seeds(&exit).for_each(|out| assert_eq!(out.unwrap_or_else(|e| panic!("{exit}: {e}")), [41; 128]));
+    for what in seeds(&exit.replace("ODD:\nbar.sync 1;", "bar.sync 1;\nODD:")) {
+        what.expect_err("odd lanes never come");
+    }
     // Whoever has left stays away from nobody's.
     let mma = aligned().into_iter().find(|a| a.1 == "mma.sync.aligned").unwrap().0;
     let body =
