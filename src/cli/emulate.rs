@@ -101,6 +101,7 @@ impl Emulate {
             block: extents("--block", &self.block)?,
             cluster: extents("--cluster", &self.cluster)?,
             shared: self.smem,
+            overlap: false,
             seed: self.seed,
             budget: self.budget,
             workers: rayon::current_num_threads(),

@@ -323,8 +323,9 @@ impl Cuda {
         self.enter()?;
         let function = self.function(kernel, launch.shared)?;
         let mut attributes = Vec::new();
-        if launch.cluster > 1 {
-            let along = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
+        if launch.cluster != [1; 3] {
+            let [x, y, z] = launch.cluster;
+            let along = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
             attributes.push((
                 sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
                 sys::CUlaunchAttributeValue { clusterDim: along },

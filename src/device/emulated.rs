@@ -118,8 +118,9 @@ impl Emulated {
             state.load(kernel.file.stem, module)?;
         }
         let (grid, block, shared) = (launch.grid, launch.block, launch.shared as usize);
-        let cluster = [launch.cluster.max(1), 1, 1];
-        let launch = emulator::Launch { grid, block, cluster, shared, ..emulator::Launch::default() };
+        let (cluster, overlap) = (launch.cluster, launch.overlap);
+        let launch =
+            emulator::Launch { grid, block, cluster, shared, overlap, ..emulator::Launch::default() };
         let arguments = arguments.iter().map(bytes).collect();
         state.queue(Action::Launch { kernel: kernel.name, launch, arguments })
     }

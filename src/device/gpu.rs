@@ -19,8 +19,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
-    /// Blocks in a cluster along x; 1 for none.
-    pub cluster: u32,
+    /// Blocks in a cluster, which run together, 8 at most; 1 each for none.
+    pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
     /// May begin while the kernel before it ends (it then waits itself, by `griddepcontrol`).
@@ -38,7 +38,7 @@ impl Launch {
         // What does not fit 32 bits no GPU takes: it says so itself.
         let cut = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let all = |xy: [usize; 2]| [cut(xy[0]), cut(xy[1]), 1];
-        Launch { grid: all(grid), block: all(block), cluster: 1, shared: 0, overlap: false }
+        Launch { grid: all(grid), block: all(block), cluster: [1; 3], shared: 0, overlap: false }
     }
 
     /// Blocks along x, y and z, threads along x.

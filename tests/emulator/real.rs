@@ -61,7 +61,6 @@ fn run(
     if hopper && gpu.capability() != (9, 0) {
         return Err("it is for sm_90a");
     }
-    let [cluster, 1, 1] = launch.cluster else { return Err("its cluster has more than one dimension") };
     let (mut arrays, mut maps) = (Vec::new(), Vec::new());
     for arg in args {
         let (start, bytes, map) = match arg {
@@ -99,7 +98,7 @@ fn run(
             _ => unreachable!("every other argument is an array"),
         });
     }
-    let (grid, block, shared) = (launch.grid, launch.block, launch.shared as u32);
+    let (grid, block, cluster, shared) = (launch.grid, launch.block, launch.cluster, launch.shared as u32);
     let launch = gpu::Launch { grid, block, cluster, shared, overlap: false };
     // SAFETY: the arguments are those that the emulator has taken for this kernel, arrays are live until it is done.
     unsafe { gpu.launch(&leaked(ptx, kernel, hopper), launch, &values) }.unwrap();

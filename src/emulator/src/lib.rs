@@ -31,9 +31,10 @@
 //!   A product takes its registers and operands from the instruction to the wait that covers it, and is done at once
 //!   under an odd seed, at that wait under an even one. `setmaxnreg` moves registers through the block's pool, which
 //!   starts with all that the kernel's bounds allow.
-//! - Clusters, whose blocks run together: their special registers, barrier, and each other's shared memory (`mapa`).
+//! - Clusters in x, y and z, whose blocks run together: their special registers, barrier, and each other's shared memory
+//!   (`mapa`). Programmatic launch: see [`Launch::overlap`].
 //! - mbarriers with all that is done to them; bulk copies, tensor copies in 1 to 5 dimensions (tiled; see [`TensorMap`]),
-//!   multicast, their reductions, `st.async`, `red.async`. A copy is checked when it is issued. It arrives then (seeds
+//!   multicast, their reductions, prefetches (their rules), `st.async`, `red.async`. A copy is checked when it is issued. It arrives then (seeds
 //!   1, 5, 9 …), when a wait that needs it asks a second time (0, 4, 8 …), or now so, now so. A wait at an mbarrier says
 //!   no at first, then sleeps. The asynchronous proxy sees ordinary writes only behind a proxy fence, by whichever
 //!   thread on the way from the write to the operation.
@@ -46,8 +47,9 @@
 //! Each finding ends the launch as an [`Error`] that names the kernel, `file.cu:line` (compile with
 //! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
 //! nothing has written (a register only when it reaches an address, a store, a branch, or what a barrier or a copy counts);
-//! data races, with both sides; barriers and warp-wide instructions that not all lanes come to; deadlocks; an instruction
-//! budget that is used up, each chunk of the grid having its own (see `launch::chunks`).
+//! data races, with both sides; barriers and warp-wide instructions that not all lanes come to, or, where they are
+//! `.aligned`, not at once; deadlocks; an instruction budget that is used up, each chunk of the grid having its own (see
+//! `launch::chunks`). [`rules`] lists what a kernel for Hopper can break.
 //! Of a warpgroup: registers touched under a product that no wait has covered; a missing `wgmma.fence`, proxy fence or
 //! commit; bad descriptors, and operands that are out of bounds, not written, or written too late or too early; warps
 //! that do not come to `wgmma` and `setmaxnreg` together or disagree; registers that the pool never has.
@@ -55,7 +57,7 @@
 //! touched while a copy is under way to or from them; mbarriers that are not there, begun twice, come to too often, and
 //! phases that lack arrivals or bytes; a block that leaves with copies under way or while others of its cluster may
 //! touch its memory; tensor maps that are damaged or on the stack, boxes that begin within 16 bytes. A stored box ends at
-//! whole 16 bytes, as the hardware's does.
+//! whole 16 bytes, as the hardware's does. Of a kernel that overlaps the one before: what it touches too early.
 //! A write that leaves a byte as it was is no race with another write.
 //!
 //! # How it is built
@@ -76,9 +78,13 @@
 //! vector atomics; textures, surfaces, calls by address, `printf`; f64 with directed rounding; `.cc` on `mad`. Each is
 //! refused by name: `printf` and such maps when they are come to, the others when the file is read. Fences, warp barriers,
 //! waits at mbarriers, and those for `cp.async` that a warp has issued as one, order for their whole warp, so a race that
-//! needs one lane's to be missing can be overlooked (an arrival at an mbarrier speaks for its own lanes only). Lanes may
-//! come to an aligned barrier or a `wgmma` one after the other. Registers are counted, not limited. Scopes are taken at
-//! their widest. `griddepcontrol` does nothing. Times are not modelled: clocks stand still.
+//! needs one lane's to be missing can be overlooked (an arrival at an mbarrier speaks for its own lanes only, and a wait
+//! for bulk groups or for the kernel before for its own lane, until the warp comes to anything of the former). Lanes that
+//! part at a branch are together again where its ways join, as the driver's compiler has it, so a `bar.warp.sync` that
+//! stands there is not missed before an `.aligned` instruction. Scopes are taken at their widest: a fence or an atomic of
+//! `.cta` orders as one of `.sys` does. A kernel that overlaps is held against the one before it, not against those before
+//! that, which may still run if that one has not waited itself. Registers are counted, not limited. Times are not
+//! modelled: clocks stand still.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -96,14 +102,23 @@ pub use isa::module::{Function, Module, Variable};
 pub use isa::tensor_map::{Element, Swizzle, TensorMap};
 pub use launch::{Args, Launch};
 use machine::memory::{Memory, Region, State};
+use machine::predecessor::Predecessor;
+#[doc = include_str!("../RULES.md")]
+pub mod rules {}
+
 pub use report::counters::{Count, Counters};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Modules and the memory that they share: what a context is to the driver.
 #[derive(Default)]
 pub struct Emulator {
     memory: Memory,
     modules: Vec<Loaded>,
+    /// The last kernel, if nothing has come behind it.
+    last: Option<Predecessor>,
+    /// The host has read since, so that it has ended.
+    ended: AtomicBool,
 }
 
 struct Loaded {
@@ -214,6 +229,7 @@ impl Emulator {
         let region = &mut self.memory.regions[region];
         region.data[at..at + bytes.len()].copy_from_slice(bytes);
         region.mark(at, bytes.len(), State::Written);
+        self.last = None;
         Ok(())
     }
 
@@ -223,12 +239,14 @@ impl Emulator {
         let region = &mut self.memory.regions[region];
         region.data[at..at + bytes].fill(byte);
         region.mark(at, bytes, State::Written);
+        self.last = None;
         Ok(())
     }
 
     /// Copies to the host; all of it must have been written.
     pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let (region, at) = self.region(address, bytes)?;
+        self.ended.store(true, Ordering::Relaxed);
         let region = &self.memory.regions[region];
         region
             .readable(at, bytes)
@@ -251,6 +269,11 @@ impl Emulator {
         let Some(Loaded { module, symbols }) = self.modules.get(holder.unwrap_or(0)) else {
             return Err(Error::Usage(format!("no module is loaded, so there is no kernel {kernel}")));
         };
-        launch::check::run(module, &mut self.memory, symbols, kernel, launch, args)
+        let may_run = !self.ended.swap(false, Ordering::Relaxed) && launch.overlap && launch.seed & 1 == 1;
+        let before = self.last.take().filter(|_| may_run);
+        let ran =
+            launch::check::run(module, &mut self.memory, symbols, kernel, launch, args, before.as_ref())?;
+        self.last = Some(Predecessor { kernel: kernel.to_string(), module: module.clone() });
+        Ok(ran)
     }
 }

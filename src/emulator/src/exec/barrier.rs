@@ -11,6 +11,7 @@ use crate::report::finding::{Fault, Kind};
 impl Context<'_> {
     /// Runs one for its lanes.
     pub fn barrier_op(&mut self, warp: &mut Warp, run: &Run<'_>, op: &BarrierOp) -> Result<Next, Box<Fault>> {
+        warp.share_waits();
         match op {
             BarrierOp::WarpSync { mask } => self.warp_barrier(warp, run, *mask),
             BarrierOp::Barrier { kind, aligned, id, count, p, d } => {
@@ -44,6 +45,11 @@ impl Context<'_> {
         let come = lanes(warp.parked & member).filter(waits).fold(0u32, |m, l| m | 1 << l);
         if come == member & warp.live {
             warp.parked &= !come;
+            let alike = lanes(come)
+                .all(|l| (warp.pc[l], warp.frames[l].len()) == (warp.pc[first], warp.frames[first].len()));
+            if come == warp.live && alike {
+                warp.partings.clear();
+            }
             lanes(come).for_each(|l| warp.pc[l] += 1);
             let time = &mut warp.clock.own[warp.index as usize];
             *time += 1;
@@ -63,12 +69,11 @@ impl Context<'_> {
     ) -> Result<Next, Box<Fault>> {
         warp.go(run.exec, run.pc);
         let lane = run.exec.trailing_zeros() as usize;
-        let here = if aligned { self.here(warp, run) } else { run.exec };
-        let wrong = |this: &Self, what: String| Err(this.fault(Kind::Barrier, warp, lane, run.inst, what));
-        if aligned && here != warp.live {
-            warp.parked |= here;
+        if aligned && !self.aligned(warp, run)? {
             return Ok(Next::Again);
         }
+        let here = if aligned { warp.live } else { run.exec };
+        let wrong = |this: &Self, what: String| Err(this.fault(Kind::Barrier, warp, lane, run.inst, what));
         if aligned && warp.live != warp.all {
             let gone = warp.all & !warp.live;
             return wrong(

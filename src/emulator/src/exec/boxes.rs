@@ -1,11 +1,12 @@
 //! Boxes of tensors, as the pieces of a bulk copy.
 
 use super::context::{Context, Done, Run};
+use crate::isa::copy::End;
 use crate::isa::operand::{Rmw, Space, Src, Ty};
 use crate::isa::space::{LOCAL_WINDOW, PARAM_WINDOW};
 use crate::isa::tensor_map::TensorMap;
 use crate::machine::flight::{Flight, Piece, Where};
-use crate::machine::warp::Warp;
+use crate::machine::warp::{Warp, lanes};
 use crate::report::finding::Fault;
 
 impl Context<'_> {
@@ -108,6 +109,34 @@ impl Context<'_> {
         match store {
             true => (flight.from, flight.to) = (place, vec![region]),
             false => (flight.from, flight.to) = (region, vec![place]),
+        }
+        Ok(())
+    }
+
+    /// `cp.async.bulk.prefetch`: moves nothing that could be seen, but keeps the rules of what it is a part of.
+    pub fn prefetch(&mut self, warp: &Warp, run: &Run<'_>, from: &End, size: Option<Src>) -> Done {
+        let (End::Global(addr) | End::Shared(addr) | End::Box(addr, _)) = from else { return Ok(()) };
+        let addresses = self.addresses(warp, run, addr)?;
+        self.known(warp, run, size.as_slice(), "its size is")?;
+        for lane in lanes(run.exec) {
+            if let End::Box(_, coords) = from {
+                let (map, at) = self.map(warp, run, lane, addresses[lane], coords)?;
+                for (_, _, address, bytes) in map.rows(&at) {
+                    if bytes > 0 {
+                        self.global(warp, run, lane, address)?;
+                    }
+                }
+                continue;
+            }
+            let bytes =
+                size.map_or(0, |s| warp.look(run.frame, s, &self.module.consts)[lane] as u32 as usize);
+            if bytes == 0 || !bytes.is_multiple_of(16) {
+                let what = format!("misaligned: a prefetch of {bytes} bytes, a multiple of 16 was expected");
+                return Err(self.wrong(warp, run, lane, what));
+            }
+            let (place, at) = self.end(warp, run, lane, Space::Global, addresses[lane], 16)?;
+            let found = self.region(&mut [], place).range(at as i64, bytes, false);
+            found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
         }
         Ok(())
     }

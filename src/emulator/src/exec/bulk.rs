@@ -274,6 +274,7 @@ impl Context<'_> {
     }
 
     /// `cp.async.bulk.wait_group`: all but the last `pending` groups of each lane are over, or have read their sources.
+    /// That is known to that lane, and to the others once something orders them behind it.
     pub fn bulk_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize, read: bool) {
         for lane in lanes(run.exec) {
             let mut groups = std::mem::take(&mut warp.beside.bulk[lane]);
@@ -281,13 +282,18 @@ impl Context<'_> {
             groups.closed[..done].iter_mut().flatten().for_each(|f| self.read_bulk(f));
             let (block, thread) = (warp.clock.block, warp.index * LANES as u32 + lane as u32);
             let number = groups.over + done as u32;
-            let reads = self.agents.number(Agent::BulkReads(block, thread));
-            warp.clock.heard(reads, number);
+            // Of threads that have committed none, nothing is known.
+            if number > 0 {
+                let reads = self.agents.number(Agent::BulkReads(block, thread));
+                warp.waited(lane, reads, number);
+            }
             if !read {
                 groups.closed.drain(..done).flatten().for_each(|mut f| f.flush(self.memory));
                 groups.over = number;
+            }
+            if !read && number > 0 {
                 let writes = self.agents.number(Agent::BulkWrites(block, thread));
-                warp.clock.heard(writes, number);
+                warp.waited(lane, writes, number);
             }
             warp.beside.bulk[lane] = groups;
         }

@@ -28,11 +28,10 @@ impl Context<'_> {
         relaxed: bool,
     ) -> Result<Next, Box<Fault>> {
         warp.go(run.exec, run.pc);
-        let here = if aligned { self.here(warp, run) } else { run.exec };
-        if aligned && here != warp.live {
-            warp.parked |= here;
+        if aligned && !self.aligned(warp, run)? {
             return Ok(Next::Again);
         }
+        let here = if aligned { warp.live } else { run.exec };
         warp.parked &= !here;
         let run = Run { exec: here, ..*run };
         if !wait {

@@ -10,6 +10,7 @@ use crate::machine::flight::Where;
 use crate::machine::frame::Frame;
 use crate::machine::gate::{GATES, Gate};
 use crate::machine::memory::{Memory, Region};
+use crate::machine::predecessor::Predecessor;
 use crate::machine::warp::{Warp, lanes};
 use crate::machine::warpgroup::{WARPGROUPS, Warpgroup};
 use crate::report::counters::Count;
@@ -37,6 +38,8 @@ pub struct Context<'a> {
     pub barriers: &'a mut [Gate; GATES],
     /// By instruction.
     pub counts: &'a mut [Count],
+    /// The kernel before, where it may still run.
+    pub before: Option<&'a Predecessor>,
     /// Extents of the grid and of a block.
     pub extents: ([u32; 3], [u32; 3]),
     /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.

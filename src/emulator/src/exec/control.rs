@@ -19,6 +19,7 @@ impl Context<'_> {
         match op {
             ControlOp::Bra { to } if run.exec == mask => Ok(Next::To(*to)),
             ControlOp::Bra { to } => {
+                warp.part((run.pc, run.inst.join), run.exec, mask);
                 warp.go(run.exec, *to);
                 warp.go(mask & !run.exec, run.pc + 1);
                 Ok(Next::Again)
@@ -30,6 +31,12 @@ impl Context<'_> {
             ControlOp::Trap => {
                 let lane = run.exec.trailing_zeros() as usize;
                 Err(self.fault(Kind::Trap, warp, lane, run.inst, "the kernel trapped"))
+            }
+            ControlOp::GridWait => {
+                if self.before.is_some() {
+                    self.predecessor_ends(warp, run);
+                }
+                Ok(Next::On)
             }
             ControlOp::Nop => Ok(Next::On),
         }
@@ -46,6 +53,15 @@ impl Context<'_> {
                 return Err(self.fault(Kind::Trap, warp, lane, run.inst, what));
             };
             warp.pc[lane] = *to;
+        }
+        let mut rest = run.exec;
+        while rest != 0 {
+            let first = warp.pc[rest.trailing_zeros() as usize];
+            let some = lanes(rest).filter(|l| warp.pc[*l] == first).fold(0, |m, l| m | 1 << l);
+            if some != rest {
+                warp.part((run.pc, run.inst.join), some, rest);
+            }
+            rest &= !some;
         }
         warp.impatience += 1;
         Ok(Next::Again)
@@ -79,6 +95,7 @@ impl Context<'_> {
     }
 
     fn leave(&self, warp: &mut Warp, run: &Run<'_>, exit: bool) -> Next {
+        warp.share_waits();
         for lane in lanes(run.exec) {
             warp.frames[lane].pop();
             let caller = if exit { None } else { warp.frames[lane].last().copied() };
@@ -88,6 +105,7 @@ impl Context<'_> {
                 warp.parked = 0;
                 continue;
             };
+            warp.partings.leave(lane, warp.frames[lane].len());
             warp.pc[lane] = run.frame.back;
             if let Op::Control(ControlOp::Call { results, .. }) =
                 &self.module.insts[run.frame.back as usize - 1].op

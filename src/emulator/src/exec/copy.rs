@@ -25,6 +25,7 @@ impl Context<'_> {
                 self.copy_wait(warp, run, *pending as usize)?;
             }
             CopyOp::Bulk(op) => self.bulk(warp, run, op)?,
+            CopyOp::Prefetch { from, size } => self.prefetch(warp, run, from, *size)?,
             CopyOp::BulkCommit => lanes(run.exec).for_each(|l| warp.beside.bulk[l].commit()),
             CopyOp::BulkWait { pending, read } => self.bulk_wait(warp, run, *pending as usize, *read),
         }

@@ -5,6 +5,7 @@ use crate::machine::warp::Warp;
 
 /// Runs one for a warp: fences order for all of it.
 pub fn fence_op(warp: &mut Warp, op: &FenceOp) {
+    warp.share_waits();
     match op {
         FenceOp::Fence => fence(warp),
         FenceOp::ProxyFence { proxies, release } => {

@@ -112,6 +112,9 @@ impl Context<'_> {
         if matches!(place, Where::Local(_)) {
             return Ok((place, at));
         }
+        if self.before.is_some() {
+            self.not_before(warp, run, lane, (place, at), bytes, false)?;
+        }
         let who = Who { agent, ..warp.who(lane, run.pc, strong) };
         let region = self.region(&mut [], place);
         let race = if region.constant { None } else { region.races.read(at, bytes, &who) };
@@ -176,6 +179,9 @@ impl Context<'_> {
         let at = at.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
         if matches!(place, Where::Local(_)) {
             return Ok((place, at));
+        }
+        if self.before.is_some() {
+            self.not_before(warp, run, lane, (place, at), bytes, true)?;
         }
         let who = warp.who(lane, run.pc, strong);
         let region = self.region(&mut [], place);
@@ -283,6 +289,7 @@ impl Context<'_> {
     }
 
     fn release(&mut self, warp: &mut Warp, place: Where, at: usize, now: bool) {
+        warp.share_waits();
         let clock = match (&warp.released, now) {
             (_, true) => warp.clock.clone(),
             (Some(released), false) => (**released).clone(),

@@ -1,5 +1,6 @@
 //! Execution, one file for a family of instructions.
 
+pub mod aligned;
 pub mod barrier;
 pub mod boxes;
 pub mod bulk;
@@ -11,6 +12,7 @@ pub mod fence;
 pub mod matrices;
 pub mod mbarrier;
 pub mod memory;
+pub mod predecessor;
 pub mod products;
 pub mod proxy;
 pub mod registers;

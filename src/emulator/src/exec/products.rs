@@ -51,6 +51,7 @@ impl Context<'_> {
                 inst,
                 &Who {
                     clock: &clock,
+                    waited: &[],
                     floor: warps[0].floor,
                     thread: warps[0].index * LANES as u32,
                     pc,

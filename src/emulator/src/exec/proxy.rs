@@ -44,6 +44,7 @@ impl Context<'_> {
         let region = self.region(&mut [], place);
         let found = region.range(at as i64, bytes, false).and_then(|at| region.readable(at, bytes));
         found.map_err(|bad| self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad))?;
+        self.not_before(warp, run, lane, (place, at), bytes, false)?;
         self.seen(run, behalf, place, at, bytes)?;
         let who = Self::who(behalf, run, false);
         for (from, n) in parts(at, bytes) {
@@ -68,6 +69,7 @@ impl Context<'_> {
         let region = self.region(&mut [], place);
         let found = region.range(at as i64, bytes, true).and_then(|at| region.writable(at, bytes));
         found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+        self.not_before(warp, run, lane, (place, at), bytes, true)?;
         if proxied {
             self.seen(run, behalf, place, at, bytes)?;
         }

@@ -26,6 +26,9 @@ impl Context<'_> {
         let alone = group.mask == warp.live & !warp.parked & !warp.waiting;
         loop {
             let inst = &module.insts[pc as usize];
+            if inst.joins && !warp.partings.is_empty() {
+                warp.join(mask, pc);
+            }
             let exec = match inst.guard {
                 None => mask,
                 Some((p, not)) => {
@@ -48,6 +51,7 @@ impl Context<'_> {
             count.issued += 1;
             count.lanes += u64::from(exec.count_ones());
             let next = if exec != 0 && exec != mask && splits(&inst.op) {
+                warp.part((pc, pc + 1), exec, mask);
                 warp.go(exec, pc);
                 warp.go(mask & !exec, pc + 1);
                 Next::Again
@@ -79,7 +83,16 @@ impl Context<'_> {
             Op::Register(op) => self.register_op(warp, run, mask, op),
             Op::Memory(op) => self.memory_op(warp, run, op)?,
             Op::Copy(op) => self.copy_op(warp, run, op)?,
-            Op::Fence(op) => fence_op(warp, op),
+            Op::Fence(op) => {
+                if op.aligned() && !self.aligned(warp, run)? {
+                    return Ok(Next::Again);
+                }
+                fence_op(warp, op);
+                if op.aligned() && warp.live != mask {
+                    warp.go(warp.live, run.pc + 1);
+                    return Ok(Next::Again);
+                }
+            }
             Op::Control(op) => return self.control_op(warp, run, mask, op),
             Op::Warp(op) => return self.warp_op(warp, run, mask, op),
             Op::Barrier(op) => return self.barrier_op(warp, run, op),
@@ -92,9 +105,10 @@ impl Context<'_> {
 /// Instructions for which the lanes that do not run them go on alone.
 fn splits(op: &Op) -> bool {
     match op {
-        Op::Control(op) => !matches!(op, ControlOp::Bra { .. } | ControlOp::Nop),
+        Op::Control(op) => !matches!(op, ControlOp::Bra { .. } | ControlOp::GridWait | ControlOp::Nop),
         Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => true,
-        Op::Register(_) | Op::Memory(_) | Op::Copy(_) | Op::Fence(_) => false,
+        Op::Fence(op) => op.aligned(),
+        Op::Register(_) | Op::Memory(_) | Op::Copy(_) => false,
     }
 }
 

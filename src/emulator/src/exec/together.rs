@@ -84,6 +84,9 @@ impl Context<'_> {
     }
 
     fn exchange(&mut self, warp: &mut Warp, run: &Run<'_>, op: &WarpOp) -> Done {
+        if op.aligned() {
+            self.not_apart(warp, run)?;
+        }
         let (frame, exec, consts) = (run.frame, run.exec, &self.module.consts);
         match op {
             WarpOp::Ldmatrix { d, n, trans, addr } => {

@@ -14,18 +14,16 @@ use crate::report::finding::{Fault, Kind};
 impl Context<'_> {
     /// A warp comes to an instruction of its warpgroup.
     pub fn come(&mut self, warp: &mut Warp, run: &Run<'_>) -> Result<Next, Box<Fault>> {
-        let here = self.here(warp, run);
         warp.go(run.exec, run.pc);
-        if here != warp.live {
-            warp.parked |= here;
+        if !self.aligned(warp, run)? {
             return Ok(Next::Again);
         }
+        let here = warp.live;
         let lane = here.trailing_zeros() as usize;
         if here != !0 {
             let what = format!("{} with {} of 32 lanes", name(run.inst), here.count_ones());
             return Err(self.fault(Kind::Barrier, warp, lane, run.inst, what));
         }
-        warp.parked = 0;
         warp.waiting = here;
         self.warpgroups[warp.index as usize / GROUP].come.push((warp.index as usize, run.pc, *run.frame));
         Ok(Next::Again)

@@ -79,13 +79,18 @@ fn blocks(insts: &[Inst], start: u32, tables: &[Vec<u32>]) -> Vec<Block> {
         Op::Control(ControlOp::Bra { to }) => vec![place(to)],
         Op::Control(ControlOp::Brx { table, .. }) => tables[*table as usize].iter().map(place).collect(),
         Op::Control(
-            ControlOp::Call { .. } | ControlOp::Ret | ControlOp::Exit | ControlOp::Trap | ControlOp::Nop,
+            ControlOp::Call { .. }
+            | ControlOp::Ret
+            | ControlOp::Exit
+            | ControlOp::Trap
+            | ControlOp::GridWait
+            | ControlOp::Nop,
         ) => Vec::new(),
         Op::Register(_) | Op::Memory(_) | Op::Copy(_) | Op::Fence(_) => Vec::new(),
         Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => Vec::new(),
     };
     let parts = |op: &Op| match op {
-        Op::Control(op) => !matches!(op, ControlOp::Call { .. } | ControlOp::Nop),
+        Op::Control(op) => !matches!(op, ControlOp::Call { .. } | ControlOp::GridWait | ControlOp::Nop),
         Op::Register(_) | Op::Memory(_) | Op::Copy(_) | Op::Fence(_) => false,
         Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => false,
     };

@@ -6,7 +6,7 @@ use super::lex::number;
 use super::parser::Parsed;
 use crate::isa::copy::{Bulk, End};
 use crate::isa::mbarrier::{Mbar, What};
-use crate::isa::op::{BarrierOp, ControlOp, CopyOp, FenceOp, Ftz, Op, RegisterOp};
+use crate::isa::op::{BarrierOp, CopyOp, FenceOp, Ftz, Op, RegisterOp};
 use crate::isa::operand::{NONE, Proxy, Rmw, Space, Src, Ty};
 use crate::numbers::alu::alu;
 
@@ -32,7 +32,7 @@ pub fn instruction<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[O
         "mapa" | "getctarank" => address(body, parts, operands),
         "st" | "red" => store(body, parts, operands),
         _ if parts.contains(&"mbarrier") => copies(body, parts, operands),
-        _ if parts.contains(&"prefetch") => Ok(Op::Control(ControlOp::Nop)),
+        _ if parts.contains(&"prefetch") => prefetch(body, parts, operands),
         _ if parts.contains(&"commit_group") => Ok(Op::Copy(CopyOp::BulkCommit)),
         _ if parts.contains(&"wait_group") => wait_group(body, parts, operands),
         _ => bulk(body, parts, operands),
@@ -253,6 +253,40 @@ fn store<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>
         mask: None,
         reduce: f.map(|f| (f, Some(ty))),
     }))))
+}
+
+/// `cp.async.bulk.prefetch.L2.global` and `cp.async.bulk.prefetch.tensor.2d.L2.global.tile`
+fn prefetch<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {
+    let known = [
+        "async",
+        "bulk",
+        "prefetch",
+        "tensor",
+        "L2",
+        "global",
+        "tile",
+        "L2::cache_hint",
+        "1d",
+        "2d",
+        "3d",
+        "4d",
+        "5d",
+    ];
+    all_known(body, &parts[1..], &known)?;
+    let n = if parts.contains(&"tensor") { 1 } else { 2 } + usize::from(parts.contains(&"L2::cache_hint"));
+    expect(body, operands, n..=n)?;
+    let dimensions = parts.iter().find_map(|p| p.strip_suffix('d')?.parse::<usize>().ok());
+    let (from, size) = match (&operands[0], dimensions) {
+        (Operand::Box(map, offset, list), Some(d)) if d == list.len() => {
+            let coords = list.iter().map(|o| body.source(o)).collect::<Parsed<Vec<Src>>>()?;
+            (End::Box(body.place(map, *offset)?, coords), None)
+        }
+        (_, Some(_)) => {
+            return body.parser.wrong("expected a tensor map with as many coordinates as the opcode says");
+        }
+        (address, None) => (End::Global(body.address(address)?), Some(body.source(&operands[1])?)),
+    };
+    Ok(Op::Copy(CopyOp::Prefetch { from, size }))
 }
 
 fn bulk<'a>(body: &mut Body<'_, 'a>, parts: &[&'a str], operands: &[Operand<'a>]) -> Parsed<Op> {

@@ -3,10 +3,11 @@
 use super::allocate::allocate;
 use super::body::{Body, Name, Operand};
 use super::decode;
+use super::joins::mark_joins;
 use super::lex::Token;
 use super::parser::{Parsed, place, spelled};
 use super::shares::mark_shared;
-use crate::isa::module::{Function, Inst};
+use crate::isa::module::{Function, Inst, NOWHERE};
 use crate::isa::op::{ControlOp, Op};
 use crate::isa::operand::{Pred, Ty};
 use crate::isa::space::{GUARD, MOST};
@@ -52,6 +53,7 @@ impl<'p, 'a> Body<'p, 'a> {
         let (start, module) = (self.function.start, &mut self.parser.module);
         let insts = &mut module.insts[start as usize..];
         mark_shared(insts);
+        mark_joins(insts, start, &module.tables);
         self.function.registers = allocate(insts, start, &module.tables, self.function.registers);
         Ok(self.function)
     }
@@ -169,7 +171,15 @@ impl<'p, 'a> Body<'p, 'a> {
     }
 
     fn push(&mut self, guard: Option<(u32, bool)>, op: Op, line: u32) {
-        self.parser.module.insts.push(Inst { guard, op, shares: Box::default(), loc: self.loc, line });
+        self.parser.module.insts.push(Inst {
+            guard,
+            op,
+            shares: Box::default(),
+            join: NOWHERE,
+            joins: false,
+            loc: self.loc,
+            line,
+        });
     }
 
     fn instruction(&mut self, opcode: &'a str, guard: Option<(u32, bool)>, line: u32) -> Parsed<()> {

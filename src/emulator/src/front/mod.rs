@@ -9,6 +9,7 @@ pub mod decode_memory;
 pub mod decode_mma;
 pub mod decode_wgmma;
 pub mod function;
+pub mod joins;
 pub mod lex;
 pub mod parse;
 pub mod parser;

@@ -190,7 +190,8 @@ impl<'a> Parser<'a> {
                 }
                 ".maxnreg" => function.most_registers = Some(self.count()?.min(MOST) as u32),
                 ".minnctapersm" => function.least_blocks = self.count()?.min(MOST) as u32,
-                ".maxnctapersm" | ".maxclusterrank" => drop(self.count()?),
+                ".maxnctapersm" => drop(self.count()?),
+                ".maxclusterrank" => function.most_cluster = Some(self.count()?.min(MOST) as u32),
                 ".reqnctapercluster" => {
                     let mut extents = [1; 3];
                     for (i, extent) in extents.iter_mut().enumerate() {
@@ -201,7 +202,8 @@ impl<'a> Parser<'a> {
                     function.cluster = Some(extents);
                 }
                 ".pragma" => self.skip_past(';')?,
-                ".noreturn" | ".explicitcluster" => {}
+                ".explicitcluster" => function.explicit_cluster = true,
+                ".noreturn" => {}
                 other => return self.wrong(format!("`{other}` is not known at a function")),
             }
         }

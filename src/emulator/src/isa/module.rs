@@ -4,6 +4,9 @@ use super::op::Op;
 use super::operand::Lanes;
 use std::collections::HashMap;
 
+/// No instruction: where nothing joins.
+pub const NOWHERE: u32 = u32::MAX;
+
 /// An instruction with its guard and its place.
 #[derive(Clone, Debug)]
 pub struct Inst {
@@ -13,6 +16,10 @@ pub struct Inst {
     pub op: Op,
     /// Registers that it reads or (true) writes and that some `wgmma` of its function holds.
     pub shares: Box<[(u32, bool)]>,
+    /// Where lanes join again that part here.
+    pub join: u32,
+    /// Whether some do that parted elsewhere.
+    pub joins: bool,
     /// Index into the module's locations.
     pub loc: u32,
     /// Line of the PTX text.
@@ -82,6 +89,10 @@ pub struct Function {
     pub least_blocks: u32,
     /// `.reqnctapercluster`, where given.
     pub cluster: Option<[u32; 3]>,
+    /// `.maxclusterrank`, where given.
+    pub most_cluster: Option<u32>,
+    /// `.explicitcluster`: whoever launches it says its cluster, unless `.reqnctapercluster` does.
+    pub explicit_cluster: bool,
 }
 
 /// A read PTX file.

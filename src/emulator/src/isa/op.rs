@@ -1,6 +1,6 @@
 //! What a PTX file's instructions are once it is read: operations whose operands are slots.
 
-use super::copy::Bulk;
+use super::copy::{Bulk, End};
 use super::mbarrier::Mbar;
 use super::operand::{
     Addr, AluFn, Barrier, CmpFn, Logic, Order, Pred, Proxy, Rmw, Shuffle, Space, Src, Ty, Vote,
@@ -173,6 +173,11 @@ pub enum CopyOp {
         all: bool,
     },
     Bulk(Box<Bulk>),
+    /// `cp.async.bulk.prefetch`: nothing but its rules.
+    Prefetch {
+        from: End,
+        size: Option<Src>,
+    },
     BulkCommit,
     /// Until at most so many groups are pending, or pending to be read.
     BulkWait {
@@ -195,16 +200,37 @@ pub enum FenceOp {
     WgmmaCommit,
 }
 
+impl FenceOp {
+    /// Whether all lanes of a warp must come to it together.
+    pub fn aligned(&self) -> bool {
+        match self {
+            FenceOp::WgmmaFence | FenceOp::WgmmaCommit => true,
+            FenceOp::Fence | FenceOp::ProxyFence { .. } => false,
+        }
+    }
+}
+
 /// What says where lanes go on.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum ControlOp {
-    Bra { to: u32 },
-    Brx { table: u32, index: Src },
-    Call { function: u32, args: Vec<(u32, u32, u32)>, results: Vec<(u32, u32, u32)> },
+    Bra {
+        to: u32,
+    },
+    Brx {
+        table: u32,
+        index: Src,
+    },
+    Call {
+        function: u32,
+        args: Vec<(u32, u32, u32)>,
+        results: Vec<(u32, u32, u32)>,
+    },
     Ret,
     Exit,
     Trap,
+    /// `griddepcontrol.wait`
+    GridWait,
     Nop,
 }
 
@@ -261,6 +287,17 @@ pub enum WarpOp {
         addr: Addr,
     },
     Mma(Box<Mma>),
+}
+
+impl WarpOp {
+    /// Whether all lanes of a warp must come to it together; of others those that its mask names.
+    pub fn aligned(&self) -> bool {
+        match self {
+            WarpOp::Ldmatrix { .. } | WarpOp::Stmatrix { .. } | WarpOp::Mma(_) => true,
+            WarpOp::Shfl { .. } | WarpOp::Vote { .. } | WarpOp::Match { .. } => false,
+            WarpOp::Redux { .. } | WarpOp::Elect { .. } => false,
+        }
+    }
 }
 
 /// Where lanes wait: in the warp, the block, the cluster, or at an mbarrier.

@@ -96,6 +96,10 @@ impl CopyOp {
                 [&mut to.base, &mut from.base].into_iter().chain(source).for_each(|s| read(s, f));
             }
             CopyOp::Bulk(bulk) => bulk.reads(f),
+            CopyOp::Prefetch { from, size } => {
+                from.reads(f);
+                size.iter_mut().for_each(|s| read(s, f));
+            }
             CopyOp::CpCommit | CopyOp::CpWait { .. } | CopyOp::BulkCommit | CopyOp::BulkWait { .. } => {}
         }
     }
@@ -106,7 +110,7 @@ impl ControlOp {
         match self {
             ControlOp::Brx { index, .. } => read(index, f),
             ControlOp::Bra { .. } | ControlOp::Call { .. } | ControlOp::Ret => {}
-            ControlOp::Exit | ControlOp::Trap | ControlOp::Nop => {}
+            ControlOp::Exit | ControlOp::Trap | ControlOp::GridWait | ControlOp::Nop => {}
         }
     }
 }
@@ -191,17 +195,23 @@ impl Mbar {
     }
 }
 
+impl End {
+    fn reads(&mut self, f: Told<'_>) {
+        match self {
+            End::Global(addr) | End::Shared(addr) => read(&mut addr.base, f),
+            End::Box(addr, list) => {
+                read(&mut addr.base, f);
+                list.iter_mut().for_each(|s| read(s, f));
+            }
+            End::Registers(list, _) => list.iter_mut().for_each(|s| read(s, f)),
+        }
+    }
+}
+
 impl Bulk {
     fn reads(&mut self, f: Told<'_>) {
         for end in [&mut self.from, &mut self.to] {
-            match end {
-                End::Global(addr) | End::Shared(addr) => read(&mut addr.base, f),
-                End::Box(addr, list) => {
-                    read(&mut addr.base, f);
-                    list.iter_mut().for_each(|s| read(s, f));
-                }
-                End::Registers(list, _) => list.iter_mut().for_each(|s| read(s, f)),
-            }
+            end.reads(f);
         }
         let rest =
             self.size.iter_mut().chain(self.mbarrier.as_mut().map(|m| &mut m.base)).chain(&mut self.mask);

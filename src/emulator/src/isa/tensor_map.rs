@@ -92,7 +92,8 @@ pub struct TensorMap {
     pub address: u64,
     /// Elements along each dimension, 1 to 2^32.
     pub sizes: Vec<u64>,
-    /// Bytes from one element to the next along every dimension but the innermost: multiples of 16 below 2^40.
+    /// Bytes from one element to the next along every dimension but the innermost: multiples of 16 below 2^40, and 0 only
+    /// along a dimension of size 1.
     pub strides: Vec<u64>,
     /// Sides of the box in elements, 1 to 256; the innermost has a multiple of 16 bytes, and no more than the swizzle's.
     pub tile: Vec<u32>,
@@ -170,10 +171,14 @@ impl TensorMap {
         if !self.address.is_multiple_of(16) {
             return Err(format!("address {:#x} is no multiple of 16", self.address));
         }
-        let sides = [("size", 1 << 32, &self.sizes), ("stride", (1 << 40) - 1, &self.strides)];
-        for (name, most, list) in sides {
-            if let Some(n) = list.iter().find(|n| !(1..=most).contains(*n)) {
-                return Err(format!("{name} {n}, of 1 to {most}"));
+        if let Some(n) = self.sizes.iter().find(|n| !(1..=1 << 32).contains(*n)) {
+            return Err(format!("size {n}, of 1 to {}", 1u64 << 32));
+        }
+        let most = (1 << 40) - 1;
+        for (n, size) in self.strides.iter().zip(&self.sizes[1..]) {
+            // Along a dimension of one element it is never taken: the driver accepts 0.
+            if *n > most || *n == 0 && *size > 1 {
+                return Err(format!("stride {n} over a size of {size}, of 1 to {most}"));
             }
         }
         if let Some(n) = self.strides.iter().find(|n| !n.is_multiple_of(16)) {

@@ -6,12 +6,14 @@ use crate::error::{Error, Result};
 use crate::isa::module::{Function, Module};
 use crate::machine::cluster::MOST_BLOCKS;
 use crate::machine::memory::Memory;
+use crate::machine::predecessor::Predecessor;
 use crate::report::counters::Counters;
+use std::sync::Arc;
 
 /// Static and dynamic shared memory that a block may have: what an H100 gives.
 const MOST_SHARED: usize = 227 << 10;
 
-/// Checks the launch and runs it to its end.
+/// Checks the launch and runs it to its end; `before` is the kernel before it, if that may still run.
 pub fn run(
     module: &Module,
     memory: &mut Memory,
@@ -19,6 +21,7 @@ pub fn run(
     kernel: &str,
     launch: &Launch,
     args: &Args<'_>,
+    before: Option<&Predecessor>,
 ) -> Result<Counters> {
     let found = module.functions.iter().position(|f| f.entry && f.name == kernel && f.end > f.start);
     let Some(index) = found else {
@@ -34,10 +37,12 @@ pub fn run(
     refuse(module, function, &launch).map_err(|what| Error::Usage(format!("{kernel}: {what}")))?;
     let param = parameters(function, args).map_err(|what| Error::Usage(format!("{kernel}: {what}")))?;
     memory.regions.iter_mut().for_each(|r| {
+        // What the kernel before has touched is noted there still.
+        r.before = before.map(|_| Arc::new(std::mem::take(&mut r.races)));
         r.races.clear();
         r.released.clear();
     });
-    let plan = Plan { module, kernel: function, index: index as u32, launch, param, symbols };
+    let plan = Plan { module, kernel: function, index: index as u32, launch, param, symbols, before };
     match plan.run(memory) {
         Ok(counts) => {
             let mut counters = Counters::new(module, &counts);
@@ -74,6 +79,15 @@ fn refuse(module: &Module, kernel: &Function, launch: &Launch) -> std::result::R
     let inside = product(cluster);
     if !(1..=MOST_BLOCKS).contains(&inside) {
         return Err(format!("a cluster of {inside} blocks, 1 to {MOST_BLOCKS} are possible"));
+    }
+    if kernel.most_cluster.is_some_and(|most| inside > u64::from(most)) {
+        let most = kernel.most_cluster.unwrap_or(1);
+        return Err(format!("a cluster of {inside} blocks, the kernel was compiled for {most} at most"));
+    }
+    if kernel.explicit_cluster && kernel.cluster.is_none() && inside == 1 {
+        return Err(
+            "no cluster, the kernel was compiled for launches that give one (.explicitcluster)".into()
+        );
     }
     if gx % x + gy % y + gz % z != 0 {
         return Err(format!(

@@ -10,7 +10,7 @@ use crate::isa::copy::End;
 use crate::isa::module::Function;
 use crate::isa::op::{ControlOp, CopyOp, MemoryOp, Op};
 use crate::isa::operand::Space;
-use crate::machine::clock::{Agents, Touch, spelled};
+use crate::machine::clock::{Agent, Agents, Touch, spelled};
 use crate::machine::dice::Dice;
 use crate::machine::memory::{Memory, Region, State};
 use crate::machine::warpgroup::registers;
@@ -120,7 +120,7 @@ impl Plan<'_> {
                 order.strong && global(space)
             }
             Op::Copy(CopyOp::Bulk(bulk)) => bulk.reduce.is_some() && !matches!(bulk.to, End::Shared(_)),
-            Op::Copy(CopyOp::BulkCommit | CopyOp::BulkWait { .. }) => false,
+            Op::Copy(CopyOp::Prefetch { .. } | CopyOp::BulkCommit | CopyOp::BulkWait { .. }) => false,
             Op::Copy(CopyOp::CpAsync { .. } | CopyOp::CpCommit | CopyOp::CpWait { .. }) => false,
             Op::Register(_) | Op::Fence(_) | Op::Control(_) => false,
             Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => false,
@@ -143,6 +143,10 @@ impl Plan<'_> {
             agents: Agents::default(),
             flights: Vec::new(),
         };
+        if self.before.is_some() {
+            // The first agent: its number is known.
+            running.agents.number(Agent::Predecessor);
+        }
         let ran = running.clusters(clusters);
         (ran.map(|()| running.counts), running.agents)
     }

@@ -21,6 +21,10 @@ pub struct Launch {
     pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// Programmatic stream serialization: it may begin before the kernel before it ends, and waits for that by
+    /// `griddepcontrol.wait`. Under odd seeds, touching before then what that one writes, or writing what it reads, is
+    /// reported; under even ones this is a launch as any. What the host copies or sets in between ends the kernel before.
+    pub overlap: bool,
     /// Picks the schedule.
     pub seed: u64,
     /// Warp instructions after which the launch is given up, by any of the chunks that it is run in.
@@ -36,6 +40,7 @@ impl Default for Launch {
             block: [1; 3],
             cluster: [1; 3],
             shared: 0,
+            overlap: false,
             seed: 0,
             budget: 1 << 32,
             workers: 0,

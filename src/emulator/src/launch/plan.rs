@@ -6,6 +6,7 @@ use crate::machine::clock::Agents;
 use crate::machine::dice::Dice;
 use crate::machine::flight::Flight;
 use crate::machine::memory::Memory;
+use crate::machine::predecessor::Predecessor;
 use crate::report::counters::Count;
 use crate::report::finding::At;
 
@@ -26,6 +27,8 @@ pub struct Plan<'a> {
     pub param: Vec<u8>,
     /// Addresses of the module's variables.
     pub symbols: &'a [u64],
+    /// The kernel before, where it may still run.
+    pub before: Option<&'a Predecessor>,
 }
 
 impl Plan<'_> {

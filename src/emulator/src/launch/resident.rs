@@ -11,6 +11,7 @@ use crate::machine::copies::Copies;
 use crate::machine::flight::{Flight, Groups};
 use crate::machine::gate::{GATES, Gate};
 use crate::machine::memory::{Region, State};
+use crate::machine::partings::Partings;
 use crate::machine::products::Products;
 use crate::machine::warp::{Warp, lanes};
 use crate::machine::warpgroup::{GROUP, WARPGROUPS, Warpgroup};
@@ -112,6 +113,7 @@ impl Running<'_> {
             warpgroups,
             barriers: gates,
             counts: &mut self.counts,
+            before: self.plan.before,
             extents: self.plan.extents(),
             early: self.plan.launch.seed & 1 == 1,
             mixed: self.plan.launch.seed & 2 == 2,
@@ -250,6 +252,7 @@ impl Running<'_> {
             pending: None,
             copies: vec![Copies::default(); LANES],
             products: Products::default(),
+            partings: Partings::default(),
             beside: Beside::default(),
             impatience: 0,
         };

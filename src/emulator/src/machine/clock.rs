@@ -187,6 +187,8 @@ pub enum Agent {
     BulkWrites(u32, u32),
     /// A warp's groups of `wgmma`: block, warp.
     Wgmma(u32, u32),
+    /// The kernel before, which may still run: see [`super::predecessor`].
+    Predecessor,
     /// The reads of a thread's `cp.async`, or of its warp's, whose first it is: block, thread.
     CopyReads(u32, u32),
 }
@@ -222,12 +224,13 @@ impl Agents {
             | Agent::BulkWrites(block, thread)
             | Agent::CopyReads(block, thread) => (block, thread),
             Agent::Wgmma(block, warp) => (block, warp * 32),
+            Agent::Predecessor => (0, 0),
         }
     }
 
     /// Whether nothing beside the warps has touched shared memory: `cp.async` reads the global one.
     pub fn none_in_shared(&self) -> bool {
-        self.list.iter().all(|agent| matches!(agent, Agent::CopyReads(..)))
+        self.list.iter().all(|agent| matches!(agent, Agent::CopyReads(..) | Agent::Predecessor))
     }
 
     /// What an agent is called in a report.
@@ -245,7 +248,7 @@ impl Agents {
             Some(Agent::CopyReads(block, thread)) => {
                 format!("asynchronous, a cp.async of block {block}, warp {}", thread / 32)
             }
-            None => "asynchronous".to_string(),
+            Some(Agent::Predecessor) | None => "asynchronous".to_string(),
         }
     }
 }
@@ -255,6 +258,8 @@ impl Agents {
 pub struct Who<'a> {
     /// What its warp knows.
     pub clock: &'a Clock,
+    /// What single threads of its warp know besides: thread, agent, time.
+    pub waited: &'a [(u32, u32, u32)],
     /// Its warp's time at the last warp-wide synchronisation.
     pub floor: u32,
     /// Thread in the block.
@@ -354,7 +359,8 @@ impl Touch {
         let (block, thread) = match self.by() {
             Ok(by) => by,
             Err(agent) => {
-                return !who.clock.knows(agent, self.time);
+                let own = |w: &(u32, u32, u32)| (w.0, w.1) == (who.thread, agent) && self.time <= w.2;
+                return !who.clock.knows(agent, self.time) && !who.waited.iter().any(own);
             }
         };
         let warp = thread as usize / 32;

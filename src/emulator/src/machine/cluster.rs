@@ -7,8 +7,9 @@ use super::memory::Region;
 use crate::isa::operand::LANES;
 use std::collections::{BTreeMap, HashMap};
 
-/// Blocks of a cluster, at most: what an H100 gives to who asks for more than 8.
-pub const MOST_BLOCKS: u64 = 16;
+/// Blocks of a cluster, at most: what every GPU with clusters gives. An H100 gives 16 to kernels whose attribute for sizes
+/// that are not portable is set; nobody sets it here.
+pub const MOST_BLOCKS: u64 = 8;
 
 /// An address of shared memory holds the rank of its block, plus one, above so many bits; zero is one's own.
 pub const RANK_SHIFT: u32 = 24;
@@ -137,6 +138,8 @@ pub struct Beside {
     pub awaits: [u32; LANES],
     /// Bulk groups by lane.
     pub bulk: [Groups; LANES],
+    /// What single threads have waited for, and nothing has told their warp: thread, agent, time.
+    pub waited: Vec<(u32, u32, u32)>,
 }
 
 /// A rank's address of shared memory.

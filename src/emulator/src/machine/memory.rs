@@ -94,6 +94,8 @@ pub struct Region {
     pub state: Shared<State>,
     /// Last accesses.
     pub races: Races,
+    /// Those of the kernel before, where it may still run.
+    pub before: Option<Arc<Races>>,
     /// What strong writes have released, by offset.
     pub released: HashMap<usize, Clock>,
     /// Kernels may not write.

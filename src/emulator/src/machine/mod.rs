@@ -9,6 +9,8 @@ pub mod frame;
 pub mod gate;
 pub mod mbarrier;
 pub mod memory;
+pub mod partings;
+pub mod predecessor;
 pub mod products;
 pub mod shadow;
 pub mod warp;

@@ -90,6 +90,27 @@ impl Races {
         Some(page.cells[(at % PAGE) >> page.grain].write).filter(|write| write.is_some())
     }
 
+    /// Notes nothing; gives an access to some of these bytes that a write, or else a read, may not meet: its place, and
+    /// whether it is a write.
+    pub fn conflict(&self, at: usize, bytes: usize, write: bool) -> Option<(usize, bool, Touch)> {
+        let mut from = at;
+        while from < at + bytes {
+            let Some(page) = self.pages.get(from / PAGE).and_then(|p| p.as_ref()) else {
+                from = (from / PAGE + 1) * PAGE;
+                continue;
+            };
+            let cell = &page.cells[(from % PAGE) >> page.grain];
+            if cell.write.is_some() {
+                return Some((from, true, cell.write));
+            }
+            if write && cell.reads[0].is_some() {
+                return Some((from, false, cell.reads[0]));
+            }
+            from = ((from >> page.grain) + 1) << page.grain;
+        }
+        None
+    }
+
     /// The cells of bytes within one page.
     #[inline]
     fn cells(&mut self, at: usize, bytes: usize) -> &mut [Cell] {

@@ -10,8 +10,9 @@ use super::cluster::Beside;
 use super::copies::Copies;
 use super::frame::{Frame, Group};
 use super::memory::{Region, State};
+use super::partings::Partings;
 use super::products::Products;
-use crate::isa::module::Function;
+use crate::isa::module::{Function, NOWHERE};
 use crate::isa::operand::{LANES, Lanes, NONE, Pred, Src};
 use crate::isa::space::{GUARD, MOST};
 
@@ -65,6 +66,8 @@ pub struct Warp {
     pub copies: Vec<Copies>,
     /// Its asynchronous matrix products.
     pub products: Products,
+    /// Branches that have parted its lanes.
+    pub partings: Partings,
     /// Its part in what goes on beside the warps.
     pub beside: Beside,
     /// Backward jumps since others of the warp ran.
@@ -89,7 +92,33 @@ impl Warp {
     /// Who a lane is that accesses memory by an instruction.
     #[inline]
     pub fn who(&self, lane: usize, pc: u32, strong: bool) -> Who<'_> {
-        Who { clock: &self.clock, floor: self.floor, thread: self.thread(lane), pc, strong, agent: None }
+        Who {
+            clock: &self.clock,
+            waited: &self.beside.waited,
+            floor: self.floor,
+            thread: self.thread(lane),
+            pc,
+            strong,
+            agent: None,
+        }
+    }
+
+    /// A lane has waited for an agent, up to this time of it.
+    pub fn waited(&mut self, lane: usize, agent: u32, time: u32) {
+        if self.live == 1 << lane {
+            self.clock.heard(agent, time);
+        } else if !self.clock.knows(agent, time) {
+            let entry = (self.thread(lane), agent, time);
+            self.beside.waited.retain(|w| (w.0, w.1) != (entry.0, agent));
+            self.beside.waited.push(entry);
+        }
+    }
+
+    /// Something orders lanes: what single ones have waited for is known to all.
+    pub fn share_waits(&mut self) {
+        for (_, agent, time) in std::mem::take(&mut self.beside.waited) {
+            self.clock.heard(agent, time);
+        }
     }
 
     /// The values of a source.
@@ -192,6 +221,21 @@ impl Warp {
     /// Sets the counters of some lanes.
     pub fn go(&mut self, mask: u32, pc: u32) {
         lanes(mask).for_each(|l| self.pc[l] = pc);
+    }
+
+    /// Of lanes that are at a branch, some go one way. Of ways that never join nothing is known.
+    pub fn part(&mut self, branch: (u32, u32), some: u32, all: u32) {
+        if branch.1 == NOWHERE {
+            return;
+        }
+        let depth = self.frames[all.trailing_zeros() as usize & 31].len();
+        self.partings.part(branch, depth, some, all);
+    }
+
+    /// Lanes come to where branches join.
+    pub fn join(&mut self, lanes: u32, pc: u32) {
+        let depth = self.frames[lanes.trailing_zeros() as usize & 31].len();
+        self.partings.join(lanes, pc, depth);
     }
 
     /// Makes room for a function above `frame` (or at the bottom) and enters it.

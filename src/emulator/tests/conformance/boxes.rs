@@ -175,6 +175,61 @@ fn a_box_begins_at_a_multiple_of_16_bytes() {
     }
 }
 
+/// A prefetch keeps the rules of the load that it is for.
+#[test]
+fn prefetches_keep_the_rules_of_loads() {
+    let ptx = |inst: &str| {
+        format!(
+            ".version 9.0\n.target sm_90a\n.address_size 64\n\
+             .visible .entry k(.param .u64 in, .param .align 64 .b8 map[128], .param .u32 size)\n{{\n\
+             .reg .b32 %r<9>; .reg .b32 %u; .reg .b64 %d<9>;\n\
+             ld.param.u64 %d0, [in];\nld.param.u32 %r0, [size];\nmov.b64 %d1, map;\ncvta.param.u64 %d1, %d1;\n\
+             mov.u32 %r1, 0;\nmov.u32 %r2, 8;\nmov.u32 %r3, 5;\n{inst}\nret;\n}}\n"
+        )
+    };
+    let map = map(Element::Bf16, &[64, 16], &[32, 8], Swizzle::None);
+    let array = vec![0; bytes(&map)];
+    let launch = |inst: &str, size: i32| {
+        let args = [Arg::In(&array), Arg::Map(&array, map.clone()), Arg::Int(size)];
+        run(&ptx(inst), "k", &line(1, 32), &args).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let bulk = "cp.async.bulk.prefetch.L2.global [%d0], %r0;";
+    let tensor = "cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%d1, {%r2, %r3}];";
+    launch(bulk, 2048).unwrap();
+    launch(tensor, 0).unwrap();
+    launch("cp.async.bulk.prefetch.tensor.2d.L2.global [%d1, {%r1, %r3}];", 0).unwrap();
+    for (inst, size, words) in [
+        (bulk, 24, "misaligned: a prefetch of 24 bytes"),
+        (bulk, 0, "misaligned: a prefetch of 0 bytes"),
+        (bulk, 2064, "out of bounds: read of 2064 bytes"),
+        ("cp.async.bulk.prefetch.L2.global [%d0+8], %r0;", 16, "misaligned: a bulk copy at arg0+8"),
+        (
+            "cp.async.bulk.prefetch.L2.global [%d0], %u;",
+            16,
+            "its size is a register that nothing has written",
+        ),
+        (
+            "cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%d1, {%r3, %r3}];",
+            0,
+            "the first coordinate, 5, is byte 10",
+        ),
+        (
+            "cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%d1, {%r1, %u}];",
+            0,
+            "a coordinate is a register",
+        ),
+        (
+            "cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%d1, {%r1, %r1, %r1}];",
+            0,
+            "3 coordinates for a tensor map of 2",
+        ),
+        ("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%d0, {%r1, %r1}];", 0, "is no tensor map"),
+    ] {
+        let what = launch(inst, size).expect_err(inst);
+        assert!(what.contains("in k at") && what.contains(words), "{inst}: {what}");
+    }
+}
+
 /// A row narrower than the swizzle: bits of the address are what is exchanged.
 #[test]
 fn a_swizzle_is_of_addresses() {
@@ -201,6 +256,9 @@ fn maps_that_make_no_sense() {
     assert!(emulator.tensor_map(&good).is_ok());
     refused(TensorMap { address: address + 8, ..good.clone() }, "no multiple of 16");
     refused(TensorMap { strides: vec![136], ..good.clone() }, "stride 136 is no multiple of 16");
+    refused(TensorMap { strides: vec![0], ..good.clone() }, "stride 0 over a size of 32");
+    let single = TensorMap { sizes: vec![64, 1], strides: vec![0], tile: vec![64, 1], ..good.clone() };
+    assert!(emulator.tensor_map(&single).is_ok(), "the driver takes a stride of 0 over a size of 1");
     refused(TensorMap { strides: vec![1 << 40], ..good.clone() }, "stride 1099511627776");
     refused(TensorMap { tile: vec![64, 257], ..good.clone() }, "box side 257");
     refused(TensorMap { tile: vec![0, 1], ..good.clone() }, "box side 0");

@@ -123,7 +123,7 @@ fn ordering(kernel: &str) -> Vec<(usize, String, &'static str)> {
 const SPARE: [(&str, &str); 2] = [
     (
         "bar.warp.sync",
-        "lets lanes come together before an aligned barrier; here such a barrier takes them as they come",
+        "lets lanes come together before an aligned barrier, as they do behind the branch that parted them anyway",
     ),
     ("setmaxnreg.inc", "the compiler's matter: the size of a register file is counted, not modelled"),
 ];

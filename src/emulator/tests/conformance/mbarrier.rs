@@ -193,7 +193,7 @@ fn clusters_that_make_no_sense() {
     let of = |blocks: u32, cluster: [u32; 3]| Launch { cluster, ..line(blocks, 32) };
     fails(ptx, "cluster_sum", of(6, [1; 3]), &args, "no whole number of clusters");
     fails(ptx, "cluster_sum", of(4, [2, 1, 1]), &args, "the kernel was compiled for");
-    fails(ptx, "ring", of(64, [32, 1, 1]), &args[..2], "a cluster of 32 blocks, 1 to 16");
+    fails(ptx, "ring", of(64, [32, 1, 1]), &args[..2], "a cluster of 32 blocks, 1 to 8");
     fails(ptx, "ring", of(64, [0, 1, 1]), &args[..2], "a cluster of 0 blocks");
     fails(ptx, "ring", of(64, [u32::MAX; 3]), &args[..2], "a cluster of");
     fails(BASICS, "vector_add", of(4, [2, 1, 1]), &args[..1], "sm_80 has none");

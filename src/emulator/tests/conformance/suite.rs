@@ -4,16 +4,21 @@
 //! same kernels on a GPU and judges what that gives.
 #![allow(dead_code)] // each program uses its own part
 
+mod aligned;
 pub mod asynchronous;
 mod attention;
 mod boxes;
 pub mod bugs;
+mod bulk_groups;
+mod clusters;
 mod conversions;
 mod cooperative;
 mod correct;
 mod hopper;
 mod mbarrier;
 mod mma;
+mod overlap;
+mod rules;
 mod scalar;
 mod tables;
 pub mod warpgroup;
