@@ -1,9 +1,9 @@
 //! What a run tells while it goes: a line per step, a bar with the time left, JSONL, TensorBoard.
 
+use super::progress::Progress;
 use super::tensorboard::Events;
 use crate::device::cpu::memory;
 use crate::error::{Error, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, Write};
@@ -58,7 +58,7 @@ pub struct Log {
     steps: u64,
     every: u64,
     quiet: bool,
-    bar: ProgressBar,
+    progress: Progress,
     jsonl: Option<(PathBuf, File)>,
     events: Option<Events>,
     /// All steps of the run: those before a resume too, where there is a JSONL file.
@@ -70,19 +70,12 @@ impl Log {
     pub fn open(options: &Options, done: u64) -> Result<Log> {
         let mut points = Vec::new();
         let jsonl = options.jsonl.as_ref().map(|path| Ok((path.clone(), rewind(path, done, &mut points)?)));
-        let bar = ProgressBar::with_draw_target(Some(options.steps), ProgressDrawTarget::stderr_with_hz(4));
-        if options.quiet {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed}, {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_position(done);
-        bar.reset_eta();
+        let progress = Progress::steps(options.steps, done, options.quiet);
         Ok(Log {
             steps: options.steps,
             every: options.every.max(1),
             quiet: options.quiet,
-            bar,
+            progress,
             jsonl: jsonl.transpose()?,
             events: options.tensorboard.as_ref().map(|dir| Events::create(dir, done + 1)).transpose()?,
             points,
@@ -92,7 +85,7 @@ impl Log {
     /// A line above the bar.
     pub fn line(&self, text: &str) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.progress.line(text);
         }
     }
 
@@ -109,8 +102,7 @@ impl Log {
                 self.steps
             ));
         }
-        self.bar.set_message(format!("loss {loss:.4}"));
-        self.bar.set_position(*step);
+        self.progress.step(*step, &format!("loss {loss:.4}"));
         self.points.push(Point { step: *step, loss: *loss, lr: *lr });
         let mut values =
             vec![("loss", *loss), ("grad_norm", *grad_norm), ("lr", *lr), ("tokens_per_second", rate)];
@@ -149,7 +141,7 @@ impl Log {
 
     /// Takes the bar away.
     pub fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.progress.finish();
     }
 }
 

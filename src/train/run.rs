@@ -16,6 +16,7 @@ use crate::pretrained::open::{self, Compute, Setup};
 use crate::pretrained::settings::Settings;
 use crate::tensor::Tensor;
 use crate::text::template::NONE;
+use crate::train::adapter;
 use crate::train::checkpoint::{self, Checkpoint, Losses, Moments, Named, State};
 use crate::train::config::{Stage, TrainConfig};
 use crate::train::data::Position;
@@ -25,9 +26,10 @@ use crate::train::learner::{Head, Learner, Size};
 use crate::train::log::{self, Log, Step};
 use crate::train::mntp::Outcome;
 use crate::train::paths::{Input, Outputs};
+#[cfg(feature = "cli")]
+use crate::train::plot;
 use crate::train::schedule::Schedule;
 use crate::train::stage::{Feed, Loss, tokens};
-use crate::train::{adapter, plot};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -53,7 +55,7 @@ pub struct Options {
     pub source: Option<PathBuf>,
     /// Where the log goes; its steps are filled in here.
     pub log: log::Options,
-    /// Draw loss and learning rate at the end.
+    /// Draw loss and learning rate at the end: an SVG file, for which feature `cli` is needed.
     pub plot: Option<PathBuf>,
     /// The number of a signal that asks to stop, 0 before it comes.
     pub stop: Arc<AtomicUsize>,
@@ -91,6 +93,7 @@ pub struct Trainer {
     /// Steps done.
     step: u64,
     log: Log,
+    #[cfg(feature = "cli")]
     plot: Option<PathBuf>,
     stop: Arc<AtomicUsize>,
 }
@@ -122,6 +125,10 @@ impl Trainer {
     /// Prepares a run: opens and checks all that it reads and writes, plans its memory, and resumes where it is to.
     pub fn open(mut options: Options) -> Result<Trainer> {
         let options = &mut options;
+        if cfg!(not(feature = "cli")) && options.plot.is_some() {
+            let what = "plot: this build draws none; leave it out, or build with feature `cli`";
+            return Err(Error::Unsupported(what.into()));
+        }
         let Some(output) = options.config.output_dir.as_ref().map(PathBuf::from) else {
             return Err(Error::Usage("training needs an --output folder".into()));
         };
@@ -170,7 +177,6 @@ impl Trainer {
         lines.iter().for_each(|line| log.line(line));
         let config = config.clone();
         config.save(&output)?;
-        let (plot, stop) = (options.plot.take(), options.stop.clone());
         Ok(Trainer {
             config,
             setup,
@@ -183,8 +189,9 @@ impl Trainer {
             losses,
             step,
             log,
-            plot,
-            stop,
+            #[cfg(feature = "cli")]
+            plot: options.plot.take(),
+            stop: options.stop.clone(),
         })
     }
 
@@ -301,6 +308,7 @@ impl Trainer {
         }
         copy_side_files(&self.setup.dir, output)?;
         checkpoint::write_adapter(output, &adapter, &self.settings())?;
+        #[cfg(feature = "cli")]
         if let Some(path) = &self.plot {
             plot::draw(path, &self.log.points)?;
         }
