@@ -2,6 +2,8 @@
 
 #[path = "house/emulator.rs"]
 mod emulator;
+#[path = "house/flags.rs"]
+mod flags;
 
 use proc_macro2::LineColumn;
 use std::collections::BTreeSet;

@@ -1,5 +1,6 @@
 //! The library as another program uses it, with the command and without: feature `cli`.
 
+use llm2vec::error::{Setting, Spelling};
 use llm2vec::{Encoder, EncoderOptions, Stage, TrainConfig, Trainer, TrainerOptions};
 use std::path::Path;
 use std::process::Command;
@@ -33,6 +34,26 @@ fn texts_become_vectors() {
     let mut encoder = Encoder::open(&EncoderOptions::new(MODEL)).unwrap();
     let vectors = encoder.embed(&["Rain fell upon the roof.", "Snow lay upon the fields."]).unwrap();
     assert!(vectors.len() == 2 && vectors.iter().all(|v| v.len() == 256));
+}
+
+/// A setting is said by the field's name, is there for a program to read, and can be spelled another way.
+#[test]
+fn errors_name_a_setting_by_its_field() {
+    let options = EncoderOptions { max_length: Some(0), ..EncoderOptions::new(MODEL) };
+    let refused = Encoder::open(&options).err().expect("no length");
+    assert_eq!(refused.to_string(), "max_length 0: expected 1 to 16777216");
+    assert_eq!(refused.message().settings().collect::<Vec<_>>(), [Setting::MaxLength]);
+    let loud = Spelling(|setting| setting.name().to_uppercase());
+    assert_eq!(refused.message().spelled(loud), "MAX_LENGTH 0: expected 1 to 16777216");
+
+    // Through an error around it.
+    let mut encoder = Encoder::open(&EncoderOptions::new(MODEL)).unwrap();
+    let refused = encoder.embed(&["", "Rain."]).unwrap_err();
+    assert!(
+        refused.to_string().starts_with("text 0: an empty text has nothing to pool; empty zero"),
+        "{refused}"
+    );
+    assert_eq!(refused.message().settings().collect::<Vec<_>>(), [Setting::Empty]);
 }
 
 fn three_steps(folder: &Path) -> TrainConfig {

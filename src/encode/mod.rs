@@ -4,7 +4,7 @@ mod steps;
 pub mod texts;
 
 use crate::device::{DType, Device};
-use crate::error::Result;
+use crate::error::{Result, Setting, message};
 use crate::memory::Arena;
 use crate::model::Model;
 use crate::model::state::{Keep, State};
@@ -73,8 +73,11 @@ impl Encoder {
 
     /// Plans, refuses what does not fit, and loads.
     pub fn load(setup: Setup) -> Result<Encoder> {
-        let other = if let Device::Cpu(_) = setup.device { "--dtype bf16" } else { "--device cpu" };
-        setup.plan().check(&format!("a smaller --tokens, or {other}"))?;
+        let (other, value) = match setup.device {
+            Device::Cpu(_) => (Setting::Dtype, " bf16"),
+            Device::Gpu(_) => (Setting::Device, " cpu"),
+        };
+        setup.plan().check(message!["a smaller ", Setting::Tokens, ", or ", other, value])?;
         let mut arena = Arena::new(&setup.device);
         let mut buffers = setup.buffers(&mut arena);
         arena.finish()?;

@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::tensorboard::Events;
 use crate::device::cpu::memory;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, Spelling, message};
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, Write};
@@ -23,6 +23,8 @@ pub struct Options {
     pub jsonl: Option<PathBuf>,
     /// Folder for TensorBoard.
     pub tensorboard: Option<PathBuf>,
+    /// How a line names a setting.
+    pub spelling: Spelling,
 }
 
 /// One optimiser step.
@@ -58,6 +60,7 @@ pub struct Log {
     steps: u64,
     every: u64,
     quiet: bool,
+    spelling: Spelling,
     progress: Progress,
     jsonl: Option<(PathBuf, File)>,
     events: Option<Events>,
@@ -75,6 +78,7 @@ impl Log {
             steps: options.steps,
             every: options.every.max(1),
             quiet: options.quiet,
+            spelling: options.spelling,
             progress,
             jsonl: jsonl.transpose()?,
             events: options.tensorboard.as_ref().map(|dir| Events::create(dir, done + 1)).transpose()?,
@@ -87,6 +91,11 @@ impl Log {
         if !self.quiet {
             self.progress.line(text);
         }
+    }
+
+    /// A message as a line above the bar.
+    pub fn message(&self, message: &Message) {
+        self.line(&message.spelled(self.spelling));
     }
 
     /// Tells of one step.
@@ -151,7 +160,10 @@ fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        return Err(Error::Usage(format!("--log {} is another run's; name another", path.display())));
+        return Err(Error::usage(message![
+            Setting::Log,
+            format!(" {} is another run's; name another", path.display())
+        ]));
     }
     let keep = kept(path, &file, done, points)?;
     file.set_len(keep).map_err(io)?;
