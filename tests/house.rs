@@ -4,6 +4,8 @@
 mod emulator;
 #[path = "house/flags.rs"]
 mod flags;
+#[path = "house/root.rs"]
+mod root;
 
 use proc_macro2::LineColumn;
 use std::collections::BTreeSet;

@@ -107,16 +107,6 @@ impl Rows {
         Ok(Rows { files, starts, hash: hash.0, report })
     }
 
-    /// All rows.
-    pub fn len(&self) -> usize {
-        self.report.rows
-    }
-
-    /// Never: opening refuses it.
-    pub fn is_empty(&self) -> bool {
-        self.report.rows == 0
-    }
-
     /// Names of the data sets: their files' names without endings.
     pub fn sets(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|f| f.name.as_str())
