@@ -1,15 +1,19 @@
 //! One error type for the whole crate: what was got, what was wanted, what to try.
 
+mod message;
+
+pub(crate) use message::message;
+pub use message::{Message, Setting, Spelling};
+
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Everything that can go wrong, each variant one line when displayed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The command line (or the caller's options) makes no sense; exit status 2.
-    #[error("{0}")]
-    Usage(String),
+    Usage(Message),
     /// The operating system refused a file operation.
-    #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder concerned.
         path: PathBuf,
@@ -17,15 +21,13 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is there, but its content is not what it should be.
-    #[error("{}: {what}", path.display())]
     File {
         /// The file concerned.
         path: PathBuf,
         /// What is wrong with it, and what was expected.
-        what: String,
+        what: Message,
     },
     /// Operands of an op do not fit its contract.
-    #[error("{op}: {what}")]
     Shape {
         /// The op, as it is spelled in `ops/`.
         op: &'static str,
@@ -33,7 +35,6 @@ pub enum Error {
         what: String,
     },
     /// Right operands of an op that no kernel takes; the CPU does.
-    #[error("{op}: {got}, a GPU takes {takes}")]
     Limit {
         /// The op.
         op: &'static str,
@@ -43,16 +44,12 @@ pub enum Error {
         takes: String,
     },
     /// A model, adapter or setting that this crate does not run, by name.
-    #[error("{0}")]
-    Unsupported(String),
+    Unsupported(Message),
     /// The device is missing, too small, or failed.
-    #[error("{0}")]
-    Device(String),
-    /// `--check-finite` has found NaN or infinity.
-    #[error("--check-finite: {0}")]
+    Device(Message),
+    /// `check_finite` has found NaN or infinity.
     NotFinite(String),
     /// Training has left the finite numbers.
-    #[error("step {step}: {what} is not finite; the last checkpoint is kept; try a lower learning rate")]
     Diverged {
         /// The optimiser's step, from 1.
         step: u64,
@@ -60,12 +57,11 @@ pub enum Error {
         what: String,
     },
     /// A signal asked the run to stop, and it did so in good order; exit status 128 + its number.
-    #[error("stopped by {}: {what}", signal_name(*signal))]
     Stopped {
         /// SIGINT, SIGTERM or SIGHUP.
         signal: u8,
         /// What was saved, and how to go on.
-        what: String,
+        what: Message,
     },
 }
 
@@ -79,8 +75,42 @@ impl Error {
     }
 
     /// A file whose content is wrong.
-    pub fn file(path: impl AsRef<Path>, what: impl Into<String>) -> Error {
+    pub fn file(path: impl AsRef<Path>, what: impl Into<Message>) -> Error {
         Error::File { path: path.as_ref().to_path_buf(), what: what.into() }
+    }
+
+    /// Options that make no sense.
+    pub fn usage(what: impl Into<Message>) -> Error {
+        Error::Usage(what.into())
+    }
+
+    /// What this crate does not run.
+    pub fn unsupported(what: impl Into<Message>) -> Error {
+        Error::Unsupported(what.into())
+    }
+
+    /// A device that is missing, too small, or failed.
+    pub fn device(what: impl Into<Message>) -> Error {
+        Error::Device(what.into())
+    }
+
+    /// What it says, the settings in it still apart: for an error around it, and for whoever spells them otherwise.
+    pub fn message(&self) -> Message {
+        match self {
+            Error::Usage(what) | Error::Unsupported(what) | Error::Device(what) => what.clone(),
+            Error::Io { path, source } => format!("{}: {source}", path.display()).into(),
+            Error::File { path, what } => message![format!("{}: ", path.display()), what.clone()],
+            Error::Shape { op, what } => format!("{op}: {what}").into(),
+            Error::Limit { op, got, takes } => format!("{op}: {got}, a GPU takes {takes}").into(),
+            Error::NotFinite(what) => message![Setting::CheckFinite, format!(": {what}")],
+            Error::Diverged { step, what } => {
+                let rest = "is not finite; the last checkpoint is kept; try a lower learning rate";
+                format!("step {step}: {what} {rest}").into()
+            }
+            Error::Stopped { signal, what } => {
+                message![format!("stopped by {}: ", signal_name(*signal)), what.clone()]
+            }
+        }
     }
 
     /// The process exit status this error asks for: 2 for the command line, 128 + N for signal N, else 1.
@@ -90,6 +120,12 @@ impl Error {
             Error::Stopped { signal, .. } => 128 + signal,
             _ => 1,
         }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.message().fmt(f)
     }
 }
 

@@ -46,7 +46,14 @@
 //! ```
 //!
 //! The adapter is PEFT's to the letter. A run that is stopped goes on bit for bit
-//! ([`train::folder::Existing::Resume`]).
+//! ([`Existing::Resume`]).
+//!
+//! # Errors and features
+//!
+//! An [`Error`] says what was got, what was wanted, what to try, and names settings by their fields; [`Error::message`] has
+//! them as [`Setting`]s, for a program that knows them by other names. Feature `cli`, on by default, is the command with
+//! its progress bars and the plot of a run: a library does without (`default-features = false`), and a run that is then
+//! asked for a plot is refused.
 //!
 //! # Run a kernel without a GPU
 //!
@@ -82,10 +89,10 @@
 //! error -> format, text -----------------------------------------^
 //! ```
 //!
-//! Arrows point to the user; nobody uses a module to its right. An op ([`ops`]) is a plain function that states its
-//! shapes and then is a CPU loop or a launch; only [`model`] composes them: a block is nine lines, its backward the same
+//! Arrows point to the user; nobody uses a module to its right. An op (in `ops`) is a plain function that states its
+//! shapes and then is a CPU loop or a launch; only `model` composes them: a block is nine lines, its backward the same
 //! nine read upwards. Batches are packed, `[N, …]` and `starts [B + 1]`: there is no padding anywhere. Memory is planned
-//! by a dry run ([`memory::Arena`]), refused with its numbers if it does not fit, and allocated once.
+//! by a dry run (`memory::Arena`), refused with its numbers if it does not fit, and allocated once.
 //!
 //! Letters, everywhere: B sequences in a pack, T the longest, N tokens in a pack, H query heads, G key/value heads, D their
 //! width, C the model's width, F the feed-forward's, V vocabulary, L layers, R LoRA rank, P rows of a contrastive batch.
@@ -101,33 +108,59 @@
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
+// What a user needs stands below, at the root; the modules are open for the tests and benches of this package.
+#[doc(hidden)]
 pub mod bench;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
 pub mod device;
+#[doc(hidden)]
 pub mod encode;
+#[doc(hidden)]
 pub mod error;
+#[doc(hidden)]
 pub mod eval;
+#[doc(hidden)]
 pub mod format;
 #[allow(unsafe_code)]
 mod kernels;
+#[doc(hidden)]
 pub mod memory;
+#[doc(hidden)]
 pub mod model;
 #[allow(unsafe_code)]
+#[doc(hidden)]
 pub mod ops;
+#[doc(hidden)]
 pub mod pretrained;
+#[doc(hidden)]
 pub mod rng;
+#[doc(hidden)]
 pub mod tensor;
+#[doc(hidden)]
 pub mod text;
+#[doc(hidden)]
 pub mod train;
 
 pub use device::Device;
 pub use encode::Encoder;
-pub use error::{Error, Result};
-pub use model::Model;
-pub use pretrained::open::Options as EncoderOptions;
-pub use train::config::{Stage, TrainConfig};
+pub use encode::texts::{Empty, Item, Rows};
+pub use error::{Error, Message, Result, Setting, Spelling};
+pub use model::config::Attention;
+pub use pretrained::open::{Compute, Options as EncoderOptions, PoolOver};
+pub use pretrained::pooling::PoolingMode;
+pub use text::prompt::Compat;
+pub use text::template::Template;
+pub use train::blocks::Grouping;
+pub use train::checkpoint::Losses;
+pub use train::config::{Invalid, Stage, TrainConfig};
+pub use train::folder::Existing;
+pub use train::log::Options as LogOptions;
+pub use train::mask::{MaskToken, Strategy};
 pub use train::run::{Options as TrainerOptions, Trainer};
+pub use train::schedule::Decay;
 
 /// The launchers, for the tests of this package; an op is what others call.
 ///

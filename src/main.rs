@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 /// Says in one line that memory has run out.
 #[global_allocator]
-static ALLOCATOR: llm2vec::device::system::Allocator = llm2vec::device::system::Allocator;
+static ALLOCATOR: llm2vec::device::system::Allocator =
+    llm2vec::device::system::Allocator { hint: cli::LESS_MEMORY };
 
 fn main() -> ExitCode {
     // A panic is a bug, ours or a library's. It ends like any error, in one line, unless a backtrace is asked for.
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     cli::signal::settle();
     let (what, status) = match ended {
         Ok(Ok(())) => return ExitCode::SUCCESS,
-        Ok(Err(e)) => (e.to_string(), e.exit_code()),
+        Ok(Err(e)) => (e.message().spelled(cli::FLAGS), e.exit_code()),
         Err(panic) => {
             let what = llm2vec::error::panic_message(&*panic);
             (format!("internal: {what}; this is a bug, RUST_BACKTRACE=1 says where"), 1)

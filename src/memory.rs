@@ -1,7 +1,7 @@
 //! The arena: every struct of tensors is built by one constructor, first to be counted, then for real.
 
 use crate::device::{DType, Device, bf16::Panels};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, message};
 use crate::tensor::Tensor;
 
 /// Hands out tensors and counts their bytes by group.
@@ -121,18 +121,17 @@ impl Arena {
     }
 
     /// Refuses a plan that the device has no room for, with the numbers and `hint`.
-    pub fn check(&self, hint: &str) -> Result<()> {
+    pub fn check(&self, hint: impl Into<Message>) -> Result<()> {
         let Some(available) = self.device.available() else { return Ok(()) };
         if self.total() <= available {
             return Ok(());
         }
         let parts: Vec<_> = self.used.iter().map(|(g, b)| format!("{g} {}", amount(*b))).collect();
-        Err(Error::Device(format!(
-            "the plan needs {} ({}), the device has {}; try {hint}",
-            amount(self.total()),
-            parts.join(", "),
-            amount(available)
-        )))
+        Err(Error::device(message![
+            format!("the plan needs {} ({}), ", amount(self.total()), parts.join(", ")),
+            format!("the device has {}; try ", amount(available)),
+            hint
+        ]))
     }
 }
 

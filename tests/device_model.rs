@@ -104,7 +104,7 @@ fn recomputing_and_repeating_change_no_bit() {
     }
 }
 
-/// `--check-finite` names the first layer and tensor that a planted NaN reaches, in both directions.
+/// The setting `check_finite` names the first layer and tensor that a planted NaN reaches, in both directions.
 #[test]
 fn a_planted_nan_is_found_where_it_stands() {
     let (ids, starts, dh) = pack(&[5, 3]);
@@ -114,16 +114,16 @@ fn a_planted_nan_is_found_where_it_stands() {
         assert_eq!(pass.checked(&ids, &starts, &dh), "nothing");
         let mut bad = dh.clone();
         (bad[2 * 64 + 5], bad[7 * 64]) = (f32::INFINITY, f32::NAN);
-        let says = "--check-finite: gradient of the loss: hidden has 2 of 512 numbers NaN or infinite, the first in row 2";
+        let says = "check_finite: gradient of the loss: hidden has 2 of 512 numbers NaN or infinite, the first in row 2";
         assert_eq!(pass.checked(&ids, &starts, &bad), says);
         pass.model.weights.layers[1].mlp_norm.put_rows(0, &[3e38; 64]).unwrap();
         let says = pass.checked(&ids, &starts, &dh);
-        assert!(says.starts_with("--check-finite: layer 1: "), "{says}");
+        assert!(says.starts_with("check_finite: layer 1: "), "{says}");
         pass.model.weights.layers[0].linears.down.w.put_rows(9, &[f32::NAN; 96]).unwrap();
-        let says = "--check-finite: layer 0: stream has 8 of 512 numbers NaN or infinite, the first in row 0";
+        let says = "check_finite: layer 0: stream has 8 of 512 numbers NaN or infinite, the first in row 0";
         assert_eq!(pass.checked(&ids, &starts, &dh), says);
         pass.model.weights.embed.put_rows(ids[4] as usize, &[f32::NAN; 64]).unwrap();
         let says = pass.checked(&ids, &starts, &dh);
-        assert!(says.starts_with("--check-finite: embedding: stream has "), "{says}");
+        assert!(says.starts_with("check_finite: embedding: stream has "), "{says}");
     }
 }

@@ -243,7 +243,7 @@ fn the_rest_of_the_driver() {
         assert_eq!(gpu.time(&mut run).unwrap(), 1.5);
         let graph = gpu.capture(&mut run).unwrap();
         graph.replay().unwrap();
-        let failed = gpu.capture(|| Err(Error::Unsupported("no".into())));
+        let failed = gpu.capture(|| Err(Error::unsupported("no")));
         assert!(
             failed.is_err_and(|e| e.to_string() == "no"),
             "the capture is ended and the body's error kept"

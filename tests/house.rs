@@ -2,6 +2,10 @@
 
 #[path = "house/emulator.rs"]
 mod emulator;
+#[path = "house/flags.rs"]
+mod flags;
+#[path = "house/root.rs"]
+mod root;
 
 use proc_macro2::LineColumn;
 use std::collections::BTreeSet;

@@ -129,7 +129,7 @@ fn a_cut_never_splits_a_character() {
 fn no_room_for_the_text_is_an_error_with_the_count() {
     let limits = Limits { max_length: 5, doc_max_length: 400 };
     let error = prompt(NONE, limits, INSTRUCTION, "text").unwrap_err().to_string();
-    assert!(error.contains("--max-length 5") && error.contains("instruction"), "{error}");
+    assert!(error.contains("max_length 5") && error.contains("instruction"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::rival::Python;
 use crate::device::emulator::Counters;
 use crate::device::gpu::{Gpu, Memory};
 use crate::device::{DType, Device};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, Spelling, message};
 use crate::rng::normal;
 use crate::tensor::Tensor;
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ pub struct Settings {
     pub samples: usize,
     /// After so long no round begins; what was timed until then is all.
     pub time: Option<Duration>,
+    /// How notes name a setting.
+    pub spelling: Spelling,
 }
 
 /// When rounds end.
@@ -266,7 +268,8 @@ pub fn ops(
     let deadline = Deadline::new(settings.time);
     for group in groups(&sizes, device.available().map_or(u64::MAX, |free| free / 2)) {
         if group.start > 0 && deadline.over(1.0) {
-            rows[group].iter_mut().for_each(|row| row.note = Some("not timed: --seconds were over".into()));
+            let over = message!["not timed: ", Setting::Seconds, " were over"].spelled(settings.spelling);
+            rows[group].iter_mut().for_each(|row| row.note = Some(over.clone()));
             continue;
         }
         let mut subjects: Vec<Option<Subject>> = Vec::new();

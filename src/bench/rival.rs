@@ -5,7 +5,7 @@
 
 use super::cases::{Case, Facts, Fill, Operand};
 use super::record::{Rival, Spread};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, Spelling, message};
 use crate::ops::attention::Mask;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ pub struct Python {
     from: Receiver<String>,
     /// How long it may take for an answer.
     patience: Duration,
+    spelling: Spelling,
     /// What it says it is.
     pub name: String,
     /// Why it answers no more.
@@ -46,12 +47,13 @@ impl Python {
         gpu: Option<usize>,
         compile: bool,
         patience: Duration,
+        spelling: Spelling,
     ) -> Result<Python> {
         let mut script = tempfile::Builder::new()
             .prefix("llm2vec-ops-")
             .suffix(".py")
             .tempfile()
-            .map_err(|e| Error::io("the script for --against pytorch", e))?;
+            .map_err(|e| Error::io("the script for PyTorch", e))?;
         script.write_all(SCRIPT.as_bytes()).map_err(|e| Error::io(script.path(), e))?;
         let child = Command::new(python)
             .arg(script.path())
@@ -60,24 +62,33 @@ impl Python {
             .stdout(Stdio::piped())
             .spawn();
         let mut child = child.map_err(|e| {
-            Error::Device(format!("--against pytorch: {python} cannot be started ({e}); try --python NAME"))
+            let what = format!("{python} cannot be started ({e}); try ");
+            failed(message![what, Setting::Python, " NAME"])
         })?;
         let (to, from) = lines(&mut child);
         let found = cases.iter().map(|_| BTreeMap::new()).collect();
-        let mut rival =
-            Python { child, to, from, patience, name: String::new(), lost: None, found, _script: script };
+        let mut rival = Python {
+            child,
+            to,
+            from,
+            patience,
+            spelling,
+            name: String::new(),
+            lost: None,
+            found,
+            _script: script,
+        };
         let device = gpu.map_or("cpu".into(), |n| format!("cuda:{n}"));
         let threads = rayon::current_num_threads();
         let settings =
             json!({"device": device, "threads": threads, "compile": compile, "cases": list(cases)});
-        let answer =
-            rival.ask(&settings).map_err(|why| Error::Device(format!("--against pytorch: {why}")))?;
+        let answer = rival.ask(&settings).map_err(failed)?;
         match answer["name"].as_str() {
             Some(name) => rival.name = name.to_string(),
             None => {
                 let why = answer["error"].as_str().unwrap_or("it did not say what it is");
-                let hint = "install torch for it, or name another with --python";
-                return Err(Error::Device(format!("--against pytorch: {python}: {why}; {hint}")));
+                let what = format!("{python}: {why}; install torch for it, or name another with ");
+                return Err(failed(message![what, Setting::Python]));
             }
         }
         Ok(rival)
@@ -129,11 +140,18 @@ impl Python {
         match self.from.recv_timeout(self.patience) {
             Ok(line) => serde_json::from_str(&line).map_err(|_| said(line.trim())),
             Err(RecvTimeoutError::Timeout) => {
-                Err(format!("the child has not answered for {} s (--patience)", self.patience.as_secs()))
+                let s = self.patience.as_secs();
+                let what =
+                    message![format!("the child has not answered for {s} s ("), Setting::Patience, ")"];
+                Err(what.spelled(self.spelling))
             }
             Err(RecvTimeoutError::Disconnected) => Err(said("nothing, and went away")),
         }
     }
+}
+
+fn failed(what: impl Into<Message>) -> Error {
+    Error::device(message![Setting::Against, " pytorch: ", what])
 }
 
 fn said(what: &str) -> String {

@@ -1,7 +1,7 @@
 //! Records as tables: text, Markdown, CSV.
 
 use super::record::{Record, Rival, Row};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 
 /// How a table is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +24,10 @@ impl Form {
             Some("csv") => Ok(Form::Csv),
             Some("json") => Ok(Form::Json),
             Some("txt") => Ok(Form::Text),
-            _ => Err(Error::Usage(format!(
-                "--output {}: expected a name that ends in .md, .json, .csv or .txt",
-                path.display()
-            ))),
+            _ => Err(Error::usage(message![
+                Setting::Output,
+                format!(" {}: expected a name that ends in .md, .json, .csv or .txt", path.display())
+            ])),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::measure::{Bounds, Clock, DRAWN, Deadline, Operands, Settings, bounds,
 use super::record::{Roof, Row, Spread};
 use crate::device::gpu::Graphs;
 use crate::device::{DType, Device};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::memory::Arena;
 use crate::model::Model;
 use crate::model::config::Config;
@@ -73,7 +73,7 @@ impl Timed {
     pub fn random(name: &str) -> Result<Timed> {
         let Some(shape) = SHAPES.iter().find(|s| s.name.eq_ignore_ascii_case(name)) else {
             let names = SHAPES.map(|s| s.name).join(", ");
-            return Err(Error::Usage(format!("--shape {name}: expected one of {names}")));
+            return Err(Error::usage(message![Setting::Shape, format!(" {name}: expected one of {names}")]));
         };
         let config = Config::parse(&json!({
             "model_type": "llama", "hidden_size": shape.width, "intermediate_size": shape.feed_forward,
@@ -86,7 +86,8 @@ impl Timed {
     /// Leaves out layers from behind.
     pub fn cut(&mut self, layers: usize) -> Result<()> {
         if !(1..=self.config.layers).contains(&layers) {
-            return Err(Error::Usage(format!("--layers {layers}: the model has {}", self.config.layers)));
+            let what = format!(" {layers}: the model has {}", self.config.layers);
+            return Err(Error::usage(message![Setting::Layers, what]));
         }
         self.name += &format!(", {layers} of {} layers", self.config.layers);
         self.config.layers = layers;
@@ -118,11 +119,10 @@ pub fn measure(
     settings: Settings,
 ) -> Result<(Row, Roof)> {
     if size.length == 0 || size.tokens < 2 * size.length || size.tokens > 1 << 20 {
-        let what = format!(
-            "--tokens {} --length {}: expected at least two texts, and at most 2^20 tokens",
-            size.tokens, size.length
-        );
-        return Err(Error::Usage(what));
+        let tokens = message![Setting::Tokens, format!(" {} ", size.tokens)];
+        let length = message![Setting::Length, format!(" {}", size.length)];
+        let what = ": expected at least two texts, and at most 2^20 tokens";
+        return Err(Error::usage(message![tokens, length, what]));
     }
     let size = Size { tokens: size.tokens / (2 * size.length) * 2 * size.length, ..size };
     let mut runner: Box<dyn FnMut() -> Result<()>> = match task {
@@ -217,7 +217,8 @@ fn encoder(device: &Device, timed: &Timed, size: Size) -> Result<impl FnMut() ->
 fn fits(device: &Device, build: impl FnOnce(&mut Arena)) -> Result<()> {
     let mut arena = Arena::planning(device);
     build(&mut arena);
-    arena.check("fewer --tokens or --layers, or --recompute")
+    let (tokens, layers) = (Setting::Tokens, Setting::Layers);
+    arena.check(message!["fewer ", tokens, " or ", layers, ", or ", Setting::Recompute])
 }
 
 fn trainer(device: &Device, timed: &Timed, size: Size) -> Result<impl FnMut() -> Result<()>> {
@@ -313,7 +314,7 @@ impl Random<'_> {
 
 impl Source for Random<'_> {
     fn tensor(&self, name: &str) -> Result<Raw<'_>> {
-        let missing = || Error::Unsupported(format!("a random model has no {name}"));
+        let missing = || Error::unsupported(format!("a random model has no {name}"));
         let shape = self.shape(name).ok_or_else(missing)?;
         let all = if shape.len() == 1 { &self.vector } else { &self.matrix };
         let data = &all[..2 * shape.iter().product::<usize>()];

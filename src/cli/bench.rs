@@ -6,7 +6,7 @@ use crate::bench::record::Record;
 use crate::bench::rival::{self, Python};
 use crate::bench::table::Form;
 use crate::bench::whole::{self, Size, Task, Timed};
-use crate::cli::{print, say};
+use crate::cli::{FLAGS, print, say};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::atomic;
@@ -229,11 +229,11 @@ impl Common {
                 "--rounds {} --samples {}: expected at most 100000, and 1 sample",
                 self.rounds, self.samples
             );
-            return Err(Error::Usage(what));
+            return Err(Error::usage(what));
         }
         self.output.iter().try_for_each(|file| Form::of(file).map(|_| ()))?;
         let time = self.seconds.map(Duration::from_secs);
-        Ok(Settings { rounds: self.rounds, samples: self.samples, time })
+        Ok(Settings { rounds: self.rounds, samples: self.samples, time, spelling: FLAGS })
     }
 
     fn progress(&self) -> impl Fn(String) {
@@ -254,7 +254,7 @@ impl Common {
         let failed: Vec<_> = record.rows.iter().filter(|r| r.failed).collect();
         match failed.first() {
             None => Ok(()),
-            Some(row) => Err(Error::Device(format!(
+            Some(row) => Err(Error::device(format!(
                 "{} of {} cases failed; {} {}: {}",
                 failed.len(),
                 record.rows.len(),
@@ -272,7 +272,7 @@ impl Ops {
         let device = Device::by_name(&self.common.device)?;
         let cases = self.selected(measure::gpu(&device).is_some())?;
         if self.compile && self.against.is_none() {
-            return Err(Error::Usage("--compile: only with --against pytorch".into()));
+            return Err(Error::usage("--compile: only with --against pytorch"));
         }
         if self.list.is_some() {
             return print(&format!("{:#}\n", rival::list(&cases)));
@@ -281,8 +281,8 @@ impl Ops {
         let mut record = Record::new("ops", &device, std::env::args().collect());
         if let (Some(gpu), true) = (measure::gpu(&device), self.common.device.starts_with("emulated")) {
             if self.against.is_some() {
-                return Err(Error::Usage(
-                    "--against: the emulator counts and times nothing; use --device cpu or cuda".into(),
+                return Err(Error::usage(
+                    "--against: the emulator counts and times nothing; use --device cpu or cuda",
                 ));
             }
             record.rows = measure::costs(gpu, &cases, &say)?;
@@ -291,7 +291,14 @@ impl Ops {
         let mut python = match self.against {
             Some(Library::Pytorch) => {
                 let patience = Duration::from_secs(self.patience);
-                Some(Python::start(&self.python, &cases, self.ordinal(&device), self.compile, patience)?)
+                Some(Python::start(
+                    &self.python,
+                    &cases,
+                    self.ordinal(&device),
+                    self.compile,
+                    patience,
+                    FLAGS,
+                )?)
             }
             None => None,
         };
@@ -301,14 +308,14 @@ impl Ops {
         self.common.publish(&record)?;
         match python.and_then(|p| p.lost.clone()) {
             None => Ok(()),
-            Some(why) => Err(Error::Device(format!("--against pytorch: {why}; all the rest was measured"))),
+            Some(why) => Err(Error::device(format!("--against pytorch: {why}; all the rest was measured"))),
         }
     }
 
     /// The cases that are asked for; the large ones are for GPUs, but not for the emulator.
     fn selected(&self, gpu: bool) -> Result<Vec<Case>> {
         if !(1..=1 << 20).contains(&self.tokens) {
-            return Err(Error::Usage(format!("--tokens {}: expected 1 to {}", self.tokens, 1 << 20)));
+            return Err(Error::usage(format!("--tokens {}: expected 1 to {}", self.tokens, 1 << 20)));
         }
         let emulated = self.common.device.starts_with("emulated");
         let default = if gpu && !emulated { Set::Large } else { Set::Table };
@@ -329,7 +336,7 @@ impl Ops {
         };
         cases.retain(wanted);
         match cases.is_empty() {
-            true => Err(Error::Usage(format!("--filter \"{}\": no case has all these words", self.filter))),
+            true => Err(Error::usage(format!("--filter \"{}\": no case has all these words", self.filter))),
             false => Ok(cases),
         }
     }
@@ -372,8 +379,8 @@ impl Whole {
 
     fn device(&self) -> Result<Device> {
         match self.common.device.starts_with("emulated") {
-            true => Err(Error::Usage(
-                "--device emulated: the emulator counts ops and times nothing; see bench ops".into(),
+            true => Err(Error::usage(
+                "--device emulated: the emulator counts ops and times nothing; see bench ops",
             )),
             false => Device::by_name(&self.common.device),
         }

@@ -123,7 +123,7 @@ impl Emulate {
 
 fn extents(flag: &str, text: &str) -> Result<[u32; 3]> {
     let wrong =
-        || Error::Usage(format!("{flag} {text}: expected one to three whole numbers, such as 16 or 8,8,1"));
+        || Error::usage(format!("{flag} {text}: expected one to three whole numbers, such as 16 or 8,8,1"));
     let mut extents = [1; 3];
     for (i, part) in text.split(',').enumerate() {
         *extents.get_mut(i).ok_or_else(wrong)? = part.trim().parse().map_err(|_| wrong())?;
@@ -140,7 +140,7 @@ struct Array {
 
 /// Reads one `--arg`, and makes its memory; gives the parameter's bytes.
 fn argument(emulator: &mut Emulator, name: &str, arg: &str, outputs: &mut Vec<Output>) -> Result<Vec<u8>> {
-    let wrong = |what: &str| Error::Usage(format!("--arg {arg}: {what}; see llm2vec emulate --help"));
+    let wrong = |what: &str| Error::usage(format!("--arg {arg}: {what}; see llm2vec emulate --help"));
     if let Some((ty, value)) = arg.split_once('=') {
         return number(ty, value).ok_or_else(|| wrong("no number of a known type"));
     }

@@ -1,9 +1,9 @@
 //! `llm2vec encode`: texts in, vectors out.
 
-use crate::cli::{ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
+use crate::cli::{FLAGS, ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
 use crate::encode::Encoder;
 use crate::encode::texts::Item;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, message};
 use crate::format::atomic;
 use crate::format::input::{self, Format, Record};
 use crate::format::output::{Output, OutputDtype};
@@ -62,13 +62,13 @@ impl Encode {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         if self.nearest.is_some() && self.output.as_deref() == Some("-") {
-            return Err(Error::Usage("--nearest and --output - would share stdout; give a file name".into()));
+            return Err(Error::usage("--nearest and --output - would share stdout; give a file name"));
         }
         let input = if self.input == "-" { "/dev/stdin" } else { &self.input };
         if let Some(output) =
             self.output.as_ref().filter(|o| atomic::same_file((*o).as_ref(), input.as_ref()))
         {
-            return Err(Error::Usage(format!("--output {output} is the input; give another name")));
+            return Err(Error::usage(format!("--output {output} is the input; give another name")));
         }
         let options = self.model.options()?;
         let range = self.range()?;
@@ -77,7 +77,7 @@ impl Encode {
         let setup = Setup::open(&options)?;
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         if !self.texts.quiet {
-            say(setup.attention_line());
+            say(setup.attention_line().spelled(FLAGS));
         }
         let c = setup.dimensions();
         // Before the weights: a wrong name or a missing folder should not cost the time to load them.
@@ -128,12 +128,12 @@ impl Encode {
         let Some((i, n)) = self.shard else { return Ok(0..u64::MAX) };
         let what = "--shard counts the texts first and needs a file that can be read twice";
         if self.input == "-" {
-            return Err(Error::Usage(format!("{what}, not stdin; save the texts to a file")));
+            return Err(Error::usage(format!("{what}, not stdin; save the texts to a file")));
         }
         // Where there is no file, opening it says so.
         if std::fs::metadata(&self.input).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
             let hint = "is a pipe or a device; save the texts to a file";
-            return Err(Error::Usage(format!("{what}, and {} {hint}", self.input)));
+            return Err(Error::usage(format!("{what}, and {} {hint}", self.input)));
         }
         let mut total = 0u64;
         for record in self.records()? {
@@ -164,7 +164,9 @@ impl Encode {
 
     /// The rows of a window, in its order.
     fn encode_window(&self, encoder: &mut Encoder, window: &[Record], tally: &mut Tally) -> Result<Vec<f32>> {
-        let at = |i: usize, what: &str| Error::file(self.name(), format!("line {}: {what}", window[i].place));
+        let at = |i: usize, what: Message| {
+            Error::file(self.name(), message![format!("line {}: ", window[i].place), what])
+        };
         let default = &self.texts.instruction;
         let items: Vec<Item> = window
             .iter()

@@ -57,7 +57,7 @@ impl Sts {
             && lists.iter().any(|data| atomic::same_file(data, output))
         {
             let what = "is one of the data files; give another name";
-            return Err(Error::Usage(format!("--output {} {what}", output.display())));
+            return Err(Error::usage(format!("--output {} {what}", output.display())));
         }
         // Now, not after minutes of work: can it be written at all?
         self.output.as_deref().map(atomic::beside).transpose()?;

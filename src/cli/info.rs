@@ -3,7 +3,7 @@
 use crate::bench::record::described;
 use crate::bench::table::aligned;
 use crate::cli::doctor::listed;
-use crate::cli::{ModelFlags, print, say};
+use crate::cli::{FLAGS, ModelFlags, print, say};
 use crate::device::images::Resource;
 use crate::device::{Device, cuda};
 use crate::error::{Error, Result};
@@ -137,7 +137,7 @@ fn setting_lines(setup: &Setup) -> Vec<Line> {
     let unit = if setup.normalize { ", unit length" } else { "" };
     let limits = setup.limits;
     vec![
-        ("attention", format!("{:?}, by {}", setup.mask, setup.attention_by)),
+        ("attention", format!("{:?}, by {}", setup.mask, setup.attention_by.spelled(FLAGS))),
         ("pooling", format!("{} over {span}{unit}", setup.pooling.reference_name())),
         ("template", setup.template.to_string()),
         ("limits", format!("{} tokens a row, {} of them text", limits.max_length, limits.doc_max_length)),
@@ -171,10 +171,9 @@ fn kernel_line() -> String {
 /// A line for each kernel and target: what ptxas said of it.
 fn kernel_table() -> Result<String> {
     let Some(version) = option_env!("LLM2VEC_NVCC") else {
-        return Err(Error::Device(
+        return Err(Error::device(
             "this build holds no CUDA kernels: nvcc was not found; set NVCC or CUDA_HOME, or run \
-             kernels/install_nvcc.sh, and build again"
-                .into(),
+             kernels/install_nvcc.sh, and build again",
         ));
     };
     let head = ["kernel", "target", "registers", "shared", "spilled", "threads", "occupancy", "code"];

@@ -1,7 +1,7 @@
 //! `llm2vec merge`: adapters, if any, folded into the weights, as a folder that Transformers, sentence-transformers and
 //! the reference open to the same vectors.
 
-use crate::cli::{ModelFlags, say};
+use crate::cli::{FLAGS, ModelFlags, say};
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::format::{atomic, hf};
@@ -33,7 +33,7 @@ impl Merge {
     pub fn run(self) -> Result<()> {
         let options = self.model.options()?;
         if self.output.exists() {
-            return Err(Error::Usage(format!(
+            return Err(Error::usage(format!(
                 "--output {} exists; merge writes a new folder",
                 self.output.display()
             )));
@@ -45,8 +45,8 @@ impl Merge {
         let notes = export::write(&setup, folder.path())?;
         write_weights(&setup, folder.path())?;
         atomic::publish_folder(folder, &self.output)?;
-        say(setup.attention_line());
-        notes.iter().for_each(say);
+        say(setup.attention_line().spelled(FLAGS));
+        notes.iter().for_each(|note| say(note.spelled(FLAGS)));
         Ok(())
     }
 }

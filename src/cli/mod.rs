@@ -10,6 +10,7 @@ mod merge;
 mod nearest;
 mod progress;
 pub mod signal;
+mod spelling;
 mod train;
 
 use crate::device::Device;
@@ -20,6 +21,8 @@ use clap::builder::BoolishValueParser;
 use clap::builder::Resettable;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::Write;
+
+pub use spelling::{FLAGS, LESS_MEMORY};
 
 /// Turn decoder-only LLMs into text encoders.
 #[derive(Parser)]
@@ -108,7 +111,7 @@ struct ModelFlags {
 /// Sizes the thread pool.
 fn threads(n: Option<usize>) -> Result<()> {
     if let Some(n) = n.filter(|n| !(1..=4096).contains(n)) {
-        return Err(Error::Usage(format!("--threads {n}: expected 1 to 4096")));
+        return Err(Error::usage(format!("--threads {n}: expected 1 to 4096")));
     }
     // Always here, because rayon's own first use would panic; 0 is its default.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n.unwrap_or(0)).build_global();
@@ -116,7 +119,7 @@ fn threads(n: Option<usize>) -> Result<()> {
         let wanted = n.map_or("the threads, one for each core".into(), |n| format!("{n} threads"));
         let hint =
             "try a smaller --threads, or raise the limit of processes (ulimit -u) or of memory (ulimit -v)";
-        Error::Device(format!("cannot start {wanted}: {e}; {hint}"))
+        Error::device(format!("cannot start {wanted}: {e}; {hint}"))
     })
 }
 

@@ -24,7 +24,7 @@ impl Nearest {
     pub fn add(&mut self, texts: impl Iterator<Item = String>, rows: &[f32]) -> Result<()> {
         self.texts.extend(texts);
         if self.texts.len() > MOST {
-            return Err(Error::Usage(format!("--nearest compares all pairs and takes at most {MOST} texts")));
+            return Err(Error::usage(format!("--nearest compares all pairs and takes at most {MOST} texts")));
         }
         for row in rows.chunks_exact(self.width) {
             let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);

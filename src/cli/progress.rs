@@ -2,8 +2,8 @@
 
 use crate::cli::say;
 use crate::device::cpu::memory;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::time::{Duration, Instant};
+use crate::train::progress::Progress;
+use std::time::Instant;
 
 /// What has gone through so far.
 pub struct Tally {
@@ -13,28 +13,21 @@ pub struct Tally {
     /// Texts that a length limit cut.
     pub cut: u64,
     start: Instant,
-    bar: ProgressBar,
+    spinner: Progress,
     quiet: bool,
 }
 
 impl Tally {
     /// Starts the clock, and the spinner where stderr is a terminal.
     pub fn new(quiet: bool) -> Tally {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
-        if quiet {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        let style = ProgressStyle::with_template("{spinner} {msg}  {elapsed}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        bar.enable_steady_tick(Duration::from_millis(250));
-        Tally { texts: 0, tokens: 0, cut: 0, start: Instant::now(), bar, quiet }
+        Tally { texts: 0, tokens: 0, cut: 0, start: Instant::now(), spinner: Progress::spinner(quiet), quiet }
     }
 
     /// So many more have gone through.
     pub fn add(&mut self, texts: usize, tokens: usize) {
         self.texts += texts as u64;
         self.tokens += tokens as u64;
-        self.bar.set_message(format!("{} texts  {}", self.texts, self.rates()));
+        self.spinner.message(&format!("{} texts  {}", self.texts, self.rates()));
     }
 
     fn rates(&self) -> String {
@@ -44,7 +37,7 @@ impl Tally {
 
     /// Takes the spinner away and says what was done.
     pub fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.spinner.finish();
         if self.quiet {
             return;
         }

@@ -23,7 +23,7 @@ static NEWEST: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 static ASKS: AtomicBool = AtomicBool::new(false);
 
 fn failed(what: impl std::fmt::Display, e: std::io::Error) -> Error {
-    Error::Device(format!("{what} cannot be watched: {e}"))
+    Error::device(format!("{what} cannot be watched: {e}"))
 }
 
 /// Signals that this process heeds: those that it was started to ignore, as by `nohup`, stay ignored.
@@ -64,7 +64,7 @@ fn start() -> Result<()> {
     crate::device::system::watch_faults(waking.into());
     let thread = std::thread::Builder::new().name("signals".into()).spawn(move || attend(woken));
     thread.map(drop).map_err(|e| {
-        Error::Device(format!(
+        Error::device(format!(
             "cannot start a thread: {e}; raise the limit of processes (ulimit -u) or of memory"
         ))
     })

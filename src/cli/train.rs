@@ -1,8 +1,8 @@
 //! `llm2vec train`: the three stages of the recipe.
 
-use crate::cli::{say, signal};
+use crate::cli::{FLAGS, say, signal};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, message};
 use crate::pretrained::open::Compute;
 use crate::train::config::{Invalid, Stage, TrainConfig};
 use crate::train::folder::Existing;
@@ -158,6 +158,7 @@ impl Flags {
                 quiet: run.quiet,
                 jsonl: run.log.or(beside),
                 tensorboard: run.tensorboard,
+                spelling: FLAGS,
                 ..log::Options::default()
             },
             plot: run.plot,
@@ -185,7 +186,7 @@ impl Flags {
                 let _ = given.try_clear_id(id.as_str());
             }
         }
-        config.update_from_arg_matches_mut(&mut given).map_err(|e| Error::Usage(e.to_string()))?;
+        config.update_from_arg_matches_mut(&mut given).map_err(|e| Error::usage(e.to_string()))?;
         config.overwrite_output_dir &= !self.run.resume;
         config.validate().map_err(|invalid| self.named_error(&invalid))?;
         Ok(config)
@@ -200,6 +201,8 @@ impl Flags {
             ValueSource::EnvVariable => Some(arg.get_env()?.to_string_lossy().into_owned()),
             _ => None,
         });
-        Error::Usage(name.map_or_else(|| invalid.to_string(), |name| format!("{name} {}", invalid.what)))
+        Error::usage(
+            name.map_or_else(|| invalid.message(), |name| message![format!("{name} "), invalid.what.clone()]),
+        )
     }
 }

@@ -4,7 +4,7 @@ mod handles;
 
 use super::gpu::{Argument, Launch, Swizzle, TensorMap, Tiles};
 use super::images::{Kernel, choose};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -92,7 +92,7 @@ fn describe(ordinal: i32) -> std::result::Result<Description, result::DriverErro
 
 /// A driver's refusal, with the call that it refused.
 fn failed<T>(call: &str, result: std::result::Result<T, result::DriverError>) -> Result<T> {
-    result.map_err(|e| Error::Device(format!("{call} failed: {:?}", e.0)))
+    result.map_err(|e| Error::device(format!("{call} failed: {:?}", e.0)))
 }
 
 /// One open GPU: its primary context and one stream, on which everything is queued.
@@ -137,17 +137,20 @@ impl std::fmt::Debug for Cuda {
     }
 }
 
+fn unusable(ordinal: i32, why: &str) -> Error {
+    Error::device(message![format!("cuda:{ordinal}: {why}; use "), Setting::Device, " cpu"])
+}
+
 impl Cuda {
     /// Opens the GPU of this number.
     pub fn open(ordinal: i32) -> Result<Cuda> {
-        let count =
-            count().map_err(|why| Error::Device(format!("cuda:{ordinal}: {why}; use --device cpu")))?;
+        let count = count().map_err(|why| unusable(ordinal, &why))?;
         if !(0..count).contains(&ordinal) {
             let known = match count {
                 0 => "the driver sees no GPU".into(),
                 n => format!("the driver sees {n}, numbered from 0"),
             };
-            return Err(Error::Device(format!("cuda:{ordinal}: {known}; use --device cpu")));
+            return Err(unusable(ordinal, &known));
         }
         let about = failed("cuDeviceGet", describe(ordinal))?;
         let device = failed("cuDeviceGet", result::device::get(ordinal))?;
@@ -255,7 +258,7 @@ impl Cuda {
             let hint =
                 if self.wait { "" } else { "; LLM2VEC_SYNC=1 waits for each kernel and names the right one" };
             let by = if last.is_empty() { String::new() } else { format!(", in or before {last}{hint}") };
-            Error::Device(format!("cuStreamSynchronize failed: {:?}{by}", e.0))
+            Error::device(format!("cuStreamSynchronize failed: {:?}{by}", e.0))
         })
     }
 

@@ -49,7 +49,7 @@ impl Emulated {
     pub fn open(capability: (u32, u32)) -> Result<Emulated> {
         let seed = match std::env::var("LLM2VEC_EMULATOR_SEED") {
             Ok(text) => text.trim().parse().map_err(|_| {
-                Error::Usage(format!("LLM2VEC_EMULATOR_SEED={text}: expected a whole number from 0"))
+                Error::usage(format!("LLM2VEC_EMULATOR_SEED={text}: expected a whole number from 0"))
             })?,
             Err(_) => 0,
         };
@@ -228,9 +228,9 @@ impl State {
 /// What the emulator refuses or reports, as an error of ours. A `From` would leave many a `?` elsewhere with two choices.
 pub fn failure(error: emulator::Error) -> Error {
     match error {
-        emulator::Error::Usage(what) => Error::Usage(what),
+        emulator::Error::Usage(what) => Error::usage(what),
         emulator::Error::Ptx { file, what } => Error::file(file, what),
-        emulator::Error::Finding(what) => Error::Device(what),
+        emulator::Error::Finding(what) => Error::device(what),
     }
 }
 

@@ -169,7 +169,7 @@ impl Gpu {
     /// Refuses, while launches are recorded, what a graph could not do again.
     fn idle(&self, does: &str) -> Result<()> {
         match self.held().capturing {
-            true => Err(Error::Device(format!("{does} while launches are captured"))),
+            true => Err(Error::device(format!("{does} while launches are captured"))),
             false => Ok(()),
         }
     }
@@ -205,7 +205,7 @@ impl Gpu {
         if bytes > has && (held.reserved || held.capturing) {
             let why =
                 if held.reserved { "were reserved" } else { "are there, and a graph is being captured" };
-            return Err(Error::Device(format!("an op takes a workspace of {bytes} bytes, {has} {why}")));
+            return Err(Error::device(format!("an op takes a workspace of {bytes} bytes, {has} {why}")));
         }
         let block = held.grow(&self.driver, bytes)?;
         let part = |&(from, bytes): &(usize, usize)| Memory {
@@ -248,7 +248,7 @@ impl Gpu {
         let rank = tiles.sizes.len();
         let fits = (1..=5).contains(&rank) && tiles.strides.len() + 1 == rank && tiles.tile.len() == rank;
         if !fits {
-            return Err(Error::Device(format!(
+            return Err(Error::device(format!(
                 "tensor map: {tiles:?}, expected 1 to 5 sizes, as many tile sides, one stride less"
             )));
         }
@@ -284,7 +284,7 @@ impl Gpu {
     /// Has the emulator run `ptx` in place of what the build holds of `file`, before any launch of it.
     pub fn substitute(&self, file: &File, ptx: &str) -> Result<()> {
         match &*self.driver {
-            Driver::Cuda(cuda) => Err(Error::Device(format!("{}: other PTX is for the emulator", cuda.name))),
+            Driver::Cuda(cuda) => Err(Error::device(format!("{}: other PTX is for the emulator", cuda.name))),
             Driver::Emulated(emulated) => emulated.substitute(file.stem, ptx),
         }
     }
@@ -294,7 +294,7 @@ impl Workspace {
     /// The block, after it has at least this size.
     fn grow(&mut self, driver: &Arc<Driver>, bytes: usize) -> Result<Arc<Block>> {
         if self.block.as_ref().is_some_and(|b| Arc::strong_count(b) > 1) {
-            return Err(Error::Device("the workspace is taken while the op before still holds it".into()));
+            return Err(Error::device("the workspace is taken while the op before still holds it"));
         }
         match &self.block {
             Some(block) if block.bytes >= bytes => Ok(block.clone()),
@@ -373,7 +373,7 @@ impl Memory {
     fn within(&self, at: usize, bytes: usize) -> Result<u64> {
         match at.checked_add(bytes).is_some_and(|end| end <= self.bytes) {
             true => Ok(self.address + at as u64),
-            false => Err(Error::Device(format!(
+            false => Err(Error::device(format!(
                 "{bytes} bytes from {at} on leave the {} of a device array",
                 self.bytes
             ))),
@@ -404,7 +404,7 @@ impl Memory {
     pub fn copy(&mut self, at: usize, from: &Memory, from_at: usize, bytes: usize) -> Result<()> {
         let (to, source) = (self.within(at, bytes)?, from.within(from_at, bytes)?);
         if !from.is_on(&self.gpu) {
-            return Err(Error::Device("a copy between two GPUs".into()));
+            return Err(Error::device("a copy between two GPUs"));
         }
         match &*self.gpu.driver {
             Driver::Cuda(cuda) => cuda.copy(to, source, bytes),

@@ -74,7 +74,7 @@ impl Kernel {
         let (stem, images) = (self.file.stem, self.file.images);
         pick(images, (major, minor)).ok_or_else(|| {
             let built: Vec<_> = images.iter().map(|i| i.target).collect();
-            Error::Device(match built.is_empty() {
+            Error::device(match built.is_empty() {
                 true => format!("{}: this build holds no CUDA kernels, nvcc was not found", self.name),
                 false => format!(
                     "{}: {name} is of compute capability {major}.{minor}, kernels/{stem}.cu was built for {}",

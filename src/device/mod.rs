@@ -16,7 +16,7 @@ pub mod images;
 pub mod mapped;
 pub mod system;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 /// Runs the kernels' PTX on the CPU, checked and counted.
 pub use ptx_emulator as emulator;
 
@@ -29,7 +29,7 @@ pub enum DType {
     F32,
     /// IEEE half: read from weight files, never computed in.
     F16,
-    /// bfloat16: frozen weights under `--dtype bf16`.
+    /// bfloat16: frozen weights of `Compute::Bf16`.
     Bf16,
     /// Token ids, segment starts, positions.
     I32,
@@ -66,36 +66,37 @@ impl Device {
         Device::Cpu(DType::F64)
     }
 
-    /// Picks a device by its command-line name: `auto`, `cpu`, `cuda[:N]` or `emulated[:80|:90]`.
+    /// Picks a device by its name: `auto`, `cpu`, `cuda[:N]` or `emulated[:80|:90]`.
     ///
     /// `auto` is the first GPU that runs the kernels of this build, else the CPU; never the emulator.
     pub fn by_name(name: &str) -> Result<Device> {
+        let wrong = |what: &str| Err(Error::usage(message![Setting::Device, format!(" {name}: {what}")]));
         match name.split(':').next().unwrap_or("") {
             "cpu" => Ok(Device::cpu()),
             "auto" => Ok(Device::automatic()),
             kind @ ("cuda" | "emulated") if option_env!("LLM2VEC_NVCC").is_none() => {
-                Err(Error::Device(format!(
-                    "--device {name}: this build holds no CUDA kernels (nvcc was not found), so `{kind}` cannot run; use \
-                 --device cpu, or set NVCC or CUDA_HOME, or run kernels/install_nvcc.sh, and build again"
-                )))
+                let (device, what) =
+                    (Setting::Device, "this build holds no CUDA kernels (nvcc was not found)");
+                Err(Error::device(message![
+                    device,
+                    format!(" {name}: {what}, so `{kind}` cannot run; use "),
+                    device,
+                    " cpu, or set NVCC or CUDA_HOME, or run kernels/install_nvcc.sh, and build again"
+                ]))
             }
             "cuda" => {
                 let ordinal = name.strip_prefix("cuda:").map_or(Ok(0), str::parse::<u16>);
                 let Ok(ordinal) = ordinal else {
-                    return Err(Error::Usage(format!("--device {name}: expected cuda or cuda:N, N from 0")));
+                    return wrong("expected cuda or cuda:N, N from 0");
                 };
                 gpu::Gpu::cuda(ordinal.into()).map(Device::Gpu)
             }
             "emulated" => match name.strip_prefix("emulated").unwrap_or("") {
                 "" | ":80" => gpu::Gpu::emulated((8, 0)).map(Device::Gpu),
                 ":90" => gpu::Gpu::emulated((9, 0)).map(Device::Gpu),
-                _ => Err(Error::Usage(format!(
-                    "--device {name}: expected emulated, emulated:80 or emulated:90"
-                ))),
+                _ => wrong("expected emulated, emulated:80 or emulated:90"),
             },
-            _ => Err(Error::Usage(format!(
-                "--device {name}: expected auto, cpu, cuda[:N] or emulated[:80|:90]"
-            ))),
+            _ => wrong("expected auto, cpu, cuda[:N] or emulated[:80|:90]"),
         }
     }
 

@@ -147,9 +147,12 @@ fn end(parts: &[&[u8]]) -> ! {
 }
 
 /// The system's allocator, whose failure is one line and exit status 1 instead of an abort.
-pub struct Allocator;
+pub struct Allocator {
+    /// What to try: it is said when nothing can be allocated any more.
+    pub hint: &'static str,
+}
 
-fn checked(memory: *mut u8, bytes: usize) -> *mut u8 {
+fn checked(memory: *mut u8, bytes: usize, hint: &str) -> *mut u8 {
     #[cfg(target_os = "linux")]
     if memory.is_null() {
         let mut digits = [0; 20];
@@ -160,10 +163,10 @@ fn checked(memory: *mut u8, bytes: usize) -> *mut u8 {
             digits[at] = b'0' + (left % 10) as u8;
             left /= 10;
         }
-        let hint = b" bytes more; raise the limit (ulimit -v, or the container's), or try fewer --tokens or --threads";
-        end(&[b"out of memory: the system refused ", &digits[at..], hint]);
+        let limit = b" bytes more; raise the limit (ulimit -v, or the container's), or try ";
+        end(&[b"out of memory: the system refused ", &digits[at..], limit, hint.as_bytes()]);
     }
-    let _ = bytes;
+    let _ = (bytes, hint);
     memory
 }
 
@@ -173,7 +176,7 @@ unsafe impl GlobalAlloc for Allocator {
     // SAFETY: as the trait says; handed on.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise about the layout is this call's.
-        checked(unsafe { System.alloc(layout) }, layout.size())
+        checked(unsafe { System.alloc(layout) }, layout.size(), self.hint)
     }
 
     // SAFETY: as the trait says; handed on.
@@ -185,13 +188,13 @@ unsafe impl GlobalAlloc for Allocator {
     // SAFETY: as the trait says; handed on.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise about the layout is this call's.
-        checked(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        checked(unsafe { System.alloc_zeroed(layout) }, layout.size(), self.hint)
     }
 
     // SAFETY: as the trait says; handed on.
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         // SAFETY: the memory came from `System`, with this layout; the caller vouches for the size.
-        checked(unsafe { System.realloc(memory, layout, bytes) }, bytes)
+        checked(unsafe { System.realloc(memory, layout, bytes) }, bytes, self.hint)
     }
 }
 

@@ -4,7 +4,7 @@ mod steps;
 pub mod texts;
 
 use crate::device::{DType, Device};
-use crate::error::Result;
+use crate::error::{Result, Setting, message};
 use crate::memory::Arena;
 use crate::model::Model;
 use crate::model::state::{Keep, State};
@@ -61,6 +61,7 @@ impl Setup {
 /// A loaded model that turns prompts into vectors.
 pub struct Encoder {
     /// What it runs.
+    #[doc(hidden)]
     pub setup: Setup,
     buffers: Buffers,
 }
@@ -72,9 +73,13 @@ impl Encoder {
     }
 
     /// Plans, refuses what does not fit, and loads.
+    #[doc(hidden)]
     pub fn load(setup: Setup) -> Result<Encoder> {
-        let other = if let Device::Cpu(_) = setup.device { "--dtype bf16" } else { "--device cpu" };
-        setup.plan().check(&format!("a smaller --tokens, or {other}"))?;
+        let (other, value) = match setup.device {
+            Device::Cpu(_) => (Setting::Dtype, " bf16"),
+            Device::Gpu(_) => (Setting::Device, " cpu"),
+        };
+        setup.plan().check(message!["a smaller ", Setting::Tokens, ", or ", other, value])?;
         let mut arena = Arena::new(&setup.device);
         let mut buffers = setup.buffers(&mut arena);
         arena.finish()?;
@@ -88,6 +93,7 @@ impl Encoder {
     }
 
     /// The ids of a text and the span to pool; an error if nothing is left to pool.
+    #[doc(hidden)]
     pub fn prompt(&self, instruction: &str, text: &str) -> Result<Prompt> {
         let prompt = self.setup.prompter.prompt(instruction, text)?;
         self.setup.config.check_ids(prompt.ids.iter().map(|&id| id.into()))?;
@@ -100,6 +106,7 @@ impl Encoder {
     /// and the number of threads, in f32 and in bf16. On a GPU it has them where the text begins at a multiple of
     /// `kernels::attention_fwd::ROWS` rows of its pack, as the first does; elsewhere the keys of
     /// attention are summed in other groups, and vectors agree but for bf16 rounding.
+    #[doc(hidden)]
     pub fn encode(
         &mut self,
         prompts: &[Prompt],

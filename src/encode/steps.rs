@@ -34,7 +34,7 @@ pub(super) fn apply(steps: &[Step], rows: Vec<f32>, width: usize) -> Result<Vec<
             Step::Dense(d) if d.inputs != inputs => {
                 let what =
                     format!("a Dense module takes {} numbers, the vectors before it have {inputs}", d.inputs);
-                return Err(Error::Unsupported(what));
+                return Err(Error::unsupported(what));
             }
             Step::Dense(d) => inputs = d.outputs,
             Step::Cut(most) => inputs = inputs.min(*most),

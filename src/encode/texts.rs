@@ -1,7 +1,7 @@
 //! Texts to vectors, whatever they come from: the one path of `encode` and of every evaluation.
 
 use crate::encode::Encoder;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::text::prompt::Prompt;
 use rayon::prelude::*;
 
@@ -36,7 +36,7 @@ impl Encoder {
     /// A vector for each text, in order, without instructions. An error names the text by its number.
     pub fn embed(&mut self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
         let items: Vec<Item> = texts.iter().map(|text| Item { instruction: "", text }).collect();
-        let at = |i: usize, what: &str| Error::Usage(format!("text {i}: {what}"));
+        let at = |i: usize, what: Message| Error::usage(message![format!("text {i}: "), what]);
         let rows = self.texts(&items, Empty::Error, at, |_, _| {})?;
         Ok(rows.vectors.chunks_exact(self.width()).map(<[f32]>::to_vec).collect())
     }
@@ -46,15 +46,16 @@ impl Encoder {
         &mut self,
         items: &[Item],
         empty: Empty,
-        at: impl Fn(usize, &str) -> Error + Sync,
+        at: impl Fn(usize, Message) -> Error + Sync,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Rows> {
         let prompts = items.par_iter().enumerate().map(|(i, item)| {
-            let prompt = self.prompt(item.instruction, item.text).map_err(|e| at(i, &e.to_string()))?;
+            let prompt = self.prompt(item.instruction, item.text).map_err(|e| at(i, e.message()))?;
             let nothing = item.text.is_empty() || prompt.text.is_empty();
             if nothing && empty == Empty::Error {
-                let what = "an empty text has nothing to pool; --empty zero gives it a vector of zeros";
-                return Err(at(i, what));
+                let (what, zeros) =
+                    ("an empty text has nothing to pool; ", " zero gives it a vector of zeros");
+                return Err(at(i, message![what, Setting::Empty, zeros]));
             }
             Ok((!nothing).then_some(prompt))
         });
@@ -67,7 +68,7 @@ impl Encoder {
         self.encode(&prompts, &mut vectors, &mut progress)?;
         let cut = prompts.iter().filter(|p| p.cut).count() as u64;
         if let Some(bad) = vectors.iter().position(|v| !v.is_finite()) {
-            return Err(at(places[bad / c], "the vector holds NaN or infinity"));
+            return Err(at(places[bad / c], "the vector holds NaN or infinity".into()));
         }
         if places.len() == items.len() {
             return Ok(Rows { vectors, cut });

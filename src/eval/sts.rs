@@ -3,7 +3,7 @@
 use super::correlation::{pearson, spearman};
 use crate::encode::Encoder;
 use crate::encode::texts::{Empty, Item};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, message};
 use crate::format::input::{self, Format, Record};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -132,8 +132,9 @@ pub fn run(
     for (file, pairs) in data {
         let mut cosines = Vec::with_capacity(pairs.len());
         for window in pairs.chunks(WINDOW) {
-            let at = |i: usize, what: &str| {
-                Error::file(file, format!("line {}, sentence {}: {what}", window[i / 2].line, i % 2 + 1))
+            let at = |i: usize, what: Message| {
+                let place = format!("line {}, sentence {}: ", window[i / 2].line, i % 2 + 1);
+                Error::file(file, message![place, what])
             };
             let texts = window.iter().flat_map(|p| &p.sentences);
             let items: Vec<Item> = texts.map(|text| Item { instruction, text }).collect();

@@ -9,7 +9,6 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tempfile::{NamedTempFile, TempDir};
@@ -36,6 +35,7 @@ fn remember(list: &mut Vec<Unfinished>, path: &Path, lock: Option<fs::File>) {
 }
 
 /// Removes all that is unfinished, for a process that ends: whoever makes or finishes a file from now on waits for ever.
+#[cfg(feature = "cli")]
 pub(crate) fn remove_unfinished() {
     let list = unfinished();
     for Unfinished { path, .. } in list.iter() {
@@ -45,13 +45,14 @@ pub(crate) fn remove_unfinished() {
             if removed.is_ok() || path.symlink_metadata().is_err() {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
     std::mem::forget(list);
 }
 
 /// Returns where nobody is about to end the process, and else never.
+#[cfg(feature = "cli")]
 pub(crate) fn wait_for_removal() {
     drop(unfinished());
 }
@@ -78,6 +79,7 @@ pub(crate) fn destination(target: &Path) -> Result<PathBuf> {
 }
 
 /// Whether two names, which may be links of either kind, are one file.
+#[cfg(feature = "cli")]
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::content::{self, Content};
 use super::jsonl;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 
 /// Bounds the memory of one record: a longer line is a file of another kind by mistake.
 const MAX_LINE_BYTES: usize = 256 << 20;
@@ -105,7 +105,7 @@ impl Lines {
 
     /// How texts lie in this input, by its name and its first bytes, before a line is read. What is neither text nor JSONL
     /// is refused; `otherwise` says how the caller could be told to read it all the same.
-    pub fn format(&mut self, otherwise: &str) -> Result<Format> {
+    pub fn format(&mut self, otherwise: Message) -> Result<Format> {
         let (mut head, mut failed) = (Vec::new(), None);
         if let Err(e) = (&mut self.source).take(content::HEAD_BYTES as u64).read_to_end(&mut head) {
             failed = Some(e);
@@ -120,8 +120,8 @@ impl Lines {
             Content::Text => Ok(Format::Text),
             Content::JsonLines => Ok(Format::Jsonl),
             Content::Other(what, todo) => {
-                let what = format!("is {what}; lines of text or JSONL were wanted: {todo}{otherwise}");
-                Err(Error::file(&self.path, what))
+                let what = format!("is {what}; lines of text or JSONL were wanted: {todo}");
+                Err(Error::file(&self.path, message![what, otherwise]))
             }
         }
     }
@@ -220,13 +220,15 @@ pub fn open(input: &str, format: Option<Format>) -> Result<Records> {
         file => Lines::open(Path::new(file))?,
     };
     let format = match format {
-        None if Path::new(input).is_file() => Some(lines.format(OTHERWISE)?),
+        None if Path::new(input).is_file() => Some(lines.format(otherwise())?),
         given => given,
     };
     Ok(Records { lines, format, done: false })
 }
 
-const OTHERWISE: &str = "; --input-format text reads its lines as they stand";
+fn otherwise() -> Message {
+    message!["; ", Setting::InputFormat, " text reads its lines as they stand"]
+}
 
 impl Records {
     /// Reads records from anything, for instance from memory; `name` stands in for the file's in errors.
@@ -238,7 +240,7 @@ impl Records {
     fn record(&mut self) -> Result<Option<Record>> {
         let format = match self.format {
             Some(format) => format,
-            None => *self.format.insert(self.lines.format(OTHERWISE)?),
+            None => *self.format.insert(self.lines.format(otherwise())?),
         };
         while self.lines.read()? {
             let text = self.lines.text()?;

@@ -4,7 +4,7 @@ pub(crate) mod atomic;
 mod content;
 pub mod hf;
 pub mod input;
-pub mod jsonl;
+pub(crate) mod jsonl;
 pub mod npy;
 pub mod output;
 pub mod peft;

@@ -81,7 +81,7 @@ impl Output {
             _ => {
                 let what =
                     "a name ending in .npy, .safetensors or .jsonl was wanted, or - for JSONL to stdout";
-                return Err(Error::Usage(format!("output {path:?}: {what}")));
+                return Err(Error::usage(format!("output {path:?}: {what}")));
             }
         };
         let main = BufWriter::with_capacity(BUFFER_BYTES, atomic::beside(&target)?);
@@ -109,7 +109,7 @@ impl Output {
         scales: Option<FileSink>,
     ) -> Result<Output> {
         if dim == 0 {
-            return Err(Error::Usage(format!(
+            return Err(Error::usage(format!(
                 "output {}: rows of 0 elements, at least 1 was wanted",
                 path.display()
             )));

@@ -13,7 +13,7 @@ use super::{
     atomic,
     hf::{Checkpoint, Floats, RawTensor, read_json, write_safetensors},
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 
 /// The name of the configuration's file.
 pub const CONFIG: &str = "adapter_config.json";
@@ -189,7 +189,7 @@ fn refuse(path: &Path, keys: &Map<String, Value>) -> Result<()> {
     let refused = |key: &str, wanted: &str| {
         let value = keys.get(key).map_or("absent".to_string(), brief);
         let what = format!("{}: {key} is {value}, which is not supported; {wanted}", path.display());
-        Err(Error::Unsupported(what))
+        Err(Error::unsupported(what))
     };
     if !keys.get("peft_type").is_some_and(|v| is(v, &["LORA"])) {
         return refused("peft_type", "\"LORA\" was wanted");
@@ -241,7 +241,7 @@ fn by_pattern<T: Copy + PartialEq>(
             let what = format!(
                 "adapter {field}: {key:?} is a regular expression, a module name was wanted; write them out"
             );
-            return Err(Error::Unsupported(what));
+            return Err(Error::unsupported(what));
         }
         let anchored = key.starts_with('^');
         let ends =
@@ -255,7 +255,7 @@ fn by_pattern<T: Copy + PartialEq>(
                 let what = format!(
                     "adapter {field}: {first:?} and {key:?} both fit {path} and differ; keep one of them"
                 );
-                return Err(Error::Unsupported(what));
+                return Err(Error::unsupported(what));
             }
             _ => found = Some((key, *value)),
         }
@@ -299,8 +299,8 @@ impl Adapter {
     /// Reads the adapter in `dir`; a tensor that is missing, unknown or misshapen is an error that names it.
     pub fn open(dir: &Path) -> Result<Adapter> {
         if !dir.join(CONFIG).exists() {
-            let what = format!("no {CONFIG} here, a PEFT adapter was wanted; a model folder goes to --model");
-            return Err(Error::file(dir, what));
+            let what = format!("no {CONFIG} here, a PEFT adapter was wanted; a model folder goes to ");
+            return Err(Error::file(dir, message![what, Setting::Model]));
         }
         let config = AdapterConfig::read(dir)?;
         let path = dir.join(TENSORS);
@@ -428,7 +428,7 @@ pub fn save(dir: &Path, adapter: &Adapter) -> Result<()> {
     let mut tensors = Vec::with_capacity(2 * adapter.pairs.len());
     for pair in &adapter.pairs {
         let Some((_, part)) = MODULES.iter().find(|(name, _)| *name == pair.module) else {
-            return Err(Error::Unsupported(format!(
+            return Err(Error::unsupported(format!(
                 "adapter on {:?}: not a projection of a Llama-like model",
                 pair.module
             )));

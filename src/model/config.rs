@@ -1,6 +1,6 @@
 //! `config.json` as Transformers writes it, reduced to what the graph needs; the rest is refused by name.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::ops::attention::{Heads, Mask};
 use serde_json::Value;
 
@@ -115,7 +115,7 @@ pub struct Projection {
     pub bias: bool,
 }
 
-/// The attention that `--attention` names.
+/// The attention that the setting names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Attention {
@@ -133,11 +133,11 @@ impl Attention {
     /// By the name that a file records.
     pub fn by_name(name: &str) -> Result<Attention> {
         let all = [Attention::Full, Attention::Causal, Attention::Window];
-        let wanted = || Error::Usage(format!("attention `{name}`: expected full, causal or window"));
+        let wanted = || Error::usage(format!("attention `{name}`: expected full, causal or window"));
         all.into_iter().find(|attention| attention.name() == name).ok_or_else(wanted)
     }
 
-    /// The name that `--attention` takes.
+    /// The name that the setting takes.
     pub fn name(self) -> &'static str {
         match self {
             Attention::Full => "full",
@@ -201,18 +201,19 @@ impl Config {
             (Attention::Full, _) => return Ok(Mask::Full),
             (Attention::Causal, None) => return Ok(Mask::Causal),
             (Attention::Window, None) => {
-                return Err(Error::Usage(
-                    "--attention window: config.json has no sliding_window; use full or causal".into(),
-                ));
+                return Err(Error::usage(message![
+                    Setting::Attention,
+                    " window: config.json has no sliding_window; use full or causal",
+                ]));
             }
             (Attention::Causal, Some(w)) => ("causal", Mask::CausalWindow(w)),
             (Attention::Window, Some(w)) => ("window", Mask::Window(w + 1)),
         };
         if self.windowed < self.layers {
-            return unsupported(format!(
-                "{} of {} layers have a sliding_window, --attention {name} needs the same in all; use --attention full",
-                self.windowed, self.layers
-            ));
+            let some =
+                format!("config.json: {} of {} layers have a sliding_window, ", self.windowed, self.layers);
+            let (attention, all) = (Setting::Attention, format!(" {name} needs the same in all; use "));
+            return Err(Error::unsupported(message![some, attention, all, attention, " full"]));
         }
         Ok(window)
     }
@@ -244,7 +245,7 @@ impl Config {
 }
 
 fn unsupported<T>(what: String) -> Result<T> {
-    Err(Error::Unsupported(format!("config.json: {what}")))
+    Err(Error::unsupported(format!("config.json: {what}")))
 }
 
 fn family(v: &Value) -> Result<Family> {

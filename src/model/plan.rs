@@ -1,7 +1,7 @@
 //! What a GPU says to a model before a weight is read: which sizes its kernels take, and what its ops work in.
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::lora::Stack;
@@ -13,7 +13,9 @@ use crate::ops::rmsnorm;
 /// Refuses a model that `device` has no kernels for.
 pub fn check(device: &Device, config: &Config) -> Result<()> {
     let Device::Gpu(_) = device else { return Ok(()) };
-    let refused = |what: String| Err(Error::Unsupported(format!("config.json: {what}; use --device cpu")));
+    let refused = |what: String| {
+        Err(Error::unsupported(message![format!("config.json: {what}; use "), Setting::Device, " cpu"]))
+    };
     let heads = config.heads;
     if !WIDTHS.contains(&heads.width) {
         return refused(format!("heads are {} wide, a GPU takes {WIDTHS:?}", heads.width));

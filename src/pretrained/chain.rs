@@ -8,7 +8,7 @@ use super::names::{Located, stem};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::format::peft::Adapter;
 
 /// One adapter of a stack.
@@ -72,7 +72,10 @@ pub fn check_implied(at: &Located, below: &[Link]) -> Result<Option<String>> {
     let Some(mntp) = implied(&at.name).filter(|_| below.is_empty()) else { return Ok(None) };
     let what = format!("was trained on top of {} by its name, here it is put on the bare model", stem(mntp));
     match at.hub {
-        true => Err(Error::file(&at.name, format!("{what}; put --adapter {mntp} before it"))),
+        true => Err(Error::file(
+            &at.name,
+            message![what, "; put ", Setting::Adapters, format!(" {mntp} before it")],
+        )),
         false => Ok(Some(format!("adapter {} {what}", at.name))),
     }
 }
@@ -88,12 +91,15 @@ pub fn check(dir: &Path, recorded: &[Link], below: &[Link]) -> Result<()> {
     };
     let missing: Vec<_> = recorded.iter().filter(|r| below.iter().all(|b| b.sha256 != r.sha256)).collect();
     let hint = match missing.as_slice() {
-        [] => "give --adapter in the order of the training, and no other".to_string(),
+        [] => message!["give ", Setting::Adapters, " in the order of the training, and no other"],
         _ => {
-            let flags: Vec<_> = missing.iter().map(|l| format!("--adapter {}", l.name)).collect();
-            format!("put {} before it", flags.join(" "))
+            let mut hint = Message::from("put");
+            for link in missing {
+                hint.push(message![" ", Setting::Adapters, format!(" {}", link.name)]);
+            }
+            message![hint, " before it"]
         }
     };
-    let what = format!("was trained on top of {}, here it is put on {}; {hint}", list(recorded), list(below));
-    Err(Error::file(dir, what))
+    let what = format!("was trained on top of {}, here it is put on {}; ", list(recorded), list(below));
+    Err(Error::file(dir, message![what, hint]))
 }

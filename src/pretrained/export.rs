@@ -1,7 +1,7 @@
 //! A folder that others open to the same vectors: Transformers (from 5.2), sentence-transformers (from 5.4), the
 //! reference's `LLM2Vec.from_pretrained` and our own `encode`. All but the weights, which `merge` streams.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::format::{atomic, hf, hf::Floats};
 use crate::model::config::Attention;
 use crate::pretrained::open::Setup;
@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// Writes configuration, tokenizer, settings, modules and model card of `setup` into `to`. Gives lines to show: where
 /// the folder's vectors differ from those that `setup` gives.
-pub fn write(setup: &Setup, to: &Path) -> Result<Vec<String>> {
+pub fn write(setup: &Setup, to: &Path) -> Result<Vec<Message>> {
     hf::copy_side_files(&setup.dir, to)?;
     atomic::write_json(&to.join("config.json"), &config(setup))?;
     if setup.pooling == PoolingMode::Eos {
@@ -31,7 +31,7 @@ fn settings(setup: &Setup) -> Settings {
     Settings { skip_instruction: Some(false), doc_max_length: Some(max_length), ..setup.settings() }
 }
 
-fn differences(setup: &Setup) -> Result<Vec<String>> {
+fn differences(setup: &Setup) -> Result<Vec<Message>> {
     let (mut lines, limits) = (Vec::new(), setup.limits);
     // The last token is the text's own where nothing stands behind it.
     let closed = setup.prompter.tokenizer().encode("a", true)?.special.last() == Some(&true);
@@ -41,25 +41,25 @@ fn differences(setup: &Setup) -> Result<Vec<String>> {
         PoolingMode::Mean | PoolingMode::WeightedMean => false,
     };
     if !setup.pool_all && !same_token {
-        lines.push(
-            "note: sentence-transformers pools every token, BOS and instruction too, and so does this folder: its vectors \
-             are those of --pool-over all and differ from those before"
-                .into(),
-        );
+        let what = "note: sentence-transformers pools every token, BOS and instruction too, and so does this folder: its \
+                    vectors are those of ";
+        lines.push(message![what, Setting::PoolOver, " all and differ from those before"]);
     }
     if limits.doc_max_length < limits.max_length {
-        lines.push(format!(
+        let what = format!(
             "note: sentence-transformers has one limit, so a text of over {} tokens is cut at {} with all around it, and \
              has another vector",
             limits.doc_max_length, limits.max_length
-        ));
+        );
+        lines.push(what.into());
     }
     if setup.template != "none" {
-        lines.push(format!(
+        let what = format!(
             "note: sentence-transformers has no form for the template {}; llm2vec puts it around every text of this \
              folder, the reference by the model's name, sentence-transformers not",
             setup.template
-        ));
+        );
+        lines.push(what.into());
     }
     Ok(lines)
 }

@@ -1,7 +1,7 @@
 //! The files behind a model: which folders a name stands for, the checkpoint, and the adapters to merge into it.
 
 use crate::device::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::format::hf::{Checkpoint, RawTensor, read_json};
 use crate::format::peft::{self, Adapter, Pair};
 use crate::model::config::Config;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The folders behind `--model` and `--adapter`.
+/// The folders behind the names of a model and its adapters.
 pub struct Stack {
     /// The folder of configuration and tokenizer, by the name that was asked for.
     pub asked: Located,
@@ -90,24 +90,27 @@ fn below(at: &Located) -> Result<Located> {
     let recorded = Settings::read(&at.dir)?.is_some_and(|s| s.adapters.is_some());
     if let Some(name) = chain::implied(&at.name).filter(|_| !recorded) {
         return locate(name).map_err(|e| {
-            let what = format!("by its name it was trained on top of {}: {e}", stem(name));
-            Error::file(&at.name, what)
+            let what = format!("by its name it was trained on top of {}: ", stem(name));
+            Error::file(&at.name, message![what, e.message()])
         });
     }
     let path = at.dir.join(peft::CONFIG);
     let json = read_json(&path)?;
     let text = |key: &str| json.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let Some(name) = text("base_model_name_or_path") else {
-        let what = "names no base_model_name_or_path; give the base as --model and this folder as --adapter";
-        return Err(Error::file(path, what));
+        let what = "names no base_model_name_or_path; give the base as ";
+        return Err(Error::file(path, message![what, as_adapter()]));
     };
     let name = text("revision").map_or(name.to_string(), |revision| format!("{name}@{revision}"));
     locate(&name).map_err(|e| {
-        let what = format!(
-            "the base that it names is not here: {e}; or give another as --model and this folder as --adapter"
-        );
-        Error::file(path, what)
+        let missing = message!["the base that it names is not here: ", e.message()];
+        Error::file(path, message![missing, "; or give another as ", as_adapter()])
     })
+}
+
+/// Where a base and the adapter beside it belong.
+fn as_adapter() -> Message {
+    message![Setting::Model, " and this folder as ", Setting::Adapters]
 }
 
 /// A mapped checkpoint and the deltas of its adapters, in the order they were named.
@@ -115,7 +118,7 @@ pub struct ModelFiles {
     dir: PathBuf,
     /// The base weights.
     pub checkpoint: Checkpoint,
-    /// What is stacked on the bare model, by its record and by `--adapter`.
+    /// What is stacked on the bare model, by its record and by the adapters named.
     pub chain: Vec<Link>,
     deltas: Vec<BTreeMap<(usize, String), Delta>>,
 }

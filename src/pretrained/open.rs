@@ -1,7 +1,7 @@
 //! What to run: the caller's options, the model folder's own settings, and the reference's defaults.
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::memory::Arena;
 use crate::model::config::{Attention, Config, Family};
 use crate::model::plan;
@@ -166,7 +166,7 @@ pub struct Setup {
     /// Attention by name.
     pub attention: Attention,
     /// What decided it, in words.
-    pub attention_by: String,
+    pub attention_by: Message,
     /// The mask that follows from it.
     pub mask: Mask,
     /// What happens to a vector after pooling.
@@ -237,8 +237,8 @@ impl Setup {
             pool_prompt: modules.is_none_or(|m| m.include_prompt),
         };
         if !rules.pool_prompt && pool_all && pooling == PoolingMode::WeightedMean {
-            let what = "weighted-mean without the prompt (include_prompt false) is not built in; use --pool-over text";
-            return Err(Error::Unsupported(what.into()));
+            let what = "weighted-mean without the prompt (include_prompt false) is not built in; use ";
+            return Err(Error::unsupported(message![what, Setting::PoolOver, " text"]));
         }
         Ok(Setup {
             prompter: Prompter::new(tokenizer, rules)?,
@@ -278,8 +278,8 @@ impl Setup {
     }
 
     /// One line that says which attention is taken, and why.
-    pub fn attention_line(&self) -> String {
-        format!("attention: {}, by {}", self.attention.name(), self.attention_by)
+    pub fn attention_line(&self) -> Message {
+        message![format!("attention: {}, by ", self.attention.name()), self.attention_by.clone()]
     }
 
     /// The rows of a prompt that its vector is made from.
@@ -290,8 +290,8 @@ impl Setup {
             PoolingMode::Bos => {
                 let bos = self.prompter.tokenizer().bos_id();
                 if bos.is_none() || prompt.ids.first().copied() != bos {
-                    let what = "--pooling bos: the tokenizer puts no BOS token first; use another pooling";
-                    return Err(Error::Unsupported(what.into()));
+                    let what = " bos: the tokenizer puts no BOS token first; use another pooling";
+                    return Err(Error::unsupported(message![Setting::Pooling, what]));
                 }
                 row
             }
@@ -300,7 +300,7 @@ impl Setup {
             _ => prompt.text.clone(),
         };
         if span.is_empty() {
-            return Err(Error::Unsupported("a text without tokens has nothing to pool".into()));
+            return Err(Error::unsupported("a text without tokens has nothing to pool"));
         }
         Ok(span)
     }
@@ -326,9 +326,8 @@ fn prompt(o: &Options, modules: Option<&Modules>) -> Result<String> {
         (Some(modules), name) => modules.prompt(name.as_deref()),
         (None, None) => Ok(String::new()),
         (None, Some(name)) => {
-            let what =
-                "the model's folder has no prompts (config_sentence_transformers.json); use --instruction";
-            Err(Error::Usage(format!("prompt `{name}`: {what}")))
+            let what = "the model's folder has no prompts (config_sentence_transformers.json); use ";
+            Err(Error::usage(message![format!("prompt `{name}`: {what}"), Setting::Instruction]))
         }
     }
 }
@@ -350,12 +349,14 @@ fn limits(
     let limits =
         Limits { max_length, doc_max_length: o.doc_max_length.or(saved.doc_max_length).unwrap_or(doc) };
     let lengths = [
-        ("--max-length", limits.max_length),
-        ("--doc-max-length", limits.doc_max_length),
-        ("--tokens", o.tokens.unwrap_or(MOST_TOKENS)),
+        (Setting::MaxLength, limits.max_length),
+        (Setting::DocMaxLength, limits.doc_max_length),
+        (Setting::Tokens, o.tokens.unwrap_or(MOST_TOKENS)),
     ];
     match lengths.iter().find(|(_, n)| !(1..=MOST_TOKENS).contains(n)) {
-        Some((flag, n)) => Err(Error::Usage(format!("{flag} {n}: expected 1 to {MOST_TOKENS}"))),
+        Some((setting, n)) => {
+            Err(Error::usage(message![*setting, format!(" {n}: expected 1 to {MOST_TOKENS}")]))
+        }
         None => Ok(limits),
     }
 }
@@ -391,7 +392,7 @@ fn named<T>(
 ) -> Result<Option<T>> {
     match (flag, saved) {
         (Some(given), _) => Ok(Some(given)),
-        (None, Some(name)) => by_name(name).map(Some).map_err(|e| Error::file(from, e.to_string())),
+        (None, Some(name)) => by_name(name).map(Some).map_err(|e| Error::file(from, e.message())),
         (None, None) => Ok(None),
     }
 }
@@ -419,10 +420,13 @@ fn attention(
     stack: &Stack,
     config: &Config,
     (from, saved): (&Path, &Settings),
-) -> Result<(Attention, String)> {
+) -> Result<(Attention, Message)> {
     let file = own_file(from);
     if let Some(attention) = named(o.attention, &saved.attention, &file, Attention::by_name)? {
-        let by = if o.attention.is_some() { "--attention".into() } else { file.display().to_string() };
+        let by = match o.attention {
+            Some(_) => Setting::Attention.into(),
+            None => file.display().to_string().into(),
+        };
         return Ok((attention, by));
     }
     let flag = |key: &str| stack.config.get(key).and_then(Value::as_bool);
@@ -433,14 +437,13 @@ fn attention(
     for (key, sees_all) in [("is_causal", false), ("use_bidirectional_attention", true)] {
         if let Some(value) = flag(key) {
             let attention = if value == sees_all { bidirectional } else { Attention::Causal };
-            return Ok((attention, format!("\"{key}\": {value} in config.json")));
+            return Ok((attention, format!("\"{key}\": {value} in config.json").into()));
         }
     }
     Ok(match &stack.modules {
         Some(_) => {
-            let by = "sentence-transformers' default for this model, without is_causal in config.json; \
-                      --attention full is LLM2Vec's";
-            (Attention::Causal, by.into())
+            let by = "sentence-transformers' default for this model, without is_causal in config.json; ";
+            (Attention::Causal, message![by, Setting::Attention, " full is LLM2Vec's"])
         }
         None => (Attention::Full, "LLM2Vec's default".into()),
     })

@@ -63,7 +63,7 @@ impl PoolingMode {
             (None, "cls") => Ok(PoolingMode::First),
             (None, _) => {
                 let what = "expected mean, weighted-mean, last, eos, bos or first";
-                Err(Error::Usage(format!("pooling `{name}`: {what}")))
+                Err(Error::usage(format!("pooling `{name}`: {what}")))
             }
         }
     }

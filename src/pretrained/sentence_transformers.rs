@@ -124,7 +124,7 @@ impl Modules {
                 "Dropout" => {} // does nothing outside training
                 other => {
                     let what = format!("module {other} is not built in; Normalize, Dense and Dropout are");
-                    return Err(Error::Unsupported(format!("{}: {what}", path.display())));
+                    return Err(Error::unsupported(format!("{}: {what}", path.display())));
                 }
             }
         }
@@ -150,7 +150,7 @@ impl Modules {
         let Some(name) = name.or(self.default_prompt.as_deref()) else { return Ok(String::new()) };
         self.prompts.get(name).cloned().ok_or_else(|| {
             let names: Vec<&str> = self.prompts.keys().map(String::as_str).collect();
-            Error::Usage(format!("prompt `{name}`: the folder has {}", names.join(", ")))
+            Error::usage(format!("prompt `{name}`: the folder has {}", names.join(", ")))
         })
     }
 
@@ -165,7 +165,7 @@ impl Modules {
         let keys = optional_object(&path)?;
         let refused = |key: &str, value: &Value| {
             let what = format!("{key} is {value}, which is not built in and changes vectors");
-            Err(Error::Unsupported(format!("{}: {what}", path.display())))
+            Err(Error::unsupported(format!("{}: {what}", path.display())))
         };
         for (key, value) in keys.iter().filter(|(_, v)| !v.is_null()) {
             let empty = value.as_object().is_some_and(Map::is_empty);
@@ -256,7 +256,7 @@ fn modules(path: &Path, json: &Value) -> Result<Vec<(String, String)>> {
             }
             _ => {
                 let what = format!("module {class} is code that comes with the model, which is not run here");
-                Err(Error::Unsupported(format!("{}: {what}", path.display())))
+                Err(Error::unsupported(format!("{}: {what}", path.display())))
             }
         }
     };
@@ -310,7 +310,7 @@ fn pooling(path: &Path) -> Result<(PoolingMode, bool)> {
 
 fn unsupported(path: &Path, names: &str) -> Error {
     let what = "one of mean, weightedmean, lasttoken, cls was wanted";
-    Error::Unsupported(format!("{}: pooling by {names} is not built in; {what}", path.display()))
+    Error::unsupported(format!("{}: pooling by {names} is not built in; {what}", path.display()))
 }
 
 /// Refuses a module that works on something else than the pooled vector.
@@ -318,7 +318,7 @@ fn on_sentences(folder: &Path, keys: &Map<String, Value>) -> Result<()> {
     for key in ["module_input_name", "module_output_name"] {
         if let Some(name) = keys.get(key).filter(|v| !v.is_null() && *v != "sentence_embedding") {
             let what = format!("{key} is {name}, only sentence_embedding is built in");
-            return Err(Error::Unsupported(format!("{}: {what}", folder.display())));
+            return Err(Error::unsupported(format!("{}: {what}", folder.display())));
         }
     }
     Ok(())
@@ -340,7 +340,7 @@ impl Dense {
             Some("SiLU") => Activation::Silu,
             _ => {
                 let what = "is not built in; Identity, Tanh, ReLU, Sigmoid and SiLU of torch.nn are";
-                return Err(Error::Unsupported(format!("{}: activation {class} {what}", path.display())));
+                return Err(Error::unsupported(format!("{}: activation {class} {what}", path.display())));
             }
         };
         let weights = folder.join("model.safetensors");

@@ -1,6 +1,6 @@
 //! From instruction and text to a row of ids and the span that is the text's own.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::text::reference;
 use crate::text::template::{NONE, Template};
 use crate::text::tokenizer::{Encoded, Tokenizer};
@@ -73,8 +73,8 @@ impl Prompter {
     pub fn new(tokenizer: Tokenizer, rules: Rules) -> Result<Prompter> {
         let eos = rules.append_eos.then(|| tokenizer.eos_id()).flatten();
         if rules.append_eos && eos.is_none() {
-            let what = "EOS pooling: tokenizer_config.json names no eos_token that the tokenizer has; use --pooling last";
-            return Err(Error::Unsupported(what.into()));
+            let what = "EOS pooling: tokenizer_config.json names no eos_token that the tokenizer has; use ";
+            return Err(Error::unsupported(message![what, Setting::Pooling, " last"]));
         }
         Ok(Prompter { tokenizer, rules, eos })
     }
@@ -141,10 +141,11 @@ impl Prompter {
         let limits = self.rules.limits;
         let room = limits.max_length.saturating_sub(around);
         if room == 0 && count > 0 {
-            return Err(Error::Usage(format!(
-                "instruction and template take {around} tokens; --max-length {} leaves none for the text",
-                limits.max_length
-            )));
+            return Err(Error::usage(message![
+                format!("instruction and template take {around} tokens; "),
+                Setting::MaxLength,
+                format!(" {} leaves none for the text", limits.max_length)
+            ]));
         }
         let most = room.min(limits.doc_max_length);
         let kept = match self.rules.compat {

@@ -1,11 +1,11 @@
-//! `--compat reference`: the ids and the pooled span of McGill-NLP/llm2vec 0.2.3, quirks included.
+//! The setting `compat`, `reference`: the ids and the pooled span of McGill-NLP/llm2vec 0.2.3, quirks included.
 //!
 //! Where it differs from the default: the text is shortened by words until it has `doc_max_length` tokens, which
 //! empties a long text without spaces (Q-E1); the span is counted by tokenising the text once more on its own, which
 //! can be one off (Q-E2), and takes the template's tail; truncation drops that tail, and the span may then reach into
 //! the instruction or be longer than the row, where the reference crashes (Q-E3).
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::text::prompt::{Limits, Prompt};
 use crate::text::template::Template;
 use crate::text::tokenizer::Tokenizer;
@@ -48,10 +48,11 @@ pub fn prompt(
     let counted = tokenizer.encode(pieces.get(1).unwrap_or(&""), false)?.ids.len().min(limits.max_length);
     let ids = truncated(tokenizer, &pieces.concat(), limits.max_length)?;
     if counted > ids.len() {
-        return Err(Error::Unsupported(format!(
-            "--compat reference: the text has {counted} tokens, the row {}; the reference fails here too (#80)",
-            ids.len()
-        )));
+        return Err(Error::unsupported(message![
+            Setting::Compat,
+            format!(" reference: the text has {counted} tokens, the row {}; ", ids.len()),
+            "the reference fails here too (#80)"
+        ]));
     }
     let span = if counted == 0 { 0..ids.len() } else { ids.len() - counted..ids.len() };
     let all = 0..ids.len();

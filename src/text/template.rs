@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// A prefix and a suffix around instruction and text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Template {
-    /// The name that `--template` takes and `llm2vec_config.json` records.
+    /// The name that the setting takes and `llm2vec_config.json` records.
     pub name: &'static str,
     /// What stands in front.
     pub prefix: &'static str,
@@ -55,7 +55,7 @@ impl Template {
         let model = || MODELS.iter().find(|(m, _)| *m == name).map(|&(_, i)| ALL[i]);
         family.or_else(model).ok_or_else(|| {
             let names: Vec<_> = ALL.iter().map(|t| t.name).collect();
-            Error::Usage(format!("template `{name}`: expected one of {}", names.join(", ")))
+            Error::usage(format!("template `{name}`: expected one of {}", names.join(", ")))
         })
     }
 

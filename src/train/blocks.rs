@@ -98,7 +98,7 @@ impl Blocks {
             let what = format!("{rows} lines with {tokens} tokens make no block of {length}");
             let hint =
                 "joining drops what is left of 1000 lines; keep documents apart, or take shorter blocks";
-            return Err(Error::Unsupported(format!("{what}: {hint}")));
+            return Err(Error::unsupported(format!("{what}: {hint}")));
         }
         let hash = [grouping as u64, length as u64]
             .iter()

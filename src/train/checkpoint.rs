@@ -178,7 +178,7 @@ impl Checkpoint {
             Error::file(&path, format!("{what}; {hint}"))
         };
         let json = read_json(&path).map_err(|e| match e {
-            Error::File { what, .. } => damaged(what),
+            Error::File { what, .. } => damaged(what.to_string()),
             Error::Io { source, .. } => damaged(source.to_string()),
             other => other,
         })?;

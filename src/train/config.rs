@@ -91,7 +91,7 @@ settings! {
     /// Folder of the run, one at a time: checkpoints, then the adapter; nothing that is read may be in the way
     flag(short, long = "output", env = "LLM2VEC_OUTPUT", value_name = "DIR")
     output_dir: Option<String> = None;
-    /// Whether that folder may hold a run already. The flag `--overwrite` is of one run, and not recorded.
+    /// Whether that folder may hold a run already. What a command asks for is of one run, and not recorded.
     flag(skip)
     overwrite_output_dir: bool = false;
 

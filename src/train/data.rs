@@ -222,7 +222,7 @@ impl<I: Items> Batches<I> {
     pub fn new(items: I, batching: Batching, seed: u64) -> Result<Batches<I>> {
         let Batching { size, smallest, same_set } = batching;
         if size == 0 || smallest == 0 || smallest > size {
-            return Err(Error::Usage(format!(
+            return Err(Error::usage(format!(
                 "batches of {size} items, a last one of at least {smallest}: expected 1 <= {smallest} <= {size}"
             )));
         }
@@ -241,7 +241,7 @@ impl<I: Items> Batches<I> {
         if batches.per_epoch() == 0 {
             let most = sizes.iter().max().copied().unwrap_or(0);
             let which = if same_set { "the largest data set has" } else { "there are" };
-            return Err(Error::Usage(format!(
+            return Err(Error::usage(format!(
                 "{which} {most} rows, a batch of {size} has {smallest} at least; take a smaller batch or more data"
             )));
         }
@@ -276,11 +276,11 @@ impl<I: Items> Batches<I> {
         if (to.hash, to.seed) != (self.position.hash, self.position.seed) {
             let what =
                 "the checkpoint was made with other training data, batches or seed; give it the same again";
-            return Err(Error::Unsupported(what.into()));
+            return Err(Error::unsupported(what));
         }
         if to.batch > self.per_epoch() as u64 {
             let what = format!("batch {} of an epoch of {} batches", to.batch, self.per_epoch());
-            return Err(Error::Unsupported(format!("the checkpoint's data position makes no sense: {what}")));
+            return Err(Error::unsupported(format!("the checkpoint's data position makes no sense: {what}")));
         }
         self.position = to;
         Ok(())

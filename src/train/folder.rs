@@ -1,6 +1,6 @@
 //! A run's folder: who may train into it, and what of an earlier run is taken over, refused or deleted.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::format::{atomic, hf};
 use crate::pretrained::settings;
 use crate::train::checkpoint::{self, ADAPTER, TEMPORARY, file_names, remove};
@@ -42,10 +42,17 @@ impl Folder {
         std::fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
         let mut lock = Lock::new(path)?;
         let (old, finished) = (checkpoint::steps(path)?, path.join(ADAPTER).exists());
-        let usage = |what: String| Err(Error::Usage(format!("--output {} {what}", path.display())));
+        let usage = |what: Message| Err(refused(path, what));
         match existing {
             Existing::Refuse if !old.is_empty() || finished => {
-                return usage("already holds a run; try --resume, --overwrite or another folder".into());
+                let (resume, overwrite) = (Setting::Resume, Setting::Overwrite);
+                return usage(message![
+                    "already holds a run; try ",
+                    resume,
+                    ", ",
+                    overwrite,
+                    " or another folder"
+                ]);
             }
             Existing::Resume if old.is_empty() && finished => {
                 return Err(Error::file(path, "holds an adapter and no checkpoint to resume from"));
@@ -54,7 +61,9 @@ impl Folder {
                 for (_, dir) in &old {
                     if let Some(name) = checkpoint::stranger(dir)? {
                         let dir = dir.file_name().unwrap_or_default().to_string_lossy();
-                        return usage(format!("holds {dir}/{name}, which no run wrote; move it away first"));
+                        return usage(
+                            format!("holds {dir}/{name}, which no run wrote; move it away first").into(),
+                        );
                     }
                 }
             }
@@ -66,7 +75,7 @@ impl Folder {
             RESULT.iter().chain(&hf::SIDE_FILES).find(has).filter(|_| !path.join(config::FILE).exists());
         if let Some(name) = theirs {
             let what = format!("holds {name} and no {}", config::FILE);
-            return usage(format!("{what}: no run wrote it, and this one would; take another folder"));
+            return usage(format!("{what}: no run wrote it, and this one would; take another folder").into());
         }
         for name in file_names(path)? {
             let half = path.join(&name);
@@ -93,11 +102,16 @@ impl Folder {
     }
 }
 
+/// What speaks against a folder as a run's output.
+pub(super) fn refused(path: &Path, what: impl Into<Message>) -> Error {
+    Error::usage(message![Setting::OutputDir, format!(" {} ", path.display()), what])
+}
+
 /// Refuses a model's folder.
 pub fn holds_no_model(path: &Path) -> Result<()> {
     if path.join("config.json").exists() {
         let what = "holds a model (config.json); a folder of the run's own was wanted";
-        return Err(Error::Usage(format!("--output {} {what}", path.display())));
+        return Err(refused(path, what));
     }
     Ok(())
 }

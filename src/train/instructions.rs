@@ -109,7 +109,7 @@ impl Instructions {
                 let what = format!(
                     "data set {set:?} has no instruction, only {known} have; add {set:?}: \"\" for none"
                 );
-                Err(Error::Unsupported(what))
+                Err(Error::unsupported(what))
             }
         }
     }

@@ -2,6 +2,7 @@
 //! stops nobody.
 
 use crate::error::{Error, Result};
+use crate::train::folder;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -93,7 +94,7 @@ fn held(dir: &Path, mut file: File) -> Error {
         format!("process {} on {}, started {since} s ago", h.pid, h.host)
     });
     let what = format!("is being trained into by {who}; wait for its end or take another folder");
-    Error::Usage(format!("--output {} {what}", dir.display()))
+    folder::refused(dir, what)
 }
 
 fn now() -> u64 {

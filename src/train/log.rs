@@ -1,9 +1,9 @@
 //! What a run tells while it goes: a line per step, a bar with the time left, JSONL, TensorBoard.
 
+use super::progress::Progress;
 use super::tensorboard::Events;
 use crate::device::cpu::memory;
-use crate::error::{Error, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::error::{Error, Message, Result, Setting, Spelling, message};
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, Write};
@@ -23,6 +23,8 @@ pub struct Options {
     pub jsonl: Option<PathBuf>,
     /// Folder for TensorBoard.
     pub tensorboard: Option<PathBuf>,
+    /// How a line names a setting.
+    pub spelling: Spelling,
 }
 
 /// One optimiser step.
@@ -58,7 +60,8 @@ pub struct Log {
     steps: u64,
     every: u64,
     quiet: bool,
-    bar: ProgressBar,
+    spelling: Spelling,
+    progress: Progress,
     jsonl: Option<(PathBuf, File)>,
     events: Option<Events>,
     /// All steps of the run: those before a resume too, where there is a JSONL file.
@@ -70,19 +73,13 @@ impl Log {
     pub fn open(options: &Options, done: u64) -> Result<Log> {
         let mut points = Vec::new();
         let jsonl = options.jsonl.as_ref().map(|path| Ok((path.clone(), rewind(path, done, &mut points)?)));
-        let bar = ProgressBar::with_draw_target(Some(options.steps), ProgressDrawTarget::stderr_with_hz(4));
-        if options.quiet {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed}, {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_position(done);
-        bar.reset_eta();
+        let progress = Progress::steps(options.steps, done, options.quiet);
         Ok(Log {
             steps: options.steps,
             every: options.every.max(1),
             quiet: options.quiet,
-            bar,
+            spelling: options.spelling,
+            progress,
             jsonl: jsonl.transpose()?,
             events: options.tensorboard.as_ref().map(|dir| Events::create(dir, done + 1)).transpose()?,
             points,
@@ -92,8 +89,13 @@ impl Log {
     /// A line above the bar.
     pub fn line(&self, text: &str) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.progress.line(text);
         }
+    }
+
+    /// A message as a line above the bar.
+    pub fn message(&self, message: &Message) {
+        self.line(&message.spelled(self.spelling));
     }
 
     /// Tells of one step.
@@ -109,8 +111,7 @@ impl Log {
                 self.steps
             ));
         }
-        self.bar.set_message(format!("loss {loss:.4}"));
-        self.bar.set_position(*step);
+        self.progress.step(*step, &format!("loss {loss:.4}"));
         self.points.push(Point { step: *step, loss: *loss, lr: *lr });
         let mut values =
             vec![("loss", *loss), ("grad_norm", *grad_norm), ("lr", *lr), ("tokens_per_second", rate)];
@@ -149,7 +150,7 @@ impl Log {
 
     /// Takes the bar away.
     pub fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.progress.finish();
     }
 }
 
@@ -159,7 +160,10 @@ fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        return Err(Error::Usage(format!("--log {} is another run's; name another", path.display())));
+        return Err(Error::usage(message![
+            Setting::Log,
+            format!(" {} is another run's; name another", path.display())
+        ]));
     }
     let keep = kept(path, &file, done, points)?;
     file.set_len(keep).map_err(io)?;

@@ -54,7 +54,7 @@ impl MaskToken {
         let name = format!("{self:?}").to_lowercase();
         id.ok_or_else(|| {
             let hint = "expected one of auto, blank, eos, mask that the vocabulary has (none is added to it)";
-            Error::Unsupported(format!("mask token `{name}`: the tokenizer has not {what}; {hint}"))
+            Error::unsupported(format!("mask token `{name}`: the tokenizer has not {what}; {hint}"))
         })
     }
 }

@@ -1,6 +1,6 @@
-//! Training ([`run`], by [`stage`]): what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]),
+//! Training ([`run`], by `stage`): what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]),
 //! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), what it keeps on disk ([`checkpoint`] in a [`folder`]
-//! under a [`lock`], apart from what it reads by [`paths`]; [`identity`] tells one run from another) and what it shows meanwhile ([`log`], [`plot`], [`tensorboard`]).
+//! under a [`lock`], apart from what it reads by `paths`; [`identity`] tells one run from another) and what it shows meanwhile ([`log`], `tensorboard`, and with feature `cli` a bar and a plot).
 
 pub mod adapter;
 pub mod blocks;
@@ -16,10 +16,12 @@ pub mod lock;
 pub mod log;
 pub mod mask;
 pub mod mntp;
-pub mod paths;
+pub(crate) mod paths;
+#[cfg(feature = "cli")]
 pub mod plot;
-pub mod rows;
+pub(crate) mod progress;
+pub(crate) mod rows;
 pub mod run;
 pub mod schedule;
-pub mod stage;
-pub mod tensorboard;
+pub(crate) mod stage;
+pub(crate) mod tensorboard;

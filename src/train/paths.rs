@@ -1,9 +1,11 @@
 //! What a run reads and what it writes or deletes: that these never meet, whatever their names, and that it can be
 //! written, before the first step.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::format::atomic;
+use crate::pretrained::open::Setup;
 use crate::train::checkpoint;
+use crate::train::config::TrainConfig;
 use crate::train::folder::{Existing, is_written};
 use crate::train::{config, log};
 use std::fs::OpenOptions;
@@ -11,10 +13,29 @@ use std::path::{Component, Path, PathBuf};
 
 /// Something that a run reads: a file, or a folder of files.
 pub struct Input {
-    /// The flag that names it.
-    pub flag: &'static str,
+    /// The setting that names it.
+    pub setting: Setting,
     /// Where it is.
     pub path: PathBuf,
+}
+
+/// Everything that a run reads, by the setting that names it.
+pub(super) fn inputs(
+    config: &TrainConfig,
+    setup: &Setup,
+    start: Option<&Path>,
+    source: Option<&Path>,
+) -> Vec<Input> {
+    let file = |setting, path: Option<&str>| path.map(|path| Input { setting, path: path.into() });
+    let folder = |setting, path: &Path| Input { setting, path: path.into() };
+    let mut list: Vec<Input> = setup.stack.dirs().map(|dir| folder(Setting::TrainModel, dir)).into();
+    list.extend(setup.stack.adapters.iter().map(|at| folder(Setting::TrainAdapters, &at.dir)));
+    list.extend(start.map(|dir| folder(Setting::TrainAdapters, dir)));
+    list.extend(file(Setting::TrainFile, config.data()));
+    list.extend(file(Setting::ValidationFile, config.validation_file.as_deref()));
+    list.extend(file(Setting::Instructions, config.instructions.as_deref()));
+    list.extend(source.map(|path| Input { setting: Setting::Source, path: path.into() }));
+    list
 }
 
 /// Where a run writes.
@@ -23,11 +44,11 @@ pub struct Outputs<'a> {
     pub folder: &'a Path,
     /// What it does about a run that is there.
     pub existing: Existing,
-    /// `--log`.
+    /// The log of its steps.
     pub log: Option<&'a Path>,
-    /// `--plot`.
+    /// The picture of its losses.
     pub plot: Option<&'a Path>,
-    /// `--tensorboard`.
+    /// The folder of TensorBoard's events.
     pub tensorboard: Option<&'a Path>,
 }
 
@@ -35,42 +56,48 @@ impl Outputs<'_> {
     /// Refuses outputs that would delete or overwrite one of `inputs`, or each other.
     pub fn spare(&self, inputs: &[Input]) -> Result<()> {
         let folder = real(self.folder);
-        let refused = |what: String| Err(Error::Usage(what));
-        for Input { flag, path } in inputs {
-            let name = path.display();
+        let refused = |what: Message| Err(Error::usage(what));
+        for &Input { setting, ref path } in inputs {
+            let name = format!(" {}", path.display());
             if real(path) == folder {
-                let what = format!("--output {} is {flag} itself", self.folder.display());
-                return refused(format!("{what}, which the run reads; take another folder"));
+                let (output, rest) =
+                    (self.folder.display(), " itself, which the run reads; take another folder");
+                return refused(message![Setting::OutputDir, format!(" {output} is "), setting, rest]);
             }
             for file in files(path) {
                 // By its own name and by that of what it links to: deleting either loses it.
                 let forms = [real(&file), named(&file)];
-                if let Some(place) = forms.iter().find_map(|form| self.place(&folder, form, flag)) {
+                if let Some(place) = forms.iter().find_map(|form| self.place(&folder, form, setting)) {
                     let what =
-                        format!("{flag} {name} is read, and the run would delete or overwrite {place}");
-                    return refused(format!("{what} in its --output; take another folder, or a copy"));
+                        format!("{name} is read, and the run would delete or overwrite {place} in its ");
+                    let output = Setting::OutputDir;
+                    return refused(message![setting, what, output, "; take another folder, or a copy"]);
                 }
                 if let Some((output, to)) = self.files().into_iter().find(|(_, to)| same(to, &file)) {
-                    let what = format!("{output} {} would overwrite {flag} {name}", to.display());
-                    return refused(format!("{what}; name another file"));
+                    let what = format!(" {} would overwrite ", to.display());
+                    return refused(message![output, what, setting, name, "; name another file"]);
                 }
             }
-            let rows = ["--data", "--validation"].contains(flag);
+            let rows = [Setting::TrainFile, Setting::ValidationFile].contains(&setting);
             if let Some(log) = self.log.filter(|log| rows && real(log).parent() == Some(&*real(path))) {
-                let what = format!("--log {} would be read as a data set of {flag} {name}", log.display());
-                return refused(format!("{what} from then on; name another file"));
+                let what = format!(" {} would be read as a data set of ", log.display());
+                let rest = " from then on; name another file";
+                return refused(message![Setting::Log, what, setting, name, rest]);
             }
         }
-        for (output, to) in self.files().into_iter().chain(self.tensorboard.map(|dir| ("--tensorboard", dir)))
+        for (output, to) in
+            self.files().into_iter().chain(self.tensorboard.map(|dir| (Setting::Tensorboard, dir)))
         {
             if let Some(place) = self.place(&folder, &real(to), output) {
-                let what = format!("{output} {} would be in the way of {place}", to.display());
-                return refused(format!("{what}, which the run writes in its --output; name another"));
+                let what =
+                    format!(" {} would be in the way of {place}, which the run writes in its ", to.display());
+                return refused(message![output, what, Setting::OutputDir, "; name another"]);
             }
         }
         match (self.log, self.plot) {
             (Some(log), Some(plot)) if same(log, plot) => {
-                refused(format!("--log and --plot are both {}; name another file", log.display()))
+                let rest = format!(" are both {}; name another file", log.display());
+                refused(message![Setting::Log, " and ", Setting::Plot, rest])
             }
             _ => Ok(()),
         }
@@ -102,17 +129,17 @@ impl Outputs<'_> {
     }
 
     /// The files beside the run's folder.
-    fn files(&self) -> Vec<(&'static str, &Path)> {
-        let all = [("--log", self.log), ("--plot", self.plot)];
-        all.into_iter().filter_map(|(flag, path)| Some((flag, path?))).collect()
+    fn files(&self) -> Vec<(Setting, &Path)> {
+        let all = [(Setting::Log, self.log), (Setting::Plot, self.plot)];
+        all.into_iter().filter_map(|(setting, path)| Some((setting, path?))).collect()
     }
 
     /// What of the run's own is at `path`, or holds it.
-    fn place(&self, folder: &Path, path: &Path, flag: &str) -> Option<String> {
+    fn place(&self, folder: &Path, path: &Path, setting: Setting) -> Option<String> {
         let inside = path.strip_prefix(folder).ok()?;
         let first = inside.components().next()?.as_os_str().to_string_lossy();
         // A resumed run may be told its settings by the file that it has written itself.
-        let own = first == config::FILE && flag == "--config" && self.existing == Existing::Resume;
+        let own = first == config::FILE && setting == Setting::Source && self.existing == Existing::Resume;
         let taken = checkpoint::is_name(&first) || is_written(&first) && !own;
         taken.then(|| first.into_owned())
     }

@@ -4,7 +4,7 @@
 //! the disk: the whole corpus is shuffled alike, packed or not (ours are sorted by book), resuming is a seek instead of
 //! reading everything again, and bad rows are all known before the first step. Memory is 16 bytes a row.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result};
 use crate::format::input::{Format, Lines, unpacked};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -107,16 +107,6 @@ impl Rows {
         Ok(Rows { files, starts, hash: hash.0, report })
     }
 
-    /// All rows.
-    pub fn len(&self) -> usize {
-        self.report.rows
-    }
-
-    /// Never: opening refuses it.
-    pub fn is_empty(&self) -> bool {
-        self.report.rows == 0
-    }
-
     /// Names of the data sets: their files' names without endings.
     pub fn sets(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|f| f.name.as_str())
@@ -193,7 +183,7 @@ fn index(path: &Path, kind: Kind, strict: bool, report: &mut Report, hash: &mut 
     let plain = unpacked(path);
     let name = plain.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut lines = Lines::open(path)?;
-    let format = match (lines.format("")?, kind) {
+    let format = match (lines.format(Message::default())?, kind) {
         (_, Kind::Triple) => Format::Jsonl,
         (format, _) => format,
     };

@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::device::gpu::Graphs;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::format::hf::copy_side_files;
 use crate::format::peft::Adapter;
 use crate::memory::{Arena, amount};
@@ -16,6 +16,7 @@ use crate::pretrained::open::{self, Compute, Setup};
 use crate::pretrained::settings::Settings;
 use crate::tensor::Tensor;
 use crate::text::template::NONE;
+use crate::train::adapter;
 use crate::train::checkpoint::{self, Checkpoint, Losses, Moments, Named, State};
 use crate::train::config::{Stage, TrainConfig};
 use crate::train::data::Position;
@@ -24,10 +25,11 @@ use crate::train::identity::Identity;
 use crate::train::learner::{Head, Learner, Size};
 use crate::train::log::{self, Log, Step};
 use crate::train::mntp::Outcome;
-use crate::train::paths::{Input, Outputs};
+use crate::train::paths::{Outputs, inputs};
+#[cfg(feature = "cli")]
+use crate::train::plot;
 use crate::train::schedule::Schedule;
 use crate::train::stage::{Feed, Loss, tokens};
-use crate::train::{adapter, plot};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -53,7 +55,7 @@ pub struct Options {
     pub source: Option<PathBuf>,
     /// Where the log goes; its steps are filled in here.
     pub log: log::Options,
-    /// Draw loss and learning rate at the end.
+    /// Draw loss and learning rate at the end: an SVG file, for which feature `cli` is needed.
     pub plot: Option<PathBuf>,
     /// The number of a signal that asks to stop, 0 before it comes.
     pub stop: Arc<AtomicUsize>,
@@ -91,6 +93,7 @@ pub struct Trainer {
     /// Steps done.
     step: u64,
     log: Log,
+    #[cfg(feature = "cli")]
     plot: Option<PathBuf>,
     stop: Arc<AtomicUsize>,
 }
@@ -112,7 +115,7 @@ impl Trainer {
             }
             if signal != 0 && self.step < self.schedule.steps as u64 {
                 self.log.finish();
-                let what = format!("step {} is saved; --resume goes on", self.step);
+                let what = message![format!("step {} is saved; ", self.step), Setting::Resume, " goes on"];
                 return Err(Error::Stopped { signal, what });
             }
         }
@@ -123,7 +126,7 @@ impl Trainer {
     pub fn open(mut options: Options) -> Result<Trainer> {
         let options = &mut options;
         let Some(output) = options.config.output_dir.as_ref().map(PathBuf::from) else {
-            return Err(Error::Usage("training needs an --output folder".into()));
+            return Err(Error::usage(message!["training needs an ", Setting::OutputDir, " folder"]));
         };
         let (setup, start) = opened(options)?;
         check_outputs(options, &setup, &output, start.as_ref().map(|(_, dir)| dir.as_path()))?;
@@ -131,14 +134,14 @@ impl Trainer {
         let (mut feed, mut lines) = Feed::open(config, &setup)?;
         let schedule = Schedule::new(config.learning_rate, &config.plan(feed.per_epoch()))?;
         let plan = plan(config, &setup, start.as_ref().map(|(adapter, _)| adapter.clone()))?;
-        lines.push(plan_line(&plan));
+        lines.push(plan_line(&plan).into());
 
         let identity = Identity::new(config, &setup, start.as_ref().map(|(adapter, _)| adapter))?;
         let folder = Folder::claim(&output, options.existing)?;
-        lines.extend(folder.warning.iter().map(|w| format!("warning: {w}")));
+        lines.extend(folder.warning.iter().map(|w| format!("warning: {w}").into()));
         let saved = match &folder.resume {
             Some(dir) => {
-                lines.push(format!("resuming from {}", dir.display()));
+                lines.push(format!("resuming from {}", dir.display()).into());
                 Some(resumed(dir, &identity, &setup)?)
             }
             None => None,
@@ -146,7 +149,7 @@ impl Trainer {
         let start = match (&saved, start) {
             (Some(saved), _) => saved.adapter.clone(),
             (None, Some((adapter, dir))) => {
-                lines.push(format!("training on from {}", dir.display()));
+                lines.push(format!("training on from {}", dir.display()).into());
                 adapter
             }
             (None, None) => adapter::fresh(&setup.config, config, &setup.base_reference()),
@@ -167,10 +170,9 @@ impl Trainer {
         let log = Log::open(&options.log, step)?;
         folder.clear()?;
         setup.warnings.iter().for_each(|w| log.line(&format!("warning: {w}")));
-        lines.iter().for_each(|line| log.line(line));
+        lines.iter().for_each(|line| log.message(line));
         let config = config.clone();
         config.save(&output)?;
-        let (plot, stop) = (options.plot.take(), options.stop.clone());
         Ok(Trainer {
             config,
             setup,
@@ -183,8 +185,9 @@ impl Trainer {
             losses,
             step,
             log,
-            plot,
-            stop,
+            #[cfg(feature = "cli")]
+            plot: options.plot.take(),
+            stop: options.stop.clone(),
         })
     }
 
@@ -301,6 +304,7 @@ impl Trainer {
         }
         copy_side_files(&self.setup.dir, output)?;
         checkpoint::write_adapter(output, &adapter, &self.settings())?;
+        #[cfg(feature = "cli")]
         if let Some(path) = &self.plot {
             plot::draw(path, &self.log.points)?;
         }
@@ -320,20 +324,29 @@ const HEAD: &str = "lm_head.weight";
 
 /// The model with the adapters below the trained one, and the adapter to train on and its folder, if there is one.
 fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> {
+    if cfg!(not(feature = "cli")) && options.plot.is_some() {
+        let what = ": this build draws none; leave it out, or build with feature `cli`";
+        return Err(Error::unsupported(message![Setting::Plot, what]));
+    }
     let config = &mut options.config;
     let Some(model) = config.model_name_or_path.clone() else {
-        return Err(Error::Usage("training needs a --model".into()));
+        return Err(Error::usage(message!["training needs a ", Setting::TrainModel]));
     };
     let mut below = names::split(&config.peft_model_name_or_path);
     let start = match config.continue_adapter.then(|| below.pop()) {
-        Some(None) => return Err(Error::Usage("--continue needs an --adapter to train on".into())),
+        Some(None) => {
+            return Err({
+                let (adapter, rest) = (Setting::TrainAdapters, " to train on");
+                Error::usage(message![Setting::ContinueAdapter, " needs an ", adapter, rest])
+            });
+        }
         Some(Some(name)) => {
             let dir = names::locate(&name)?.dir;
             Some((adapter::continued(&dir, config)?, dir))
         }
         None => None,
     };
-    config.validate().map_err(|invalid| Error::Usage(invalid.to_string()))?;
+    config.validate().map_err(|invalid| Error::usage(invalid.message()))?;
     let setup = Setup::open(&open::Options {
         adapters: below,
         pooling: Some(config.pooling_mode),
@@ -348,7 +361,7 @@ fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> 
     })?;
     if !setup.steps.is_empty() {
         let what = "has modules after its pooling (Dense, truncate_dim) that training would pass over; train its base";
-        return Err(Error::Unsupported(format!("{}: {what}", setup.dir.display())));
+        return Err(Error::unsupported(format!("{}: {what}", setup.dir.display())));
     }
     if let Some((_, dir)) = &start {
         adapter::on_its_layers(dir, &setup.files.chain)?;
@@ -358,16 +371,23 @@ fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> 
 
 /// What a run would allocate, if there is room for it.
 fn plan(config: &TrainConfig, setup: &Setup, start: Option<Adapter>) -> Result<Arena> {
+    let (length, recompute) = (Setting::MaxSeqLength, Setting::GradientCheckpointing);
     let hint = match config.stage {
-        Stage::Mntp => "a smaller --batch with more --accumulation, a smaller --max-length, or --recompute",
-        _ => "--grad-cache 32, a smaller --batch or --max-length, or --recompute",
+        Stage::Mntp => {
+            let (batch, more, accumulation) = (Setting::Batch, " with more ", Setting::Accumulation);
+            message!["a smaller ", batch, more, accumulation, ", a smaller ", length, ", or ", recompute]
+        }
+        _ => {
+            let (cache, batch) = (Setting::GradCache, Setting::Batch);
+            message![cache, " 32, a smaller ", batch, " or ", length, ", or ", recompute]
+        }
     };
     let tokens = tokens(config);
     if tokens > i32::MAX as usize {
-        return Err(Error::Device(format!(
-            "the plan is for {tokens} tokens, {} is the limit; try {hint}",
-            i32::MAX
-        )));
+        return Err(Error::device(message![
+            format!("the plan is for {tokens} tokens, {} is the limit; try ", i32::MAX),
+            hint
+        ]));
     }
     let mut arena = Arena::planning(&setup.device);
     let start = start.unwrap_or_else(|| adapter::fresh(&setup.config, config, &setup.base_reference()));
@@ -405,20 +425,6 @@ fn size(config: &TrainConfig, setup: &Setup) -> Size {
     }
 }
 
-/// Everything that a run reads, by the flag that names it.
-fn inputs(config: &TrainConfig, setup: &Setup, start: Option<&Path>, source: Option<&Path>) -> Vec<Input> {
-    let file = |flag, path: Option<&str>| path.map(|path| Input { flag, path: path.into() });
-    let folder = |flag, path: &Path| Input { flag, path: path.into() };
-    let mut list: Vec<Input> = setup.stack.dirs().map(|dir| folder("--model", dir)).into();
-    list.extend(setup.stack.adapters.iter().map(|at| folder("--adapter", &at.dir)));
-    list.extend(start.map(|dir| folder("--adapter", dir)));
-    list.extend(file("--data", config.data()));
-    list.extend(file("--validation", config.validation_file.as_deref()));
-    list.extend(file("--instructions", config.instructions.as_deref()));
-    list.extend(source.map(|path| Input { flag: "--config", path: path.into() }));
-    list
-}
-
 /// Refuses outputs that would cost an input or cannot be written. Touches nothing: a mistake must not cost the old run
 /// either.
 fn check_outputs(options: &Options, setup: &Setup, output: &Path, start: Option<&Path>) -> Result<()> {
@@ -444,7 +450,7 @@ fn resumed(dir: &Path, identity: &Identity, setup: &Setup) -> Result<Checkpoint>
 /// Takes the data to where the checkpoint left it, which must be where its step leaves it.
 fn go_on(feed: &mut Feed, state: &State, config: &TrainConfig) -> Result<()> {
     let position = Position::deserialize(&state.position)
-        .map_err(|e| Error::Unsupported(format!("the checkpoint's data position cannot be read: {e}")))?;
+        .map_err(|e| Error::unsupported(format!("the checkpoint's data position cannot be read: {e}")))?;
     feed.seek(position)?;
     let batches = state.step.saturating_mul(config.gradient_accumulation_steps as u64);
     let (size, before) = (feed.per_epoch() as u64, batches.saturating_sub(1));
@@ -453,7 +459,7 @@ fn go_on(feed: &mut Feed, state: &State, config: &TrainConfig) -> Result<()> {
         let Position { epoch, batch, .. } = position;
         let what = format!("the checkpoint stands at batch {batch} of epoch {epoch} of its data");
         let (step, (epoch, batch)) = (state.step, wanted);
-        return Err(Error::Unsupported(format!(
+        return Err(Error::unsupported(format!(
             "{what}, after step {step} it is batch {batch} of epoch {epoch}; delete this checkpoint to resume from the \
              one before it"
         )));
@@ -464,7 +470,7 @@ fn go_on(feed: &mut Feed, state: &State, config: &TrainConfig) -> Result<()> {
 /// Puts back what the optimiser knew, and a trained head.
 fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
     let wrong =
-        |name: &str| Error::Unsupported(format!("the checkpoint has no {name} of the learner's shape"));
+        |name: &str| Error::unsupported(format!("the checkpoint has no {name} of the learner's shape"));
     for (i, name) in learner.names().iter().enumerate() {
         let found = saved.moments.iter().find(|s| s.name == *name);
         let [m, v] = &mut learner.moments_mut()[i];

@@ -54,7 +54,7 @@ impl Schedule {
         let steps = all.min(plan.stop);
         if steps == 0 {
             let what = format!("{} epochs of {per_epoch} steps, stopped after {}", plan.epochs, plan.stop);
-            return Err(Error::Usage(format!("{what}: there is no step to train")));
+            return Err(Error::usage(format!("{what}: there is no step to train")));
         }
         let total = if plan.decay == Decay::Epochs { all } else { steps };
         let ratio = (total as f64 * plan.warmup_ratio).ceil() as usize;

@@ -1,6 +1,6 @@
 //! What a stage feeds the learner: its data, and the batch that a step makes of it.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::llama::Noise;
@@ -17,7 +17,7 @@ use crate::train::mntp::{Mntp, Outcome};
 use crate::train::rows::Report;
 use rayon::prelude::*;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The data of a stage, batch by batch.
 pub enum Feed {
@@ -47,24 +47,26 @@ pub enum Loss {
 
 impl Feed {
     /// Opens the data of `config`; also gives lines to show: what was found, what was left out.
-    pub fn open(config: &TrainConfig, setup: &Setup) -> Result<(Feed, Vec<String>)> {
+    pub fn open(config: &TrainConfig, setup: &Setup) -> Result<(Feed, Vec<Message>)> {
         let Some(data) = config.data() else {
-            let give = "--data (or train_file, dataset_file_path in the configuration)";
-            return Err(Error::Usage(match config.downloaded() {
+            let give = match config.downloaded() {
                 Some(name) => {
-                    format!("dataset_name {name:?} is not downloaded: give its text in a file, by {give}")
+                    format!("dataset_name {name:?} is not downloaded: give its text in a file, by ")
                 }
-                None => format!("no training data: give {give}"),
-            }));
+                None => "no training data: give ".into(),
+            };
+            let or = " (or train_file, dataset_file_path in the configuration)";
+            return Err(Error::usage(message![give, Setting::TrainFile, or]));
         };
         let (feed, mut lines) = Feed::read(config, setup, Path::new(data))?;
-        let line =
-            |name| format!("warning: dataset_name {name:?} is not downloaded: {data} is read in its place");
+        let line = |name| {
+            format!("warning: dataset_name {name:?} is not downloaded: {data} is read in its place").into()
+        };
         lines.splice(0..0, config.downloaded().map(line));
         Ok((feed, lines))
     }
 
-    fn read(config: &TrainConfig, setup: &Setup, data: &Path) -> Result<(Feed, Vec<String>)> {
+    fn read(config: &TrainConfig, setup: &Setup, data: &Path) -> Result<(Feed, Vec<Message>)> {
         let size = config.per_device_train_batch_size;
         let least = if config.stage == Stage::Mntp { 1 } else { 2.min(size) };
         let whole = config.stage == Stage::Supervised || config.dataloader_drop_last;
@@ -78,7 +80,8 @@ impl Feed {
                 let mut texts = Texts::lines(data, config.strict)?;
                 let mut lines = found(texts.report());
                 let blocks = blocks(&mut texts, config, setup)?;
-                lines.push(format!("data: {} blocks of {} tokens in all", blocks.len(), blocks.tokens()));
+                let (count, tokens) = (blocks.len(), blocks.tokens());
+                lines.push(format!("data: {count} blocks of {tokens} tokens in all").into());
                 let validation = match &config.validation_file {
                     Some(file) => {
                         Some(self::blocks(&mut Texts::lines(Path::new(file), config.strict)?, config, setup)?)
@@ -203,7 +206,7 @@ impl Loss {
 }
 
 fn other_stage<T>() -> Result<T> {
-    Err(Error::Unsupported("the loss is of another stage than the data".into()))
+    Err(Error::unsupported("the loss is of another stage than the data"))
 }
 
 /// Queries and candidates of a contrastive batch, and sequences that are run at a time.
@@ -236,14 +239,15 @@ fn blocks(texts: &mut Texts, config: &TrainConfig, setup: &Setup) -> Result<Bloc
 }
 
 /// What a file held, in lines to show.
-fn found(report: &Report) -> Vec<String> {
-    let mut lines = vec![format!("data: {} rows", report.rows)];
+fn found(report: &Report) -> Vec<Message> {
+    let mut lines = vec![format!("data: {} rows", report.rows).into()];
     if report.bad > 0 {
-        lines.push(format!("warning: {} bad rows were left out (--strict stops at the first)", report.bad));
-        lines.extend(report.named.iter().map(|row| format!("warning: {row}")));
+        let bad = format!("warning: {} bad rows were left out (", report.bad);
+        lines.push(message![bad, Setting::Strict, " stops at the first)"]);
+        lines.extend(report.named.iter().map(|row| format!("warning: {row}").into()));
     }
-    lines
-        .extend(report.ignored.iter().map(|p| format!("warning: {} holds no rows by its name", p.display())));
+    let nothing = |p: &PathBuf| format!("warning: {} holds no rows by its name", p.display()).into();
+    lines.extend(report.ignored.iter().map(nothing));
     lines
 }
 

@@ -81,7 +81,7 @@ impl Tiny {
 impl Source for Tiny {
     fn tensor(&self, name: &str) -> Result<Raw<'_>> {
         let (name, (shape, data)) =
-            self.tensors.get_key_value(name).ok_or_else(|| Error::Unsupported(name.into()))?;
+            self.tensors.get_key_value(name).ok_or_else(|| Error::unsupported(name))?;
         Ok(Raw { name, dtype: DType::Bf16, shape: shape.clone(), data })
     }
 

@@ -166,7 +166,7 @@ fn what_is_not_text_is_refused_by_content() {
         ("a.csv.gz", &gzip(b"one\n"), "table"),
     ];
     for (name, bytes, what) in cases {
-        refused(all(name, bytes), &[name, what, "wanted: ", "--input-format text"]);
+        refused(all(name, bytes), &[name, what, "wanted: ", "input_format text"]);
     }
     let dir = folder();
     let path = write(dir.path(), "a.csv", csv.as_bytes());

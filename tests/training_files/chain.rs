@@ -44,10 +44,10 @@ fn adapters_are_taken_in_the_order_of_their_training_only() {
 
     refused(
         open(&model, &[&simcse]),
-        &["simcse: was trained on top of mntp (", "the bare model", "--adapter mntp before it"],
+        &["simcse: was trained on top of mntp (", "the bare model", "adapters mntp before it"],
     );
     refused(open(&model, &[&simcse, &mntp]), &["simcse: was trained on top of mntp"]);
-    refused(open(&model, &[&other, &simcse]), &["here it is put on other", "--adapter mntp"]);
+    refused(open(&model, &[&other, &simcse]), &["here it is put on other", "adapters mntp"]);
     refused(open(&model, &[&mntp, &other]), &["other: was trained on top of the bare model", "no other"]);
     refused(open(&model, &[&mntp, &mntp, &simcse]), &["mntp: was trained on top of the bare model"]);
 

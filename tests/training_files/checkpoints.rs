@@ -238,7 +238,10 @@ fn a_folder_that_holds_a_run_is_refused_resumed_or_cleared() {
     fs::write(output.join("notes.txt"), "mine").unwrap();
     let error = claim(&output, Existing::Refuse).unwrap_err();
     assert_eq!(error.exit_code(), 2);
-    refused::<()>(Err(error), &["deep/run", "already holds a run", "--resume", "--overwrite"]);
+    refused::<()>(
+        Err(error),
+        &["deep/run", "already holds a run", "Existing::Resume", "Existing::Overwrite"],
+    );
     assert_eq!(claim(&output, Existing::Resume).unwrap(), Some(dir));
     assert_eq!(names(&output), ["checkpoint-5", "notes.txt"]);
     assert_eq!(claim(&output, Existing::Overwrite).unwrap(), None);

@@ -29,7 +29,7 @@ fn signalled() {
     }
     // What `main` does of the error that a stopped run ends with.
     let signal = stop.load(Ordering::Relaxed) as u8;
-    std::process::exit(Error::Stopped { signal, what: String::new() }.exit_code().into());
+    std::process::exit(Error::Stopped { signal, what: String::new().into() }.exit_code().into());
 }
 
 #[test]

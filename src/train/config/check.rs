@@ -1,6 +1,7 @@
 //! What a setting's value may be.
 
 use super::{MODULES, Stage};
+use crate::error::{Message, Setting, message};
 use crate::text::template::{NONE, Template};
 use std::fmt;
 
@@ -10,17 +11,24 @@ pub struct Invalid {
     /// Its key in a file.
     pub key: &'static str,
     /// What is wrong, in words that follow the setting's name: `is 0, at least 1 was wanted`.
-    pub what: String,
+    pub what: Message,
+}
+
+impl Invalid {
+    /// The whole of it, under the key.
+    pub fn message(&self) -> Message {
+        message![format!("{:?} ", self.key), self.what.clone()]
+    }
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{:?} {}", self.key, self.what)
+        self.message().fmt(f)
     }
 }
 
 /// What is wrong, if anything.
-pub(super) type Verdict = Result<(), String>;
+pub(super) type Verdict = Result<(), Message>;
 
 /// More rows or tokens than anyone has: keeps the product of sizes from overflowing.
 pub(super) const MOST: usize = 1 << 24;
@@ -28,8 +36,8 @@ pub(super) const MOST: usize = 1 << 24;
 /// From `least` to `most`.
 pub(super) fn integer(least: usize, most: usize) -> impl Fn(&usize, Stage) -> Verdict {
     move |&n, _| match n {
-        _ if n < least => Err(format!("is {n}, at least {least} was wanted")),
-        _ if n > most => Err(format!("is {n}, at most {most} was wanted")),
+        _ if n < least => Err(format!("is {n}, at least {least} was wanted").into()),
+        _ if n > most => Err(format!("is {n}, at most {most} was wanted").into()),
         _ => Ok(()),
     }
 }
@@ -37,7 +45,7 @@ pub(super) fn integer(least: usize, most: usize) -> impl Fn(&usize, Stage) -> Ve
 fn number(wanted: &'static str, inside: fn(f64) -> bool) -> impl Fn(&f64, Stage) -> Verdict {
     move |&x, _| match x.is_finite() && inside(x) {
         true => Ok(()),
-        false => Err(format!("is {x}, which is out of its range, {wanted}")),
+        false => Err(format!("is {x}, which is out of its range, {wanted}").into()),
     }
 }
 
@@ -75,7 +83,7 @@ pub(super) fn optional<T>(check: impl Fn(&T, Stage) -> Verdict) -> impl Fn(&Opti
 pub(super) fn constant(built_in: &'static str) -> impl Fn(&String, Stage) -> Verdict {
     move |name, _| match name == built_in {
         true => Ok(()),
-        false => Err(format!("is {name:?}, only {built_in:?} is built in")),
+        false => Err(format!("is {name:?}, only {built_in:?} is built in").into()),
     }
 }
 
@@ -91,7 +99,7 @@ pub(super) fn batch(&rows: &usize, stage: Stage) -> Verdict {
 
 pub(super) fn modules(names: &[String], _: Stage) -> Verdict {
     match names.iter().find(|name| !MODULES.contains(&name.as_str())) {
-        Some(name) => Err(format!("holds {name:?}, which is none of {}", MODULES.join(", "))),
+        Some(name) => Err(format!("holds {name:?}, which is none of {}", MODULES.join(", ")).into()),
         None if names.is_empty() => Err("is empty: nothing would be trained".into()),
         None => Ok(()),
     }
@@ -101,15 +109,17 @@ pub(super) fn template(template: &Template, stage: Stage) -> Verdict {
     let what = "only supervised training puts a template around its texts, as in the reference; remove it";
     match stage == Stage::Supervised || *template == NONE {
         true => Ok(()),
-        false => Err(format!("is {:?}: {what}", template.name)),
+        false => Err(format!("is {:?}: {what}", template.name).into()),
     }
 }
 
 pub(super) fn validation(file: &String, stage: Stage) -> Verdict {
-    let what = "only mntp (--validation) evaluates while it trains; remove it, and see eval for the adapter";
+    let what = ") evaluates while it trains; remove it, and see eval for the adapter";
     match stage {
         Stage::Mntp => Ok(()),
-        Stage::Simcse | Stage::Supervised => Err(format!("is {file:?}: {what}")),
+        Stage::Simcse | Stage::Supervised => {
+            Err(message![format!("is {file:?}: only mntp ("), Setting::ValidationFile, what])
+        }
     }
 }
 
@@ -119,5 +129,5 @@ pub(super) fn dataset(name: &String, stage: Stage) -> Verdict {
         (Stage::Supervised, "Wiki1M") => "\"E5\", rows of JSON",
         _ => return Ok(()),
     };
-    Err(format!("is {name:?}, the form of another stage's data; this one's is {wanted}"))
+    Err(format!("is {name:?}, the form of another stage's data; this one's is {wanted}").into())
 }

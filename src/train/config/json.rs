@@ -64,7 +64,7 @@ impl TrainConfig {
         };
         let mut config = TrainConfig::new(stage);
         let ignored = config.set(&given).map_err(|what| Error::file(path, what))?;
-        config.validate().map_err(|invalid| Error::file(path, invalid.to_string()))?;
+        config.validate().map_err(|invalid| Error::file(path, invalid.message()))?;
         Ok((config, ignored))
     }
 
