@@ -244,7 +244,7 @@ def peft_loads_a_trained_adapter(run):
 
 GOLDEN = TESTS / "golden" / "merged"
 
-# Name, and the flags of `merge`. tests/cli/merge.rs makes the same folders.
+# Name, and the flags of `merge`. tests/all/cli/merge.rs makes the same folders.
 MERGED = {
     "mean": ["--pool-over", "all"],
     "eos-normalize": ["--pooling", "eos", "--normalize", "--max-length", "24"],

@@ -24,7 +24,7 @@ mod tables;
 pub mod warpgroup;
 mod wgmma;
 
-use crate::{SEEDS, ptx, real};
+use super::{SEEDS, ptx, real};
 pub use ptx_emulator::{Counters, Element, Emulator, Launch, Module, Result, Swizzle, TensorMap};
 
 pub const BASICS: &str = include_str!("ptx/basics.ptx");

@@ -1,0 +1,29 @@
+//! Every test that needs no process of its own and no GPU, a module for each subject: `cargo test --release --test all cli::`
+//! runs one.
+
+#[path = "../common/answers.rs"]
+mod answers;
+#[path = "../common/command.rs"]
+mod command;
+#[path = "../common/mod.rs"]
+mod common;
+
+mod attention;
+mod backward;
+mod bench;
+mod cli;
+mod emulated;
+mod eval;
+mod formats;
+mod golden;
+mod gradients;
+mod house;
+mod kernels;
+mod model;
+mod ops;
+mod text;
+mod train_cli;
+mod training;
+mod training_data;
+mod training_files;
+mod training_ops;

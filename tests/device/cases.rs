@@ -1,0 +1,262 @@
+//! Every op that has a kernel, against the f64 CPU at the inputs that the device holds: on the emulator under several
+//! schedules, and on a GPU where one answers (REQUIRE_GPU=1 makes its absence an error).
+//!
+//! `LLM2VEC_SEEDS=20` runs so many schedules of each case.
+
+use crate::answers;
+mod counts;
+use crate::ptx;
+use crate::run;
+
+use answers::built;
+use llm2vec::bench::cases::{self, Case, Operand};
+use llm2vec::device::emulator::{Counters, Module};
+use llm2vec::device::gpu::Gpu;
+use llm2vec::device::images::{File, choose_ptx};
+use llm2vec::device::{DType, Device};
+use llm2vec::error::Error;
+use llm2vec::launches as kernels;
+use llm2vec::tensor::Tensor;
+use rayon::prelude::*;
+use run::{Failure, Operands, bits, run};
+
+/// Bytes behind each array of a real GPU that nothing may change. The emulator knows itself where an array ends.
+const GUARD: usize = 4096;
+/// Ops whose products are as exact as the hardware's sums are, which no ISA gives.
+const ON_TENSOR_CORES: [&str; 4] = ["attention", "lora_linear", "masked_xent", "contrastive"];
+/// Schedules of each case.
+const SEEDS: u64 = 5;
+
+/// Whether an error is larger; a NaN is larger than anything.
+fn beyond(error: f64, most: f64) -> bool {
+    error > most || error.is_nan()
+}
+
+/// Largest and root-mean-square difference.
+fn error(got: &[f64], exact: &[f64]) -> [f64; 2] {
+    let apart = got.iter().zip(exact).map(|(g, e)| (g - e).abs());
+    let most = apart.clone().fold(0.0, |most, x| if beyond(x, most) { x } else { most });
+    [most, (apart.map(|x| x * x).sum::<f64>() / exact.len() as f64).sqrt()]
+}
+
+/// The largest error of a row against its own size: one wrong row of many hides in a whole tensor's.
+fn worst_row(got: &[f64], exact: &[f64], row: usize) -> f64 {
+    let rows = got.chunks(row).zip(exact.chunks(row)).map(|(got, exact)| {
+        let [_, size] = error(&vec![0.0; exact.len()], exact);
+        let [_, off] = error(got, exact);
+        if off == 0.0 { 0.0 } else { off / size }
+    });
+    rows.fold(0.0, |most, x| if beyond(x, most) { x } else { most })
+}
+
+/// The outputs that are right for what the operands hold on the device, by `with`.
+fn on_cpu(gpu: &Gpu, case: &Case, with: &cases::Run) -> Vec<Vec<f64>> {
+    let mut outputs = Operands::new(gpu, &case.outputs, 0).start;
+    let inputs = Operands::new(gpu, &case.inputs, 0).start;
+    with(&Device::cpu_f64(), &mut outputs, &inputs).unwrap();
+    outputs.iter().map(Tensor::to_f64).collect()
+}
+
+/// What is too far off the f64 CPU: further than f32 sums and one rounding at the end are, or than twice what a chain of
+/// unfused bf16 steps is, where the op would be one.
+fn compare(gpu: &Gpu, case: &Case, got: &[Tensor]) -> Vec<String> {
+    let exact = on_cpu(gpu, case, &case.run);
+    let chain = case.unfused.as_ref().map(|unfused| on_cpu(gpu, case, unfused));
+    let rms = |x: &[f64]| (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64).sqrt();
+    // A loss is a difference of numbers as large as this: it has their last places, not its own.
+    let lse = case.outputs.iter().position(|operand| operand.name == "lse").map_or(0.0, |o| rms(&exact[o]));
+    let mut findings = Vec::new();
+    for (o, operand) in case.outputs.iter().enumerate() {
+        let name = operand.name;
+        let (got, exact) = (got[o].to_f64(), &exact[o]);
+        let typical = rms(exact);
+        // Half a unit in the last place of bf16.
+        let unit = if operand.gpu_dtype() == DType::Bf16 { 1.0 / 256.0 } else { 0.0 };
+        let last = if ["loss", "total"].contains(&name) { 4.0 * f64::from(f32::EPSILON) * lse } else { 0.0 };
+        let allowed = |e: f64| unit * e.abs() + 1e-5 * typical.max(e.abs()) + last;
+        let Some(chain) = &chain else {
+            let wrong = got.iter().zip(exact).position(|(g, e)| beyond((g - e).abs(), allowed(*e)));
+            findings.extend(wrong.map(|i| format!("{name}[{i}] = {}, exact {}", got[i], exact[i])));
+            continue;
+        };
+        let one: Vec<f64> = exact.iter().map(|e| e + allowed(*e)).collect();
+        let row = operand.fill.shape().last().copied().unwrap_or(1);
+        let errors = |x: &[f64]| {
+            let [most, typical] = error(x, exact);
+            [most, typical, worst_row(x, exact, row)]
+        };
+        let (one, chain, off) = (errors(&one), errors(&chain[o]), errors(&got));
+        for (kind, i) in [("largest", 0), ("root-mean-square", 1), ("worst row's", 2)] {
+            let most = (2.0 * chain[i]).max(one[i]);
+            if beyond(off[i], most) {
+                findings.push(format!("{name}: {kind} error {:.3e}, of at most {most:.3e}", off[i]));
+            }
+        }
+    }
+    findings
+}
+
+/// Whether a GPU may refuse a case for its sizes: rows that are no whole vectors, or heads of no width that kernels have.
+fn odd(case: &Case) -> bool {
+    let rows = if case.op.starts_with("lora_linear") { ["K", "M"] } else { ["C", "F"] };
+    let apart = |letter: &str, of: usize| case.facts.size(letter).is_some_and(|size| size % of != 0);
+    apart("D", 16) || rows.iter().any(|letter| apart(letter, 8))
+}
+
+/// Runs every case and compares; gives the launches of an emulator, by their case.
+fn all_on(open: &(dyn Fn() -> Gpu + Sync), seeds: u64, guard: usize) -> Vec<(Case, Counted)> {
+    let cases = run::all();
+    let count = cases.len();
+    let ran = cases.into_par_iter().map(|case| {
+        let (gpu, what) = (open(), format!("{} {}", case.op, case.label));
+        let ran = one(&gpu, &case, seeds, guard);
+        assert_eq!(ran.is_none(), odd(&case), "{what}: refused, or not, against what a GPU takes");
+        let (counted, findings) = ran?;
+        let findings = findings.into_iter().map(|f| format!("{what}: {f}")).collect::<Vec<_>>();
+        Some(((case, counted), findings))
+    });
+    let ran: Vec<_> = ran.flatten().collect();
+    println!("{} of {} cases on {}", ran.len(), count, open().name());
+    let (counted, findings): (Vec<_>, Vec<_>) = ran.into_iter().unzip();
+    let findings = findings.concat();
+    assert!(findings.is_empty(), "on {}:\n{}\n", open().name(), findings.join("\n"));
+    counted
+}
+
+type Counted = Vec<(&'static str, Counters)>;
+
+/// Runs a case under so many schedules; gives what the first counted, and what is wrong. Nothing where it is refused.
+fn one(gpu: &Gpu, case: &Case, seeds: u64, guard: usize) -> Option<(Counted, Vec<String>)> {
+    let mut first = None;
+    gpu.seed(0);
+    let counted = gpu.count(|| {
+        first = Some(run(gpu, case, guard));
+        Ok(())
+    });
+    let first = match first.unwrap() {
+        Ok(outputs) => outputs,
+        Err(Failure::Refused(Error::Limit { .. })) => return None,
+        Err(why) => return Some((Vec::new(), vec![why.to_string()])),
+    };
+    let (mut findings, counted) = (compare(gpu, case, &first), counted.unwrap());
+    findings.extend(counts::conflicts(&counted));
+    for seed in 1..seeds {
+        gpu.seed(seed);
+        match run(gpu, case, guard) {
+            Err(why) => findings.push(format!("seed {seed}: {why}")),
+            Ok(again) if bits(&first) != bits(&again) => {
+                findings.push(format!("run {seed} gives other bits"))
+            }
+            Ok(_) => {}
+        }
+    }
+    Some((counted, findings))
+}
+
+/// The chains that kernels are measured by are right themselves: as near as some roundings to bf16 leave them.
+#[test]
+fn unfused_chains_agree_with_their_ops() {
+    let gpu = Gpu::emulated((8, 0)).unwrap();
+    let mut ops = std::collections::BTreeSet::new();
+    for case in run::all() {
+        let Some(unfused) = &case.unfused else { continue };
+        ops.insert(case.op);
+        let (exact, chain) = (on_cpu(&gpu, &case, &case.run), on_cpu(&gpu, &case, unfused));
+        for ((Operand { name, .. }, exact), chain) in case.outputs.iter().zip(&exact).zip(&chain) {
+            let size = error(&vec![0.0; exact.len()], exact);
+            let off = error(chain, exact);
+            // A sum of terms that cancel keeps their roundings; over a tensor that evens out.
+            for (off, most) in off.into_iter().zip([0.03 * size[0], 0.01 * size[1]]) {
+                let what = format!("{} {}: {name}", case.op, case.label);
+                assert!(!beyond(off, most), "{what} is off by {off:.3e}, of at most {most:.3e}");
+            }
+        }
+    }
+    assert_eq!(ops.len(), 5, "{ops:?}");
+}
+
+fn seeds() -> u64 {
+    let asked = std::env::var("LLM2VEC_SEEDS").ok().map(|n| n.parse().expect("LLM2VEC_SEEDS: a number"));
+    asked.unwrap_or(SEEDS)
+}
+
+#[test]
+fn kernels_agree_with_the_f64_cpu_on_the_emulator() {
+    if built() {
+        let mut ran = all_on(&|| Gpu::emulated((8, 0)).unwrap(), seeds(), 0);
+        if kernels::FILES.iter().any(|f| f.stem.ends_with("_sm90")) {
+            ran.extend(all_on(&|| Gpu::emulated((9, 0)).unwrap(), seeds(), 0));
+        }
+        let findings = counts::sectors(&ran);
+        assert!(findings.is_empty(), "\n{}\n", findings.join("\n"));
+        counts::as_committed(&ran);
+        let ran: Counted = ran.into_iter().flat_map(|(_, counted)| counted).collect();
+        for file in kernels::FILES {
+            resident_as_planned(file, &ran);
+        }
+    }
+}
+
+/// A multiprocessor of an H100 holds as many blocks as `__launch_bounds__` asks registers for, by the largest shared memory
+/// that a launch adds.
+fn resident_as_planned(file: &File, ran: &Counted) {
+    let ptx = choose_ptx(file.images, (9, 0)).unwrap();
+    let ptx = std::str::from_utf8(ptx.bytes).unwrap().trim_end_matches('\0');
+    let module = Module::parse(file.stem, ptx).unwrap();
+    for resource in file.resources.iter().filter(|r| r.target.starts_with("sm_90")) {
+        let (kernel, target) = (resource.kernel, resource.target);
+        let launches = ran.iter().filter(|(name, _)| *name == kernel);
+        let dynamic = launches.map(|(_, c)| c.dynamic).max();
+        let dynamic = dynamic.unwrap_or_else(|| panic!("no case ran {kernel}"));
+        let planned = module.functions.iter().find(|f| f.name == kernel).unwrap().least_blocks.max(1);
+        let (blocks, _) = resource.occupancy(resource.threads, dynamic as u32);
+        assert!(
+            blocks >= planned,
+            "{kernel} on {target}: {blocks} blocks with {dynamic} bytes, {planned} planned"
+        );
+    }
+}
+
+/// Cases of kernels whose bits the ISA gives, with the emulator's outputs.
+fn exact() -> Vec<(Case, Vec<u64>)> {
+    let is_exact = |kernel: &str| {
+        let file = kernels::FILES.iter().find(|f| f.kernels.contains(&kernel)).unwrap();
+        let ptx = choose_ptx(file.images, (8, 0)).unwrap();
+        ptx::is_exact(std::str::from_utf8(ptx.bytes).unwrap(), kernel)
+    };
+    let may = |case: &Case| !odd(case) && !ON_TENSOR_CORES.iter().any(|op| case.op.starts_with(op));
+    let ran = run::all().into_par_iter().filter(may).filter_map(|case| {
+        let (gpu, mut outputs) = (Gpu::emulated((8, 0)).unwrap(), Vec::new());
+        let counted = gpu.count(|| {
+            outputs = run(&gpu, &case, 0).unwrap();
+            Ok(())
+        });
+        counted.unwrap().iter().all(|(kernel, _)| is_exact(kernel)).then(|| (case, bits(&outputs)))
+    });
+    ran.collect()
+}
+
+#[test]
+fn kernels_agree_with_the_f64_cpu_and_the_emulator_on_a_gpu() {
+    if let Some(gpu) = answers::cuda().filter(|_| built()) {
+        // One after the other: they share its workspace.
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        alone.install(|| all_on(&|| gpu.clone(), 2, GUARD));
+        let exact = exact();
+        println!("{} cases bit for bit", exact.len());
+        for (case, outputs) in &exact {
+            let same = bits(&run(&gpu, case, GUARD).unwrap()) == *outputs;
+            assert!(same, "{} {}: other bits than the emulator's", case.op, case.label);
+        }
+    }
+}
+
+/// That something is compared bit for bit where a GPU answers.
+#[test]
+fn many_kernels_are_exact() {
+    if built() {
+        let exact = exact();
+        let ops: std::collections::BTreeSet<_> = exact.iter().map(|(case, _)| case.op).collect();
+        assert!(ops.len() == 14 && exact.len() >= 40, "{} cases of {ops:?}", exact.len());
+    }
+}
