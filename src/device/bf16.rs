@@ -3,11 +3,14 @@
 //! No Rust crate multiplies bf16. All three read the same panels. The AVX512 micro-kernel holds an 8 x 48
 //! tile of `y` in 24 vector registers; a step over two k multiplies one broadcast pair of `x` with 48 pairs of `w`.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
 use half::bf16;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use super::amx::Tiles;
+use amx::Tiles;
 #[cfg(target_arch = "x86_64")]
 use avx512::Vectors;
 

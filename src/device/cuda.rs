@@ -2,8 +2,8 @@
 
 mod handles;
 
-use super::gpu::{Argument, Launch, Swizzle, TensorMap, Tiles};
 use super::images::{Kernel, choose};
+use super::launch::{Argument, Launch, Swizzle, TensorMap, Tiles};
 use crate::error::{Error, Result, Setting, message};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;

@@ -1,8 +1,8 @@
 //! The emulator as a GPU: launchers, memory and graph are those of `cuda`; every instruction is checked and counted.
 
 use super::emulator::{self, Counters, Emulator, Module};
-use super::gpu::{Argument, Launch, TensorMap, Tiles};
 use super::images::{Kernel, choose_ptx};
+use super::launch::{Argument, Launch, TensorMap, Tiles};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};

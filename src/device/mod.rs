@@ -1,8 +1,5 @@
 //! Where tensors live and what computes: the CPU, a GPU, or its emulator. `unsafe` stands here and around launches.
 
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
-mod amx;
 #[allow(unsafe_code)]
 pub mod bf16;
 #[allow(unsafe_code)]
@@ -13,6 +10,7 @@ pub mod emulated;
 #[allow(unsafe_code)]
 pub mod gpu;
 pub mod images;
+pub mod launch;
 pub mod mapped;
 pub mod system;
 

@@ -13,8 +13,8 @@ use crate::ops::pool::pool_fwd;
 use crate::pretrained::open::{Options, Setup};
 use crate::pretrained::sentence_transformers::Step;
 use crate::tensor::Tensor;
+use crate::text::Prompt;
 use crate::text::pack::{Pack, pack};
-use crate::text::prompt::Prompt;
 
 /// Everything that is allocated, once.
 pub struct Buffers {

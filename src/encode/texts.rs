@@ -2,7 +2,7 @@
 
 use crate::encode::Encoder;
 use crate::error::{Error, Message, Result, Setting, message};
-use crate::text::prompt::Prompt;
+use crate::text::Prompt;
 use rayon::prelude::*;
 
 /// What a text with nothing to pool gives.

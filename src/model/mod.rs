@@ -10,6 +10,7 @@ pub mod lora;
 pub mod plan;
 pub mod rope;
 pub mod state;
+pub mod watch;
 pub mod weights;
 
 use crate::device::Device;

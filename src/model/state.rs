@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::model::adapted::{Adapted, SEGMENTS};
 use crate::model::config::Config;
-use crate::model::finite::Watch;
+use crate::model::watch::Watch;
 use crate::tensor::Tensor;
 
 /// What one block computes on its way: kept per layer where a backward follows, else shared by all.

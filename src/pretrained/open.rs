@@ -13,10 +13,11 @@ use crate::pretrained::files::{ModelFiles, Stack};
 use crate::pretrained::pooling::PoolingMode;
 use crate::pretrained::sentence_transformers::{Modules, Step};
 use crate::pretrained::settings::{self, Settings};
-use crate::text::prompt::{Compat, Limits, Prompt, Prompter, Rules};
+use crate::text::prompt::{Compat, Prompter, Rules};
 use crate::text::reference::eos_text;
 use crate::text::template::{NONE, Template};
 use crate::text::tokenizer::Tokenizer;
+use crate::text::{Limits, Prompt};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

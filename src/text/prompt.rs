@@ -4,16 +4,8 @@ use crate::error::{Error, Result, Setting, message};
 use crate::text::reference;
 use crate::text::template::{NONE, Template};
 use crate::text::tokenizer::{Encoded, Tokenizer};
+use crate::text::{Limits, Prompt};
 use std::ops::Range;
-
-/// Lengths in tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Of the whole row: specials, template, instruction, text.
-    pub max_length: usize,
-    /// Of the text itself.
-    pub doc_max_length: usize,
-}
 
 /// Whose rules decide about ids and span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,19 +19,6 @@ pub enum Compat {
     #[cfg_attr(feature = "cli", value(skip))]
     /// sentence-transformers': prompt and text as one string, cut between tokens whatever they stand for.
     SentenceTransformers,
-}
-
-/// A row of ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prompt {
-    /// Specials, template, instruction and text.
-    pub ids: Vec<u32>,
-    /// The positions that are the text's own; empty if it has no token.
-    pub text: Range<usize>,
-    /// All positions, but for those of a prompt that is not to be pooled.
-    pub all: Range<usize>,
-    /// Whether a limit cut the text.
-    pub cut: bool,
 }
 
 /// How a row is put together.

@@ -6,9 +6,9 @@
 //! the instruction or be longer than the row, where the reference crashes (Q-E3).
 
 use crate::error::{Error, Result, Setting, message};
-use crate::text::prompt::{Limits, Prompt};
 use crate::text::template::Template;
 use crate::text::tokenizer::Tokenizer;
+use crate::text::{Limits, Prompt};
 
 /// What the reference puts between instruction and text, and splits at again.
 const SEPARATOR: &str = "!@#$%^&*()";

@@ -166,7 +166,7 @@ impl Checkpoint {
     /// Reads a checkpoint of the run that `identity` stands for; another's is an error.
     pub fn load(dir: &Path, identity: &Identity) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::read(dir)?;
-        identity.check(dir, &checkpoint.state)?;
+        identity.check(dir, &checkpoint.state.configuration, &checkpoint.state.inputs)?;
         Ok(checkpoint)
     }
 

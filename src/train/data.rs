@@ -2,12 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::format::input::Format;
-use crate::format::jsonl;
 use crate::rng::Stream;
 use crate::train::instructions::{Instruction, Instructions};
-use crate::train::rows::{Kind, Report, Rows};
+use crate::train::rows::{Kind, Report, Rows, text, triple};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
 
@@ -129,40 +127,6 @@ impl Items for Triples {
         };
         Ok(Triple { query_instruction, query, document_instruction, positive, negatives })
     }
-}
-
-/// The fields of an object, or what is wrong with it.
-fn object(line: &str, wanted: &str) -> std::result::Result<serde_json::Map<String, Value>, String> {
-    match jsonl::parse(line) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(format!("not a JSON object; {wanted} was wanted")),
-        Err(what) => Err(format!("{what}; {wanted} was wanted")),
-    }
-}
-
-/// `{"text": …}`.
-pub(super) fn text(line: &str) -> std::result::Result<String, String> {
-    let fields = object(line, r#"{"text": …}"#)?;
-    fields.get("text").and_then(Value::as_str).map(str::to_string).ok_or("\"text\" is not a string".into())
-}
-
-/// Query, positive and negatives.
-pub(super) fn triple(line: &str) -> std::result::Result<(String, String, Vec<String>), String> {
-    let fields = object(line, r#"{"query": …, "positive": …, "negative": …}"#)?;
-    let filled = |key: &str, value: &Value| match value.as_str() {
-        Some(text) if !text.trim().is_empty() => Ok(text.to_string()),
-        Some(_) => Err(format!("\"{key}\" is blank")),
-        None => Err(format!("\"{key}\" is not a string")),
-    };
-    let field = |key: &str| filled(key, fields.get(key).ok_or(format!("no \"{key}\""))?);
-    let negatives = match fields.get("negative") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(list)) => {
-            list.iter().map(|v| filled("negative", v)).collect::<std::result::Result<_, String>>()?
-        }
-        Some(one) => vec![filled("negative", one)?],
-    };
-    Ok((field("query")?, field("positive")?, negatives))
 }
 
 /// Where training is in its data: enough to go on exactly there.

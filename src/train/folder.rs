@@ -5,7 +5,7 @@ use crate::format::{atomic, hf};
 use crate::pretrained::settings;
 use crate::train::checkpoint::{self, ADAPTER, TEMPORARY, file_names, remove};
 use crate::train::config;
-use crate::train::lock::Lock;
+use crate::train::lock::{Lock, refused};
 use std::path::{Path, PathBuf};
 
 /// The trained adapter, beside the checkpoints as in each.
@@ -100,11 +100,6 @@ impl Folder {
         }
         Ok(())
     }
-}
-
-/// What speaks against a folder as a run's output.
-pub(super) fn refused(path: &Path, what: impl Into<Message>) -> Error {
-    Error::usage(message![Setting::OutputDir, format!(" {} ", path.display()), what])
 }
 
 /// Refuses a model's folder.

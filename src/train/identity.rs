@@ -6,7 +6,6 @@ use crate::format::{hf, peft, peft::Adapter};
 use crate::pretrained::chain::{Link, hex};
 use crate::pretrained::files::Stack;
 use crate::pretrained::open::Setup;
-use crate::train::checkpoint::State;
 use crate::train::config::TrainConfig;
 use crate::train::schedule::Decay;
 use serde_json::{Map, Value, json};
@@ -79,21 +78,21 @@ impl Identity {
         Ok(Identity { configuration: configuration.into(), paths: paths.into(), inputs: inputs.into() })
     }
 
-    /// Refuses `state`, of the checkpoint in `dir`, if it is another run's, by what differs.
-    pub fn check(&self, dir: &Path, state: &State) -> Result<()> {
+    /// Refuses the checkpoint in `dir`, of this configuration and these inputs, if it is another run's, by what differs.
+    pub fn check(&self, dir: &Path, configuration: &Value, inputs: &Value) -> Result<()> {
         // Through text, as the saved one went.
         let mut wanted: Value = serde_json::from_str(&self.configuration.to_string())
             .map_err(|e| Error::file(dir, format!("the configuration cannot be compared: {e}")))?;
-        let by_path = state.inputs.is_null();
+        let by_path = inputs.is_null();
         if let (true, Value::Object(all), Value::Object(paths)) = (by_path, &mut wanted, &self.paths) {
             all.extend(paths.clone());
         }
-        let lines = differences(&TrainConfig::respelled(&state.configuration), &wanted);
+        let lines = differences(&TrainConfig::respelled(configuration), &wanted);
         if !lines.is_empty() {
             let what = format!("is of another configuration ({lines}); give the same to resume");
             return Err(Error::file(dir, what));
         }
-        let (mut saved, mut wanted) = (state.inputs.clone(), self.inputs.clone());
+        let (mut saved, mut wanted) = (inputs.clone(), self.inputs.clone());
         if let (Value::Object(saved), Value::Object(wanted)) = (&mut saved, &mut wanted)
             && saved.contains_key(VALIDATION) != wanted.contains_key(VALIDATION)
         {

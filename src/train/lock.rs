@@ -1,8 +1,7 @@
 //! One run at a time in a folder. The operating system's lock dies with its process: what a killed run leaves of it
 //! stops nobody.
 
-use crate::error::{Error, Result};
-use crate::train::folder;
+use crate::error::{Error, Message, Result, Setting, message};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -85,6 +84,11 @@ fn unlocked(dir: &Path, e: &std::io::Error) -> String {
     format!("{} {what} ({e}); start no other into it", dir.display())
 }
 
+/// What speaks against a folder as a run's output.
+pub(super) fn refused(path: &Path, what: impl Into<Message>) -> Error {
+    Error::usage(message![Setting::OutputDir, format!(" {} ", path.display()), what])
+}
+
 fn held(dir: &Path, mut file: File) -> Error {
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
@@ -94,7 +98,7 @@ fn held(dir: &Path, mut file: File) -> Error {
         format!("process {} on {}, started {since} s ago", h.pid, h.host)
     });
     let what = format!("is being trained into by {who}; wait for its end or take another folder");
-    folder::refused(dir, what)
+    refused(dir, what)
 }
 
 fn now() -> u64 {

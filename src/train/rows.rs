@@ -6,6 +6,8 @@
 
 use crate::error::{Error, Message, Result};
 use crate::format::input::{Format, Lines, unpacked};
+use crate::format::jsonl;
+use serde_json::Value;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -232,8 +234,8 @@ fn check(lines: &Lines, kind: Kind, format: Format) -> Result<()> {
         (Kind::Line, Format::Text) => Ok(()),
         (Kind::Text, Format::Text) if line.trim().is_empty() => Err(lines.wrong("blank")),
         (Kind::Text, Format::Text) => Ok(()),
-        (Kind::Triple, _) => super::data::triple(line).map(|_| ()).map_err(|what| lines.wrong(what)),
-        (_, Format::Jsonl) => match super::data::text(line) {
+        (Kind::Triple, _) => triple(line).map(|_| ()).map_err(|what| lines.wrong(what)),
+        (_, Format::Jsonl) => match text(line) {
             Ok(text) if kind == Kind::Text && text.trim().is_empty() => Err(lines.wrong("\"text\" is blank")),
             Ok(_) => Ok(()),
             Err(what) => Err(lines.wrong(what)),
@@ -254,4 +256,38 @@ impl Hash {
             self.0 = (self.0 ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3);
         }
     }
+}
+
+/// The fields of an object, or what is wrong with it.
+fn object(line: &str, wanted: &str) -> std::result::Result<serde_json::Map<String, Value>, String> {
+    match jsonl::parse(line) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(format!("not a JSON object; {wanted} was wanted")),
+        Err(what) => Err(format!("{what}; {wanted} was wanted")),
+    }
+}
+
+/// `{"text": …}`.
+pub(super) fn text(line: &str) -> std::result::Result<String, String> {
+    let fields = object(line, r#"{"text": …}"#)?;
+    fields.get("text").and_then(Value::as_str).map(str::to_string).ok_or("\"text\" is not a string".into())
+}
+
+/// Query, positive and negatives.
+pub(super) fn triple(line: &str) -> std::result::Result<(String, String, Vec<String>), String> {
+    let fields = object(line, r#"{"query": …, "positive": …, "negative": …}"#)?;
+    let filled = |key: &str, value: &Value| match value.as_str() {
+        Some(text) if !text.trim().is_empty() => Ok(text.to_string()),
+        Some(_) => Err(format!("\"{key}\" is blank")),
+        None => Err(format!("\"{key}\" is not a string")),
+    };
+    let field = |key: &str| filled(key, fields.get(key).ok_or(format!("no \"{key}\""))?);
+    let negatives = match fields.get("negative") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(list)) => {
+            list.iter().map(|v| filled("negative", v)).collect::<std::result::Result<_, String>>()?
+        }
+        Some(one) => vec![filled("negative", one)?],
+    };
+    Ok((field("query")?, field("positive")?, negatives))
 }

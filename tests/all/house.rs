@@ -1,9 +1,11 @@
 //! The rules of the house, read from the sources: who may use whom, where `unsafe` stands, how long things get.
 
+mod circles;
 mod emulator;
 mod flags;
 mod root;
 
+use circles::circles;
 use proc_macro2::LineColumn;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use llm2vec::ops::attention::Mask;
 use llm2vec::pretrained::open::{Compute, Options, PoolOver};
 use llm2vec::pretrained::pooling::PoolingMode;
 use llm2vec::rng::philox;
-use llm2vec::text::prompt::Prompt;
+use llm2vec::text::Prompt;
 use llm2vec::text::tokenizer::Tokenizer;
 use std::path::Path;
 

@@ -137,9 +137,9 @@ fn older_spellings_are_the_same_settings() {
         inputs: json!({}),
         losses: Losses::default(),
     };
-    identity(wanted).check(Path::new("here"), &state).unwrap();
+    identity(wanted).check(Path::new("here"), &state.configuration, &state.inputs).unwrap();
     refused(
-        identity(other).check(Path::new("here"), &state),
+        identity(other).check(Path::new("here"), &state.configuration, &state.inputs),
         &["pooling_mode \"weighted-mean\" there, \"last\" here"],
     );
     let unknown = json!({"stage": "simcse", "pooling_mode": "weighted_mean", "of_tomorrow": 1});

@@ -7,7 +7,7 @@ use half::bf16;
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::bf16::PANEL;
+use super::PANEL;
 
 /// Rows of `x` per tile product: two tiles of 16.
 pub const ROWS: usize = 32;
