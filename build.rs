@@ -51,6 +51,7 @@ fn build() -> Result<()> {
     let compiler = compiler(&out)?;
     let mut tables = vec![String::new(); sources.len()];
     if let Some(nvcc) = &compiler {
+        compare_layouts(nvcc, &params, &out)?;
         tables = compile_all(nvcc, &sources, &out)?;
         println!("cargo:rustc-env=LLM2VEC_NVCC={}.{}", nvcc.version.0, nvcc.version.1);
     }
@@ -118,6 +119,25 @@ fn params() -> Result<Vec<(String, signature::Params)>> {
         }
     }
     Ok(all)
+}
+
+/// Has nvcc say that every PARAMS struct lies in memory as its twin does.
+fn compare_layouts(nvcc: &Nvcc, params: &[(String, signature::Params)], out: &Path) -> Result<()> {
+    let mut files: Vec<&str> = params.iter().map(|(file, _)| file.as_str()).collect();
+    files.sort_unstable();
+    files.dedup();
+    let mut text: String = files.iter().map(|file| format!("#include \"{file}\"\n")).collect();
+    params.iter().for_each(|(_, params)| text += &launcher::layout(params));
+    let (from, stamp) = (out.join("params.cu"), out.join("params.key"));
+    write(&from, text.as_bytes())?;
+    let source = Source { unit: signature::Unit { stem: "params".into(), ..Default::default() }, text };
+    let key = key(nvcc, &source)?;
+    if std::fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
+        return Ok(());
+    }
+    let options = ["-arch=compute_80", "-Ikernels", "-ptx"];
+    run(nvcc, FLAGS, &options, &from.to_string_lossy(), &out.join("params.ptx"))?;
+    write(&stamp, key.as_bytes())
 }
 
 /// Every `kernels/*.cu`, in the order of names.

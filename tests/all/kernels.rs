@@ -11,7 +11,7 @@ mod signature;
 use crate::common;
 
 use common::here;
-use launcher::{launchers, twin};
+use launcher::{launchers, layout, twin};
 use llm2vec::launches as kernels;
 use proptest::prelude::*;
 use signature::{Entry, Family, Kind, Malformed, Params, Unit, params, parse};
@@ -151,6 +151,11 @@ fn a_struct_has_its_twin_and_its_layout_is_checked() {
         assert!(text.contains(words), "{words}:\n{text}");
     }
     syn::parse_file(&text).expect("valid Rust");
+    // nvcc is asked as well.
+    let text = layout(draw);
+    assert!(text.starts_with("static_assert(sizeof(Draw) == 16, "), "{text}");
+    assert!(text.contains("static_assert(__builtin_offsetof(Draw, far) == 8, "), "{text}");
+    assert_eq!(text.lines().count(), 4);
 }
 
 /// Every PARAMS struct of `kernels/`.

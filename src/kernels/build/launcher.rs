@@ -124,6 +124,20 @@ pub fn twin(file: &str, params: &Params) -> String {
     )
 }
 
+/// What makes nvcc refuse a PARAMS struct whose size or offsets are others than its twin's.
+pub fn layout(params: &Params) -> String {
+    let name = &params.name;
+    let size = format!(
+        "static_assert(sizeof({name}) == {}, \"the twin of {name} has another size\");\n",
+        params.bytes
+    );
+    let offset = |(field, _, at): &(String, &str, usize)| {
+        let what = format!("\"the twin of {name} has {field} elsewhere\"");
+        format!("static_assert(__builtin_offsetof({name}, {field}) == {at}, {what});\n")
+    };
+    params.fields.iter().map(offset).fold(size, |all, line| all + &line)
+}
+
 /// `rmsnorm_fwd` to `RmsnormFwd`.
 fn camel(name: &str) -> String {
     let word = |w: &str| w.chars().take(1).map(|c| c.to_ascii_uppercase()).chain(w.chars().skip(1)).collect();
