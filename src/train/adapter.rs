@@ -8,7 +8,7 @@ use crate::model::weights::Weights;
 use crate::pretrained::chain::{self, Link};
 use crate::pretrained::settings::Settings;
 use crate::rng::philox;
-use crate::train::config::{MODULES, TrainConfig};
+use crate::train::config::{TargetModule, TrainConfig};
 use std::path::Path;
 
 /// Marks the draws of initial values, apart from those of masks, shuffles and dropout.
@@ -20,11 +20,11 @@ pub fn fresh(model: &Config, config: &TrainConfig, base: &Path) -> Adapter {
     let mut pairs = Vec::new();
     for layer in 0..model.layers {
         for (place, module) in config.lora_modules.iter().enumerate() {
-            let Some([outputs, inputs]) = shape(model, module) else { continue };
+            let Some([outputs, inputs]) = shape(model, module.name()) else { continue };
             let (rank, bound) = (config.lora_r, (inputs as f64).sqrt().recip());
             let site = (layer * config.lora_modules.len() + place) as u32;
             let a = uniform(config.seed, site, rank * inputs, bound);
-            let (module, b) = (module.clone(), vec![0.0; outputs * rank]);
+            let (module, b) = (module.name().to_string(), vec![0.0; outputs * rank]);
             pairs.push(Pair { layer, module, rank, scale, a, b, inputs, outputs });
         }
     }
@@ -56,8 +56,8 @@ pub fn continued(dir: &Path, config: &mut TrainConfig) -> Result<Adapter> {
         );
         return Err(Error::file(dir, what));
     }
-    let has = |module: &str| adapter.pairs.iter().any(|p| p.module == module);
-    config.lora_modules = MODULES.iter().filter(|m| has(m)).map(|m| m.to_string()).collect();
+    let has = |module: &TargetModule| adapter.pairs.iter().any(|p| p.module == module.name());
+    config.lora_modules = TargetModule::ALL.into_iter().filter(has).collect();
     (config.lora_r, config.lora_alpha) = (first.rank, Some(first.scale * first.rank as f64));
     Ok(adapter)
 }
@@ -73,7 +73,7 @@ fn description(config: &TrainConfig, base: &Path) -> AdapterConfig {
         r: config.lora_r,
         lora_alpha: config.alpha(),
         use_rslora: false,
-        target_modules: config.lora_modules.clone(),
+        target_modules: config.lora_modules.iter().map(|module| module.name().to_string()).collect(),
         rank_pattern: Default::default(),
         alpha_pattern: Default::default(),
         base_model_name_or_path: Some(base.to_string_lossy().into_owned()),

@@ -15,8 +15,7 @@ use crate::train::blocks::Grouping;
 use crate::train::mask::{MaskToken, Strategy};
 use crate::train::schedule::{Decay, Plan};
 use check::{
-    MOST, constant, fraction, fraction_above_0, fraction_below_1, integer, number_above_0, number_from_0,
-    optional,
+    MOST, fraction, fraction_above_0, fraction_below_1, integer, number_above_0, number_from_0, optional,
 };
 #[cfg(feature = "cli")]
 use clap::ArgAction;
@@ -51,8 +50,57 @@ impl Stage {
 /// Name under which the effective configuration lies beside the adapter.
 pub const FILE: &str = "train_config.json";
 
-/// The seven projections of a block.
-pub const MODULES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// A projection of a block, as checkpoints name it and PEFT lists it among its `target_modules`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
+#[allow(missing_docs, clippy::enum_variant_names)] // their names say it
+pub enum TargetModule {
+    QProj,
+    KProj,
+    VProj,
+    OProj,
+    GateProj,
+    UpProj,
+    DownProj,
+}
+
+use TargetModule::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+
+impl TargetModule {
+    /// In the order of a block.
+    pub const ALL: [TargetModule; 7] = [QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj];
+
+    /// Its name in checkpoints.
+    pub fn name(self) -> &'static str {
+        match self {
+            QProj => "q_proj",
+            KProj => "k_proj",
+            VProj => "v_proj",
+            OProj => "o_proj",
+            GateProj => "gate_proj",
+            UpProj => "up_proj",
+            DownProj => "down_proj",
+        }
+    }
+}
+
+/// The shape of the learning rate; there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduler {
+    #[default]
+    /// Up to the peak and down to 0, in straight lines.
+    Linear,
+}
+
+/// The contrastive loss; there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Loss {
+    #[default]
+    /// InfoNCE over in-batch and hard negatives, by the reference's name.
+    HardNegativeNLLLoss,
+}
 
 settings! {
     /// Model folder, or org/name or org/name@revision in the local Hugging Face cache
@@ -131,7 +179,7 @@ settings! {
     decay: Decay = Decay::Epochs;
     /// The shape of the learning rate; there is one.
     flag(skip)
-    lr_scheduler_type: String = "linear".into(), constant("linear");
+    lr_scheduler_type: Scheduler = Scheduler::Linear;
     /// Decoupled weight decay [default: 0]
     flag(long, env = "LLM2VEC_WEIGHT_DECAY", value_name = "RATE", help_heading = "Recipe")
     weight_decay: f64 = 0.0, number_from_0();
@@ -161,7 +209,7 @@ settings! {
     lora_dropout: f64 = 0.05, fraction_below_1();
     /// Projections with LoRA, commas between [default: all seven]
     flag(long = "modules", env = "LLM2VEC_MODULES", value_delimiter = ',', value_name = "NAMES", help_heading = "Recipe")
-    lora_modules: Vec<String> = MODULES.map(String::from).to_vec(), check::modules;
+    lora_modules: Vec<TargetModule> = TargetModule::ALL.to_vec(), check::modules;
     /// full, or causal to train without bidirectional attention [default: full]
     flag(long = "attention", env = "LLM2VEC_ATTENTION", value_name = "MASK", help_heading = "Recipe",
          value_parser = PossibleValuesParser::new(["full", "causal"]).map(|name| name == "full"), action = ArgAction::Set)
@@ -195,7 +243,7 @@ settings! {
     template: Option<Template> = None, optional(check::template);
     /// The contrastive loss; there is one.
     flag(skip)
-    loss_class: String = "HardNegativeNLLLoss".into(), constant("HardNegativeNLLLoss");
+    loss_class: Loss = Loss::HardNegativeNLLLoss;
     /// Cosines are multiplied by this [default: 20 simcse, 50 supervised]
     flag(long = "scale", env = "LLM2VEC_SCALE", value_name = "S", help_heading = "Contrastive")
     loss_scale: f64 => [20.0, 20.0, 50.0], number_above_0();

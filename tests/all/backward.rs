@@ -2,6 +2,7 @@
 
 use crate::common;
 
+use crate::common::MODULES;
 use common::{learner, models, relative};
 use llm2vec::device::Device;
 use llm2vec::model::llama::Noise;
@@ -9,7 +10,6 @@ use llm2vec::model::state::Keep;
 use llm2vec::ops::adamw::AdamW;
 use llm2vec::ops::attention::Mask;
 use llm2vec::rng::{normal, philox};
-use llm2vec::train::config::MODULES;
 use llm2vec::train::learner::Learner;
 use std::path::Path;
 

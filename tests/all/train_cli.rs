@@ -203,7 +203,7 @@ fn flags_out_of_range() {
         (["--lora-dropout", "1"], ["--lora-dropout is 1", "range"]),
         (["--mask-probability", "1.5"], ["--mask-probability is 1.5", "range"]),
         (["--mask-token", "star"], ["star", "auto, blank, eos, mask"]),
-        (["--modules", "lm_head"], ["--modules holds \"lm_head\"", "none of q_proj"]),
+        (["--modules", "lm_head"], ["'lm_head' for '--modules", "q_proj, k_proj"]),
         (["--grouping", "pages"], ["pages", "joined, apart, lines"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
         (["--threads", "0"], ["--threads 0", "1 to 4096"]),

@@ -16,6 +16,9 @@ use llm2vec::rng::normal;
 use llm2vec::train::learner::{Head, Learner, Size};
 use std::path::{Path, PathBuf};
 
+/// The projections of a block.
+pub const MODULES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
 /// A path below the repository; `LLM2VEC_ROOT` names another folder that has the same files (a pack for a GPU machine).
 pub fn here(path: &str) -> PathBuf {
     let root = std::env::var_os("LLM2VEC_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());

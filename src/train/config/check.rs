@@ -1,6 +1,6 @@
 //! What a setting's value may be.
 
-use super::{MODULES, Stage};
+use super::{Stage, TargetModule};
 use crate::error::{Message, Setting, message};
 use crate::text::template::{NONE, Template};
 use std::fmt;
@@ -79,14 +79,6 @@ pub(super) fn optional<T>(check: impl Fn(&T, Stage) -> Verdict) -> impl Fn(&Opti
     move |value, stage| value.as_ref().map_or(Ok(()), |value| check(value, stage))
 }
 
-/// The one value that is built in.
-pub(super) fn constant(built_in: &'static str) -> impl Fn(&String, Stage) -> Verdict {
-    move |name, _| match name == built_in {
-        true => Ok(()),
-        false => Err(format!("is {name:?}, only {built_in:?} is built in").into()),
-    }
-}
-
 pub(super) fn batch(&rows: &usize, stage: Stage) -> Verdict {
     integer(1, MOST)(&rows, stage)?;
     match stage {
@@ -97,11 +89,10 @@ pub(super) fn batch(&rows: &usize, stage: Stage) -> Verdict {
     }
 }
 
-pub(super) fn modules(names: &[String], _: Stage) -> Verdict {
-    match names.iter().find(|name| !MODULES.contains(&name.as_str())) {
-        Some(name) => Err(format!("holds {name:?}, which is none of {}", MODULES.join(", ")).into()),
-        None if names.is_empty() => Err("is empty: nothing would be trained".into()),
-        None => Ok(()),
+pub(super) fn modules(list: &[TargetModule], _: Stage) -> Verdict {
+    match list.is_empty() {
+        true => Err("is empty: nothing would be trained".into()),
+        false => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! GradCache: a batch in chunks has the gradient of the whole, with the same dropout.
 
+use crate::common::MODULES;
 use crate::common::{distance, learner, models, relative};
 use llm2vec::device::Device;
 use llm2vec::model::llama::Noise;
@@ -8,7 +9,6 @@ use llm2vec::ops::attention::Mask;
 use llm2vec::ops::contrastive::InfoNce;
 use llm2vec::ops::pool::Pooling;
 use llm2vec::rng::philox;
-use llm2vec::train::config::MODULES;
 use llm2vec::train::contrastive::{Batch, Contrastive, Rule, Sequence};
 use llm2vec::train::mntp::Outcome;
 use std::path::Path;
