@@ -2,7 +2,7 @@
 
 use crate::cli::{FLAGS, ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
 use crate::encode::Encoder;
-use crate::encode::texts::Item;
+use crate::encode::texts::{Item, Rows};
 use crate::error::{Error, Message, Result, message};
 use crate::format::atomic;
 use crate::format::input::{self, Format, Record};
@@ -91,7 +91,13 @@ impl Encode {
             if window.is_empty() {
                 break;
             }
-            let rows = self.encode_window(&mut encoder, &window, &mut tally)?;
+            let at = |i: usize, what: Message| {
+                Error::file(self.name(), message![format!("line {}: ", window[i].place), what])
+            };
+            let added = |texts, tokens| tally.add(texts, tokens);
+            let Rows { vectors: rows, cut } =
+                encoder.texts(&self.items(&window), self.texts.empty, at, added)?;
+            tally.cut += cut;
             if let Some(output) = &mut output {
                 match output.write_rows(&rows) {
                     Err(e) if is_reader_gone(&e) => return Ok(()),
@@ -162,18 +168,9 @@ impl Encode {
         Ok(window)
     }
 
-    /// The rows of a window, in its order.
-    fn encode_window(&self, encoder: &mut Encoder, window: &[Record], tally: &mut Tally) -> Result<Vec<f32>> {
-        let at = |i: usize, what: Message| {
-            Error::file(self.name(), message![format!("line {}: ", window[i].place), what])
-        };
-        let default = &self.texts.instruction;
-        let items: Vec<Item> = window
-            .iter()
-            .map(|r| Item { instruction: r.instruction.as_deref().unwrap_or(default), text: &r.text })
-            .collect();
-        let rows = encoder.texts(&items, self.texts.empty, at, |texts, tokens| tally.add(texts, tokens))?;
-        tally.cut += rows.cut;
-        Ok(rows.vectors)
+    /// The texts of a window, each with its instruction.
+    fn items<'a>(&'a self, window: &'a [Record]) -> Vec<Item<'a>> {
+        let instruction = |r: &'a Record| r.instruction.as_deref().unwrap_or(&self.texts.instruction);
+        window.iter().map(|r| Item { instruction: instruction(r), text: &r.text }).collect()
     }
 }

@@ -113,45 +113,38 @@ impl Encoder {
         rows: &mut [f32],
         mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
-        let c = self.width();
+        let Encoder { setup, buffers } = self;
+        let Buffers { model, state, pooled, unit, norm, spans } = buffers;
+        let (device, c): (&Device, usize) = (&setup.device, setup.dimensions());
         let lengths: Vec<usize> = prompts.iter().map(|p| p.ids.len()).collect();
-        for items in pack(&lengths, self.setup.tokens) {
-            let batch: Vec<&Prompt> = items.iter().map(|&i| &prompts[i]).collect();
-            let pooled = self.run(&batch)?.read_f32()?.into_owned();
-            let vectors = steps::apply(&self.setup.steps, pooled, self.setup.config.width)?;
-            let vectors = if self.setup.normalize && !self.setup.steps.is_empty() {
-                steps::apply(&[Step::Normalize], vectors, c)?
-            } else {
-                vectors
-            };
+        for items in pack(&lengths, setup.tokens) {
+            let spans_of = items.iter().map(|&i| Ok((prompts[i].ids.as_slice(), setup.span(&prompts[i])?)));
+            let pack = Pack::new(spans_of.collect::<Result<Vec<_>>>()?);
+            state.set_batch(&pack.ids, &pack.starts)?;
+            spans.set_rows(items.len())?;
+            spans.write(&pack.spans)?;
+            pooled.set_rows(items.len())?;
+            model.forward(state, None)?;
+            state.verdict()?;
+            pool_fwd(device, pooled, &state.hidden, spans, setup.pooling.op())?;
+
+            // Where modules of sentence-transformers follow, they come before the unit length.
+            let alone = setup.normalize && setup.steps.is_empty();
+            if alone {
+                unit.set_rows(items.len())?;
+                norm.set_rows(items.len())?;
+                l2norm_fwd(device, unit, norm, pooled, 1e-12)?;
+            }
+            let vectors = if alone { &*unit } else { &*pooled }.read_f32()?.into_owned();
+            let mut vectors = steps::apply(&setup.steps, vectors, setup.config.width)?;
+            if setup.normalize && !alone {
+                vectors = steps::apply(&[Step::Normalize], vectors, c)?;
+            }
             for (vector, &i) in vectors.chunks_exact(c).zip(&items) {
                 rows[i * c..][..c].copy_from_slice(vector);
             }
             progress(items.len(), items.iter().map(|&i| lengths[i]).sum());
         }
         Ok(())
-    }
-
-    /// One pack through the model; the vectors are `[B, C]`.
-    fn run(&mut self, batch: &[&Prompt]) -> Result<&Tensor> {
-        let Encoder { setup, buffers } = self;
-        let Buffers { model, state, pooled, unit, norm, spans } = buffers;
-        let spans_of = batch.iter().map(|p| Ok((p.ids.as_slice(), setup.span(p)?)));
-        let pack = Pack::new(spans_of.collect::<Result<Vec<_>>>()?);
-        let device: &Device = &setup.device;
-        state.set_batch(&pack.ids, &pack.starts)?;
-        spans.set_rows(batch.len())?;
-        spans.write(&pack.spans)?;
-        pooled.set_rows(batch.len())?;
-        model.forward(state, None)?;
-        state.verdict()?;
-        pool_fwd(device, pooled, &state.hidden, spans, setup.pooling.op())?;
-        if !setup.normalize || !setup.steps.is_empty() {
-            return Ok(pooled);
-        }
-        unit.set_rows(batch.len())?;
-        norm.set_rows(batch.len())?;
-        l2norm_fwd(device, unit, norm, pooled, 1e-12)?;
-        Ok(unit)
     }
 }

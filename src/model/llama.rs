@@ -56,17 +56,19 @@ enum Place {
 
 /// One run of a model over a batch, forward or backward.
 #[derive(Clone, Copy)]
-pub(super) struct Pass<'a> {
-    pub model: &'a Model,
-    pub noise: Option<&'a Noise>,
+struct Pass<'a> {
+    model: &'a Model,
+    noise: Option<&'a Noise>,
 }
 
-impl Pass<'_> {
-    pub fn forward(&self, state: &mut State) -> Result<()> {
-        let Model { device, config, weights, .. } = self.model;
+impl Model {
+    /// Runs the batch in `state`; `state.hidden` holds the result after the final norm. `noise` is dropout, `None` outside
+    /// training.
+    pub fn forward(&self, state: &mut State, noise: Option<&Noise>) -> Result<()> {
+        let (Model { device, config, weights, .. }, pass) = (self, Pass { model: self, noise });
         embed_fwd(device, &mut state.streams[0], &weights.embed, &state.ids)?;
         for i in 0..config.layers {
-            self.block_fwd(state, i, false)?;
+            pass.block_fwd(state, i, false)?;
             check_block(device, state, i)?;
         }
         let last = config.layers % state.streams.len();
@@ -75,8 +77,18 @@ impl Pass<'_> {
         check_hidden(device, state)
     }
 
-    pub fn backward(&self, grads: &mut Grads, scratch: &mut Scratch, state: &mut State) -> Result<()> {
-        let Model { device, config, weights, .. } = self.model;
+    /// Adds to `grads` what the gradient of `state.hidden`, given in `scratch.h`, says about every adapter.
+    ///
+    /// `state` is as the forward of the same batch and noise left it, with [`Keep::All`](crate::model::state::Keep::All) or
+    /// [`Keep::Streams`](crate::model::state::Keep::Streams). Nothing flows into the embedding, which is frozen.
+    pub fn backward(
+        &self,
+        grads: &mut Grads,
+        scratch: &mut Scratch,
+        state: &mut State,
+        noise: Option<&Noise>,
+    ) -> Result<()> {
+        let (Model { device, config, weights, .. }, pass) = (self, Pass { model: self, noise });
         if state.saved[0].lse.is_none() {
             return nothing_kept();
         }
@@ -88,15 +100,17 @@ impl Pass<'_> {
             // What the forward left behind is the last block's.
             match state.saved.len() {
                 _ if i + 1 == config.layers => {}
-                1 => self.block_fwd(state, i, true)?,
-                _ => self.refill(&grads.layers[i], state, i)?,
+                1 => pass.block_fwd(state, i, true)?,
+                _ => pass.refill(&grads.layers[i], state, i)?,
             }
-            self.block_bwd(&mut grads.layers[i], scratch, state, i)?;
+            pass.block_bwd(&mut grads.layers[i], scratch, state, i)?;
             check_block_bwd(device, scratch, state, i)?;
         }
         Ok(())
     }
+}
 
+impl Pass<'_> {
     /// Block `i`: reads the stream before it, writes the stream after it, unless that is kept from the time before.
     fn block_fwd(&self, state: &mut State, i: usize, again: bool) -> Result<()> {
         let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;

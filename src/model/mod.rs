@@ -18,10 +18,7 @@ use crate::error::Result;
 use crate::memory::Arena;
 use crate::ops::attention::Mask;
 use config::Config;
-use grads::{Grads, Scratch};
-use llama::{Noise, Pass};
 use rope::RopeTables;
-use state::State;
 use weights::{Source, Storage, Weights};
 
 /// A decoder and how it is run: all that a forward and a backward read.
@@ -50,25 +47,5 @@ impl Model {
     /// Reads the weights.
     pub fn load(&mut self, source: &impl Source) -> Result<()> {
         self.weights.load(&self.config, source)
-    }
-
-    /// Runs the batch in `state`; `state.hidden` holds the result after the final norm. `noise` is dropout, `None` outside
-    /// training.
-    pub fn forward(&self, state: &mut State, noise: Option<&Noise>) -> Result<()> {
-        Pass { model: self, noise }.forward(state)
-    }
-
-    /// Adds to `grads` what the gradient of `state.hidden`, given in `scratch.h`, says about every adapter.
-    ///
-    /// `state` is as the forward of the same batch and noise left it, with [`state::Keep::All`] or
-    /// [`state::Keep::Streams`]. Nothing flows into the embedding, which is frozen.
-    pub fn backward(
-        &self,
-        grads: &mut Grads,
-        scratch: &mut Scratch,
-        state: &mut State,
-        noise: Option<&Noise>,
-    ) -> Result<()> {
-        Pass { model: self, noise }.backward(grads, scratch, state)
     }
 }
