@@ -48,6 +48,14 @@ pub enum Error {
     /// The device is missing, too small, or failed.
     #[error("{0}")]
     Device(String),
+    /// The emulator has found a kernel, or the host, doing something wrong.
+    #[error("{what}")]
+    Finding {
+        /// Of which kind.
+        kind: ptx_emulator::Kind,
+        /// The report.
+        what: String,
+    },
     /// `--check-finite` has found NaN or infinity.
     #[error("--check-finite: {0}")]
     NotFinite(String),

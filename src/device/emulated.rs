@@ -230,7 +230,7 @@ pub fn failure(error: emulator::Error) -> Error {
     match error {
         emulator::Error::Usage(what) => Error::Usage(what),
         emulator::Error::Ptx { file, what } => Error::file(file, what),
-        emulator::Error::Finding(what) => Error::Device(what),
+        emulator::Error::Finding { kind, what } => Error::Finding { kind, what },
     }
 }
 

@@ -97,7 +97,7 @@ mod machine;
 mod numbers;
 mod report;
 
-pub use error::{Error, Result};
+pub use error::{Error, Kind, Result};
 pub use isa::module::{Function, Module, Variable};
 pub use isa::tensor_map::{Element, Swizzle, TensorMap};
 pub use launch::{Args, Launch};
@@ -218,7 +218,8 @@ impl Emulator {
         match bytes.and_then(|n| usize::try_from(n).ok()) {
             Some(bytes) => self.region(map.address, bytes).map(|_| encoded),
             None => {
-                Err(Error::Finding(format!("tensor map: {:?} by {:?} has no end", map.sizes, map.strides)))
+                let what = format!("tensor map: {:?} by {:?} has no end", map.sizes, map.strides);
+                Err(Error::Finding { kind: Kind::OutOfBounds, what })
             }
         }
     }
@@ -250,7 +251,7 @@ impl Emulator {
         let region = &self.memory.regions[region];
         region
             .readable(at, bytes)
-            .map_err(|(_, what)| Error::Finding(format!("copy to the host: {what}")))?;
+            .map_err(|(kind, what)| Error::Finding { kind, what: format!("copy to the host: {what}") })?;
         Ok(region.data[at..at + bytes].to_vec())
     }
 
@@ -260,7 +261,10 @@ impl Emulator {
             *at >= 0 && !region.freed && *at as usize + bytes <= region.data.len()
         });
         let found = found.map(|(r, at)| (r, at as usize));
-        found.ok_or_else(|| Error::Finding(format!("{bytes} bytes at {address:#x} are in no allocation")))
+        found.ok_or_else(|| {
+            let what = format!("{bytes} bytes at {address:#x} are in no allocation");
+            Error::Finding { kind: Kind::OutOfBounds, what }
+        })
     }
 
     /// Runs a kernel to its end and counts what it did; the first finding is the error.

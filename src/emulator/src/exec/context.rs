@@ -96,9 +96,10 @@ impl Context<'_> {
             Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
             Space::Generic | Space::Global | Space::Const | Space::Param => match self.memory.find(address) {
                 Some((region, offset)) => Ok((Where::Global(region), offset)),
-                None => {
-                    Err((Kind::Access, format!("out of bounds: address {address:#x} is in no allocation")))
-                }
+                None => Err((
+                    Kind::OutOfBounds,
+                    format!("out of bounds: address {address:#x} is in no allocation"),
+                )),
             },
         }
     }
@@ -224,14 +225,14 @@ impl Context<'_> {
             && rank as usize != self.rank
         {
             let what = format!("out of bounds: address of rank {rank} of the cluster, used as one's own");
-            return Err((Kind::Access, what));
+            return Err((Kind::OutOfBounds, what));
         }
         self.any_shared(address)
     }
 
     /// A place in the shared memory of the cluster.
     pub fn any_shared(&self, address: u64) -> Result<(Where, i64), Bad> {
-        let bad = |what: String| Err((Kind::Access, what));
+        let bad = |what: String| Err((Kind::OutOfBounds, what));
         if !matches!(address >> 32, 0 | 0xffff_ffff) {
             return bad(format!("out of bounds: {address:#x} in shared memory; is it a generic address?"));
         }
@@ -242,7 +243,10 @@ impl Context<'_> {
             None => {
                 bad(format!("out of bounds: shared memory of rank {rank}, which the cluster does not have"))
             }
-            Some(true) => bad(format!("shared memory of rank {rank} of the cluster, whose block has left")),
+            Some(true) => {
+                let what = format!("shared memory of rank {rank} of the cluster, whose block has left");
+                Err((Kind::Access, what))
+            }
             Some(false) => Ok((Where::Shared(rank as usize), (address & ((1 << RANK_SHIFT) - 1)) as i64)),
         }
     }

@@ -78,7 +78,7 @@ impl Context<'_> {
             } else if reads > 0 {
                 if from[lane] & (size as u64 - 1) != 0 {
                     let what = format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]);
-                    return Err(self.fault(Kind::Access, warp, lane, run.inst, what));
+                    return Err(self.fault(Kind::Misaligned, warp, lane, run.inst, what));
                 }
                 // A part of the bytes may be all that is there.
                 let step = if reads == size { size } else { 1 };

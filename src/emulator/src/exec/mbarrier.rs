@@ -96,7 +96,7 @@ impl Context<'_> {
             }
             Where::Shared(rank) => {
                 let name = &self.cluster.shared[rank].name;
-                Err((Kind::Access, format!("misaligned: an mbarrier at {name}+{at}, not at 8 bytes")))
+                Err((Kind::Misaligned, format!("misaligned: an mbarrier at {name}+{at}, not at 8 bytes")))
             }
             _ => Err((Kind::Access, format!("{address:#x} is not in shared memory, where mbarriers are"))),
         });

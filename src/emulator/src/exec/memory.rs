@@ -55,7 +55,7 @@ impl Context<'_> {
             for lane in lanes(run.exec) {
                 let at = base.wrapping_add(addresses[lane] as usize).min(usize::MAX / 2);
                 let Some(from) = warp.param[lane].get(at..at.saturating_add(bytes)) else {
-                    return Err(self.fault(Kind::Access, warp, lane, run.inst, BEYOND));
+                    return Err(self.fault(Kind::OutOfBounds, warp, lane, run.inst, BEYOND));
                 };
                 for (i, part) in from.chunks(ty.size()).enumerate() {
                     let mut word = [0; 8];
@@ -228,7 +228,7 @@ impl Context<'_> {
                 let at = (run.frame.param as usize).saturating_add(addresses[lane] as usize);
                 match warp.param[lane].get_mut(at..at.saturating_add(bytes)) {
                     Some(to) => to.copy_from_slice(new),
-                    None => return Err(self.fault(Kind::Access, warp, lane, run.inst, BEYOND)),
+                    None => return Err(self.fault(Kind::OutOfBounds, warp, lane, run.inst, BEYOND)),
                 }
                 continue;
             }

@@ -55,7 +55,7 @@ pub fn run(
         }
         Err(mut fault) => {
             fault.kernel = kernel.to_string();
-            Err(Error::Finding(fault.to_string()))
+            Err(Error::Finding { kind: fault.kind, what: fault.to_string() })
         }
     }
 }

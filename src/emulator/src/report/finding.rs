@@ -1,29 +1,7 @@
 //! What the emulator reports: one block of text with everything that one needs to find the bug.
 
+pub use crate::error::Kind;
 use crate::isa::module::{Inst, Module};
-
-/// The kinds of finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Outside every allocation, misaligned, freed or constant memory.
-    Access,
-    /// Memory or a register that nothing has written.
-    Uninitialised,
-    /// Two accesses without an order, one of them a write.
-    Race,
-    /// A write that the asynchronous proxy cannot see yet.
-    Fence,
-    /// A barrier or a warp-wide instruction that not all come to.
-    Barrier,
-    /// Nobody can go on.
-    Deadlock,
-    /// What a warpgroup did wrong: `wgmma`, `setmaxnreg`.
-    Warpgroup,
-    /// More instructions than allowed.
-    Budget,
-    /// `trap`, or something that is not modelled.
-    Trap,
-}
 
 /// What is wrong with an access, and of which kind that is.
 pub type Bad = (Kind, String);
@@ -98,8 +76,7 @@ impl Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ([bx, by, bz], [tx, ty, tz]) = (self.at.block, self.at.thread);
-        let name = format!("{:?}", self.kind).to_lowercase();
-        write!(f, "{name} in {} at {} (PTX line {})", self.kernel, self.place, self.line)?;
+        write!(f, "{} in {} at {} (PTX line {})", self.kind, self.kernel, self.place, self.line)?;
         write!(f, "\n  {}\n  block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})", self.what)?;
         self.also.iter().try_for_each(|line| write!(f, "\n  {line}"))
     }

@@ -213,10 +213,16 @@ fn mbarriers_misused() {
     find("begun_twice", "barrier", line(1, 64), &out(), &["is one in use; mbarrier.inval ends it"]);
     find("begun_again", "barrier", line(1, 64), &out(), &["is one in use"]);
     find("peeked", "access", line(1, 64), &[Arg::Scratch(512)], &["which is an mbarrier"]);
-    find("crooked_barrier", "access", line(1, 64), &out(), &["misaligned: an mbarrier"]);
-    find("crooked_load", "access", line(1, 64), &args(), &["misaligned: a bulk copy", "a multiple of 16"]);
+    find("crooked_barrier", "misaligned", line(1, 64), &out(), &["misaligned: an mbarrier"]);
+    find(
+        "crooked_load",
+        "misaligned",
+        line(1, 64),
+        &args(),
+        &["misaligned: a bulk copy", "a multiple of 16"],
+    );
     let tight = [Arg::Scratch(256), Arg::In(&x[..256])];
-    find("beyond_load", "access", line(1, 64), &tight, &["out of bounds", "arg1 (256 bytes)"]);
+    find("beyond_load", "out-of-bounds", line(1, 64), &tight, &["out of bounds", "arg1 (256 bytes)"]);
     // Some schedules begin it in time for all: then another warp's arrival is not ordered behind it.
     find("init_raced", "barrier or race", line(1, 64), &out(), &[]);
 }

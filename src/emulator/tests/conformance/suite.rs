@@ -25,7 +25,7 @@ pub mod warpgroup;
 mod wgmma;
 
 use crate::{SEEDS, ptx, real};
-pub use ptx_emulator::{Counters, Element, Emulator, Launch, Module, Result, Swizzle, TensorMap};
+pub use ptx_emulator::{Counters, Element, Emulator, Kind, Launch, Module, Result, Swizzle, TensorMap};
 
 pub const BASICS: &str = include_str!("ptx/basics.ptx");
 pub const BUGS: &str = include_str!("ptx/bugs.ptx");

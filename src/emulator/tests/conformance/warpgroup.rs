@@ -64,7 +64,7 @@ fn operands_in_shared_memory() {
         "warpgroup",
         &["misaligned: descriptor", "row 1 of a pattern of 128-byte swizzle"],
     );
-    find("operand_outside", "access", &["out of bounds", "through A's descriptor"]);
+    find("operand_outside", "out-of-bounds", &["out of bounds", "through A's descriptor"]);
     find("operand_unwritten", "uninitialised", &["through B's descriptor"]);
     find(
         "no_proxy_fence",
