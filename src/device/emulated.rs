@@ -53,7 +53,9 @@ impl Emulated {
             })?,
             Err(_) => 0,
         };
-        let emulator = Emulator::default();
+        let mut emulator = Emulator::default();
+        // Our own kernels have no habits to be forgiven.
+        emulator.checks.strict = true;
         let state = State { emulator, loaded: Vec::new(), seed, counted: None, recorded: None };
         let name = format!("emulated (sm_{}{})", capability.0, capability.1);
         Ok(Emulated { name, capability, state: Mutex::new(state) })

@@ -106,6 +106,7 @@ use machine::predecessor::Predecessor;
 #[doc = include_str!("../RULES.md")]
 pub mod rules {}
 
+pub use report::checks::{Checks, Finding, Habit, Severity};
 pub use report::counters::{Count, Counters};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,6 +114,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Modules and the memory that they share: what a context is to the driver.
 #[derive(Default)]
 pub struct Emulator {
+    /// What is an error.
+    pub checks: Checks,
+    /// What the last launch has noted.
+    found: Vec<Finding>,
     memory: Memory,
     modules: Vec<Loaded>,
     /// The last kernel, if nothing has come behind it.
@@ -267,7 +272,13 @@ impl Emulator {
         })
     }
 
-    /// Runs a kernel to its end and counts what it did; the first finding is the error.
+    /// What the last launch has noted, by instruction: its notes, and, where it kept going, its errors, which
+    /// [`Emulator::launch`] did not give. The one that ended it is not among them.
+    pub fn findings(&self) -> &[Finding] {
+        &self.found
+    }
+
+    /// Runs a kernel to its end and counts what it did; the first finding that is an error ends it: see [`Checks`].
     pub fn launch(&mut self, kernel: &str, launch: &Launch, args: &Args<'_>) -> Result<Counters> {
         let holder = self.modules.iter().position(|m| m.has(kernel));
         let Some(Loaded { module, symbols }) = self.modules.get(holder.unwrap_or(0)) else {
@@ -275,8 +286,10 @@ impl Emulator {
         };
         let may_run = !self.ended.swap(false, Ordering::Relaxed) && launch.overlap && launch.seed & 1 == 1;
         let before = self.last.take().filter(|_| may_run);
-        let ran =
-            launch::check::run(module, &mut self.memory, symbols, kernel, launch, args, before.as_ref())?;
+        let how = (before.as_ref(), &self.checks);
+        let (ran, found) = launch::check::run(module, &mut self.memory, symbols, kernel, launch, args, how);
+        self.found = found;
+        let ran = ran?;
         self.last = Some(Predecessor { kernel: kernel.to_string(), module: module.clone() });
         Ok(ran)
     }

@@ -13,8 +13,10 @@ use crate::machine::memory::{Memory, Region};
 use crate::machine::predecessor::Predecessor;
 use crate::machine::warp::{Warp, lanes};
 use crate::machine::warpgroup::{WARPGROUPS, Warpgroup};
+use crate::report::checks::Collected;
 use crate::report::counters::Count;
 use crate::report::finding::{At, Bad, Fault, Kind, other_access, raced};
+use std::cell::RefCell;
 
 /// What an instruction may reach besides its warp.
 pub struct Context<'a> {
@@ -40,6 +42,8 @@ pub struct Context<'a> {
     pub counts: &'a mut [Count],
     /// The kernel before, where it may still run.
     pub before: Option<&'a Predecessor>,
+    /// What has been found so far.
+    pub found: &'a RefCell<Collected>,
     /// Extents of the grid and of a block.
     pub extents: ([u32; 3], [u32; 3]),
     /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.
@@ -161,8 +165,20 @@ impl Context<'_> {
             Where::Shared(rank) => &self.cluster.shared[rank].name,
             Where::Local(_) => "local memory",
         };
-        self.fault(Kind::Race, warp, lane, run.inst, raced(write, name, place.1))
-            .and(other_access(&self.spelled(other)))
+        let fault = self.fault(Kind::Race, warp, lane, run.inst, raced(write, name, place.1));
+        let mut fault = fault.and(other_access(&self.spelled(other)));
+        fault.habit = self.habit(warp, run.pc, place.0, other);
+        fault
+    }
+
+    /// Notes a finding; gives it back if it ends the launch.
+    pub fn report(&self, fault: Box<Fault>) -> Done {
+        self.found.borrow_mut().add(fault)
+    }
+
+    /// What was done for a lane; nothing where it was wrong, and that is reported.
+    pub fn reported<T>(&self, done: Result<T, Box<Fault>>) -> Result<Option<T>, Box<Fault>> {
+        done.map_or_else(|fault| self.report(fault).map(|()| None), |done| Ok(Some(done)))
     }
 
     /// Where an access was, and whose.
@@ -183,7 +199,7 @@ impl Context<'_> {
             if unknown != 0 {
                 let lane = unknown.trailing_zeros() as usize;
                 let what = format!("uninitialised: {what} a register that nothing has written");
-                return Err(self.fault(Kind::Uninitialised, warp, lane, run.inst, what));
+                self.report(self.fault(Kind::Uninitialised, warp, lane, run.inst, what))?;
             }
         }
         Ok(())

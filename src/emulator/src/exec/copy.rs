@@ -148,7 +148,14 @@ impl Context<'_> {
                     self.own().races.write(copy.to, copy.bytes.0, &who, false)
                 };
                 if let Some(other) = race {
-                    return Err(self.race(warp, lane, run, (Where::Shared(self.rank), copy.to), true, other));
+                    self.report(self.race(
+                        warp,
+                        lane,
+                        run,
+                        (Where::Shared(self.rank), copy.to),
+                        true,
+                        other,
+                    ))?;
                 }
                 if !self.early {
                     self.arrive(copy);

@@ -13,6 +13,7 @@ use crate::machine::flight::Where;
 use crate::machine::mbarrier::{MOST, Mbarrier};
 use crate::machine::memory::State;
 use crate::machine::warp::{Warp, lanes};
+use crate::report::checks::Habit;
 use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {
@@ -76,10 +77,10 @@ impl Context<'_> {
                 "mbarrier: only the own block's can be waited for or invalidated".into(),
             ));
         }
-        match self.cluster.shared[rank].races.read(at, 8, &warp.who(lane, run.pc, true)) {
-            Some(other) => Err(self.race(warp, lane, run, (Where::Shared(rank), at), false, other)),
-            None => Ok((rank, at)),
+        if let Some(other) = self.cluster.shared[rank].races.read(at, 8, &warp.who(lane, run.pc, true)) {
+            self.report(self.race(warp, lane, run, (Where::Shared(rank), at), false, other))?;
         }
+        Ok((rank, at))
     }
 
     fn mbarrier_place(
@@ -289,7 +290,11 @@ impl Context<'_> {
                     self.cluster.shared[*rank].name
                 );
                 let fault = self.fault(Kind::Fence, warp, lane, run.inst, what);
-                return Err(fault.and(format!("the mbarrier.init: {}", self.spelled(init))));
+                let mut fault = fault.and(format!("the mbarrier.init: {}", self.spelled(init)));
+                // It is ordered before this: by a barrier, if not by the warp's own program.
+                let barrier = init.time() < warp.floor || !init.within(&warp.who(lane, run.pc, true));
+                fault.habit = (self.cluster.blocks.len() == 1 && barrier).then_some(Habit::InitAndBarrier);
+                self.report(fault)?;
             }
         }
         Ok(at)

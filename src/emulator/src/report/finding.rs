@@ -1,5 +1,6 @@
 //! What the emulator reports: one block of text with everything that one needs to find the bug.
 
+use super::checks::Habit;
 pub use crate::error::Kind;
 use crate::isa::module::{Inst, Module};
 
@@ -57,13 +58,16 @@ pub struct Fault {
     pub also: Vec<String>,
     /// The allocation and its byte that it found without a value.
     pub lacks: Option<(usize, usize)>,
+    /// The habit of NVIDIA's that it is.
+    pub habit: Option<Habit>,
 }
 
 impl Fault {
     /// A finding at an instruction; the machine adds the kernel.
     pub fn new(kind: Kind, module: &Module, inst: &Inst, at: At, what: impl Into<String>) -> Box<Fault> {
         let (what, place, line) = (what.into(), module.place(inst), inst.line);
-        Box::new(Fault { kind, what, kernel: String::new(), place, line, at, also: Vec::new(), lacks: None })
+        let (kernel, also, lacks, habit) = (String::new(), Vec::new(), None, None);
+        Box::new(Fault { kind, what, kernel, place, line, at, also, lacks, habit })
     }
 
     /// Adds a line.
@@ -78,6 +82,7 @@ impl std::fmt::Display for Fault {
         let ([bx, by, bz], [tx, ty, tz]) = (self.at.block, self.at.thread);
         write!(f, "{} in {} at {} (PTX line {})", self.kind, self.kernel, self.place, self.line)?;
         write!(f, "\n  {}\n  block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})", self.what)?;
-        self.also.iter().try_for_each(|line| write!(f, "\n  {line}"))
+        self.also.iter().try_for_each(|line| write!(f, "\n  {line}"))?;
+        self.habit.iter().try_for_each(|habit| write!(f, "\n  {}", habit.words()))
     }
 }

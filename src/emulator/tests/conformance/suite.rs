@@ -25,7 +25,9 @@ pub mod warpgroup;
 mod wgmma;
 
 use crate::{SEEDS, ptx, real};
-pub use ptx_emulator::{Counters, Element, Emulator, Kind, Launch, Module, Result, Swizzle, TensorMap};
+pub use ptx_emulator::{
+    Checks, Counters, Element, Emulator, Kind, Launch, Module, Result, Swizzle, TensorMap,
+};
 
 pub const BASICS: &str = include_str!("ptx/basics.ptx");
 pub const BUGS: &str = include_str!("ptx/bugs.ptx");
@@ -43,9 +45,21 @@ pub enum Arg<'a> {
     Long(u64),
 }
 
-/// Runs a kernel of `ptx` and gives the arrays as they are afterwards. Scratch arrays must be wholly written.
+/// Runs a kernel of `ptx`, strictly, and gives the arrays as they are afterwards. Scratch arrays must be wholly written.
 pub fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Vec<Vec<u8>>, Counters)> {
+    let strict = Checks { strict: true, ..Checks::default() };
     let mut emulator = Emulator::new(Module::parse("test.ptx", ptx)?)?;
+    emulator.checks = strict;
+    run_on(&mut emulator, kernel, launch, args)
+}
+
+/// The same on an emulator, which says afterwards what it has noted.
+pub fn run_on(
+    emulator: &mut Emulator,
+    kernel: &str,
+    launch: &Launch,
+    args: &[Arg<'_>],
+) -> Result<(Vec<Vec<u8>>, Counters)> {
     let (mut arrays, mut values) = (Vec::new(), Vec::new());
     for (i, arg) in args.iter().enumerate() {
         let bytes = match arg {
