@@ -1,6 +1,6 @@
 //! What an instruction may reach, and what every family of them needs: addresses, checks, findings, counts.
 
-use crate::isa::module::{Inst, Module};
+use crate::isa::module::{Inst, Module, Variable};
 use crate::isa::operand::{Addr, LANES, Lanes, Space, Src};
 use crate::isa::space::{LOCAL_WINDOW, SHARED_WINDOW};
 use crate::machine::clock::{Agents, Touch, spelled};
@@ -134,6 +134,33 @@ impl Context<'_> {
         self.fault(kind, warp, lane, inst, what)
     }
 
+    /// A finding about an access that is misaligned or outside, and how what is there was declared.
+    pub fn misplaced(
+        &self,
+        warp: &Warp,
+        lane: usize,
+        inst: &Inst,
+        (place, at): (Where, i64),
+        bad: Bad,
+    ) -> Box<Fault> {
+        let fault = self.bad(warp, lane, inst, bad);
+        let (Where::Shared(_), Kind::Misaligned) = (place, fault.kind) else { return fault };
+        let kernel = warp.frames[lane].first().map(|f| &self.module.functions[f.function as usize]);
+        let mut variables = self.module.shared.iter().chain(kernel.iter().flat_map(|k| &k.shared));
+        let there = |v: &&Variable| (v.offset as i64..(v.offset + v.size) as i64).contains(&at);
+        fault.and(match variables.find(there) {
+            Some(v) => format!(
+                "it is byte {} of {}, which is declared .align {}: ptxas may place it at any multiple of that",
+                at - v.offset as i64,
+                v.name,
+                v.align
+            ),
+            None => "it is in dynamic shared memory, which begins at a multiple of 1024 here; ptxas may place it at any \
+                     multiple of its declared .align"
+                .to_string(),
+        })
+    }
+
     /// A finding about a read, and which byte it found without a value.
     pub fn lacking(
         &mut self,
@@ -166,7 +193,16 @@ impl Context<'_> {
             Where::Local(_) => "local memory",
         };
         let fault = self.fault(Kind::Race, warp, lane, run.inst, raced(write, name, place.1));
-        let mut fault = fault.and(other_access(&self.spelled(other)));
+        // Of several lanes that have read only the last is known, which may be this one.
+        let one = other.by() == Ok((warp.clock.block, warp.thread(lane)));
+        let there = match one {
+            true => format!(
+                "{}, another lane of its warp",
+                self.module.place(&self.module.insts[other.pc() as usize])
+            ),
+            false => self.spelled(other),
+        };
+        let mut fault = fault.and(other_access(&there));
         fault.habit = self.habit(warp, run.pc, place.0, other);
         fault
     }

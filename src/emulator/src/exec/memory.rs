@@ -108,7 +108,7 @@ impl Context<'_> {
             Some(at) => at,
             None => {
                 let found = region.place(offset, bytes, false);
-                let at = found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+                let at = found.map_err(|bad| self.misplaced(warp, lane, run.inst, (place, offset), bad))?;
                 if let Err(bad) = self.region(&mut warp.local, place).readable(at, bytes) {
                     let fault = self.lacking(warp, lane, run.inst, (place, offset, bytes), bad);
                     self.report(fault)?;
@@ -184,7 +184,7 @@ impl Context<'_> {
             Some(at) => at,
             None => {
                 let found = region.place(offset, bytes, true);
-                let at = found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+                let at = found.map_err(|bad| self.misplaced(warp, lane, run.inst, (place, offset), bad))?;
                 if let Err(bad) = self.region(&mut warp.local, place).writable(at, bytes) {
                     self.report(self.bad(warp, lane, run.inst, bad))?;
                 }

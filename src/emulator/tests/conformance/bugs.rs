@@ -2,7 +2,8 @@
 
 use super::*;
 
-const SOURCES: [(&str, &str); 4] = [
+const SOURCES: [(&str, &str); 5] = [
+    ("asserts.cu", include_str!("cuda/asserts.cu")),
     ("async_bugs_sm90.cu", include_str!("cuda/async_bugs_sm90.cu")),
     ("bugs.cu", include_str!("cuda/bugs.cu")),
     ("gemm.cu", include_str!("cuda/gemm.cu")),

@@ -10,6 +10,7 @@ mod hostile;
 mod ptx;
 mod refused;
 mod removal;
+mod reports;
 mod severity;
 #[path = "suite.rs"]
 mod suite;
