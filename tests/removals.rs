@@ -30,7 +30,8 @@ const CASES: usize = 8;
 const FLOPS: usize = 1 << 28;
 
 /// Reports that a missing order has.
-const KINDS: [Kind; 3] = [Kind::Race, Kind::Uninitialised, Kind::Fence];
+const KINDS: [Kind; 6] =
+    [Kind::Race, Kind::Uninitialised, Kind::Fence, Kind::Barrier, Kind::Deadlock, Kind::Warpgroup];
 
 /// Removals that nobody notices, and why that is right: kernel, words of the source line, reason.
 const REASONS: &[(&str, &str, &str)] = &[];

@@ -106,8 +106,9 @@ use machine::predecessor::Predecessor;
 #[doc = include_str!("../RULES.md")]
 pub mod rules {}
 
-pub use report::checks::{Checks, Finding, Habit, Severity};
+pub use report::checks::{Checks, Finding, Severity};
 pub use report::counters::{Count, Counters};
+pub use report::finding::Habit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 

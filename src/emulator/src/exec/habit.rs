@@ -6,7 +6,7 @@ use crate::isa::operand::{Rmw, Src};
 use crate::machine::clock::Touch;
 use crate::machine::flight::Where;
 use crate::machine::warp::Warp;
-use crate::report::checks::Habit;
+use crate::report::finding::Habit;
 use std::collections::HashSet;
 
 impl Context<'_> {
@@ -29,9 +29,9 @@ impl Context<'_> {
         let Op::Memory(MemoryOp::Ld { ty, d, n: 1, order, .. }) = &self.module.insts[read as usize].op else {
             return false;
         };
-        let cas_of = |op: &Op| match op {
-            Op::Memory(MemoryOp::Atom { ty: t, f: Rmw::Cas, s, .. }) if t.size() == ty.size() => Some(s[0]),
-            _ => None,
+        let cas_of = |op: &Op| {
+            let Op::Memory(MemoryOp::Atom { ty: wide, f: Rmw::Cas, s, .. }) = op else { return None };
+            (wide.size() == ty.size()).then_some(s[0])
         };
         if order.strong || cas_of(&self.module.insts[cas as usize].op).is_none() {
             return false;

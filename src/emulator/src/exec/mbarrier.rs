@@ -13,8 +13,7 @@ use crate::machine::flight::Where;
 use crate::machine::mbarrier::{MOST, Mbarrier};
 use crate::machine::memory::State;
 use crate::machine::warp::{Warp, lanes};
-use crate::report::checks::Habit;
-use crate::report::finding::{Fault, Kind};
+use crate::report::finding::{Fault, Habit, Kind};
 
 impl Context<'_> {
     /// Runs one instruction on mbarriers for its lanes.

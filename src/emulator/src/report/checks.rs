@@ -1,6 +1,6 @@
 //! How much a finding weighs, and what is collected while a launch goes on.
 
-use super::finding::{Fault, Kind};
+use super::finding::{Fault, Habit, Kind};
 use std::collections::HashMap;
 
 /// What is done about a finding.
@@ -23,32 +23,6 @@ pub struct Checks {
     pub keep_going: bool,
     /// Kinds that are notes, however strict. One behind which nobody can go on ends the launch all the same.
     pub allow: Vec<Kind>,
-}
-
-/// What breaks a rule of the ISA but stands in NVIDIA's own headers and samples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Habit {
-    /// A plain read of the value that a loop of `atom.cas` starts from.
-    FirstRead,
-    /// Behind an atomic operation that has seen another block's fence and flag, and a barrier: no fence of one's own.
-    LastBlock,
-    /// A barrier of the block behind `mbarrier.init`, without a cluster, in place of `fence.mbarrier_init`.
-    InitAndBarrier,
-}
-
-impl Habit {
-    /// What a report says of it.
-    pub fn words(self) -> &'static str {
-        match self {
-            Habit::FirstRead => "a plain first read before a loop of atom.cas, as in NVIDIA's headers",
-            Habit::LastBlock => {
-                "behind a flag that was read without a fence, and a barrier, as in NVIDIA's samples of last-block reductions"
-            }
-            Habit::InitAndBarrier => {
-                "a barrier within one block in place of fence.mbarrier_init, as in NVIDIA's samples"
-            }
-        }
-    }
 }
 
 /// What was found, as often as it was.

@@ -1,8 +1,33 @@
 //! What the emulator reports: one block of text with everything that one needs to find the bug.
 
-use super::checks::Habit;
 pub use crate::error::Kind;
 use crate::isa::module::{Inst, Module};
+
+/// What breaks a rule of the ISA but stands in NVIDIA's own headers and samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Habit {
+    /// A plain read of the value that a loop of `atom.cas` starts from.
+    FirstRead,
+    /// Behind an atomic operation that has seen another block's fence and flag, and a barrier: no fence of one's own.
+    LastBlock,
+    /// A barrier of the block behind `mbarrier.init`, without a cluster, in place of `fence.mbarrier_init`.
+    InitAndBarrier,
+}
+
+impl Habit {
+    /// What a report says of it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Habit::FirstRead => "a plain first read before a loop of atom.cas, as in NVIDIA's headers",
+            Habit::LastBlock => {
+                "behind a flag that was read without a fence, and a barrier, as in NVIDIA's samples of last-block reductions"
+            }
+            Habit::InitAndBarrier => {
+                "a barrier within one block in place of fence.mbarrier_init, as in NVIDIA's samples"
+            }
+        }
+    }
+}
 
 /// What is wrong with an access, and of which kind that is.
 pub type Bad = (Kind, String);
