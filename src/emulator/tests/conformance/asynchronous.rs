@@ -105,7 +105,7 @@ fn bulk_copies_there_and_back() {
     let x: Vec<f32> = (0..1024).map(|i| (i * 31 % 64) as f32).collect();
     let sums = [1.0f32; 256];
     let args = [Arg::Scratch(4096), Arg::In(bytes_of(&sums)), Arg::In(bytes_of(&x))];
-    let (out, counters) = run_all(PTX, "bulk_double", &line(4, 256), &args);
+    let (out, counters) = bits_all(PTX, "bulk_double", &line(4, 256), &args);
     assert!(f32s(&out[0]).iter().zip(&x).all(|(y, x)| *y == 2.0 * x));
     let sum = |i: usize| 1.0 + (0..4).map(|b| 2.0 * x[b * 256 + i]).sum::<f32>();
     assert!(f32s(&out[1]).iter().enumerate().all(|(i, s)| *s == sum(i)));

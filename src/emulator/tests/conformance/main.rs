@@ -6,6 +6,7 @@ mod chunks;
 mod copies;
 mod counted;
 mod distant;
+mod exact;
 mod hostile;
 mod ptx;
 mod refused;
