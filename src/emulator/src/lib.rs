@@ -44,8 +44,11 @@
 //!   even seed they arrive at that wait, under an odd one at once.
 //!
 //! # What is reported
-//! Each finding ends the launch as an [`Error`] that names the kernel, `file.cu:line` (compile with
-//! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
+//! A finding is of a [`Kind`] and, but for the three [`Habit`]s of NVIDIA's own headers and samples, an error. An error ends
+//! the launch as an [`Error`] that names the kernel, `file.cu:line` (compile with `-lineinfo`), block and thread;
+//! [`Checks`] say whether habits are errors too, whether a launch keeps going where it can, and which kinds are notes, and
+//! [`Emulator::findings`] gives what was noted, once for a kind and instruction, with its count. Found are out-of-bounds,
+//! misaligned, freed and constant memory; reads of bytes or registers that
 //! nothing has written (a register only when it reaches an address, a store, a branch, or what a barrier or a copy counts);
 //! data races, with both sides; barriers and warp-wide instructions that not all lanes come to, or, where they are
 //! `.aligned`, not at once; deadlocks; an instruction budget that is used up, each chunk of the grid having its own (see
@@ -58,7 +61,7 @@
 //! phases that lack arrivals or bytes; a block that leaves with copies under way or while others of its cluster may
 //! touch its memory; tensor maps that are damaged or on the stack, boxes that begin within 16 bytes. A stored box ends at
 //! whole 16 bytes, as the hardware's does. Of a kernel that overlaps the one before: what it touches too early.
-//! A write that leaves a byte as it was is no race with another write.
+//! A write that leaves a byte as it was is no race with another write. A failed `assert` is reported with its words.
 //!
 //! # How it is built
 //!
@@ -83,7 +86,9 @@
 //! part at a branch are together again where its ways join, as the driver's compiler has it, so a `bar.warp.sync` that
 //! stands there is not missed before an `.aligned` instruction. Scopes are taken at their widest: a fence or an atomic of
 //! `.cta` orders as one of `.sys` does. A kernel that overlaps is held against the one before it, not against those before
-//! that, which may still run if that one has not waited itself. Registers are counted, not limited. Times are not
+//! that, which may still run if that one has not waited itself. A habit is known by its instructions: a read is the first of
+//! a loop if some `atom.cas` behind it in the file compares with what it gave. A launch cannot keep going behind
+//! barriers, deadlocks, what a warpgroup did wrong, `assert`, `trap` and a spent budget. Registers are counted, not limited. Times are not
 //! modelled: clocks stand still.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
