@@ -238,7 +238,7 @@ fn the_rest_of_the_driver() {
     let log = with_driver("the_rest_of_the_driver", &[("FAKE_MAJOR", "10")], || {
         let gpu = Gpu::cuda(0).unwrap();
         let (mut y, mut norm, x) = (on(&gpu, &[2, 8], 1.0), on(&gpu, &[2], 2.0), on(&gpu, &[2, 8], 3.0));
-        let launch = Launch { cluster: 2, shared: 100 << 10, overlap: true, ..Launch::line(2, 256) };
+        let launch = Launch { cluster: [2, 1, 1], shared: 100 << 10, overlap: true, ..Launch::line(2, 256) };
         let mut run = || launched(&gpu, launch, &mut y, &mut norm, &x);
         assert_eq!(gpu.time(&mut run).unwrap(), 1.5);
         let graph = gpu.capture(&mut run).unwrap();
