@@ -47,6 +47,13 @@ pub enum Error {
     Unsupported(Message),
     /// The device is missing, too small, or failed.
     Device(Message),
+    /// The emulator has found a kernel, or the host, doing something wrong.
+    Finding {
+        /// Of which kind.
+        kind: ptx_emulator::Kind,
+        /// The report.
+        what: String,
+    },
     /// `check_finite` has found NaN or infinity.
     NotFinite(String),
     /// Training has left the finite numbers.
@@ -102,6 +109,7 @@ impl Error {
             Error::File { path, what } => message![format!("{}: ", path.display()), what.clone()],
             Error::Shape { op, what } => format!("{op}: {what}").into(),
             Error::Limit { op, got, takes } => format!("{op}: {got}, a GPU takes {takes}").into(),
+            Error::Finding { what, .. } => what.clone().into(),
             Error::NotFinite(what) => message![Setting::CheckFinite, format!(": {what}")],
             Error::Diverged { step, what } => {
                 let rest = "is not finite; the last checkpoint is kept; try a lower learning rate";

@@ -1,10 +1,13 @@
 //! `llm2vec emulate`: any kernel of a PTX file on the checking emulator, from `.npy` to `.npy`.
 
-use crate::cli::print;
+use crate::cli::{print, say};
 use crate::device::emulated::failure;
-use crate::device::emulator::{self, Emulator, Launch, Module, Swizzle, TensorMap};
+use crate::device::emulator::{
+    self, Checks, Counters, Emulator, Finding, Kind, Launch, Module, Severity, Swizzle, TensorMap,
+};
 use crate::error::{Error, Result};
 use crate::format::{atomic, npy};
+use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use half::{bf16, f16};
 use std::path::{Path, PathBuf};
@@ -54,6 +57,16 @@ pub struct Emulate {
     /// Warp instructions of a chunk of the grid (a sixteenth, or 8 blocks) after which it gives up
     #[arg(long, env = "LLM2VEC_BUDGET", value_name = "N", default_value_t = Launch::default().budget)]
     budget: u64,
+    /// Report what NVIDIA's own headers and samples do against the ISA, too: a plain first read before a loop of
+    /// atom.cas, a last block that reads without a fence, mbarrier.init and a barrier without fence.mbarrier_init
+    #[arg(long, env = "LLM2VEC_STRICT", value_parser = BoolishValueParser::new())]
+    strict: bool,
+    /// Go on behind a finding where that is possible, and print all of them with their counts
+    #[arg(long, env = "LLM2VEC_KEEP_GOING", value_parser = BoolishValueParser::new())]
+    keep_going: bool,
+    /// Only note findings of this kind, and go on behind them where that is possible
+    #[arg(long, env = "LLM2VEC_ALLOW", value_delimiter = ',', value_name = "KIND", value_parser = kinds())]
+    allow: Vec<Kind>,
     /// Print what was counted, in total and by source line
     #[arg(long, env = "LLM2VEC_COUNTERS", value_name = "FORM")]
     counters: Option<Form>,
@@ -92,6 +105,8 @@ impl Emulate {
             String::from_utf8(text).map_err(|_| Error::file(&self.ptx, "is no text; PTX was wanted"))?;
         let module = Module::parse(&self.ptx.to_string_lossy(), &text).map_err(failure)?;
         let mut emulator = Emulator::new(module).map_err(failure)?;
+        let (strict, keep_going, allow) = (self.strict, self.keep_going, self.allow);
+        emulator.checks = Checks { strict, keep_going, allow };
         let (mut values, mut outputs) = (Vec::new(), Vec::new());
         for (i, arg) in self.arg.iter().enumerate() {
             values.push(argument(&mut emulator, &format!("arg{i}"), arg, &mut outputs)?);
@@ -107,18 +122,47 @@ impl Emulate {
             workers: rayon::current_num_threads(),
         };
         let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
-        let counters = emulator.launch(&self.kernel, &launch, &values).map_err(failure)?;
+        let ran = emulator.launch(&self.kernel, &launch, &values);
+        let errors = findings(emulator.findings());
+        let counters = ran.map_err(failure)?;
+        if let Some(first) = errors {
+            self.counters.map_or(Ok(()), |form| form.print(&counters))?;
+            return Err(first);
+        }
         for output in outputs {
             let count: usize = output.shape.iter().product();
             let bytes = emulator.read(output.address, count * output.element.size()).map_err(failure)?;
             atomic::write(&output.path, &output.element.file(&output.shape, &bytes))?;
         }
-        match self.counters {
-            Some(Form::Table) => print(&counters.table()),
-            Some(Form::Json) => print(&counters.json()),
-            None => Ok(()),
+        self.counters.map_or(Ok(()), |form| form.print(&counters))
+    }
+}
+
+impl Form {
+    fn print(self, counters: &Counters) -> Result<()> {
+        match self {
+            Form::Table => print(&counters.table()),
+            Form::Json => print(&counters.json()),
         }
     }
+}
+
+/// The words of `--allow`.
+fn kinds() -> impl TypedValueParser<Value = Kind> {
+    PossibleValuesParser::new(Kind::ALL.map(Kind::word)).try_map(|word| word.parse::<Kind>())
+}
+
+/// Says what a launch has noted, a line each; gives an error that says how many errors there were, if any.
+fn findings(found: &[Finding]) -> Option<Error> {
+    for Finding { severity, what, count, .. } in found {
+        let weight = if *severity == Severity::Note { "note" } else { "error" };
+        let times = if *count == 1 { "once".to_string() } else { format!("{count} times") };
+        say(format!("{weight}, {times}: {what}"));
+    }
+    let errors: Vec<&Finding> = found.iter().filter(|f| f.severity == Severity::Error).collect();
+    let (kind, times) = (errors.first()?.kind, errors.iter().map(|f| f.count).sum::<u64>());
+    let what = format!("{times} findings at {} instructions; no output was written", errors.len());
+    Some(Error::Finding { kind, what })
 }
 
 fn extents(flag: &str, text: &str) -> Result<[u32; 3]> {

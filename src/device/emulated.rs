@@ -53,7 +53,9 @@ impl Emulated {
             })?,
             Err(_) => 0,
         };
-        let emulator = Emulator::default();
+        let mut emulator = Emulator::default();
+        // Our own kernels have no habits to be forgiven.
+        emulator.checks.strict = true;
         let state = State { emulator, loaded: Vec::new(), seed, counted: None, recorded: None };
         let name = format!("emulated (sm_{}{})", capability.0, capability.1);
         Ok(Emulated { name, capability, state: Mutex::new(state) })
@@ -230,7 +232,7 @@ pub fn failure(error: emulator::Error) -> Error {
     match error {
         emulator::Error::Usage(what) => Error::usage(what),
         emulator::Error::Ptx { file, what } => Error::file(file, what),
-        emulator::Error::Finding(what) => Error::device(what),
+        emulator::Error::Finding { kind, what } => Error::Finding { kind, what },
     }
 }
 

@@ -17,7 +17,7 @@ use syn::visit::{self, Visit};
 const LAYERS: &[(&str, &[&str])] = &[
     // A crate of its own, whose layers its own tests check.
     ("emulator", &[]),
-    ("error", &[]),
+    ("error", &["emulator"]),
     ("rng", &[]),
     ("device", &["error", "emulator"]),
     ("tensor", &["error", "device"]),

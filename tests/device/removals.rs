@@ -7,10 +7,12 @@ use crate::answers;
 use crate::ptx;
 use crate::run as device;
 
-use device::{all, bits, run};
+use device::{Failure, all, bits, run};
 use llm2vec::bench::cases::Case;
+use llm2vec::device::emulator::Kind;
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::images::{File, choose_ptx};
+use llm2vec::error::Error;
 use llm2vec::launches as kernels;
 use ptx::{synchronising, without};
 use rayon::prelude::*;
@@ -25,7 +27,8 @@ const CASES: usize = 8;
 const FLOPS: usize = 1 << 28;
 
 /// Reports that a missing order has.
-const KINDS: [&str; 3] = ["race", "uninitialised", "fence"];
+const KINDS: [Kind; 6] =
+    [Kind::Race, Kind::Uninitialised, Kind::Fence, Kind::Barrier, Kind::Deadlock, Kind::Warpgroup];
 
 /// Removals that nobody notices, and why that is right: kernel, words of the source line, reason.
 const REASONS: &[(&str, &str, &str)] = &[];
@@ -73,11 +76,10 @@ fn noticed(removal: &Removal, ptx: &str, capability: (u32, u32), ran: &[Ran]) ->
         for seed in 0..SEEDS {
             gpu.seed(seed);
             match run(&gpu, &ran.case, 0) {
-                Err(why) => {
-                    let why = why.to_string();
-                    let kind = KINDS.iter().find(|kind| why.starts_with(&format!("{kind} in ")));
-                    return Some(kind.unwrap_or_else(|| panic!("no report: {why}")).to_string());
+                Err(Failure::Refused(Error::Finding { kind, .. })) if KINDS.contains(&kind) => {
+                    return Some(kind.to_string());
                 }
+                Err(why) => panic!("no report: {why}"),
                 Ok(outputs) if bits(&outputs) != ran.outputs => return Some("other bits".into()),
                 Ok(_) => {}
             }

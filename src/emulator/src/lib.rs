@@ -44,8 +44,11 @@
 //!   even seed they arrive at that wait, under an odd one at once.
 //!
 //! # What is reported
-//! Each finding ends the launch as an [`Error`] that names the kernel, `file.cu:line` (compile with
-//! `-lineinfo`), block and thread: out-of-bounds, misaligned, freed and constant memory; reads of bytes or registers that
+//! A finding is of a [`Kind`] and, but for the three [`Habit`]s of NVIDIA's own headers and samples, an error. An error ends
+//! the launch as an [`Error`] that names the kernel, `file.cu:line` (compile with `-lineinfo`), block and thread;
+//! [`Checks`] say whether habits are errors too, whether a launch keeps going where it can, and which kinds are notes, and
+//! [`Emulator::findings`] gives what was noted, once for a kind and instruction, with its count. Found are out-of-bounds,
+//! misaligned, freed and constant memory; reads of bytes or registers that
 //! nothing has written (a register only when it reaches an address, a store, a branch, or what a barrier or a copy counts);
 //! data races, with both sides; barriers and warp-wide instructions that not all lanes come to, or, where they are
 //! `.aligned`, not at once; deadlocks; an instruction budget that is used up, each chunk of the grid having its own (see
@@ -58,7 +61,7 @@
 //! phases that lack arrivals or bytes; a block that leaves with copies under way or while others of its cluster may
 //! touch its memory; tensor maps that are damaged or on the stack, boxes that begin within 16 bytes. A stored box ends at
 //! whole 16 bytes, as the hardware's does. Of a kernel that overlaps the one before: what it touches too early.
-//! A write that leaves a byte as it was is no race with another write.
+//! A write that leaves a byte as it was is no race with another write. A failed `assert` is reported with its words.
 //!
 //! # How it is built
 //!
@@ -83,7 +86,9 @@
 //! part at a branch are together again where its ways join, as the driver's compiler has it, so a `bar.warp.sync` that
 //! stands there is not missed before an `.aligned` instruction. Scopes are taken at their widest: a fence or an atomic of
 //! `.cta` orders as one of `.sys` does. A kernel that overlaps is held against the one before it, not against those before
-//! that, which may still run if that one has not waited itself. Registers are counted, not limited. Times are not
+//! that, which may still run if that one has not waited itself. A habit is known by its instructions: a read is the first of
+//! a loop if some `atom.cas` behind it in the file compares with what it gave. A launch cannot keep going behind
+//! barriers, deadlocks, what a warpgroup did wrong, `assert`, `trap` and a spent budget. Registers are counted, not limited. Times are not
 //! modelled: clocks stand still.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -97,7 +102,7 @@ mod machine;
 mod numbers;
 mod report;
 
-pub use error::{Error, Result};
+pub use error::{Error, Kind, Result};
 pub use isa::module::{Function, Module, Variable};
 pub use isa::tensor_map::{Element, Swizzle, TensorMap};
 pub use launch::{Args, Launch};
@@ -106,13 +111,19 @@ use machine::predecessor::Predecessor;
 #[doc = include_str!("../RULES.md")]
 pub mod rules {}
 
+pub use report::checks::{Checks, Finding, Severity};
 pub use report::counters::{Count, Counters};
+pub use report::finding::Habit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Modules and the memory that they share: what a context is to the driver.
 #[derive(Default)]
 pub struct Emulator {
+    /// What is an error.
+    pub checks: Checks,
+    /// What the last launch has noted.
+    found: Vec<Finding>,
     memory: Memory,
     modules: Vec<Loaded>,
     /// The last kernel, if nothing has come behind it.
@@ -218,7 +229,8 @@ impl Emulator {
         match bytes.and_then(|n| usize::try_from(n).ok()) {
             Some(bytes) => self.region(map.address, bytes).map(|_| encoded),
             None => {
-                Err(Error::Finding(format!("tensor map: {:?} by {:?} has no end", map.sizes, map.strides)))
+                let what = format!("tensor map: {:?} by {:?} has no end", map.sizes, map.strides);
+                Err(Error::Finding { kind: Kind::OutOfBounds, what })
             }
         }
     }
@@ -250,7 +262,7 @@ impl Emulator {
         let region = &self.memory.regions[region];
         region
             .readable(at, bytes)
-            .map_err(|(_, what)| Error::Finding(format!("copy to the host: {what}")))?;
+            .map_err(|(kind, what)| Error::Finding { kind, what: format!("copy to the host: {what}") })?;
         Ok(region.data[at..at + bytes].to_vec())
     }
 
@@ -260,10 +272,19 @@ impl Emulator {
             *at >= 0 && !region.freed && *at as usize + bytes <= region.data.len()
         });
         let found = found.map(|(r, at)| (r, at as usize));
-        found.ok_or_else(|| Error::Finding(format!("{bytes} bytes at {address:#x} are in no allocation")))
+        found.ok_or_else(|| {
+            let what = format!("{bytes} bytes at {address:#x} are in no allocation");
+            Error::Finding { kind: Kind::OutOfBounds, what }
+        })
     }
 
-    /// Runs a kernel to its end and counts what it did; the first finding is the error.
+    /// What the last launch has noted, by instruction: its notes, and, where it kept going, its errors, which
+    /// [`Emulator::launch`] did not give. The one that ended it is not among them.
+    pub fn findings(&self) -> &[Finding] {
+        &self.found
+    }
+
+    /// Runs a kernel to its end and counts what it did; the first finding that is an error ends it: see [`Checks`].
     pub fn launch(&mut self, kernel: &str, launch: &Launch, args: &Args<'_>) -> Result<Counters> {
         let holder = self.modules.iter().position(|m| m.has(kernel));
         let Some(Loaded { module, symbols }) = self.modules.get(holder.unwrap_or(0)) else {
@@ -271,8 +292,10 @@ impl Emulator {
         };
         let may_run = !self.ended.swap(false, Ordering::Relaxed) && launch.overlap && launch.seed & 1 == 1;
         let before = self.last.take().filter(|_| may_run);
-        let ran =
-            launch::check::run(module, &mut self.memory, symbols, kernel, launch, args, before.as_ref())?;
+        let how = (before.as_ref(), &self.checks);
+        let (ran, found) = launch::check::run(module, &mut self.memory, symbols, kernel, launch, args, how);
+        self.found = found;
+        let ran = ran?;
         self.last = Some(Predecessor { kernel: kernel.to_string(), module: module.clone() });
         Ok(ran)
     }

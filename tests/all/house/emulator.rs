@@ -8,7 +8,7 @@ const EMULATOR_LAYERS: &[(&str, &[&str])] = &[
     ("isa", &["error"]),
     ("numbers", &["isa"]),
     ("front", &["error", "isa", "numbers"]),
-    ("report", &["isa"]),
+    ("report", &["error", "isa"]),
     ("machine", &["isa", "numbers", "report"]),
     ("exec", &["isa", "numbers", "report", "machine"]),
     ("launch", &["error", "isa", "report", "machine", "exec"]),

@@ -107,6 +107,61 @@ fn what_goes_wrong_is_one_line() {
     fails("none.ptx", "--kernel misaligned --block 1", 1, &["none.ptx"]);
 }
 
+/// Each thread of a block adds 1 by a loop of `atom.cas`, whose first value is read plainly.
+const CAS: &str = "
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry add(.param .u64 x)
+{
+    .reg .pred %q; .reg .b32 %r<4>; .reg .b64 %d<2>;
+    ld.param.u64 %d0, [x];
+    ld.global.u32 %r1, [%d0];
+L:
+    add.u32 %r2, %r1, 1;
+    atom.global.cas.b32 %r3, [%d0], %r1, %r2;
+    setp.ne.u32 %q, %r1, %r3;
+    mov.u32 %r1, %r3;
+    @%q bra L;
+    ret;
+}
+";
+
+/// What is only noted, what is gone on behind, and what the status says of it.
+#[test]
+fn notes_and_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    save(&dir.path().join("a.npy"), &[1.0; 64]);
+    std::fs::write(dir.path().join("cas.ptx"), CAS).unwrap();
+    let ran = |ptx: &str, args: &str, status: i32| {
+        let output = emulate(dir.path(), ptx, args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args}: {text}");
+        (text.lines().map(str::to_string).collect::<Vec<_>>(), String::from_utf8(output.stdout).unwrap())
+    };
+    let written = || std::fs::remove_file(dir.path().join("y.npy")).is_ok();
+    let bug = "--kernel out_of_bounds --block 65 --arg out:f32:64:y.npy --arg f32:a.npy --arg i32=64 --counters json";
+    let (lines, counters) = ran("bugs.ptx", &format!("{bug} --keep-going"), 1);
+    assert!(lines[0].starts_with("error, once: out-of-bounds in out_of_bounds at bugs.cu:10 "), "{lines:?}");
+    assert!(lines.last().unwrap().contains("no output was written") && !written(), "{lines:?}");
+    assert!(counters.contains("\"total\""), "{counters}");
+    let (lines, _) = ran("bugs.ptx", &format!("{bug} --allow race,out-of-bounds"), 0);
+    assert!(lines[0].starts_with("note, once: out-of-bounds in ") && written(), "{lines:?}");
+    let (lines, _) = ran("bugs.ptx", &format!("{bug} --allow race"), 1);
+    assert!(lines.len() == 1 && !written(), "{lines:?}");
+    let (lines, _) = ran("bugs.ptx", &format!("{bug} --allow races"), 2);
+    assert!(lines.concat().contains("out-of-bounds, misaligned, access"), "{lines:?}");
+    let cas = dir.path().join("cas.ptx");
+    std::fs::write(dir.path().join("x.npy"), [npy::header("<i4", &[1]), vec![0; 4]].concat()).unwrap();
+    let add = "--kernel add --grid 2 --block 64 --arg inout:i32:x.npy:y.npy";
+    let (lines, _) = ran(cas.to_str().unwrap(), add, 0);
+    assert!(lines[0].starts_with("note, ") && lines[0].contains("a plain first read before"), "{lines:?}");
+    assert_eq!(npy::read(&dir.path().join("y.npy")).unwrap().data, npy::Data::I32(vec![128]));
+    assert!(written());
+    let (lines, _) = ran(cas.to_str().unwrap(), &format!("{add} --strict"), 1);
+    assert!(lines.len() == 1 && lines[0].contains("race in add at ") && !written(), "{lines:?}");
+}
+
 /// `-t` counts the threads of the pool and of a launch alike.
 #[test]
 #[cfg(target_os = "linux")]

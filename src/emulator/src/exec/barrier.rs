@@ -109,6 +109,9 @@ impl Context<'_> {
         gate.arrived += if aligned && count.is_some() { LANES as u32 } else { here.count_ones() };
         gate.votes = (gate.votes.0 + (votes & here).count_ones(), gate.votes.1 + here.count_ones());
         gate.clock.get_or_insert_with(|| Clock::blank(warp.clock.block)).join(&warp.clock);
+        if let Some(pending) = &warp.pending {
+            gate.flags.get_or_insert_with(|| Box::new(Clock::blank(warp.clock.block))).join(pending);
+        }
         warp.clock.own[warp.index as usize] += 1;
         warp.parked &= !here;
         if kind == Barrier::Arrive {

@@ -7,7 +7,7 @@ use crate::isa::space::{LOCAL_WINDOW, PARAM_WINDOW};
 use crate::isa::tensor_map::TensorMap;
 use crate::machine::flight::{Flight, Piece, Where};
 use crate::machine::warp::{Warp, lanes};
-use crate::report::finding::Fault;
+use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {
     /// The tensor map at an address, and the lane's coordinates.
@@ -19,7 +19,8 @@ impl Context<'_> {
         address: u64,
         coords: &[Src],
     ) -> Result<(TensorMap, Vec<i64>), Box<Fault>> {
-        let wrong = |what: String| Err(self.wrong(warp, run, lane, what));
+        let bad = |kind: Kind, what: String| Err(self.bad(warp, lane, run.inst, (kind, what)));
+        let wrong = |what: String| bad(Kind::Access, what);
         self.known(warp, run, coords, "a coordinate is")?;
         let at = |base: &[u8], from: usize| base.get(from..from + 128).and_then(TensorMap::decode);
         let found = match address & 0xff << 56 {
@@ -33,12 +34,14 @@ impl Context<'_> {
             _ => match self.memory.find(address) {
                 Some((region, from @ 0..)) => at(&self.memory.regions[region].data, from as usize),
                 _ => {
-                    return wrong(format!("out of bounds: a tensor map at {address:#x}, where no memory is"));
+                    let what = format!("out of bounds: a tensor map at {address:#x}, where no memory is");
+                    return bad(Kind::OutOfBounds, what);
                 }
             },
         };
         if !address.is_multiple_of(64) {
-            return wrong(format!("misaligned: a tensor map at {address:#x}, a multiple of 64 was expected"));
+            let what = format!("misaligned: a tensor map at {address:#x}, a multiple of 64 was expected");
+            return bad(Kind::Misaligned, what);
         }
         let Some(map) = found else {
             return wrong(format!("what is at {address:#x} is no tensor map, or a damaged one"));
@@ -53,7 +56,7 @@ impl Context<'_> {
         let byte = coords[0] * map.element.size() as i64;
         if byte % 16 != 0 {
             let what = format!("misaligned: the first coordinate, {}, is byte {byte} of its row", coords[0]);
-            return wrong(format!("{what}, a multiple of 16 was expected"));
+            return bad(Kind::Misaligned, format!("{what}, a multiple of 16 was expected"));
         }
         Ok((map, coords))
     }
@@ -132,7 +135,7 @@ impl Context<'_> {
                 size.map_or(0, |s| warp.look(run.frame, s, &self.module.consts)[lane] as u32 as usize);
             if bytes == 0 || !bytes.is_multiple_of(16) {
                 let what = format!("misaligned: a prefetch of {bytes} bytes, a multiple of 16 was expected");
-                return Err(self.wrong(warp, run, lane, what));
+                return Err(self.bad(warp, lane, run.inst, (Kind::Misaligned, what)));
             }
             let (place, at) = self.end(warp, run, lane, Space::Global, addresses[lane], 16)?;
             let found = self.region(&mut [], place).range(at as i64, bytes, false);
@@ -152,10 +155,12 @@ impl Context<'_> {
             Ok((place, at)) if at >= 0 => Ok((place, at as usize)),
             Ok((Where::Global(region), at)) => {
                 let name = &self.memory.regions[region].name;
-                Err(self.wrong(warp, run, lane, format!("out of bounds: a box {} bytes before {name}", -at)))
+                let what = format!("out of bounds: a box {} bytes before {name}", -at);
+                Err(self.bad(warp, lane, run.inst, (Kind::OutOfBounds, what)))
             }
             Ok(_) | Err(_) => {
-                Err(self.wrong(warp, run, lane, format!("out of bounds: a box at {address:#x}")))
+                let what = format!("out of bounds: a box at {address:#x}");
+                Err(self.bad(warp, lane, run.inst, (Kind::OutOfBounds, what)))
             }
         }
     }

@@ -48,7 +48,7 @@ impl Context<'_> {
 
     /// A finding about a copy.
     pub fn wrong(&self, warp: &Warp, run: &Run<'_>, lane: usize, what: String) -> Box<Fault> {
-        self.fault(Kind::Access, warp, lane, run.inst, what)
+        self.bad(warp, lane, run.inst, (Kind::Access, what))
     }
 
     /// The ranks of a multicast.
@@ -114,7 +114,7 @@ impl Context<'_> {
                 if bytes == 0 || !bytes.is_multiple_of(16) {
                     let what =
                         format!("misaligned: a bulk copy of {bytes} bytes, a multiple of 16 was expected");
-                    return Err(self.wrong(warp, run, lane, what));
+                    return Err(self.bad(warp, lane, run.inst, (Kind::Misaligned, what)));
                 }
                 let ((a, x), (b, y)) = (
                     self.end(warp, run, lane, op.from.space(), from, 16)?,
@@ -158,7 +158,7 @@ impl Context<'_> {
         if !at.is_multiple_of(align) {
             let name = &self.region(&mut [], place).name;
             let what = format!("misaligned: a bulk copy at {name}+{at}, a multiple of {align} was expected");
-            return Err(self.wrong(warp, run, lane, what));
+            return Err(self.bad(warp, lane, run.inst, (Kind::Misaligned, what)));
         }
         Ok((place, at))
     }

@@ -1,6 +1,6 @@
 //! What an instruction may reach, and what every family of them needs: addresses, checks, findings, counts.
 
-use crate::isa::module::{Inst, Module};
+use crate::isa::module::{Inst, Module, Variable};
 use crate::isa::operand::{Addr, LANES, Lanes, Space, Src};
 use crate::isa::space::{LOCAL_WINDOW, SHARED_WINDOW};
 use crate::machine::clock::{Agents, Touch, spelled};
@@ -13,8 +13,10 @@ use crate::machine::memory::{Memory, Region};
 use crate::machine::predecessor::Predecessor;
 use crate::machine::warp::{Warp, lanes};
 use crate::machine::warpgroup::{WARPGROUPS, Warpgroup};
+use crate::report::checks::Collected;
 use crate::report::counters::Count;
 use crate::report::finding::{At, Bad, Fault, Kind, other_access, raced};
+use std::cell::RefCell;
 
 /// What an instruction may reach besides its warp.
 pub struct Context<'a> {
@@ -40,6 +42,8 @@ pub struct Context<'a> {
     pub counts: &'a mut [Count],
     /// The kernel before, where it may still run.
     pub before: Option<&'a Predecessor>,
+    /// What has been found so far.
+    pub found: &'a RefCell<Collected>,
     /// Extents of the grid and of a block.
     pub extents: ([u32; 3], [u32; 3]),
     /// Asynchronous copies arrive at once, but may not be looked at before their time all the same.
@@ -96,9 +100,10 @@ impl Context<'_> {
             Space::Generic if address >> 56 == LOCAL_WINDOW >> 56 => Ok((Where::Local(lane), offset)),
             Space::Generic | Space::Global | Space::Const | Space::Param => match self.memory.find(address) {
                 Some((region, offset)) => Ok((Where::Global(region), offset)),
-                None => {
-                    Err((Kind::Access, format!("out of bounds: address {address:#x} is in no allocation")))
-                }
+                None => Err((
+                    Kind::OutOfBounds,
+                    format!("out of bounds: address {address:#x} is in no allocation"),
+                )),
             },
         }
     }
@@ -127,6 +132,33 @@ impl Context<'_> {
     /// A finding about an access.
     pub fn bad(&self, warp: &Warp, lane: usize, inst: &Inst, (kind, what): Bad) -> Box<Fault> {
         self.fault(kind, warp, lane, inst, what)
+    }
+
+    /// A finding about an access that is misaligned or outside, and how what is there was declared.
+    pub fn misplaced(
+        &self,
+        warp: &Warp,
+        lane: usize,
+        inst: &Inst,
+        (place, at): (Where, i64),
+        bad: Bad,
+    ) -> Box<Fault> {
+        let fault = self.bad(warp, lane, inst, bad);
+        let (Where::Shared(_), Kind::Misaligned) = (place, fault.kind) else { return fault };
+        let kernel = warp.frames[lane].first().map(|f| &self.module.functions[f.function as usize]);
+        let mut variables = self.module.shared.iter().chain(kernel.iter().flat_map(|k| &k.shared));
+        let there = |v: &&Variable| (v.offset as i64..(v.offset + v.size) as i64).contains(&at);
+        fault.and(match variables.find(there) {
+            Some(v) => format!(
+                "it is byte {} of {}, which is declared .align {}: ptxas may place it at any multiple of that",
+                at - v.offset as i64,
+                v.name,
+                v.align
+            ),
+            None => "it is in dynamic shared memory, which begins at a multiple of 1024 here; ptxas may place it at any \
+                     multiple of its declared .align"
+                .to_string(),
+        })
     }
 
     /// A finding about a read, and which byte it found without a value.
@@ -160,8 +192,29 @@ impl Context<'_> {
             Where::Shared(rank) => &self.cluster.shared[rank].name,
             Where::Local(_) => "local memory",
         };
-        self.fault(Kind::Race, warp, lane, run.inst, raced(write, name, place.1))
-            .and(other_access(&self.spelled(other)))
+        let fault = self.fault(Kind::Race, warp, lane, run.inst, raced(write, name, place.1));
+        // Of several lanes that have read only the last is known, which may be this one.
+        let one = other.by() == Ok((warp.clock.block, warp.thread(lane)));
+        let there = match one {
+            true => format!(
+                "{}, another lane of its warp",
+                self.module.place(&self.module.insts[other.pc() as usize])
+            ),
+            false => self.spelled(other),
+        };
+        let mut fault = fault.and(other_access(&there));
+        fault.habit = self.habit(warp, run.pc, place.0, other);
+        fault
+    }
+
+    /// Notes a finding; gives it back if it ends the launch.
+    pub fn report(&self, fault: Box<Fault>) -> Done {
+        self.found.borrow_mut().add(fault)
+    }
+
+    /// What was done for a lane; nothing where it was wrong, and that is reported.
+    pub fn reported<T>(&self, done: Result<T, Box<Fault>>) -> Result<Option<T>, Box<Fault>> {
+        done.map_or_else(|fault| self.report(fault).map(|()| None), |done| Ok(Some(done)))
     }
 
     /// Where an access was, and whose.
@@ -182,7 +235,7 @@ impl Context<'_> {
             if unknown != 0 {
                 let lane = unknown.trailing_zeros() as usize;
                 let what = format!("uninitialised: {what} a register that nothing has written");
-                return Err(self.fault(Kind::Uninitialised, warp, lane, run.inst, what));
+                self.report(self.fault(Kind::Uninitialised, warp, lane, run.inst, what))?;
             }
         }
         Ok(())
@@ -224,14 +277,14 @@ impl Context<'_> {
             && rank as usize != self.rank
         {
             let what = format!("out of bounds: address of rank {rank} of the cluster, used as one's own");
-            return Err((Kind::Access, what));
+            return Err((Kind::OutOfBounds, what));
         }
         self.any_shared(address)
     }
 
     /// A place in the shared memory of the cluster.
     pub fn any_shared(&self, address: u64) -> Result<(Where, i64), Bad> {
-        let bad = |what: String| Err((Kind::Access, what));
+        let bad = |what: String| Err((Kind::OutOfBounds, what));
         if !matches!(address >> 32, 0 | 0xffff_ffff) {
             return bad(format!("out of bounds: {address:#x} in shared memory; is it a generic address?"));
         }
@@ -242,7 +295,10 @@ impl Context<'_> {
             None => {
                 bad(format!("out of bounds: shared memory of rank {rank}, which the cluster does not have"))
             }
-            Some(true) => bad(format!("shared memory of rank {rank} of the cluster, whose block has left")),
+            Some(true) => {
+                let what = format!("shared memory of rank {rank} of the cluster, whose block has left");
+                Err((Kind::Access, what))
+            }
             Some(false) => Ok((Where::Shared(rank as usize), (address & ((1 << RANK_SHIFT) - 1)) as i64)),
         }
     }

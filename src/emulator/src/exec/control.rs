@@ -77,6 +77,9 @@ impl Context<'_> {
         let (to, from) =
             (&self.module.functions[function as usize], &self.module.functions[run.frame.function as usize]);
         let lane = run.exec.trailing_zeros() as usize;
+        if to.start == to.end && to.name == "__assertfail" {
+            return Err(self.failed_assert(warp, run, lane, args));
+        }
         if to.start == to.end {
             let what = format!("call of {}, which this file only declares", to.name);
             return Err(self.fault(Kind::Trap, warp, lane, run.inst, what));
@@ -92,6 +95,25 @@ impl Context<'_> {
             }
         }
         Ok(Next::Again)
+    }
+
+    /// `assert`, which the compiler makes a call of: condition, file, line, function, bytes of a character.
+    fn failed_assert(&self, warp: &Warp, run: &Run<'_>, lane: usize, args: &[(u32, u32, u32)]) -> Box<Fault> {
+        let value = |i: usize| {
+            let (from, _, size) = *args.get(i)?;
+            let bytes = warp.param[lane].get((run.frame.param + from) as usize..)?.get(..size as usize)?;
+            Some(bytes.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b)))
+        };
+        let text = |i: usize| {
+            let (region, at) = self.memory.find(value(i)?)?;
+            let bytes = self.memory.regions[region].data.get(usize::try_from(at).ok()?..)?;
+            let end = bytes.iter().position(|b| *b == 0)?;
+            Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
+        };
+        let [condition, file, function] = [0, 1, 3].map(|i| text(i).unwrap_or_else(|| "?".into()));
+        let line = value(2).unwrap_or(0);
+        let what = format!("assert: `{condition}` has failed, {file}:{line}, in {function}");
+        self.fault(Kind::Assert, warp, lane, run.inst, what)
     }
 
     fn leave(&self, warp: &mut Warp, run: &Run<'_>, exit: bool) -> Next {

@@ -78,7 +78,7 @@ impl Context<'_> {
             } else if reads > 0 {
                 if from[lane] & (size as u64 - 1) != 0 {
                     let what = format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]);
-                    return Err(self.fault(Kind::Access, warp, lane, run.inst, what));
+                    return Err(self.fault(Kind::Misaligned, warp, lane, run.inst, what));
                 }
                 // A part of the bytes may be all that is there.
                 let step = if reads == size { size } else { 1 };
@@ -148,7 +148,14 @@ impl Context<'_> {
                     self.own().races.write(copy.to, copy.bytes.0, &who, false)
                 };
                 if let Some(other) = race {
-                    return Err(self.race(warp, lane, run, (Where::Shared(self.rank), copy.to), true, other));
+                    self.report(self.race(
+                        warp,
+                        lane,
+                        run,
+                        (Where::Shared(self.rank), copy.to),
+                        true,
+                        other,
+                    ))?;
                 }
                 if !self.early {
                     self.arrive(copy);

@@ -13,7 +13,7 @@ use crate::machine::flight::Where;
 use crate::machine::mbarrier::{MOST, Mbarrier};
 use crate::machine::memory::State;
 use crate::machine::warp::{Warp, lanes};
-use crate::report::finding::{Fault, Kind};
+use crate::report::finding::{Fault, Habit, Kind};
 
 impl Context<'_> {
     /// Runs one instruction on mbarriers for its lanes.
@@ -76,10 +76,10 @@ impl Context<'_> {
                 "mbarrier: only the own block's can be waited for or invalidated".into(),
             ));
         }
-        match self.cluster.shared[rank].races.read(at, 8, &warp.who(lane, run.pc, true)) {
-            Some(other) => Err(self.race(warp, lane, run, (Where::Shared(rank), at), false, other)),
-            None => Ok((rank, at)),
+        if let Some(other) = self.cluster.shared[rank].races.read(at, 8, &warp.who(lane, run.pc, true)) {
+            self.report(self.race(warp, lane, run, (Where::Shared(rank), at), false, other))?;
         }
+        Ok((rank, at))
     }
 
     fn mbarrier_place(
@@ -96,7 +96,7 @@ impl Context<'_> {
             }
             Where::Shared(rank) => {
                 let name = &self.cluster.shared[rank].name;
-                Err((Kind::Access, format!("misaligned: an mbarrier at {name}+{at}, not at 8 bytes")))
+                Err((Kind::Misaligned, format!("misaligned: an mbarrier at {name}+{at}, not at 8 bytes")))
             }
             _ => Err((Kind::Access, format!("{address:#x} is not in shared memory, where mbarriers are"))),
         });
@@ -289,7 +289,11 @@ impl Context<'_> {
                     self.cluster.shared[*rank].name
                 );
                 let fault = self.fault(Kind::Fence, warp, lane, run.inst, what);
-                return Err(fault.and(format!("the mbarrier.init: {}", self.spelled(init))));
+                let mut fault = fault.and(format!("the mbarrier.init: {}", self.spelled(init)));
+                // It is ordered before this: by a barrier, if not by the warp's own program.
+                let barrier = init.time() < warp.floor || !init.within(&warp.who(lane, run.pc, true));
+                fault.habit = (self.cluster.blocks.len() == 1 && barrier).then_some(Habit::InitAndBarrier);
+                self.report(fault)?;
             }
         }
         Ok(at)

@@ -55,7 +55,7 @@ impl Context<'_> {
             for lane in lanes(run.exec) {
                 let at = base.wrapping_add(addresses[lane] as usize).min(usize::MAX / 2);
                 let Some(from) = warp.param[lane].get(at..at.saturating_add(bytes)) else {
-                    return Err(self.fault(Kind::Access, warp, lane, run.inst, BEYOND));
+                    return Err(self.fault(Kind::OutOfBounds, warp, lane, run.inst, BEYOND));
                 };
                 for (i, part) in from.chunks(ty.size()).enumerate() {
                     let mut word = [0; 8];
@@ -66,8 +66,8 @@ impl Context<'_> {
         } else {
             self.count(space, run, &addresses, bytes);
             for lane in lanes(run.exec) {
-                let (place, at) =
-                    self.read(warp, run, space, lane, addresses[lane], bytes, (order.strong, None))?;
+                let read = self.read(warp, run, space, lane, addresses[lane], bytes, (order.strong, None));
+                let Some((place, at)) = self.reported(read)? else { continue };
                 let size = ty.size();
                 let region = self.region(&mut warp.local, place);
                 for (i, values) in values.iter_mut().enumerate().take(d.len()) {
@@ -105,10 +105,17 @@ impl Context<'_> {
         let (place, offset) = found.map_err(|what| self.bad(warp, lane, run.inst, what))?;
         let region = self.region(&mut warp.local, place);
         let at = match region.plain(offset, bytes, false) {
-            Some(at) => Ok(at),
-            None => region.place(offset, bytes, false).and_then(|at| region.readable(at, bytes).map(|()| at)),
+            Some(at) => at,
+            None => {
+                let found = region.place(offset, bytes, false);
+                let at = found.map_err(|bad| self.misplaced(warp, lane, run.inst, (place, offset), bad))?;
+                if let Err(bad) = self.region(&mut warp.local, place).readable(at, bytes) {
+                    let fault = self.lacking(warp, lane, run.inst, (place, offset, bytes), bad);
+                    self.report(fault)?;
+                }
+                at
+            }
         };
-        let at = at.map_err(|bad| self.lacking(warp, lane, run.inst, (place, offset, bytes), bad))?;
         if matches!(place, Where::Local(_)) {
             return Ok((place, at));
         }
@@ -118,10 +125,11 @@ impl Context<'_> {
         let who = Who { agent, ..warp.who(lane, run.pc, strong) };
         let region = self.region(&mut [], place);
         let race = if region.constant { None } else { region.races.read(at, bytes, &who) };
-        match race {
-            Some(other) => Err(self.race(warp, lane, run, (place, at), false, other)),
-            None => Ok((place, at)),
+        if let Some(other) = race {
+            region.races.note(at, bytes, &who, false);
+            self.report(self.race(warp, lane, run, (place, at), false, other))?;
         }
+        Ok((place, at))
     }
 
     /// Checks the first lanes' reads of 16 bytes while nothing can be wrong with them and they are in one place; gives those
@@ -173,10 +181,16 @@ impl Context<'_> {
         let region = self.region(&mut warp.local, place);
         let bytes = new.len();
         let at = match region.plain(offset, bytes, true) {
-            Some(at) => Ok(at),
-            None => region.place(offset, bytes, true).and_then(|at| region.writable(at, bytes).map(|()| at)),
+            Some(at) => at,
+            None => {
+                let found = region.place(offset, bytes, true);
+                let at = found.map_err(|bad| self.misplaced(warp, lane, run.inst, (place, offset), bad))?;
+                if let Err(bad) = self.region(&mut warp.local, place).writable(at, bytes) {
+                    self.report(self.bad(warp, lane, run.inst, bad))?;
+                }
+                at
+            }
         };
-        let at = at.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
         if matches!(place, Where::Local(_)) {
             return Ok((place, at));
         }
@@ -190,10 +204,11 @@ impl Context<'_> {
         if race.is_some() && region.data[at..at + bytes] == *new && region.all(at, bytes, State::Written) {
             race = region.races.write(at, bytes, &who, true);
         }
-        match race {
-            Some(other) => Err(self.race(warp, lane, run, (place, at), true, other)),
-            None => Ok((place, at)),
+        if let Some(other) = race {
+            region.races.note(at, bytes, &who, true);
+            self.report(self.race(warp, lane, run, (place, at), true, other))?;
         }
+        Ok((place, at))
     }
 
     /// `st`
@@ -228,11 +243,12 @@ impl Context<'_> {
                 let at = (run.frame.param as usize).saturating_add(addresses[lane] as usize);
                 match warp.param[lane].get_mut(at..at.saturating_add(bytes)) {
                     Some(to) => to.copy_from_slice(new),
-                    None => return Err(self.fault(Kind::Access, warp, lane, run.inst, BEYOND)),
+                    None => return Err(self.fault(Kind::OutOfBounds, warp, lane, run.inst, BEYOND)),
                 }
                 continue;
             }
-            let (place, at) = self.write(warp, run, space, lane, addresses[lane], new, order.strong)?;
+            let wrote = self.write(warp, run, space, lane, addresses[lane], new, order.strong);
+            let Some((place, at)) = self.reported(wrote)? else { continue };
             let region = self.region(&mut warp.local, place);
             region.data[at..at + bytes].copy_from_slice(new);
             region.state[at..at + bytes].fill(State::Written);
@@ -264,7 +280,8 @@ impl Context<'_> {
         self.count(space, run, &addresses, bytes);
         let mut old = [0; LANES];
         for lane in lanes(run.exec) {
-            let (place, at) = self.read(warp, run, space, lane, addresses[lane], bytes, (true, None))?;
+            let read = self.read(warp, run, space, lane, addresses[lane], bytes, (true, None));
+            let Some((place, at)) = self.reported(read)? else { continue };
             old[lane] = self.region(&mut warp.local, place).get(at, bytes);
             self.acquire(warp, place, at, order.acquire);
             let modify = if matches!(place, Where::Global(_)) { modify_global } else { modify };

@@ -9,6 +9,7 @@ pub mod context;
 pub mod control;
 pub mod copy;
 pub mod fence;
+pub mod habit;
 pub mod matrices;
 pub mod mbarrier;
 pub mod memory;

@@ -42,8 +42,7 @@ impl Context<'_> {
              no griddepcontrol.wait stands before this"
         );
         let there = before.module.place(&before.module.insts[other.pc() as usize]);
-        Err(self
-            .fault(Kind::Race, warp, lane, run.inst, what)
-            .and(other_access(&format!("{there}, in {kernel}"))))
+        let fault = self.fault(Kind::Race, warp, lane, run.inst, what);
+        self.report(fault.and(other_access(&format!("{there}, in {kernel}"))))
     }
 }

@@ -149,10 +149,10 @@ impl Context<'_> {
             match found.map(|at| (at, shared.races.read_beside(at, CHUNK, who, Proxy::Shared))) {
                 Ok((_, None)) => {}
                 Ok((at, Some((other, true)))) => {
-                    return Err(self.unfenced(&run, (warp, 0), place, at, other));
+                    self.report(self.unfenced(&run, (warp, 0), place, at, other))?;
                 }
                 Ok((at, Some((other, false)))) => {
-                    return Err(self.race(warp, 0, &run, (place, at), false, other));
+                    self.report(self.race(warp, 0, &run, (place, at), false, other))?;
                 }
                 Err(what) => return Err(self.bad(warp, 0, inst, what)),
             }

@@ -42,14 +42,19 @@ impl Context<'_> {
     ) -> Done {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
-        let found = region.range(at as i64, bytes, false).and_then(|at| region.readable(at, bytes));
-        found.map_err(|bad| self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad))?;
+        let found = region.range(at as i64, bytes, false);
+        let at = found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+        if let Err(bad) = self.region(&mut [], place).readable(at, bytes) {
+            let fault = self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad);
+            self.report(fault)?;
+        }
         self.not_before(warp, run, lane, (place, at), bytes, false)?;
         self.seen(run, behalf, place, at, bytes)?;
         let who = Self::who(behalf, run, false);
         for (from, n) in parts(at, bytes) {
             if let Some(other) = self.region(&mut [], place).races.read(from, n, &who) {
-                return Err(self.race(warp, lane, run, (place, from), false, other));
+                self.region(&mut [], place).races.note(from, n, &who, false);
+                self.report(self.race(warp, lane, run, (place, from), false, other))?;
             }
         }
         Ok(())
@@ -67,8 +72,11 @@ impl Context<'_> {
     ) -> Done {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
-        let found = region.range(at as i64, bytes, true).and_then(|at| region.writable(at, bytes));
-        found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+        let found = region.range(at as i64, bytes, true);
+        let at = found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+        if let Err(bad) = self.region(&mut [], place).writable(at, bytes) {
+            self.report(self.bad(warp, lane, run.inst, bad))?;
+        }
         self.not_before(warp, run, lane, (place, at), bytes, true)?;
         if proxied {
             self.seen(run, behalf, place, at, bytes)?;
@@ -76,7 +84,8 @@ impl Context<'_> {
         let who = Self::who(behalf, run, strong);
         for (from, n) in parts(at, bytes) {
             if let Some(other) = self.region(&mut [], place).races.write(from, n, &who, false) {
-                return Err(self.race(warp, lane, run, (place, from), true, other));
+                self.region(&mut [], place).races.note(from, n, &who, true);
+                self.report(self.race(warp, lane, run, (place, from), true, other))?;
             }
         }
         Ok(())
@@ -91,7 +100,7 @@ impl Context<'_> {
         for (from, n) in parts(at, bytes) {
             let races = &mut self.region(&mut [], place).races;
             if let Some(write) = races.unfenced(from, n, &behalf.warp.clock, proxy) {
-                return Err(self.unfenced(run, (behalf.warp, behalf.lane), place, from, write));
+                self.report(self.unfenced(run, (behalf.warp, behalf.lane), place, from, write))?;
             }
         }
         Ok(())

@@ -35,13 +35,8 @@ impl Context<'_> {
                     let (value, known) = warp.predicate(frame, Pred::Reg(p, not));
                     if mask & !known != 0 {
                         let lane = (mask & !known).trailing_zeros() as usize;
-                        return Err(self.fault(
-                            Kind::Uninitialised,
-                            warp,
-                            lane,
-                            inst,
-                            "uninitialised: it depends on a predicate that nothing has written",
-                        ));
+                        let what = "uninitialised: it depends on a predicate that nothing has written";
+                        self.report(self.fault(Kind::Uninitialised, warp, lane, inst, what))?;
                     }
                     value & mask
                 }
@@ -61,7 +56,11 @@ impl Context<'_> {
                 if !inst.shares.is_empty() {
                     self.touch(warp, &Run { frame, inst, pc, exec })?;
                 }
-                self.step(warp, &Run { frame, inst, pc, exec }, mask)?
+                match self.step(warp, &Run { frame, inst, pc, exec }, mask) {
+                    // What it would have done is left out.
+                    Err(fault) if passes(&inst.op) => self.report(fault).map(|()| Next::On)?,
+                    next => next?,
+                }
             };
             match next {
                 Next::On => pc += 1,
@@ -99,6 +98,15 @@ impl Context<'_> {
             Op::Group(_) => return self.come(warp, run),
         }
         Ok(Next::On)
+    }
+}
+
+/// Instructions behind which lanes can go on where one of them has gone wrong.
+fn passes(op: &Op) -> bool {
+    match op {
+        Op::Memory(_) | Op::Copy(_) => true,
+        Op::Register(_) | Op::Fence(_) | Op::Control(_) => false,
+        Op::Warp(_) | Op::Barrier(_) | Op::Group(_) => false,
     }
 }
 

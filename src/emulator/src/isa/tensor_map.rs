@@ -1,7 +1,7 @@
 //! Tensor maps: how a tiled array lies in global memory, in 128 bytes that only the emulator reads.
 
 use super::operand::Ty;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Element types of a tensor map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,8 @@ fn checksum(bytes: &[u8]) -> u64 {
 impl TensorMap {
     /// The 128 bytes of a kernel's parameter; the error says which rule of `cuTensorMapEncodeTiled` is broken.
     pub fn encode(&self) -> Result<[u8; 128]> {
-        self.check().map_err(|what| Error::Finding(format!("tensor map: {what}")))?;
+        self.check()
+            .map_err(|what| Error::Finding { kind: Kind::Access, what: format!("tensor map: {what}") })?;
         let mut map = [0; 128];
         let swizzle = self.swizzle as u8;
         map[..8].copy_from_slice(&MAGIC.to_le_bytes());

@@ -7,6 +7,7 @@ use crate::isa::module::{Function, Module};
 use crate::machine::cluster::MOST_BLOCKS;
 use crate::machine::memory::Memory;
 use crate::machine::predecessor::Predecessor;
+use crate::report::checks::{Checks, Collected, Finding};
 use crate::report::counters::Counters;
 use std::sync::Arc;
 
@@ -21,10 +22,24 @@ pub fn run(
     kernel: &str,
     launch: &Launch,
     args: &Args<'_>,
+    (before, checks): (Option<&Predecessor>, &Checks),
+) -> (Result<Counters>, Vec<Finding>) {
+    let mut found = Collected::new(checks);
+    let ran = all(module, memory, symbols, (kernel, args), launch, before, &mut found);
+    (ran, found.findings(kernel))
+}
+
+fn all(
+    module: &Module,
+    memory: &mut Memory,
+    symbols: &[u64],
+    (kernel, args): (&str, &Args<'_>),
+    launch: &Launch,
     before: Option<&Predecessor>,
+    found: &mut Collected,
 ) -> Result<Counters> {
-    let found = module.functions.iter().position(|f| f.entry && f.name == kernel && f.end > f.start);
-    let Some(index) = found else {
+    let index = module.functions.iter().position(|f| f.entry && f.name == kernel && f.end > f.start);
+    let Some(index) = index else {
         let names: Vec<&str> = module.functions.iter().filter(|f| f.entry).map(|f| f.name.as_str()).collect();
         let what = format!("{}: no kernel {kernel}; there are: {}", module.name, names.join(", "));
         return Err(Error::Usage(what));
@@ -42,8 +57,17 @@ pub fn run(
         r.races.clear();
         r.released.clear();
     });
-    let plan = Plan { module, kernel: function, index: index as u32, launch, param, symbols, before };
-    match plan.run(memory) {
+    let plan = Plan {
+        module,
+        kernel: function,
+        index: index as u32,
+        launch,
+        param,
+        symbols,
+        before,
+        checks: &found.checks.clone(),
+    };
+    match plan.run(memory, found) {
         Ok(counts) => {
             let mut counters = Counters::new(module, &counts);
             (counters.threads, counters.dynamic) = (launch.block.iter().product(), launch.shared);
@@ -55,7 +79,7 @@ pub fn run(
         }
         Err(mut fault) => {
             fault.kernel = kernel.to_string();
-            Err(Error::Finding(fault.to_string()))
+            Err(Error::Finding { kind: fault.kind, what: fault.to_string() })
         }
     }
 }

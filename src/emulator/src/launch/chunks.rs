@@ -14,8 +14,10 @@ use crate::machine::clock::{Agent, Agents, Touch, spelled};
 use crate::machine::dice::Dice;
 use crate::machine::memory::{Memory, Region, State};
 use crate::machine::warpgroup::registers;
+use crate::report::checks::{Collected, Severity};
 use crate::report::counters::Count;
 use crate::report::finding::{At, Fault, Kind, other_access, raced};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,8 +38,10 @@ struct Joined {
     all: Left,
     /// How many they are.
     next: usize,
-    /// Of chunks that are not next.
-    ahead: BTreeMap<usize, Outcome<Left>>,
+    /// Of chunks that are not next, with what they have found.
+    ahead: BTreeMap<usize, (Outcome<Left>, Collected)>,
+    /// What the first ones have found.
+    found: Collected,
     /// The first finding.
     fault: Option<Box<Fault>>,
 }
@@ -52,15 +56,18 @@ fn cores() -> usize {
 
 impl Plan<'_> {
     /// Runs it to its end; gives the counts by instruction.
-    pub fn run(&self, memory: &mut Memory) -> Outcome<Vec<Count>> {
+    pub fn run(&self, memory: &mut Memory, found: &mut Collected) -> Outcome<Vec<Count>> {
         let chunks = self.chunks();
         if let [one] = &chunks[..] {
-            return self.chunk(memory, 0, one.clone()).0;
+            let (ran, _, new) = self.chunk(memory, 0, one.clone());
+            found.append(new);
+            return ran;
         }
         let base = memory.share();
         let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
         let all = Left { memory: Memory::default(), counts: self.no_counts(), agents: Agents::default() };
-        let joined = Mutex::new(Joined { all, next: 0, ahead: BTreeMap::new(), fault: None });
+        let none = Collected::new(self.checks);
+        let joined = Mutex::new(Joined { all, next: 0, ahead: BTreeMap::new(), found: none, fault: None });
         let work = || {
             while let i = next.fetch_add(1, Ordering::Relaxed)
                 && let Some(chunk) = chunks.get(i)
@@ -70,11 +77,11 @@ impl Plan<'_> {
                     continue;
                 }
                 let mut memory = base.clone();
-                let (ran, agents) = self.chunk(&mut memory, i, chunk.clone());
+                let (ran, agents, found) = self.chunk(&mut memory, i, chunk.clone());
                 let mut joined = joined.lock().unwrap_or_else(|e| e.into_inner());
-                joined.ahead.insert(i, ran.map(|counts| Left { memory, counts, agents }));
+                joined.ahead.insert(i, (ran.map(|counts| Left { memory, counts, agents }), found));
                 self.join(&mut joined);
-                let bad = joined.ahead.iter().find(|left| left.1.is_err()).map(|left| *left.0);
+                let bad = joined.ahead.iter().find(|left| left.1.0.is_err()).map(|left| *left.0);
                 let bad = if joined.fault.is_some() { Some(joined.next) } else { bad };
                 failed.fetch_min(bad.unwrap_or(usize::MAX), Ordering::Relaxed);
             }
@@ -89,6 +96,7 @@ impl Plan<'_> {
             work();
         });
         let joined = joined.into_inner().unwrap_or_else(|e| e.into_inner());
+        found.append(joined.found);
         if let Some(fault) = joined.fault {
             return Err(self.other_side(&base, &joined.all, &chunks[joined.next..], joined.next, fault));
         }
@@ -133,7 +141,12 @@ impl Plan<'_> {
     }
 
     /// Runs some clusters; gives what ran beside their warps, too.
-    fn chunk(&self, memory: &mut Memory, i: usize, clusters: Range<u32>) -> (Outcome<Vec<Count>>, Agents) {
+    fn chunk(
+        &self,
+        memory: &mut Memory,
+        i: usize,
+        clusters: Range<u32>,
+    ) -> (Outcome<Vec<Count>>, Agents, Collected) {
         let mut running = Running {
             plan: self,
             memory,
@@ -142,28 +155,31 @@ impl Plan<'_> {
             dice: Dice(self.launch.seed.wrapping_add((i as u64) << 32)),
             agents: Agents::default(),
             flights: Vec::new(),
+            found: RefCell::new(Collected::new(self.checks)),
         };
         if self.before.is_some() {
             // The first agent: its number is known.
             running.agents.number(Agent::Predecessor);
         }
         let ran = running.clusters(clusters);
-        (ran.map(|()| running.counts), running.agents)
+        (ran.map(|()| running.counts), running.agents, running.found.into_inner())
     }
 
     /// Puts together what has been left up to the first chunk that is still missing.
     fn join(&self, joined: &mut Joined) {
         while joined.fault.is_none()
-            && let Some(left) = joined.ahead.remove(&joined.next)
+            && let Some((left, found)) = joined.ahead.remove(&joined.next)
         {
-            match left.and_then(|left| self.add(&mut joined.all, left, joined.next == 0)) {
+            joined.found.append(found);
+            let (all, found) = (&mut joined.all, &mut joined.found);
+            match left.and_then(|left| self.add(all, found, left, joined.next == 0)) {
                 Ok(()) => joined.next += 1,
                 Err(fault) => joined.fault = Some(fault),
             }
         }
     }
 
-    fn add(&self, all: &mut Left, left: Left, first: bool) -> Outcome<()> {
+    fn add(&self, all: &mut Left, found: &mut Collected, left: Left, first: bool) -> Outcome<()> {
         all.counts.iter_mut().zip(&left.counts).for_each(|(to, more)| to.add(more));
         let numbers = all.agents.adopt(&left.agents);
         if first {
@@ -172,19 +188,19 @@ impl Plan<'_> {
         }
         for (ours, theirs) in all.memory.regions.iter_mut().zip(left.memory.regions) {
             let Region { name, data, state, races, .. } = theirs;
-            let found = races.onto(&mut ours.races, &numbers, |range, both| {
+            let put = |range: Range<usize>, both: bool| {
                 let same = !both || ours.data[range.clone()] == data[range.clone()];
                 ours.data[range.clone()].copy_from_slice(&data[range.clone()]);
                 ours.state[range.clone()].copy_from_slice(&state[range]);
                 same
-            });
-            if let Some((at, write, it, other)) = found {
+            };
+            races.onto(&mut ours.races, &numbers, put, |at, write, it, other| {
                 let (block, thread) = it.by().unwrap_or_else(|agent| all.agents.owner(agent));
                 let inst = &self.module.insts[it.pc() as usize];
                 let at = (At::of(self.extents(), block, thread), raced(write, &name, at));
                 let fault = Fault::new(Kind::Race, self.module, inst, at.0, at.1);
-                return Err(fault.and(self.other(&all.agents, other)));
-            }
+                found.add(fault.and(self.other(&all.agents, other)))
+            })?;
         }
         Ok(())
     }
@@ -204,6 +220,9 @@ impl Plan<'_> {
         mut fault: Box<Fault>,
     ) -> Box<Fault> {
         let Some((region, at)) = fault.lacks else { return fault };
+        if self.checks.severity(Kind::Race, None) == Severity::Note {
+            return fault;
+        }
         let write = |memory: &Memory| memory.regions.get(region).and_then(|r| r.races.written(at));
         let mut other = write(&before.memory).map(|touch| self.other(&before.agents, touch));
         for (i, chunk) in rest.iter().enumerate().skip(1) {
@@ -214,7 +233,7 @@ impl Plan<'_> {
             // It must not stop where it reads such bytes itself; whatever becomes of it, what it wrote counts.
             let state = &mut memory.regions[region].state;
             state.iter_mut().filter(|s| **s == State::Unwritten).for_each(|s| *s = State::Written);
-            let (_, agents) = self.chunk(&mut memory, first + i, chunk.clone());
+            let (_, agents, _) = self.chunk(&mut memory, first + i, chunk.clone());
             other = write(&memory).map(|touch| self.other(&agents, touch));
         }
         let Some(other) = other else { return fault };

@@ -7,8 +7,10 @@ use crate::machine::dice::Dice;
 use crate::machine::flight::Flight;
 use crate::machine::memory::Memory;
 use crate::machine::predecessor::Predecessor;
+use crate::report::checks::{Checks, Collected};
 use crate::report::counters::Count;
 use crate::report::finding::At;
+use std::cell::RefCell;
 
 /// Blocks that are on the machine at a time.
 pub const RESIDENT: usize = 8;
@@ -29,6 +31,8 @@ pub struct Plan<'a> {
     pub symbols: &'a [u64],
     /// The kernel before, where it may still run.
     pub before: Option<&'a Predecessor>,
+    /// What is an error.
+    pub checks: &'a Checks,
 }
 
 impl Plan<'_> {
@@ -52,6 +56,8 @@ pub struct Running<'a> {
     pub agents: Agents,
     /// Copies to global memory that nobody has waited for; they arrive with the end of the launch.
     pub flights: Vec<Flight>,
+    /// What has been found so far.
+    pub found: RefCell<Collected>,
     /// Of each thread at its start, where the kernel bounds them.
     pub registers: u32,
 }

@@ -114,6 +114,7 @@ impl Running<'_> {
             barriers: gates,
             counts: &mut self.counts,
             before: self.plan.before,
+            found: &self.found,
             extents: self.plan.extents(),
             early: self.plan.launch.seed & 1 == 1,
             mixed: self.plan.launch.seed & 2 == 2,
@@ -160,7 +161,8 @@ impl Running<'_> {
         };
         let mut copies = of.blocks.iter().flat_map(Block::flights).chain(&of.cluster.flights);
         if let Some(flight) = copies.find(|f| f.uses(b)) {
-            return Err(late(flight.pc, (flight.block, flight.thread)));
+            let fault = late(flight.pc, (flight.block, flight.thread));
+            return self.found.borrow_mut().add(fault);
         }
         let mut clock = Clock::blank(of.cluster.blocks[b]);
         of.blocks[b].warps.iter().for_each(|w| clock.join(&w.clock));
@@ -171,10 +173,13 @@ impl Running<'_> {
             self.flights.extend(of.blocks[b].flights().cloned());
             return Ok(());
         };
-        let Ok((block, thread)) = touch.by() else { return Err(late(touch.pc(), (clock.block, 0))) };
+        let Ok((block, thread)) = touch.by() else {
+            return self.found.borrow_mut().add(late(touch.pc(), (clock.block, 0)));
+        };
         let what = format!("touches {name}+{at}, whose block may have left by then");
-        Err(Fault::new(Kind::Race, self.plan.module, inst(touch.pc()), self.at(block, thread), what)
-            .and("blocks of a cluster leave together: a cluster barrier is missing behind the last access"))
+        let fault = Fault::new(Kind::Race, self.plan.module, inst(touch.pc()), self.at(block, thread), what)
+            .and("blocks of a cluster leave together: a cluster barrier is missing behind the last access");
+        self.found.borrow_mut().add(fault)
     }
 
     /// A cluster by its number.
@@ -250,6 +255,7 @@ impl Running<'_> {
             floor: 1,
             released: None,
             pending: None,
+            flags: None,
             copies: vec![Copies::default(); LANES],
             products: Products::default(),
             partings: Partings::default(),
@@ -277,6 +283,9 @@ pub fn open_gates(block: &mut Block) {
             warp.waiting &= !mask;
             lanes(mask).for_each(|l| warp.pc[l] += 1);
             warp.clock.join(&clock);
+            if let Some(flags) = &gate.flags {
+                warp.flags.get_or_insert_with(|| Box::new(Clock::blank(clock.block))).join(flags);
+            }
             warp.clock.own[w] += 1;
             warp.floor = warp.clock.own[w];
             use Barrier::{Arrive, RedAnd, RedOr, RedPopc, Sync};

@@ -18,6 +18,8 @@ pub struct Gate {
     pub waits: Vec<(usize, u32, Frame, Barrier, u32)>,
     /// What the arrived know.
     pub clock: Option<Clock>,
+    /// What they have read with strength, without a fence since.
+    pub flags: Option<Box<Clock>>,
     /// Lanes whose predicate was true, and all lanes.
     pub votes: (u32, u32),
     /// A predicate among them has no value.

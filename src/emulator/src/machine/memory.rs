@@ -158,7 +158,7 @@ impl Region {
         if inside && offset as usize & (bytes - 1) != 0 {
             let kind = if write { "write" } else { "read" };
             let what = format!("misaligned: {kind} of {bytes} bytes at offset {offset} of {}", self.name);
-            return Err((Kind::Access, what));
+            return Err((Kind::Misaligned, what));
         }
         self.range(offset, bytes, write)
     }
@@ -174,9 +174,9 @@ impl Region {
             return Ok(at);
         }
         let (kind, name, size) = (if write { "write" } else { "read" }, &self.name, self.data.len() as i64);
-        let bad = |what: String| Err((Kind::Access, what));
+        let bad = |what: String| Err((Kind::OutOfBounds, what));
         if self.freed {
-            return bad(format!("{kind} of {bytes} bytes in {name}, which was freed"));
+            return Err((Kind::Access, format!("{kind} of {bytes} bytes in {name}, which was freed")));
         }
         if offset < 0 {
             return bad(format!("out of bounds: {kind} of {bytes} bytes, {} bytes before {name}", -offset));
@@ -189,7 +189,7 @@ impl Region {
         }
         let at = offset as usize;
         if self.constant && write {
-            return bad(format!("write of {bytes} bytes into {name}, which is constant"));
+            return Err((Kind::Access, format!("write of {bytes} bytes into {name}, which is constant")));
         }
         if self.state[at..at + bytes].contains(&State::Guard) {
             return bad(format!(

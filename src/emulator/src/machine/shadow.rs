@@ -162,15 +162,27 @@ impl Races {
         None
     }
 
+    /// Notes a read or a write, whatever it races with.
+    pub fn note(&mut self, at: usize, bytes: usize, who: &Who<'_>, write: bool) {
+        let touch = Touch::of(who);
+        for cell in self.cells(at, bytes) {
+            match write {
+                true => cell.write = touch,
+                false => cell.read(touch),
+            }
+        }
+    }
+
     /// Puts what is noted here onto `all`, which has no order to it; agents have new `numbers` there. Calls `put` with the
-    /// bytes that were written here, and whether they were in `all` as well: if so, whether they hold the same. Gives the
-    /// first conflict: the place, whether it is a write, that access and the other.
-    pub fn onto(
+    /// bytes that were written here, and whether they were in `all` as well: if so, whether they hold the same. Calls `raced`
+    /// with each conflict: the place, whether it is a write, that access and the other; its error ends this.
+    pub fn onto<E>(
         self,
         all: &mut Races,
         numbers: &[u32],
         mut put: impl FnMut(Range<usize>, bool) -> bool,
-    ) -> Option<(usize, bool, Touch, Touch)> {
+        mut raced: impl FnMut(usize, bool, Touch, Touch) -> Result<(), E>,
+    ) -> Result<(), E> {
         if all.pages.len() < self.pages.len() {
             all.pages.resize(self.pages.len(), None);
         }
@@ -184,19 +196,19 @@ impl Races {
                 let at = i * PAGE + (j << grain);
                 let [read, write] = [cell.reads[0], cell.write].map(|t| t.renumbered(numbers));
                 if read.is_some() && other.write.is_some() {
-                    return Some((at, false, read, other.write));
+                    raced(at, false, read, other.write)?;
                 }
                 if write.is_some() && other.reads[0].is_some() {
-                    return Some((at, true, write, other.reads[0]));
+                    raced(at, true, write, other.reads[0])?;
                 }
                 if write.is_some() && !put(at..at + (1 << grain), other.write.is_some()) {
-                    return Some((at, true, write, other.write));
+                    raced(at, true, write, other.write)?;
                 }
                 other.write = if write.is_some() { write } else { other.write };
                 other.reads[0] = if read.is_some() { read } else { other.reads[0] };
             }
         }
-        None
+        Ok(())
     }
 
     /// Notes a write by an agent that was checked before: agent and time, instruction and strength.

@@ -62,6 +62,8 @@ pub struct Warp {
     pub released: Option<Box<Clock>>,
     /// What it has read, and the next fence acquires.
     pub pending: Option<Box<Clock>>,
+    /// What those of its block had read with strength, without a fence since, who came to a barrier with it.
+    pub flags: Option<Box<Clock>>,
     /// `cp.async` by lane.
     pub copies: Vec<Copies>,
     /// Its asynchronous matrix products.

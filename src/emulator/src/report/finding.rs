@@ -1,28 +1,32 @@
 //! What the emulator reports: one block of text with everything that one needs to find the bug.
 
+pub use crate::error::Kind;
 use crate::isa::module::{Inst, Module};
 
-/// The kinds of finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Outside every allocation, misaligned, freed or constant memory.
-    Access,
-    /// Memory or a register that nothing has written.
-    Uninitialised,
-    /// Two accesses without an order, one of them a write.
-    Race,
-    /// A write that the asynchronous proxy cannot see yet.
-    Fence,
-    /// A barrier or a warp-wide instruction that not all come to.
-    Barrier,
-    /// Nobody can go on.
-    Deadlock,
-    /// What a warpgroup did wrong: `wgmma`, `setmaxnreg`.
-    Warpgroup,
-    /// More instructions than allowed.
-    Budget,
-    /// `trap`, or something that is not modelled.
-    Trap,
+/// What breaks a rule of the ISA but stands in NVIDIA's own headers and samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Habit {
+    /// A plain read of the value that a loop of `atom.cas` starts from.
+    FirstRead,
+    /// Behind an atomic operation that has seen another block's fence and flag, and a barrier: no fence of one's own.
+    LastBlock,
+    /// A barrier of the block behind `mbarrier.init`, without a cluster, in place of `fence.mbarrier_init`.
+    InitAndBarrier,
+}
+
+impl Habit {
+    /// What a report says of it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Habit::FirstRead => "a plain first read before a loop of atom.cas, as in NVIDIA's headers",
+            Habit::LastBlock => {
+                "behind a flag that was read without a fence, and a barrier, as in NVIDIA's samples of last-block reductions"
+            }
+            Habit::InitAndBarrier => {
+                "a barrier within one block in place of fence.mbarrier_init, as in NVIDIA's samples"
+            }
+        }
+    }
 }
 
 /// What is wrong with an access, and of which kind that is.
@@ -79,13 +83,16 @@ pub struct Fault {
     pub also: Vec<String>,
     /// The allocation and its byte that it found without a value.
     pub lacks: Option<(usize, usize)>,
+    /// The habit of NVIDIA's that it is.
+    pub habit: Option<Habit>,
 }
 
 impl Fault {
     /// A finding at an instruction; the machine adds the kernel.
     pub fn new(kind: Kind, module: &Module, inst: &Inst, at: At, what: impl Into<String>) -> Box<Fault> {
         let (what, place, line) = (what.into(), module.place(inst), inst.line);
-        Box::new(Fault { kind, what, kernel: String::new(), place, line, at, also: Vec::new(), lacks: None })
+        let (kernel, also, lacks, habit) = (String::new(), Vec::new(), None, None);
+        Box::new(Fault { kind, what, kernel, place, line, at, also, lacks, habit })
     }
 
     /// Adds a line.
@@ -98,9 +105,9 @@ impl Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ([bx, by, bz], [tx, ty, tz]) = (self.at.block, self.at.thread);
-        let name = format!("{:?}", self.kind).to_lowercase();
-        write!(f, "{name} in {} at {} (PTX line {})", self.kernel, self.place, self.line)?;
+        write!(f, "{} in {} at {} (PTX line {})", self.kind, self.kernel, self.place, self.line)?;
         write!(f, "\n  {}\n  block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})", self.what)?;
-        self.also.iter().try_for_each(|line| write!(f, "\n  {line}"))
+        self.also.iter().try_for_each(|line| write!(f, "\n  {line}"))?;
+        self.habit.iter().try_for_each(|habit| write!(f, "\n  {}", habit.words()))
     }
 }

@@ -2,7 +2,8 @@
 
 use super::*;
 
-const SOURCES: [(&str, &str); 4] = [
+const SOURCES: [(&str, &str); 5] = [
+    ("asserts.cu", include_str!("cuda/asserts.cu")),
     ("async_bugs_sm90.cu", include_str!("cuda/async_bugs_sm90.cu")),
     ("bugs.cu", include_str!("cuda/bugs.cu")),
     ("gemm.cu", include_str!("cuda/gemm.cu")),
@@ -39,13 +40,14 @@ pub fn caught(
     words: &[&str],
 ) {
     let place = planted(bug);
+    let kinds: Vec<Kind> = kind.split(" or ").map(|word| word.parse().unwrap()).collect();
     for seed in SEEDS {
-        let what = match run(ptx, kernel, &Launch { seed, ..*launch }, args) {
-            Ok(_) => panic!("{kernel}: seed {seed}: not caught"),
-            Err(e) => e.to_string(),
+        let Err(error) = run(ptx, kernel, &Launch { seed, ..*launch }, args) else {
+            panic!("{kernel}: seed {seed}: not caught");
         };
-        let kind_is = |kind: &str| what.starts_with(&format!("{kind} in {kernel} at "));
-        assert!(kind.split(" or ").any(kind_is), "{kernel}: seed {seed}: not {kind}:\n{what}");
+        let (found, what) = (error.kind().unwrap(), error.to_string());
+        assert!(kinds.contains(&found), "{kernel}: seed {seed}: not {kind}:\n{what}");
+        assert!(what.starts_with(&format!("{found} in {kernel} at ")), "{what}");
         assert!(names(&what, &place), "{kernel}: seed {seed}: not at {place}:\n{what}");
         assert!(words.iter().all(|w| what.contains(w)), "{kernel}: seed {seed}: not {words:?}:\n{what}");
         assert!(what.contains("thread ("), "{what}");
@@ -62,11 +64,17 @@ fn find(kernel: &str, kind: &str, launch: Launch, args: &[Arg<'_>], words: &[&st
 fn accesses_out_of_bounds() {
     let (x, out) = (vec![1u8; 400], |n: usize| Arg::Scratch(n));
     let at = ["0 bytes past the end of arg0", "(100, 0, 0)"];
-    find("out_of_bounds", "access", line(1, 128), &[out(400), Arg::In(&x), Arg::Int(100)], &at);
+    find("out_of_bounds", "out-of-bounds", line(1, 128), &[out(400), Arg::In(&x), Arg::Int(100)], &at);
     let at = ["4 bytes before arg1", "(0, 0, 0)"];
-    find("before_the_start", "access", line(1, 64), &[out(256), Arg::In(&x)], &at);
-    find("shared_out_of_bounds", "access", line(1, 64), &[out(256)], &["out of bounds", "shared memory"]);
-    find("misaligned", "access", line(1, 64), &[out(256), Arg::In(&x)], &["misaligned"]);
+    find("before_the_start", "out-of-bounds", line(1, 64), &[out(256), Arg::In(&x)], &at);
+    find(
+        "shared_out_of_bounds",
+        "out-of-bounds",
+        line(1, 64),
+        &[out(256)],
+        &["out of bounds", "shared memory"],
+    );
+    find("misaligned", "misaligned", line(1, 64), &[out(256), Arg::In(&x)], &["misaligned"]);
 }
 
 /// The kernel is right as long as the array is there.

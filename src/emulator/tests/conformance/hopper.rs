@@ -94,54 +94,22 @@ fn every_schedule_gives_the_same() {
     }
 }
 
-/// Lines that order something, by their number in the file, and what stands there instead when they are out.
-fn ordering(kernel: &str) -> Vec<(usize, String, &'static str)> {
-    const WORDS: [&str; 9] = [
-        "bar.sync",
-        "bar.warp.sync",
-        "fence",
-        "barrier.cluster",
-        "commit_group",
-        "wait_group",
-        "mbarrier.",
-        "setmaxnreg",
-        "mapa",
-    ];
-    let entry = |l: &str| l.contains(".entry ");
-    let from = PTX.lines().position(|l| entry(l) && l.contains(&format!("{kernel}("))).unwrap();
-    let lines = PTX.lines().enumerate().skip(from + 1).take_while(|(_, l)| !entry(l));
-    let orders = |l: &str| !l.contains("cp.async.bulk.tensor") && WORDS.iter().any(|w| l.contains(w));
-    lines
-        .filter(|(_, l)| orders(l))
-        .map(|(i, l)| {
-            (i, l.trim().to_string(), if l.contains("try_wait") { "setp.eq.u32 over, 0, 0;" } else { "" })
-        })
-        .collect()
-}
-
 /// What may be left out and why, by its opcode.
-const SPARE: [(&str, &str); 2] = [
+pub const SPARE: Spare<'_> = &[
     (
         "bar.warp.sync",
+        2,
         "lets lanes come together before an aligned barrier, as they do behind the branch that parted them anyway",
     ),
-    ("setmaxnreg.inc", "the compiler's matter: the size of a register file is counted, not modelled"),
+    ("setmaxnreg.inc", 1, "the compiler's matter: the size of a register file is counted, not modelled"),
 ];
 
 /// Whatever else is taken out is noticed: a report, or other numbers.
 #[test]
 fn nothing_can_be_left_out() {
     for kernel in ["gemm_k_major", "gemm_n_major"] {
-        let right = product(PTX, kernel, 0, SIZES, None).unwrap().0;
-        let lines = ordering(kernel);
-        let unnoticed = |(removed, line, instead): &&(usize, String, &str)| {
-            let lines = PTX.lines().enumerate().map(|(i, l)| if i == *removed { instead } else { l });
-            let text = lines.collect::<Vec<_>>().join("\n");
-            let same = |seed| product(&text, kernel, seed, SIZES, None).is_ok_and(|(out, _)| out == right);
-            !SPARE.iter().any(|(opcode, _)| line.starts_with(opcode)) && (0..6).all(same)
-        };
-        let survivors: Vec<_> = lines.iter().filter(unnoticed).collect();
-        assert!(survivors.is_empty() && lines.len() == 26, "{kernel}: {} {survivors:?}", lines.len());
+        let run = |text: &str, seed| product(text, kernel, seed, SIZES, None).map(|(out, _)| vec![out]);
+        excused(survivors(PTX, kernel, run), 25, SPARE, kernel);
     }
 }
 

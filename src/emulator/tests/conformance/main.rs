@@ -6,10 +6,13 @@ mod chunks;
 mod copies;
 mod counted;
 mod distant;
+mod exact;
 mod hostile;
 mod ptx;
 mod refused;
 mod removal;
+mod reports;
+mod severity;
 #[path = "suite.rs"]
 mod suite;
 mod undefined;

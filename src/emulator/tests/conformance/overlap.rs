@@ -36,8 +36,12 @@ enum Between {
     Fill,
 }
 
-fn ran(body: &str, (seed, overlap, workers): (u64, bool, usize), between: Between) -> Result<Vec<i32>> {
-    let mut emulator = Emulator::new(Module::parse("grids.ptx", &file(body))?)?;
+fn ran(body: &str, how: (u64, bool, usize), between: Between) -> Result<Vec<i32>> {
+    ran_file(&file(body), how, between)
+}
+
+fn ran_file(text: &str, (seed, overlap, workers): (u64, bool, usize), between: Between) -> Result<Vec<i32>> {
+    let mut emulator = Emulator::new(Module::parse("grids.ptx", text)?)?;
     let arrays = ["out", "x", "y", "w"].map(|name| emulator.allocate(name, BYTES));
     let other = emulator.allocate("other", 16);
     emulator.write(arrays[2], &[0; BYTES])?;
@@ -58,6 +62,15 @@ fn ran(body: &str, (seed, overlap, workers): (u64, bool, usize), between: Betwee
 
 fn numbers(f: impl Fn(i32) -> i32) -> Vec<i32> {
     (0..64 * BLOCKS as i32).map(f).collect()
+}
+
+#[test]
+fn a_wait_cannot_be_left_out() {
+    let text = file("griddepcontrol.wait;\nld.global.u32 %r5, [%d1];");
+    let run = |text: &str, seed| {
+        ran_file(text, (seed, true, 0), Between::Nothing).map(|out| vec![bytes_of(&out).to_vec()])
+    };
+    excused(survivors(&text, "second", run), 1, &[], "second");
 }
 
 /// Right under every seed.

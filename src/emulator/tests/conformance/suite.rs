@@ -25,7 +25,9 @@ pub mod warpgroup;
 mod wgmma;
 
 use super::{SEEDS, ptx, real};
-pub use ptx_emulator::{Counters, Element, Emulator, Launch, Module, Result, Swizzle, TensorMap};
+pub use ptx_emulator::{
+    Checks, Counters, Element, Emulator, Kind, Launch, Module, Result, Swizzle, TensorMap,
+};
 
 pub const BASICS: &str = include_str!("ptx/basics.ptx");
 pub const BUGS: &str = include_str!("ptx/bugs.ptx");
@@ -43,9 +45,21 @@ pub enum Arg<'a> {
     Long(u64),
 }
 
-/// Runs a kernel of `ptx` and gives the arrays as they are afterwards. Scratch arrays must be wholly written.
+/// Runs a kernel of `ptx`, strictly, and gives the arrays as they are afterwards. Scratch arrays must be wholly written.
 pub fn run(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> Result<(Vec<Vec<u8>>, Counters)> {
+    let strict = Checks { strict: true, ..Checks::default() };
     let mut emulator = Emulator::new(Module::parse("test.ptx", ptx)?)?;
+    emulator.checks = strict;
+    run_on(&mut emulator, kernel, launch, args)
+}
+
+/// The same on an emulator, which says afterwards what it has noted.
+pub fn run_on(
+    emulator: &mut Emulator,
+    kernel: &str,
+    launch: &Launch,
+    args: &[Arg<'_>],
+) -> Result<(Vec<Vec<u8>>, Counters)> {
     let (mut arrays, mut values) = (Vec::new(), Vec::new());
     for (i, arg) in args.iter().enumerate() {
         let bytes = match arg {
@@ -94,6 +108,11 @@ pub fn under_seeds(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -
 /// Under every seed, and where a GPU answers there too: all give these bits.
 pub fn run_all(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
     assert!(ptx::is_exact(ptx, kernel), "{kernel}: a GPU may give other bits, which somebody must judge");
+    bits_all(ptx, kernel, launch, args)
+}
+
+/// The same where no order of float additions by atomics matters: a place gets one, or all are whole numbers.
+pub fn bits_all(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (Vec<Vec<u8>>, Counters) {
     let first = under_seeds(ptx, kernel, launch, args);
     real::also(ptx, kernel, launch, args, |there| {
         assert!(there == first.0, "{kernel}: a GPU gives other bits");
@@ -114,6 +133,39 @@ pub fn judge_all(
     judge(&here);
     real::also(ptx, kernel, launch, args, judge);
     counters
+}
+
+/// How many lines of a kernel synchronise, and those that can be taken out one at a time without a report, and without
+/// other bits, under six schedules. `run` gives the outputs of a file under a seed.
+pub fn survivors(
+    ptx: &str,
+    kernel: &str,
+    run: impl Fn(&str, u64) -> Result<Vec<Vec<u8>>>,
+) -> (usize, Vec<String>) {
+    let (right, lines) = (run(ptx, 0).unwrap(), ptx::synchronising(ptx, kernel));
+    let unnoticed = |(removed, _): &&(usize, String)| {
+        let text = ptx::without(ptx, *removed);
+        (0..6).all(|seed| run(&text, seed).is_ok_and(|out| out == right))
+    };
+    (lines.len(), lines.iter().filter(unnoticed).map(|(_, l)| l.clone()).collect())
+}
+
+/// The same on these arguments.
+pub fn survivors_of(ptx: &str, kernel: &str, launch: &Launch, args: &[Arg<'_>]) -> (usize, Vec<String>) {
+    survivors(ptx, kernel, |text, seed| {
+        run(text, kernel, &Launch { seed, ..*launch }, args).map(|(out, _)| out)
+    })
+}
+
+/// Why lines may be left out: what they begin with, how many, the reason.
+pub type Spare<'a> = &'a [(&'a str, usize, &'a str)];
+
+/// So many lines synchronise, and those that survive are those that have a reason.
+pub fn excused((lines, left): (usize, Vec<String>), count: usize, spare: Spare<'_>, kernel: &str) {
+    let found = |opcode: &str| left.iter().filter(|line| line.starts_with(opcode)).count();
+    let all = spare.iter().all(|(opcode, times, _)| found(opcode) == *times);
+    let sum = spare.iter().map(|(_, times, _)| times).sum::<usize>();
+    assert!(all && sum == left.len() && lines == count, "{kernel}: {lines} lines, unnoticed {left:?}");
 }
 
 pub fn line(blocks: u32, threads: u32) -> Launch {

@@ -34,6 +34,31 @@ fn without_a_bug() {
     }
 }
 
+/// Two products of one shape follow one another on the same accumulators, which nobody touches in between.
+const IN_BETWEEN: &str = "the second product takes the accumulators of the first as they are: it needs no fence, and the \
+                          wait behind it covers both";
+
+#[test]
+fn nothing_can_be_left_out() {
+    let (a, b, _) = operands();
+    let args = [Arg::Scratch(2048), Arg::In(bytes_of(&a)), Arg::In(bytes_of(&b))];
+    let between = [
+        ("wgmma.commit_group", 1, IN_BETWEEN),
+        ("wgmma.wait_group", 1, IN_BETWEEN),
+        ("wgmma.fence", 1, IN_BETWEEN),
+    ];
+    for (kernel, lines, spare) in [("twice_right", 8, &between[..]), ("once_right", 5, &[])] {
+        excused(survivors_of(PTX, kernel, &line(1, 128), &args), lines, spare, kernel);
+    }
+    let out = [Arg::Scratch(4 * 384)];
+    excused(
+        survivors_of(PTX, "registers_right", &line(1, 384), &out),
+        2,
+        &hopper::SPARE[1..],
+        "registers_right",
+    );
+}
+
 #[test]
 fn registers_of_a_product_under_way() {
     let missing = "a wgmma.wait_group is missing";
@@ -64,7 +89,7 @@ fn operands_in_shared_memory() {
         "warpgroup",
         &["misaligned: descriptor", "row 1 of a pattern of 128-byte swizzle"],
     );
-    find("operand_outside", "access", &["out of bounds", "through A's descriptor"]);
+    find("operand_outside", "out-of-bounds", &["out of bounds", "through A's descriptor"]);
     find("operand_unwritten", "uninitialised", &["through B's descriptor"]);
     find(
         "no_proxy_fence",
