@@ -42,14 +42,21 @@ impl Context<'_> {
     ) -> Done {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
-        let found = region.range(at as i64, bytes, false).and_then(|at| region.readable(at, bytes));
-        found.map_err(|bad| self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad))?;
+        if region.plain_run(at as i64, (bytes, 1), false).is_none() {
+            let found = region.range(at as i64, bytes, false).and_then(|at| region.readable(at, bytes));
+            found.map_err(|bad| self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad))?;
+        }
         self.not_before(warp, run, lane, (place, at), bytes, false)?;
-        self.seen(run, behalf, place, at, bytes)?;
-        let who = Self::who(behalf, run, false);
+        let (who, proxy) = (Self::who(behalf, run, false), proxy(place));
         for (from, n) in parts(at, bytes) {
-            if let Some(other) = self.region(&mut [], place).races.read(from, n, &who) {
-                return Err(self.race(warp, lane, run, (place, from), false, other));
+            match self.region(&mut [], place).races.read_beside(from, n, &who, proxy) {
+                None => {}
+                Some((write, true)) => return Err(self.unfenced(run, (warp, lane), place, from, write)),
+                Some((other, false)) => {
+                    // A missing fence is said first, wherever.
+                    self.seen(run, behalf, place, from, at + bytes - from)?;
+                    return Err(self.race(warp, lane, run, (place, from), false, other));
+                }
             }
         }
         Ok(())
@@ -67,16 +74,22 @@ impl Context<'_> {
     ) -> Done {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
-        let found = region.range(at as i64, bytes, true).and_then(|at| region.writable(at, bytes));
-        found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
-        self.not_before(warp, run, lane, (place, at), bytes, true)?;
-        if proxied {
-            self.seen(run, behalf, place, at, bytes)?;
+        if region.plain_run(at as i64, (bytes, 1), true).is_none() {
+            let found = region.range(at as i64, bytes, true).and_then(|at| region.writable(at, bytes));
+            found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
         }
-        let who = Self::who(behalf, run, strong);
+        self.not_before(warp, run, lane, (place, at), bytes, true)?;
+        let (who, proxy) = (Self::who(behalf, run, strong), proxied.then(|| proxy(place)));
         for (from, n) in parts(at, bytes) {
-            if let Some(other) = self.region(&mut [], place).races.write(from, n, &who, false) {
-                return Err(self.race(warp, lane, run, (place, from), true, other));
+            match self.region(&mut [], place).races.write_beside(from, n, &who, proxy) {
+                None => {}
+                Some((write, true)) => return Err(self.unfenced(run, (warp, lane), place, from, write)),
+                Some((other, false)) => {
+                    if proxied {
+                        self.seen(run, behalf, place, from, at + bytes - from)?;
+                    }
+                    return Err(self.race(warp, lane, run, (place, from), true, other));
+                }
             }
         }
         Ok(())
@@ -84,13 +97,9 @@ impl Context<'_> {
 
     /// Reports bytes whose last ordinary write is invisible to the asynchronous proxy.
     fn seen(&mut self, run: &Run<'_>, behalf: &Behalf<'_>, place: Where, at: usize, bytes: usize) -> Done {
-        let proxy = match place {
-            Where::Shared(_) => Proxy::Shared,
-            Where::Global(_) | Where::Local(_) => Proxy::Global,
-        };
         for (from, n) in parts(at, bytes) {
             let races = &mut self.region(&mut [], place).races;
-            if let Some(write) = races.unfenced(from, n, &behalf.warp.clock, proxy) {
+            if let Some(write) = races.unfenced(from, n, &behalf.warp.clock, proxy(place)) {
                 return Err(self.unfenced(run, (behalf.warp, behalf.lane), place, from, write));
             }
         }
@@ -116,5 +125,13 @@ impl Context<'_> {
              fence.proxy.async.{space} is missing behind it"
         );
         self.fault(Kind::Fence, warp, lane, run.inst, what).and(format!("the write: {}", self.spelled(write)))
+    }
+}
+
+/// The one that sees memory of a place.
+fn proxy(place: Where) -> Proxy {
+    match place {
+        Where::Shared(_) => Proxy::Shared,
+        Where::Global(_) | Where::Local(_) => Proxy::Global,
     }
 }
