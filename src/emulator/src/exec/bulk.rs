@@ -9,7 +9,7 @@ use super::proxy::Behalf;
 use crate::isa::copy::{Bulk, End};
 use crate::isa::operand::{LANES, Lanes, Space, Src, Ty};
 use crate::machine::clock::Agent;
-use crate::machine::flight::{Flight, Piece, Where, write};
+use crate::machine::flight::{Flight, Piece, Where, runs, write};
 use crate::machine::memory::State;
 use crate::machine::warp::{Warp, lanes};
 use crate::report::finding::{Fault, Kind};
@@ -235,11 +235,13 @@ impl Context<'_> {
         if flight.data.is_some() {
             return;
         }
-        let mut data = Vec::new();
-        for piece in &flight.pieces {
-            match piece.from {
-                Some(at) => data.extend(&self.region(&mut [], flight.from).data[at..at + piece.bytes]),
-                None => data.resize(data.len() + piece.bytes, 0),
+        let mut data = Vec::with_capacity(flight.pieces.iter().map(|piece| piece.bytes).sum());
+        let follows = |a: &Piece, b: &Piece| a.from.is_some_and(|at| b.from == Some(at + a.bytes));
+        for pieces in flight.pieces.chunk_by(follows) {
+            let bytes = pieces.iter().map(|piece| piece.bytes).sum::<usize>();
+            match pieces[0].from {
+                Some(at) => data.extend(&self.region(&mut [], flight.from).data[at..at + bytes]),
+                None => data.resize(data.len() + bytes, 0),
             }
         }
         flight.data = Some(data);
@@ -252,10 +254,12 @@ impl Context<'_> {
         for place in &flight.to {
             let (Where::Shared(rank), Some(bar)) = (*place, flight.mbarrier) else { continue };
             let region = &mut self.cluster.shared[rank];
-            write(&mut region.data, &mut region.state, &flight.pieces, &data, flight.reduce);
+            write(&mut region.data, &flight.pieces, &data, flight.reduce);
+            let runs = runs(flight.pieces.iter().map(|p| (p.to, p.bytes)));
+            runs.iter().for_each(|(to, bytes)| region.mark(*to, *bytes, State::Written));
             if let Some(agent) = self.cluster.current(rank, bar) {
                 let races = &mut self.cluster.shared[rank].races;
-                flight.pieces.iter().for_each(|p| races.stamp(p.to, p.bytes, agent, (flight.pc, strong)));
+                runs.iter().for_each(|(to, bytes)| races.stamp(*to, *bytes, agent, (flight.pc, strong)));
             }
             if flight.copy > 0 {
                 self.landed(&flight, rank, bar);
@@ -298,16 +302,4 @@ impl Context<'_> {
             warp.beside.bulk[lane] = groups;
         }
     }
-}
-
-/// Places as runs, as long as they are.
-fn runs(places: impl Iterator<Item = (usize, usize)>) -> Vec<(usize, usize)> {
-    let mut list: Vec<(usize, usize)> = places.collect();
-    list.sort_unstable();
-    list.dedup_by(|next, run| {
-        let joins = run.0 + run.1 == next.0;
-        run.1 += if joins { next.1 } else { 0 };
-        joins
-    });
-    list
 }

@@ -321,17 +321,27 @@ pub fn wavefronts(addresses: &Lanes, exec: u32, bytes: usize) -> (u64, u64) {
 
 /// Passes for lanes that ask for so many words each: different words of a bank take one each.
 fn passes_of(addresses: &Lanes, members: u32, each: u32) -> u64 {
-    let words =
-        || lanes(members).flat_map(|l| (0..each).map(move |i| (addresses[l] as u32 >> 2).wrapping_add(i)));
+    // Lanes and their words make up 32 at most.
+    let (mut words, mut n) = ([0; 32], 0);
+    let (mut first, mut asked, mut alone) = ([0; 32], 0u32, true);
+    for word in
+        lanes(members).flat_map(|l| (0..each).map(move |i| (addresses[l] as u32 >> 2).wrapping_add(i)))
+    {
+        let bank = word as usize % 32;
+        if asked >> bank & 1 == 0 {
+            (first[bank], asked) = (word, asked | 1 << bank);
+        }
+        alone &= first[bank] == word;
+        (words[n], n) = (word, n + 1);
+    }
     // Mostly no bank is asked for a second word.
-    let mut first = [None; 32];
-    if words().all(|w| *first[w as usize % 32].get_or_insert(w) == w) {
+    if alone {
         return 1;
     }
-    let mut words: Vec<u32> = words().collect();
+    let words = &mut words[..n];
     words.sort_unstable();
-    words.dedup();
     let mut banks = [0; 32];
-    words.iter().for_each(|w| banks[*w as usize % 32] += 1);
+    let distinct = words.iter().enumerate().filter(|(i, w)| *i == 0 || words[i - 1] != **w);
+    distinct.for_each(|(_, w)| banks[*w as usize % 32] += 1);
     banks.into_iter().max().unwrap_or(0)
 }

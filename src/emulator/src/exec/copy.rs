@@ -8,9 +8,8 @@ use crate::machine::clock::Agent;
 use crate::machine::copies::Copy;
 use crate::machine::flight::{Flight, Piece, Where};
 use crate::machine::memory::State;
-use crate::machine::shadow::GRAIN;
 use crate::machine::warp::{Warp, lanes};
-use crate::report::finding::Kind;
+use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {
     /// Runs one for its lanes.
@@ -64,43 +63,66 @@ impl Context<'_> {
                 std::array::from_fn(|l| if run.exec >> l & 1 == 1 { self.reader(warp, l) } else { (0, 0) })
             }
         };
-        // Those that read whole grains, as they mostly do.
-        let whole = size == GRAIN && used.is_none();
-        let (done, place, places) = match whole {
-            true => self.read_lanes(warp, run, (Space::Global, run.exec), &from, |l| Some(agents[l])),
-            false => (0, Where::Local(0), [0; LANES]),
+        // Those that read all of their bytes, as they mostly do.
+        let (done, place, places) = match (first, used.is_none()) {
+            (Some(first), true) => {
+                self.read_lanes(warp, run, (Space::Global, run.exec), (&from, size), Some(agents[first]))
+            }
+            _ => (0, Where::Local(0), [0; LANES]),
         };
+        let (written, _, ends) = self.write_lanes(warp, run, Space::Shared, (&to, size), State::Flying);
         for lane in lanes(run.exec) {
             let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
             let (agent, number, mut source) = (agents[lane], warp.copies[lane].issued, None);
             if done >> lane & 1 == 1 {
                 source = if let Where::Global(region) = place { Some((region, places[lane])) } else { None };
             } else if reads > 0 {
-                if from[lane] & (size as u64 - 1) != 0 {
-                    let what = format!("misaligned: cp.async of {size} bytes from {:#x}", from[lane]);
-                    return Err(self.fault(Kind::Misaligned, warp, lane, run.inst, what));
-                }
-                // A part of the bytes may be all that is there.
-                let step = if reads == size { size } else { 1 };
-                for i in (0..reads).step_by(step) {
-                    let address = from[lane] + i as u64;
-                    let place =
-                        self.read(warp, run, Space::Global, lane, address, step, (false, Some(agent)))?;
-                    if let ((Where::Global(region), at), None) = (place, source) {
-                        source = Some((region, at));
-                    }
-                }
+                source = self.source(warp, run, lane, from[lane], (size, reads), agent)?;
             }
-            let (_, at) = self.write(warp, run, Space::Shared, lane, to[lane], &[0; 16][..size], false)?;
+            let at = match written >> lane & 1 {
+                1 => ends[lane],
+                _ => {
+                    let new = &[0; 16][..size];
+                    let at = self.write(warp, run, Space::Shared, lane, to[lane], new, false)?.1;
+                    self.own().mark(at, size, State::Flying);
+                    at
+                }
+            };
             let bytes = (size, reads);
             let copy = Copy { to: at, from: source, bytes, pc: run.pc, number, reads: agent, tracked: false };
-            self.own().mark(at, size, State::Flying);
             warp.copies[lane].open.push(copy);
             if self.early {
                 self.arrive(&copy);
             }
         }
         Ok(())
+    }
+
+    /// Checks a lane's read of `reads` of the `size` bytes of a copy; gives the allocation and the place.
+    fn source(
+        &mut self,
+        warp: &mut Warp,
+        run: &Run<'_>,
+        lane: usize,
+        from: u64,
+        (size, reads): (usize, usize),
+        agent: (u32, u32),
+    ) -> Result<Option<(usize, usize)>, Box<Fault>> {
+        if from & (size as u64 - 1) != 0 {
+            let what = format!("misaligned: cp.async of {size} bytes from {from:#x}");
+            return Err(self.fault(Kind::Misaligned, warp, lane, run.inst, what));
+        }
+        let mut source = None;
+        // A part of the bytes may be all that is there.
+        let step = if reads == size { size } else { 1 };
+        for i in (0..reads).step_by(step) {
+            let address = from + i as u64;
+            let place = self.read(warp, run, Space::Global, lane, address, step, (false, Some(agent)))?;
+            if let ((Where::Global(region), at), None) = (place, source) {
+                source = Some((region, at));
+            }
+        }
+        Ok(source)
     }
 
     /// The agent that reads for a lane's copies, and its time at the last of them.
@@ -133,7 +155,8 @@ impl Context<'_> {
         for lane in lanes(run.exec) {
             let groups = &mut warp.copies[lane].closed;
             let done = groups.len().saturating_sub(pending);
-            let copies: Vec<Copy> = match done {
+            let mut copies: Vec<Copy> = match done {
+                0 => continue,
                 1 => groups.remove(0),
                 _ => groups.drain(..done).flatten().collect(),
             };
@@ -145,7 +168,11 @@ impl Context<'_> {
                 }
                 let race = {
                     let who = warp.who(lane, copy.pc, false);
-                    self.own().races.write(copy.to, copy.bytes.0, &who, false)
+                    let races = &mut self.own().races;
+                    match races.write_lanes(copy.to, (1, copy.bytes.0), who) {
+                        0 => races.write(copy.to, copy.bytes.0, &who, false),
+                        _ => None,
+                    }
                 };
                 if let Some(other) = race {
                     self.report(self.race(
@@ -166,6 +193,11 @@ impl Context<'_> {
             of_agents.for_each(|last| warp.clock.heard(last.reads.0, last.reads.1));
             if !copies.is_empty() {
                 self.land_arrivals(block, thread);
+            }
+            let open = &mut warp.copies[lane].open;
+            if open.capacity() == 0 {
+                copies.clear();
+                *open = copies;
             }
         }
         Ok(())

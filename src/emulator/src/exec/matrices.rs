@@ -34,7 +34,8 @@ impl Context<'_> {
     ) -> Done {
         let (givers, addresses) = self.rows(warp, run, addr, d.len())?;
         let mut rows = [[0u8; 16]; LANES];
-        let (done, place, places) = self.read_lanes(warp, run, (Space::Shared, givers), &addresses, |_| None);
+        let (done, place, places) =
+            self.read_lanes(warp, run, (Space::Shared, givers), (&addresses, 16), None);
         if done != 0 {
             let data = &self.region(&mut [], place).data;
             for lane in lanes(done) {

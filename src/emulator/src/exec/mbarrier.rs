@@ -213,6 +213,10 @@ impl Context<'_> {
         (p, phase, parity, relaxed): (u32, &Lanes, bool, bool),
     ) -> Result<Next, Box<Fault>> {
         let (mut over, mut again, mut told) = (0, 0, None);
+        let (first, last) = (run.exec.trailing_zeros() as usize & 31, 31 - (run.exec | 1).leading_zeros());
+        let failed = warp.beside.failed & run.exec;
+        let one = (failed == 0 || failed == run.exec)
+            && lanes(run.exec).all(|l| (addresses[l], phase[l]) == (addresses[first], phase[first]));
         for lane in lanes(run.exec) {
             let (_, at) = self.mbarrier_at(warp, run, lane, (op.space, true), addresses[lane])?;
             let mut yes = self.phase_over(warp, run, lane, at, phase[lane], parity)?;
@@ -230,6 +234,13 @@ impl Context<'_> {
                 warp.clock.join(&bar.done);
                 // What its lanes did before they arrived is over, as behind a barrier of the warp.
                 warp.floor = warp.floor.max(bar.done.own[warp.index as usize] + 1);
+            }
+            // What one has found is so for all that ask the same.
+            let who = warp.who(last as usize, run.pc, true);
+            if one && lane == first && self.own().races.read_alike(at, 8, &who) {
+                lanes(run.exec).for_each(|l| warp.beside.awaits[l] = at as u32);
+                (over, again) = (if yes { run.exec } else { 0 }, if again != 0 { run.exec } else { 0 });
+                break;
             }
         }
         if again == run.exec {

@@ -7,7 +7,8 @@ use crate::isa::space::PARAM_WINDOW;
 use crate::machine::clock::{Clock, Touch, Who};
 use crate::machine::flight::Where;
 use crate::machine::memory::State;
-use crate::machine::shadow::GRAIN;
+use crate::machine::predecessor::PREDECESSOR;
+use crate::machine::shadow::PAGE;
 use crate::machine::warp::{Warp, lanes};
 use crate::numbers::rmw::{modify, modify_global};
 use crate::report::finding::{Fault, Kind};
@@ -65,7 +66,17 @@ impl Context<'_> {
             }
         } else {
             self.count(space, run, &addresses, bytes);
-            for lane in lanes(run.exec) {
+            let (done, place, places) = match order.strong {
+                true => (0, Where::Local(0), [0; LANES]),
+                false => self.read_lanes(warp, run, (space, run.exec), (&addresses, bytes), None),
+            };
+            if done != 0 {
+                let data = &self.region(&mut [], place).data;
+                for (i, values) in values.iter_mut().enumerate().take(d.len()) {
+                    gather(data, (done, &places), (i * ty.size(), ty.size()), values);
+                }
+            }
+            for lane in lanes(run.exec & !done) {
                 let read = self.read(warp, run, space, lane, addresses[lane], bytes, (order.strong, None));
                 let Some((place, at)) = self.reported(read)? else { continue };
                 let size = ty.size();
@@ -132,35 +143,78 @@ impl Context<'_> {
         Ok((place, at))
     }
 
-    /// Checks the first lanes' reads of 16 bytes while nothing can be wrong with them and they are in one place; gives those
-    /// lanes and where they read. The rest are [`Context::read`]'s. `agent` as there, by lane.
+    /// Checks the first lanes' reads of so many bytes, a power of two up to 16, while nothing can be wrong with them and they
+    /// are in one place; gives those lanes and where they read. The rest are [`Context::read`]'s. `agent` as there.
     pub fn read_lanes(
         &mut self,
         warp: &Warp,
         run: &Run<'_>,
         (space, exec): (Space, u32),
-        addresses: &Lanes,
-        agent: impl Fn(usize) -> Option<(u32, u32)>,
+        (addresses, bytes): (&Lanes, usize),
+        agent: Option<(u32, u32)>,
     ) -> (u32, Where, [usize; LANES]) {
         let (mut done, mut places, first) = (0, [0; LANES], exec.trailing_zeros() as usize & 31);
-        let Ok((place, offset)) = self.find(space, first, addresses[first]) else {
+        let Some((place, offset)) = self.one_place(warp, space, (first, addresses[first])) else {
             return (0, Where::Local(0), places);
         };
-        if matches!(place, Where::Local(_)) {
-            return (0, place, places);
-        }
         let (region, mut harmless) = (self.region(&mut [], place), Touch::default());
-        for lane in lanes(exec) {
+        for (lane, n) in runs(exec, (addresses, bytes), offset) {
             // What is within the same place has the same beginning.
             let offset = offset.wrapping_add(addresses[lane].wrapping_sub(addresses[first]) as i64);
-            let who = Who { agent: agent(lane), ..warp.who(lane, run.pc, false) };
-            let Some(at) = region.plain(offset, GRAIN, false) else { break };
-            if region.constant || !region.races.read_lane(at, &who, &mut harmless) {
+            let who = Who { agent, ..warp.who(lane, run.pc, false) };
+            let Some(at) = region.plain_run(offset, (n, bytes), false) else { break };
+            let good = match region.constant {
+                true => n,
+                false => region.races.read_lanes(at, (n, bytes), who, &mut harmless),
+            };
+            for i in 0..good {
+                (done, places[lane + i]) = (done | 1 << (lane + i), at + i * bytes);
+            }
+            if good < n {
                 break;
             }
-            (done, places[lane]) = (done | 1 << lane, at);
         }
         (done, place, places)
+    }
+
+    /// The same for writes, whose bytes are in that state from then on; the rest are [`Context::write`]'s.
+    pub fn write_lanes(
+        &mut self,
+        warp: &Warp,
+        run: &Run<'_>,
+        space: Space,
+        (addresses, bytes): (&Lanes, usize),
+        state: State,
+    ) -> (u32, Where, [usize; LANES]) {
+        let (mut done, mut places, first) = (0, [0; LANES], run.exec.trailing_zeros() as usize & 31);
+        let Some((place, offset)) = self.one_place(warp, space, (first, addresses[first])) else {
+            return (0, Where::Local(0), places);
+        };
+        let region = self.region(&mut [], place);
+        for (lane, n) in runs(run.exec, (addresses, bytes), offset) {
+            let offset = offset.wrapping_add(addresses[lane].wrapping_sub(addresses[first]) as i64);
+            let Some(at) = region.plain_run(offset, (n, bytes), true) else { break };
+            let good = region.races.write_lanes(at, (n, bytes), warp.who(lane, run.pc, false));
+            region.mark(at, good * bytes, state);
+            for i in 0..good {
+                (done, places[lane + i]) = (done | 1 << (lane + i), at + i * bytes);
+            }
+            if good < n {
+                break;
+            }
+        }
+        (done, place, places)
+    }
+
+    /// The place of a lane's address, where others of its warp are mostly near to it; none where each is looked at by itself.
+    fn one_place(&self, warp: &Warp, space: Space, (lane, address): (usize, u64)) -> Option<(Where, i64)> {
+        let (place, offset) = self.find(space, lane, address).ok()?;
+        let apart = match place {
+            Where::Local(_) => true,
+            Where::Global(_) => self.before.is_some() && !warp.clock.knows(PREDECESSOR, 1),
+            Where::Shared(_) => false,
+        };
+        (!apart).then_some((place, offset))
     }
 
     /// Checks one lane's write and gives its place.
@@ -233,7 +287,17 @@ impl Context<'_> {
         if space != Space::Param {
             self.count(space, run, &addresses, bytes);
         }
-        for lane in lanes(run.exec) {
+        let (done, place, places) = match space == Space::Param || order.strong {
+            true => (0, Where::Local(0), [0; LANES]),
+            false => self.write_lanes(warp, run, space, (&addresses, bytes), State::Written),
+        };
+        if done != 0 {
+            let data = &mut self.region(&mut [], place).data;
+            for (i, values) in values.iter().enumerate().take(s.len()) {
+                scatter(data, (done, &places), (i * size, size), values);
+            }
+        }
+        for lane in lanes(run.exec & !done) {
             let mut new = [0u8; 16];
             for (i, values) in values.iter().enumerate().take(s.len()) {
                 new[i * size..(i + 1) * size].copy_from_slice(&values[lane].to_le_bytes()[..size]);
@@ -317,5 +381,71 @@ impl Context<'_> {
         }
         let region = self.region(&mut warp.local, place);
         region.released.entry(at).or_insert_with(|| clock.clone()).join(&clock);
+    }
+}
+
+/// The lanes of a mask as neighbours whose bytes lie one behind the other in a page, where the first one's place is `offset`:
+/// the first of them and their number.
+fn runs(exec: u32, (addresses, bytes): (&Lanes, usize), offset: i64) -> impl Iterator<Item = (usize, usize)> {
+    let start = addresses[exec.trailing_zeros() as usize & 31];
+    let mut rest = exec;
+    std::iter::from_fn(move || {
+        let lane = rest.trailing_zeros() as usize;
+        if rest == 0 {
+            return None;
+        }
+        let at = offset.wrapping_add(addresses[lane].wrapping_sub(start) as i64) as usize;
+        let room = (PAGE - at % PAGE) / bytes;
+        let (mut n, mut next) = (1, addresses[lane].wrapping_add(bytes as u64));
+        while n < room
+            && rest.checked_shr((lane + n) as u32).is_some_and(|r| r & 1 == 1)
+            && addresses[lane + n] == next
+        {
+            (n, next) = (n + 1, next.wrapping_add(bytes as u64));
+        }
+        rest &= !((((1u64 << n) - 1) << lane) as u32);
+        Some((lane, n))
+    })
+}
+
+/// Lanes' numbers of `size` bytes, so far behind their places.
+fn gather(
+    data: &[u8],
+    (lanes_of, places): (u32, &[usize; LANES]),
+    (from, size): (usize, usize),
+    to: &mut Lanes,
+) {
+    fn each<const N: usize>(data: &[u8], of: (u32, &[usize; LANES]), from: usize, to: &mut Lanes) {
+        for lane in lanes(of.0) {
+            let mut word = [0; 8];
+            word[..N].copy_from_slice(&data[of.1[lane] + from..][..N]);
+            to[lane] = u64::from_le_bytes(word);
+        }
+    }
+    match size {
+        1 => each::<1>(data, (lanes_of, places), from, to),
+        2 => each::<2>(data, (lanes_of, places), from, to),
+        4 => each::<4>(data, (lanes_of, places), from, to),
+        _ => each::<8>(data, (lanes_of, places), from, to),
+    }
+}
+
+/// The reverse.
+fn scatter(
+    data: &mut [u8],
+    (lanes_of, places): (u32, &[usize; LANES]),
+    (from, size): (usize, usize),
+    of: &Lanes,
+) {
+    fn each<const N: usize>(data: &mut [u8], to: (u32, &[usize; LANES]), from: usize, of: &Lanes) {
+        for lane in lanes(to.0) {
+            data[to.1[lane] + from..][..N].copy_from_slice(&of[lane].to_le_bytes()[..N]);
+        }
+    }
+    match size {
+        1 => each::<1>(data, (lanes_of, places), from, of),
+        2 => each::<2>(data, (lanes_of, places), from, of),
+        4 => each::<4>(data, (lanes_of, places), from, of),
+        _ => each::<8>(data, (lanes_of, places), from, of),
     }
 }

@@ -42,17 +42,30 @@ impl Context<'_> {
     ) -> Done {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
-        let found = region.range(at as i64, bytes, false);
-        let at = found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
-        if let Err(bad) = self.region(&mut [], place).readable(at, bytes) {
-            let fault = self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad);
-            self.report(fault)?;
+        if region.plain_run(at as i64, (bytes, 1), false).is_none() {
+            let found = region.range(at as i64, bytes, false);
+            let at = found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+            if let Err(bad) = self.region(&mut [], place).readable(at, bytes) {
+                let fault = self.lacking(warp, lane, run.inst, (place, at as i64, bytes), bad);
+                self.report(fault)?;
+            }
         }
         self.not_before(warp, run, lane, (place, at), bytes, false)?;
-        self.seen(run, behalf, place, at, bytes)?;
-        let who = Self::who(behalf, run, false);
+        let (who, proxy) = (Self::who(behalf, run, false), proxy(place));
         for (from, n) in parts(at, bytes) {
-            if let Some(other) = self.region(&mut [], place).races.read(from, n, &who) {
+            let other = match self.region(&mut [], place).races.read_beside(from, n, &who, proxy) {
+                None => None,
+                Some((write, true)) => {
+                    self.report(self.unfenced(run, (warp, lane), place, from, write))?;
+                    self.region(&mut [], place).races.read(from, n, &who)
+                }
+                Some((other, false)) => {
+                    // A missing fence is said first, wherever.
+                    self.seen(run, behalf, place, from, at + bytes - from)?;
+                    Some(other)
+                }
+            };
+            if let Some(other) = other {
                 self.region(&mut [], place).races.note(from, n, &who, false);
                 self.report(self.race(warp, lane, run, (place, from), false, other))?;
             }
@@ -72,18 +85,30 @@ impl Context<'_> {
     ) -> Done {
         let Behalf { warp, lane, .. } = *behalf;
         let region = self.region(&mut [], place);
-        let found = region.range(at as i64, bytes, true);
-        let at = found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
-        if let Err(bad) = self.region(&mut [], place).writable(at, bytes) {
-            self.report(self.bad(warp, lane, run.inst, bad))?;
+        if region.plain_run(at as i64, (bytes, 1), true).is_none() {
+            let found = region.range(at as i64, bytes, true);
+            let at = found.map_err(|bad| self.bad(warp, lane, run.inst, bad))?;
+            if let Err(bad) = self.region(&mut [], place).writable(at, bytes) {
+                self.report(self.bad(warp, lane, run.inst, bad))?;
+            }
         }
         self.not_before(warp, run, lane, (place, at), bytes, true)?;
-        if proxied {
-            self.seen(run, behalf, place, at, bytes)?;
-        }
-        let who = Self::who(behalf, run, strong);
+        let (who, proxy) = (Self::who(behalf, run, strong), proxied.then(|| proxy(place)));
         for (from, n) in parts(at, bytes) {
-            if let Some(other) = self.region(&mut [], place).races.write(from, n, &who, false) {
+            let other = match self.region(&mut [], place).races.write_beside(from, n, &who, proxy) {
+                None => None,
+                Some((write, true)) => {
+                    self.report(self.unfenced(run, (warp, lane), place, from, write))?;
+                    self.region(&mut [], place).races.write(from, n, &who, false)
+                }
+                Some((other, false)) => {
+                    if proxied {
+                        self.seen(run, behalf, place, from, at + bytes - from)?;
+                    }
+                    Some(other)
+                }
+            };
+            if let Some(other) = other {
                 self.region(&mut [], place).races.note(from, n, &who, true);
                 self.report(self.race(warp, lane, run, (place, from), true, other))?;
             }
@@ -93,13 +118,9 @@ impl Context<'_> {
 
     /// Reports bytes whose last ordinary write is invisible to the asynchronous proxy.
     fn seen(&mut self, run: &Run<'_>, behalf: &Behalf<'_>, place: Where, at: usize, bytes: usize) -> Done {
-        let proxy = match place {
-            Where::Shared(_) => Proxy::Shared,
-            Where::Global(_) | Where::Local(_) => Proxy::Global,
-        };
         for (from, n) in parts(at, bytes) {
             let races = &mut self.region(&mut [], place).races;
-            if let Some(write) = races.unfenced(from, n, &behalf.warp.clock, proxy) {
+            if let Some(write) = races.unfenced(from, n, &behalf.warp.clock, proxy(place)) {
                 self.report(self.unfenced(run, (behalf.warp, behalf.lane), place, from, write))?;
             }
         }
@@ -125,5 +146,13 @@ impl Context<'_> {
              fence.proxy.async.{space} is missing behind it"
         );
         self.fault(Kind::Fence, warp, lane, run.inst, what).and(format!("the write: {}", self.spelled(write)))
+    }
+}
+
+/// The one that sees memory of a place.
+fn proxy(place: Where) -> Proxy {
+    match place {
+        Where::Shared(_) => Proxy::Shared,
+        Where::Global(_) | Where::Local(_) => Proxy::Global,
     }
 }

@@ -261,6 +261,7 @@ impl Running<'_> {
             partings: Partings::default(),
             beside: Beside::default(),
             impatience: 0,
+            calls: false,
         };
         warp.enter(all, None, self.plan.index, self.plan.kernel, 0);
         let bytes = self.plan.param.len();

@@ -26,8 +26,8 @@ pub const WARPS: usize = 32;
 pub struct Clock {
     /// Of its own block.
     pub own: [u32; WARPS],
-    /// Of other blocks.
-    pub others: HashMap<u32, [u32; WARPS]>,
+    /// Of other blocks, rising.
+    pub others: Vec<(u32, [u32; WARPS])>,
     /// Which block `own` is about.
     pub block: u32,
     /// Of some lanes of a warp only: (block and warp, lanes, up to which time).
@@ -47,12 +47,12 @@ impl Clock {
         if other.block == self.block {
             merge(&mut self.own, &other.own);
         } else {
-            merge(self.others.entry(other.block).or_default(), &other.own);
+            merge(self.other(other.block), &other.own);
         }
         for (block, times) in &other.others {
             match *block == self.block {
                 true => merge(&mut self.own, times),
-                false => merge(self.others.entry(*block).or_default(), times),
+                false => merge(self.other(*block), times),
             }
         }
         let alike = self.agents.len() == other.agents.len();
@@ -73,6 +73,14 @@ impl Clock {
                 None => *to = Some(from.clone()),
             }
         }
+    }
+
+    fn other(&mut self, block: u32) -> &mut [u32; WARPS] {
+        let at = self.others.binary_search_by_key(&block, |o| o.0).unwrap_or_else(|at| {
+            self.others.insert(at, (block, [0; WARPS]));
+            at
+        });
+        &mut self.others[at].1
     }
 
     /// Forgets all that `other` does not know.
@@ -166,7 +174,7 @@ impl Clock {
     pub fn of(&self, block: u32, warp: usize) -> u32 {
         match block == self.block {
             true => self.own[warp],
-            false => self.others.get(&block).map_or(0, |times| times[warp]),
+            false => self.others.binary_search_by_key(&block, |o| o.0).map_or(0, |i| self.others[i].1[warp]),
         }
     }
 }
@@ -302,6 +310,11 @@ impl Touch {
         Touch { who: agent + 1, time, pc: (pc * 2 + u32::from(strong)) | AGENT }
     }
 
+    /// The next lane's, of the same instruction.
+    pub fn next_lane(self) -> Touch {
+        Touch { who: self.who + u32::from(self.pc & AGENT == 0), ..self }
+    }
+
     /// The same by an agent's new number.
     pub fn renumbered(self, numbers: &[u32]) -> Touch {
         match self.by() {
@@ -352,10 +365,25 @@ impl Touch {
     }
 
     /// Whether it may happen at the same time as what `who` does now.
+    #[inline]
     pub fn races(self, who: &Who<'_>, many: bool) -> bool {
         if self.who == 0 || self.pc & 1 == 1 && who.strong {
             return false;
         }
+        // Mostly another warp of the block did it, or the same thread.
+        let (block, thread) = ((self.who - 1) / 1024, (self.who - 1) % 1024);
+        if self.pc & AGENT == 0 && block == who.clock.block {
+            if thread == who.thread && !many {
+                return false;
+            }
+            if thread / 32 != who.thread / 32 && who.clock.lanes.is_empty() {
+                return self.time > who.clock.own[thread as usize / 32];
+            }
+        }
+        self.meets(who, many)
+    }
+
+    fn meets(self, who: &Who<'_>, many: bool) -> bool {
         let (block, thread) = match self.by() {
             Ok(by) => by,
             Err(agent) => {
@@ -371,6 +399,11 @@ impl Touch {
             return other && !heard;
         }
         self.time > if many { who.clock.of(block, warp) } else { who.clock.thread(block, thread) }
+    }
+
+    /// Whether what one lane of a warp knows of it is known to all of them.
+    pub fn common(self, who: &Who<'_>) -> bool {
+        who.clock.lanes.is_empty() && who.waited.is_empty() && !self.within(who)
     }
 
     /// Whether it is a warp's access that no proxy fence has come behind, as far as `clock` knows.

@@ -93,19 +93,65 @@ impl Flight {
     pub fn flush(&mut self, memory: &mut Memory) {
         let (Some(data), Some(Where::Global(region))) = (self.data.take(), self.to.pop()) else { return };
         let region = &mut memory.regions[region];
-        write(&mut region.data, &mut region.state, &self.pieces, &data, self.reduce);
+        write(&mut region.data, &self.pieces, &data, self.reduce);
+        self.pieces.iter().for_each(|piece| region.mark(piece.to, piece.bytes, State::Written));
     }
 }
 
-pub fn write(to: &mut [u8], state: &mut [State], pieces: &[Piece], data: &[u8], reduce: Option<(Rmw, Ty)>) {
+/// Places as runs, as long as they are.
+pub fn runs(places: impl Iterator<Item = (usize, usize)>) -> Vec<(usize, usize)> {
+    let mut list: Vec<(usize, usize)> = places.collect();
+    if !list.is_sorted() && !by_chunks(&mut list) {
+        list.sort_unstable();
+    }
+    list.dedup_by(|next, run| {
+        let joins = run.0 + run.1 == next.0;
+        run.1 += if joins { next.1 } else { 0 };
+        joins
+    });
+    list
+}
+
+/// Sorts chunks of 16 bytes that are near to each other, as those of a swizzled box are; whether they are such.
+fn by_chunks(list: &mut [(usize, usize)]) -> bool {
+    let (Some(from), Some(to)) = (list.iter().map(|p| p.0).min(), list.iter().map(|p| p.0).max()) else {
+        return false;
+    };
+    let near = to - from < 1 << 18;
+    if !near || list.iter().any(|(at, bytes)| *bytes != 16 || (at - from) % 16 != 0) {
+        return false;
+    }
+    let mut bits = vec![0u64; (to - from) / 1024 + 1];
+    list.iter().map(|(at, _)| (at - from) / 16).for_each(|i| bits[i / 64] |= 1 << (i % 64));
+    if bits.iter().map(|b| b.count_ones() as usize).sum::<usize>() != list.len() {
+        return false;
+    }
+    let mut places = list.iter_mut();
+    for (i, word) in bits.iter().enumerate() {
+        let mut rest = *word;
+        while rest != 0 {
+            if let Some(place) = places.next() {
+                *place = (from + 16 * (64 * i + rest.trailing_zeros() as usize), 16);
+            }
+            rest &= rest - 1;
+        }
+    }
+    true
+}
+
+/// Writes what the pieces hold.
+pub fn write(to: &mut [u8], pieces: &[Piece], data: &[u8], reduce: Option<(Rmw, Ty)>) {
     let mut at = 0;
     for piece in pieces {
         let (range, new) = (piece.to..piece.to + piece.bytes, &data[at..at + piece.bytes]);
         at += piece.bytes;
-        state[range.clone()].fill(State::Written);
         let to = &mut to[range];
         let Some((f, ty)) = reduce else {
-            to.copy_from_slice(new);
+            // Mostly chunks of 16 bytes.
+            match (to.as_chunks_mut().0, new.as_chunks::<16>().0) {
+                ([to], [all]) if new.len() == 16 => *to = *all,
+                _ => to.copy_from_slice(new),
+            }
             continue;
         };
         let size = ty.size();

@@ -124,6 +124,7 @@ impl Region {
     /// Whether so many bytes are all alike.
     #[inline]
     pub fn all(&self, at: usize, bytes: usize, state: State) -> bool {
+        #[inline(always)]
         fn each<const N: usize>(list: &[State], state: State) -> bool {
             list.first_chunk::<N>().is_some_and(|list| list.iter().fold(true, |all, s| all & (*s == state)))
         }
@@ -134,8 +135,11 @@ impl Region {
             8 => each::<8>(list, state),
             16 => each::<16>(list, state),
             _ => {
-                let (whole, rest) = list.as_chunks::<16>();
-                whole.iter().all(|s| each::<16>(s, state)) && rest.iter().all(|s| *s == state)
+                let (whole, rest) = list.as_chunks::<64>();
+                let (parts, rest) = rest.as_chunks::<8>();
+                whole.iter().all(|s| each::<64>(s, state))
+                    && parts.iter().all(|s| each::<8>(s, state))
+                    && rest.iter().all(|s| *s == state)
             }
         }
     }
@@ -144,8 +148,16 @@ impl Region {
     /// wrong with it. None: look closer. `bytes` is a power of two.
     #[inline]
     pub fn plain(&self, offset: i64, bytes: usize, write: bool) -> Option<usize> {
+        self.plain_run(offset, (1, bytes), write)
+    }
+
+    /// The same for so many of them, one behind the other.
+    #[inline]
+    pub fn plain_run(&self, offset: i64, (n, bytes): (usize, usize), write: bool) -> Option<usize> {
         let at = usize::try_from(offset).ok()?;
-        let inside = at & (bytes - 1) == 0 && at + bytes <= self.data.len();
+        let aligned = at & (bytes - 1) == 0;
+        let bytes = n * bytes;
+        let inside = aligned && at + bytes <= self.data.len();
         let sound = inside && !(write && self.constant);
         let valid =
             sound && (self.all(at, bytes, State::Written) || write && self.all(at, bytes, State::Unwritten));

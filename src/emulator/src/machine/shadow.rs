@@ -9,7 +9,7 @@ use crate::isa::operand::Proxy;
 use std::ops::Range;
 
 /// Bytes of a page, and of what [`parts`] gives.
-const PAGE: usize = 1024;
+pub const PAGE: usize = 1024;
 
 const PART: usize = 256;
 
@@ -114,6 +114,12 @@ impl Races {
     /// The cells of bytes within one page.
     #[inline]
     fn cells(&mut self, at: usize, bytes: usize) -> &mut [Cell] {
+        self.cells_of(at, (1, bytes))
+    }
+
+    /// The cells of so many accesses of bytes, one behind the other within one page.
+    #[inline]
+    fn cells_of(&mut self, at: usize, (n, bytes): (usize, usize)) -> &mut [Cell] {
         let page = at / PAGE;
         if self.pages.len() <= page {
             self.pages.resize(page + 1, None);
@@ -124,7 +130,7 @@ impl Races {
             page.refine(grain);
         }
         let first = (at % PAGE) >> page.grain;
-        &mut page.cells[first..first + (bytes >> page.grain)]
+        &mut page.cells[first..first + ((n * bytes) >> page.grain)]
     }
 
     /// Notes a read; gives the write that it races with. The bytes are within a page.
@@ -219,22 +225,61 @@ impl Races {
         }
     }
 
-    /// Notes a lane's read of as many bytes as the largest grain has, where nothing is wrong with it and they have one history;
-    /// whether it did. `harmless`: a write that no lane of the warp races with, or none.
+    /// Notes reads of `bytes` each by so many neighbouring lanes, of places one behind the other in a page, while nothing is
+    /// wrong with them and each place has one history; gives how many. `who`: the first. `harmless`: a write that no lane of
+    /// the warp races with, or none.
     #[inline]
-    pub fn read_lane(&mut self, at: usize, who: &Who<'_>, harmless: &mut Touch) -> bool {
-        let [cell] = self.cells(at, GRAIN) else { return false };
-        let (write, touch) = (cell.write, Touch::of(who));
-        if write != *harmless {
-            if write.races(who, false) {
-                return false;
-            }
-            // What another warp's lanes know of a warp is the same for all of them, unless some lanes of it told them.
-            let same = write.within(who) || !who.clock.lanes.is_empty();
-            *harmless = if same { *harmless } else { write };
+    pub fn read_lanes(
+        &mut self,
+        at: usize,
+        (n, bytes): (usize, usize),
+        mut who: Who<'_>,
+        harmless: &mut Touch,
+    ) -> usize {
+        let (mut touch, cells) = (Touch::of(&who), self.cells_of(at, (n, bytes)));
+        if cells.len() != n {
+            return 0;
         }
-        cell.read(touch);
-        true
+        for (i, cell) in cells.iter_mut().enumerate() {
+            if cell.write != *harmless {
+                if cell.write.races(&who, false) {
+                    return i;
+                }
+                *harmless = if cell.write.common(&who) { cell.write } else { *harmless };
+            }
+            cell.read(touch);
+            (touch, who.thread) = (touch.next_lane(), who.thread + 1);
+        }
+        n
+    }
+
+    /// The same for writes.
+    #[inline]
+    pub fn write_lanes(&mut self, at: usize, (n, bytes): (usize, usize), mut who: Who<'_>) -> usize {
+        let (mut touch, cells) = (Touch::of(&who), self.cells_of(at, (n, bytes)));
+        if cells.len() != n {
+            return 0;
+        }
+        for (i, cell) in cells.iter_mut().enumerate() {
+            let mut reads = cell.reads.iter().zip(cell.many);
+            if cell.write.races(&who, false) || reads.any(|(read, many)| read.races(&who, many)) {
+                return i;
+            }
+            cell.write = touch;
+            (touch, who.thread) = (touch.next_lane(), who.thread + 1);
+        }
+        n
+    }
+
+    /// Notes a read by the last of several lanes of a warp, of which the first has just read the same; whether that stands for
+    /// all of them.
+    pub fn read_alike(&mut self, at: usize, bytes: usize, last: &Who<'_>) -> bool {
+        let cells = self.cells(at, bytes);
+        let alike = cells.iter().all(|cell| cell.write.common(last));
+        if alike {
+            cells.iter_mut().for_each(|cell| cell.read(Touch::of(last)));
+        }
+        alike
     }
 
     /// Notes a read of the asynchronous proxy, of as many bytes as the largest grain has, where nothing is wrong with it and
@@ -260,21 +305,59 @@ impl Races {
         who: &Who<'_>,
         proxy: Proxy,
     ) -> Option<(Touch, bool)> {
-        let mut harmless = Touch::default();
+        let (touch, mut harmless) = (Touch::of(who), Touch::default());
         for cell in self.cells(at, bytes) {
             if cell.write != harmless {
                 if cell.write.unfenced(who.clock, proxy) {
                     return Some((cell.write, true));
                 }
+                if cell.write.races(who, false) {
+                    return Some((cell.write, false));
+                }
                 harmless = cell.write;
             }
+            cell.read(touch);
         }
-        self.read(at, bytes, who).map(|other| (other, false))
+        None
+    }
+
+    /// The same for a write; `proxy`: where it sees no more than that one does.
+    pub fn write_beside(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        who: &Who<'_>,
+        proxy: Option<Proxy>,
+    ) -> Option<(Touch, bool)> {
+        let (touch, mut harmless) = (Touch::of(who), Cell::default());
+        for cell in self.cells(at, bytes) {
+            if *cell != harmless {
+                if proxy.is_some_and(|proxy| cell.write.unfenced(who.clock, proxy)) {
+                    return Some((cell.write, true));
+                }
+                let reads = cell.reads.iter().zip(cell.many).filter(|(read, many)| read.races(who, *many));
+                let write = [cell.write].into_iter().filter(|write| write.races(who, false));
+                if let Some(other) = write.chain(reads.map(|read| *read.0)).next() {
+                    return Some((other, false));
+                }
+                harmless = *cell;
+            }
+            cell.write = touch;
+        }
+        None
     }
 
     /// Notes nothing; gives a write of these bytes that the asynchronous proxy cannot see yet.
     pub fn unfenced(&mut self, at: usize, bytes: usize, clock: &Clock, proxy: Proxy) -> Option<Touch> {
-        self.cells(at, bytes).iter().map(|c| c.write).find(|w| w.unfenced(clock, proxy))
+        let mut seen = Touch::default();
+        for cell in self.cells(at, bytes) {
+            // Neighbouring grains mostly have the same history.
+            if cell.write != seen && cell.write.unfenced(clock, proxy) {
+                return Some(cell.write);
+            }
+            seen = cell.write;
+        }
+        None
     }
 
     /// Notes nothing; gives an access of another block or of an agent that is not over as far as `clock` knows, and

@@ -15,6 +15,7 @@ use super::products::Products;
 use crate::isa::module::{Function, NOWHERE};
 use crate::isa::operand::{LANES, Lanes, NONE, Pred, Src};
 use crate::isa::space::{GUARD, MOST};
+use std::cell::RefCell;
 
 /// Bytes of local memory that all functions of a lane may have together: about as many as one of them.
 const MOST_LOCAL: u32 = (MOST as u32) + (GUARD as u32);
@@ -74,6 +75,8 @@ pub struct Warp {
     pub beside: Beside,
     /// Backward jumps since others of the warp ran.
     pub impatience: u32,
+    /// Whether any lane has ever called a function.
+    pub calls: bool,
 }
 
 impl Warp {
@@ -160,6 +163,10 @@ impl Warp {
         if mask == !0 {
             *register = *values;
         } else {
+            // Of lanes that it has never been written for, an earlier warp's values may be left.
+            if self.defined[slot] == 0 {
+                *register = [0; LANES];
+            }
             for lane in 0..LANES {
                 let keep = (mask >> lane & 1).wrapping_sub(1) as i32 as i64 as u64;
                 register[lane] = register[lane] & keep | values[lane] & !keep;
@@ -199,6 +206,16 @@ impl Warp {
     /// Who runs next, unless all wait.
     pub fn choose(&mut self) -> Option<Group> {
         let runnable = self.live & !self.parked & !self.waiting;
+        if runnable == 0 {
+            return None;
+        }
+        // Mostly all of them are at one place.
+        let first = runnable.trailing_zeros() as usize;
+        let pc = self.pc[first];
+        if !self.calls && self.pc.iter().enumerate().all(|(l, at)| runnable >> l & 1 == 0 || *at == pc) {
+            self.impatience = if self.impatience < 64 { self.impatience } else { 0 };
+            return Some(Group { mask: runnable, pc, stop: u32::MAX, frame: *self.frames[first].last()? });
+        }
         let patient = self.impatience < 64;
         // Deeper calls first, so that callers wait for them where they met.
         let key = |lane: usize| (u32::MAX - self.frames[lane].len() as u32, self.pc[lane]);
@@ -264,12 +281,13 @@ impl Warp {
         if registers > 1 << 17 || local > MOST_LOCAL || lanes(mask).any(|l| self.frames[l].len() > 255) {
             return false;
         }
+        self.calls |= under.is_some();
         if self.registers.len() < registers {
-            // Memory that comes as zeros, of which only what is used is ever there.
-            match self.registers.is_empty() {
-                true => self.registers = vec![[0; LANES]; registers],
-                false => self.registers.resize(registers, [0; LANES]),
+            // What they hold from before nobody can tell: nothing is known of them.
+            if self.registers.is_empty() {
+                self.registers = LEFT.with_borrow_mut(|left| left.take(registers));
             }
+            self.registers.resize(registers, [0; LANES]);
             self.defined.resize(registers, 0);
         }
         if self.predicates.len() < predicates {
@@ -303,6 +321,44 @@ impl Warp {
             }
         }
         true
+    }
+}
+
+/// Registers that warps which have left may pass on, in a thread: 64 MiB.
+const PASSED: usize = 1 << 18;
+
+/// Registers of warps that have left, for those that come: the system takes its time to give memory, and zeros to fill it.
+struct Left {
+    lists: Vec<Vec<Lanes>>,
+    sum: usize,
+}
+
+thread_local! {
+    static LEFT: RefCell<Left> = const { RefCell::new(Left { lists: Vec::new(), sum: 0 }) };
+}
+
+impl Left {
+    /// A list of at most so many, where there is one.
+    fn take(&mut self, most: usize) -> Vec<Lanes> {
+        let mut list = self.lists.pop().unwrap_or_default();
+        self.sum -= list.len();
+        list.truncate(most);
+        list
+    }
+
+    fn put(&mut self, list: Vec<Lanes>) {
+        if !list.is_empty() && self.sum + list.len() <= PASSED {
+            self.sum += list.len();
+            self.lists.push(list);
+        }
+    }
+}
+
+impl Drop for Warp {
+    fn drop(&mut self) {
+        let registers = std::mem::take(&mut self.registers);
+        // A thread that ends has no list any more.
+        let _ = LEFT.try_with(|left| left.borrow_mut().put(registers));
     }
 }
 

@@ -154,9 +154,15 @@ fn gather<const S: usize>(
         }
         return;
     }
-    // Along k the chunk's elements go to rows of their own.
-    for (i, at) in chunks.iter().enumerate() {
-        let to = numbers[i % 2 * wide * rows + i / 2..].iter_mut().step_by(rows);
-        to.zip(chunk(at)).for_each(|(to, e)| *to = number(*e));
+    // Along k the chunk's elements go to rows of their own: eight chunks fill the eight next numbers of each.
+    for (r, of_rows) in chunks.as_chunks::<16>().0.iter().enumerate() {
+        for half in 0..2 {
+            let mut block = [[0f32; 8]; 8];
+            for (row, at) in of_rows.iter().skip(half).step_by(2).enumerate() {
+                block.iter_mut().zip(chunk(at)).for_each(|(line, e)| line[row] = number(*e));
+            }
+            let lines = numbers[half * wide * rows..].chunks_exact_mut(rows);
+            lines.take(wide).zip(&block).for_each(|(line, block)| line[8 * r..][..8].copy_from_slice(block));
+        }
     }
 }

@@ -68,6 +68,8 @@ fn a_wait_by_another_thread_waits_for_nothing() {
     // What arrives is read by another thread.
     let read = "@%p1 ld.global.u32 %r3, [%d0];";
     found(&format!("STORE\n{wait}\n{read}"));
+    // All lanes, of which the first one alone has waited.
+    found(&format!("STORE\n{wait}\nld.global.u32 %r3, [%d0];"));
     gives(&format!("STORE\n{wait}\nbar.warp.sync -1;\n{read}"));
     gives(&format!("STORE\n{wait}\n@%p0 ld.global.u32 %r3, [%d0];"));
 }
