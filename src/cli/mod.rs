@@ -8,6 +8,7 @@ mod eval;
 mod info;
 mod merge;
 mod nearest;
+mod peer;
 mod progress;
 pub mod signal;
 mod spelling;
