@@ -147,6 +147,7 @@ pub mod train;
 pub use device::Device;
 pub use encode::Encoder;
 pub use encode::texts::{Empty, Item, Rows};
+pub use encode::tokens::{Block, Level, Parts, Passage, WordPooling};
 pub use error::{Error, Message, Result, Setting, Spelling};
 pub use model::config::Attention;
 pub use pretrained::open::{Compute, Options as EncoderOptions, PoolOver};

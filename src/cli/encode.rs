@@ -1,8 +1,10 @@
 //! `llm2vec encode`: texts in, vectors out.
 
+use crate::cli::peer::{self, Peer, WINDOW_BYTES};
 use crate::cli::{FLAGS, ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
 use crate::encode::Encoder;
 use crate::encode::texts::{Item, Rows};
+use crate::encode::tokens::{Level, Parts, Passage, WordPooling};
 use crate::error::{Error, Message, Result, message};
 use crate::format::atomic;
 use crate::format::input::{self, Format, Record};
@@ -16,11 +18,22 @@ use clap::Args;
   llm2vec encode -m DIR -i texts.txt -o vectors.npy
   llm2vec encode -m DIR --adapter mntp --adapter simcse -i texts.jsonl.gz -o vectors.safetensors --normalize
   zcat big.txt.gz | llm2vec encode -m DIR -i - -o big.npy --output-dtype f16
-  llm2vec encode -m DIR -i texts.txt --nearest 3")]
+  llm2vec encode -m DIR -i conll.jsonl -o words.safetensors --level word --layer -2
+  llm2vec encode -m DIR -i texts.txt --nearest 3
+
+A program may keep `encode -i - -o - --input-format jsonl` running. For every line that is not blank it gets one line, in
+order: {\"index\", \"id\" if there was one, \"embedding\"}, or {\"index\", \"id\", \"error\"} for a line that has no vector,
+which ends nothing but makes the exit status at the end 1. Answers are written whenever no complete line is waiting, and
+at a blank line, which has no answer. Who writes many lines at once has to read meanwhile.
+
+Tokens and words: `vectors [n, C]`, `starts [texts + 1]` (the first row of each text, then n), `offsets [n, 2]` (the bytes
+of the text that a row stands for) and `cut [texts]` (1 where a limit cut the text: of words, the whole ones that are left
+have rows). In .npy they are files beside it (NAME.starts.npy …), in JSONL a line a text, with \"cut\": true where it was.
+")]
 pub struct Encode {
     #[command(flatten)]
     model: ModelFlags,
-    /// One text per line, or .jsonl with {"text"} or {"instruction", "text"}; .gz and .zst too; - is stdin
+    /// One text per line, or .jsonl with {"text"} or {"tokens": [words]}, "instruction" and "id" if wanted; .gz and .zst too; - is stdin
     #[arg(short, long, env = "LLM2VEC_INPUT", default_value = "-", value_name = "FILE")]
     input: String,
     /// What the input is, where its name does not say
@@ -34,6 +47,12 @@ pub struct Encode {
     output_dtype: OutputDtype,
     #[command(flatten)]
     texts: TextFlags,
+    /// A vector for each text, token, or word (of "tokens", or between white space)
+    #[arg(long, env = "LLM2VEC_LEVEL", default_value = "text", value_name = "LEVEL")]
+    level: Level,
+    /// The vector of a word of several tokens: the first's, the last's, or their mean
+    #[arg(long, env = "LLM2VEC_WORD_POOLING", default_value = "mean", value_name = "MODE")]
+    word_pooling: WordPooling,
     /// Encode only part I of N (1/4 … 4/4); the parts' outputs, one after the other, are the whole's
     #[arg(long, env = "LLM2VEC_SHARD", value_name = "I/N", value_parser = shard)]
     shard: Option<(u64, u64)>,
@@ -54,15 +73,14 @@ fn is_reader_gone(e: &Error) -> bool {
     matches!(e, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// Texts are read, sorted and packed in windows of at most this many, this much text and this much output.
-const WINDOW_TEXTS: usize = 32_768;
-const WINDOW_BYTES: usize = 32 << 20;
-
 impl Encode {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         if self.nearest.is_some() && self.output.as_deref() == Some("-") {
             return Err(Error::usage("--nearest and --output - would share stdout; give a file name"));
+        }
+        if self.nearest.is_some() && self.level != Level::Text {
+            return Err(Error::usage("--nearest compares texts; leave out --level"));
         }
         let input = if self.input == "-" { "/dev/stdin" } else { &self.input };
         if let Some(output) =
@@ -70,38 +88,77 @@ impl Encode {
         {
             return Err(Error::usage(format!("--output {output} is the input; give another name")));
         }
-        let options = self.model.options()?;
+        let options = self.model.options_for(&self.texts)?;
         let range = self.range()?;
-        let mut records = self.records()?.skip(range.start as usize);
-        let mut left = range.end - range.start;
+        let peer = self.input == "-" && self.output.as_deref() == Some("-");
+        let records = if peer { None } else { Some(self.records()?.skip(range.start as usize)) };
         let setup = Setup::open(&options)?;
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         if !self.texts.quiet {
             say(setup.attention_line().spelled(FLAGS));
         }
-        let c = setup.dimensions();
+        let c = if self.level == Level::Text { setup.dimensions() } else { setup.config.width };
         // Before the weights: a wrong name or a missing folder should not cost the time to load them.
-        let mut output = self.output.as_ref().map(|o| Output::create(o, c, self.output_dtype)).transpose()?;
-        let mut encoder = Encoder::load(setup)?;
-        let mut nearest = self.nearest.map(|k| Nearest::new(k, c));
-
+        let create = if self.level == Level::Text { Output::create } else { Output::of_blocks };
+        let output = self.output.as_ref().map(|o| create(o, c, self.output_dtype)).transpose()?;
+        let encoder = Encoder::load(setup)?;
         let mut tally = Tally::new(self.texts.quiet);
+        let normalize = options.normalize == Some(true);
+        let parts =
+            Parts { level: self.level, word_pooling: self.word_pooling, empty: self.texts.empty, normalize };
+        let ended = match (records, output) {
+            (None, Some(output)) => {
+                let peer = Peer { encoder, output, parts, instruction: &self.texts.instruction };
+                peer.answer(peer::lines(self.input_format)?, &mut tally)
+            }
+            (None, None) => Ok(()),
+            (Some(records), output) => {
+                self.encode(records, range.end - range.start, encoder, output, parts, &mut tally)
+            }
+        };
+        match ended {
+            Err(e) if is_reader_gone(&e) => Ok(()),
+            ended => ended,
+        }
+    }
+
+    /// Encodes what is read to its end.
+    fn encode(
+        &self,
+        mut records: impl Iterator<Item = Result<Record>>,
+        mut left: u64,
+        mut encoder: Encoder,
+        mut output: Option<Output>,
+        parts: Parts,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let mut nearest = self.nearest.map(|k| Nearest::new(k, encoder.width()));
         loop {
-            let window = self.window(&mut records, &mut left, c)?;
+            let window = self.window(&mut records, &mut left, &encoder)?;
             if window.is_empty() {
                 break;
             }
             let at = |i: usize, what: Message| {
                 Error::file(self.name(), message![format!("line {}: ", window[i].place), what])
             };
+            if let (Some(output), Level::Token | Level::Word) = (&mut output, self.level) {
+                let passages: Vec<Passage> =
+                    window.iter().map(|r| peer::passage(r, &self.texts.instruction)).collect();
+                let answers = encoder.tokens(&passages, parts, |texts, tokens| tally.add(texts, tokens))?;
+                for (i, answer) in answers.into_iter().enumerate() {
+                    let block = answer.map_err(|e| at(i, e.message()))?;
+                    tally.cut += u64::from(block.cut);
+                    output.write_block(window[i].id.as_ref(), &block.vectors, &block.offsets, block.cut)?;
+                }
+                continue;
+            }
             let added = |texts, tokens| tally.add(texts, tokens);
             let Rows { vectors: rows, cut } =
                 encoder.texts(&self.items(&window), self.texts.empty, at, added)?;
             tally.cut += cut;
             if let Some(output) = &mut output {
-                match output.write_rows(&rows) {
-                    Err(e) if is_reader_gone(&e) => return Ok(()),
-                    written => written?,
+                for (record, row) in window.iter().zip(rows.chunks_exact(encoder.width())) {
+                    output.write_vector(record.id.as_ref(), row)?;
                 }
             }
             if let Some(nearest) = &mut nearest {
@@ -111,12 +168,7 @@ impl Encode {
         if tally.texts == 0 && self.shard.is_none() {
             return Err(Error::file(self.name(), "holds no text"));
         }
-        if let Some(output) = output {
-            match output.finish() {
-                Err(e) if is_reader_gone(&e) => return Ok(()),
-                finished => finished?,
-            };
-        }
+        output.map_or(Ok(0), Output::finish)?;
         tally.finish();
         nearest.map_or(Ok(()), |n| n.print())
     }
@@ -154,14 +206,15 @@ impl Encode {
         &self,
         records: &mut impl Iterator<Item = Result<Record>>,
         left: &mut u64,
-        width: usize,
+        encoder: &Encoder,
     ) -> Result<Vec<Record>> {
-        let most = (WINDOW_BYTES / (4 * width)).clamp(256, WINDOW_TEXTS);
-        let (mut window, mut bytes) = (Vec::new(), 0);
-        while *left > 0 && window.len() < most && bytes < WINDOW_BYTES {
+        let size = peer::WindowSize::new(encoder, self.level);
+        let (mut window, mut bytes, mut rows) = (Vec::new(), 0, 0);
+        while *left > 0 && rows < size.rows && bytes < WINDOW_BYTES {
             let Some(record) = records.next() else { break };
             let record = record?;
             bytes += record.text.len() + record.instruction.as_ref().map_or(0, String::len);
+            rows += size.rows_of(&record);
             *left -= 1;
             window.push(record);
         }

@@ -50,7 +50,7 @@ impl Eval {
 
 impl Sts {
     fn run(self) -> Result<()> {
-        let options = self.model.options()?;
+        let options = self.model.options_for(&self.texts)?;
         let lists = self.data.iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
         let lists = lists.concat();
         if let Some(output) = &self.output

@@ -8,6 +8,7 @@ mod eval;
 mod info;
 mod merge;
 mod nearest;
+mod peer;
 mod progress;
 pub mod signal;
 mod spelling;
@@ -128,6 +129,11 @@ impl ModelFlags {
     fn options(&self) -> Result<Options> {
         Ok(Options { device: Device::by_name(&self.device)?, ..self.options.clone() })
     }
+
+    /// Likewise, of a command that makes vectors.
+    fn options_for(&self, texts: &TextFlags) -> Result<Options> {
+        Ok(Options { layer: texts.layer, ..self.options()? })
+    }
 }
 
 /// Flags that say how texts are read and what is shown meanwhile.
@@ -136,6 +142,9 @@ struct TextFlags {
     /// Instruction in front of every text that brings none of its own
     #[arg(long, env = "LLM2VEC_INSTRUCTION", default_value = "", value_name = "TEXT")]
     instruction: String,
+    /// Take the states after block N: 0 is the embedding, -1 the last, which alone has the final norm [default: -1]
+    #[arg(long, env = "LLM2VEC_LAYER", value_name = "N", allow_negative_numbers = true)]
+    layer: Option<i64>,
     /// What an empty text gives: an error, or a vector of zeros
     #[arg(long, env = "LLM2VEC_EMPTY", default_value = "error", value_name = "WHAT")]
     empty: Empty,

@@ -2,6 +2,7 @@
 
 mod steps;
 pub mod texts;
+pub mod tokens;
 
 use crate::device::{DType, Device};
 use crate::error::{Result, Setting, message};
@@ -9,7 +10,7 @@ use crate::memory::Arena;
 use crate::model::Model;
 use crate::model::state::{Keep, State};
 use crate::ops::l2norm::l2norm_fwd;
-use crate::ops::pool::pool_fwd;
+use crate::ops::pool::{Pooling, pool_fwd};
 use crate::pretrained::open::{Options, Setup};
 use crate::pretrained::sentence_transformers::Step;
 use crate::tensor::Tensor;
@@ -113,29 +114,18 @@ impl Encoder {
         rows: &mut [f32],
         mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
-        let Encoder { setup, buffers } = self;
-        let Buffers { model, state, pooled, unit, norm, spans } = buffers;
-        let (device, c): (&Device, usize) = (&setup.device, setup.dimensions());
+        let c = self.width();
         let lengths: Vec<usize> = prompts.iter().map(|p| p.ids.len()).collect();
-        for items in pack(&lengths, setup.tokens) {
+        for items in pack(&lengths, self.setup.tokens) {
+            let setup = &self.setup;
             let spans_of = items.iter().map(|&i| Ok((prompts[i].ids.as_slice(), setup.span(&prompts[i])?)));
             let pack = Pack::new(spans_of.collect::<Result<Vec<_>>>()?);
-            state.set_batch(&pack.ids, &pack.starts)?;
-            spans.set_rows(items.len())?;
-            spans.write(&pack.spans)?;
-            pooled.set_rows(items.len())?;
-            model.forward(state, None)?;
-            state.verdict()?;
-            pool_fwd(device, pooled, &state.hidden, spans, setup.pooling.op())?;
+            self.forward(&pack)?;
 
             // Where modules of sentence-transformers follow, they come before the unit length.
+            let setup = &self.setup;
             let alone = setup.normalize && setup.steps.is_empty();
-            if alone {
-                unit.set_rows(items.len())?;
-                norm.set_rows(items.len())?;
-                l2norm_fwd(device, unit, norm, pooled, 1e-12)?;
-            }
-            let vectors = if alone { &*unit } else { &*pooled }.read_f32()?.into_owned();
+            let vectors = self.buffers.pool(setup, &pack.spans, setup.pooling.op(), alone)?;
             let mut vectors = steps::apply(&setup.steps, vectors, setup.config.width)?;
             if setup.normalize && !alone {
                 vectors = steps::apply(&[Step::Normalize], vectors, c)?;
@@ -146,5 +136,44 @@ impl Encoder {
             progress(items.len(), items.iter().map(|&i| lengths[i]).sum());
         }
         Ok(())
+    }
+
+    /// Runs a pack; its states are then [`Buffers::states`].
+    fn forward(&mut self, pack: &Pack) -> Result<()> {
+        let Buffers { model, state, .. } = &mut self.buffers;
+        state.set_batch(&pack.ids, &pack.starts)?;
+        model.forward(state, None)?;
+        state.verdict()
+    }
+}
+
+impl Buffers {
+    /// The states of the last pack that ran, `[N, C]`: of the chosen layer, after the final norm if that is the last.
+    fn states<'a>(setup: &Setup, state: &'a State) -> &'a Tensor {
+        // The embedding's stream is the first, and each block writes the next of them.
+        if setup.inner { &state.streams[setup.config.layers % state.streams.len()] } else { &state.hidden }
+    }
+
+    /// A row for each of `spans` (two numbers each, no more of them than tokens in a pack) of the last pack that ran.
+    fn pool(
+        &mut self,
+        setup: &Setup,
+        spans: &[i32],
+        pooling: Pooling,
+        unit_length: bool,
+    ) -> Result<Vec<f32>> {
+        let Buffers { state, pooled, unit, norm, spans: places, .. } = self;
+        let rows = spans.len() / 2;
+        places.set_rows(rows)?;
+        places.write(spans)?;
+        pooled.set_rows(rows)?;
+        pool_fwd(&setup.device, pooled, Buffers::states(setup, state), places, pooling)?;
+        if !unit_length {
+            return Ok(pooled.read_f32()?.into_owned());
+        }
+        unit.set_rows(rows)?;
+        norm.set_rows(rows)?;
+        l2norm_fwd(&setup.device, unit, norm, pooled, 1e-12)?;
+        Ok(unit.read_f32()?.into_owned())
     }
 }

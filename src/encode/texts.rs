@@ -49,16 +49,10 @@ impl Encoder {
         at: impl Fn(usize, Message) -> Error + Sync,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Rows> {
-        let prompts = items.par_iter().enumerate().map(|(i, item)| {
-            let prompt = self.prompt(item.instruction, item.text).map_err(|e| at(i, e.message()))?;
-            let nothing = item.text.is_empty() || prompt.text.is_empty();
-            if nothing && empty == Empty::Error {
-                let (what, zeros) =
-                    ("an empty text has nothing to pool; ", " zero gives it a vector of zeros");
-                return Err(at(i, message![what, Setting::Empty, zeros]));
-            }
-            Ok((!nothing).then_some(prompt))
-        });
+        let prompts = items
+            .par_iter()
+            .enumerate()
+            .map(|(i, item)| self.prompt_to_pool(*item, empty).map_err(|e| at(i, e.message())));
         let prompts: Vec<Option<Prompt>> = prompts.collect::<Result<_>>()?;
         let places: Vec<usize> = (0..prompts.len()).filter(|&i| prompts[i].is_some()).collect();
         let prompts: Vec<Prompt> = prompts.into_iter().flatten().collect();
@@ -79,5 +73,16 @@ impl Encoder {
             rows[i * c..][..c].copy_from_slice(vector);
         }
         Ok(Rows { vectors: rows, cut })
+    }
+
+    /// The prompt of a text; `None` for one that has nothing to pool and may.
+    pub(super) fn prompt_to_pool(&self, item: Item, empty: Empty) -> Result<Option<Prompt>> {
+        let prompt = self.prompt(item.instruction, item.text)?;
+        let nothing = item.text.is_empty() || prompt.text.is_empty();
+        if nothing && empty == Empty::Error {
+            let (what, zeros) = ("an empty text has nothing to pool; ", " zero gives it a vector of zeros");
+            return Err(Error::usage(message![what, Setting::Empty, zeros]));
+        }
+        Ok((!nothing).then_some(prompt))
     }
 }

@@ -38,6 +38,7 @@ settings! {
     Compat "compat"
     Dtype "dtype"
     Tokens "tokens"
+    Layer "layer"
     CheckFinite "check_finite"
     Device "device"
     // Of a text, and of what holds texts.

@@ -20,7 +20,7 @@ pub(super) enum Content {
 }
 
 /// Fields that JSON lines are known by: those of texts and of training rows.
-const FIELDS: [&str; 3] = ["text", "query", "positive"];
+const FIELDS: [&str; 4] = ["text", "tokens", "query", "positive"];
 /// Columns that a table's header is known by.
 const COLUMNS: [&str; 12] = [
     "text",

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +12,8 @@ use ruzstd::decoding::{
     BlockDecodingStrategy, FrameDecoder,
     errors::{FrameDecoderError, ReadFrameHeaderError},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::content::{self, Content};
 use super::jsonl;
@@ -29,7 +31,8 @@ const BUFFER_BYTES: usize = 1 << 16;
 pub enum Format {
     /// One text per line.
     Text,
-    /// One object per line: `{"text": …}` or `{"instruction": …, "text": …}`; blank lines are skipped.
+    /// One object per line, `{"text": …}` or of words `{"tokens": […]}`, with `"instruction"` and `"id"` or without; blank
+    /// lines are skipped.
     Jsonl,
 }
 
@@ -62,7 +65,7 @@ fn packing(path: &Path) -> Option<&'static str> {
 }
 
 /// One text and where it stood.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Record {
     /// The line in the file, from 1.
     pub place: u64,
@@ -70,6 +73,20 @@ pub struct Record {
     pub instruction: Option<String>,
     /// The text.
     pub text: String,
+    /// Where the words stand in the text, in bytes, if the record brings them one by one.
+    pub words: Option<Vec<Range<usize>>>,
+    /// The record's name for itself, whatever JSON it is.
+    pub id: Option<Value>,
+}
+
+/// What a line is.
+pub enum Entry {
+    /// Nothing, in a format that skips it.
+    Blank,
+    /// A text.
+    Record(Record),
+    /// No text, and why; those behind it may be.
+    Wrong(Error),
 }
 
 /// The lines of one input, one at a time, without their ends and without a byte-order mark.
@@ -111,6 +128,31 @@ impl Lines {
             failed = Some(e);
         }
         let whole = head.len() < content::HEAD_BYTES && failed.is_none();
+        self.judged(head, whole, failed, otherwise)
+    }
+
+    /// Likewise, by what has come when the first line is complete: whoever writes may wait for an answer to it.
+    fn format_of_first(&mut self, otherwise: Message) -> Result<Format> {
+        let mut head = Vec::new();
+        loop {
+            let more = self.source.fill_buf().map_err(|e| Error::io(&self.path, e))?;
+            let (got, complete) = (more.len(), more.contains(&b'\n'));
+            head.extend(more);
+            self.source.consume(got);
+            if got == 0 || complete || head.len() >= content::HEAD_BYTES {
+                return self.judged(head, got == 0, None, otherwise);
+            }
+        }
+    }
+
+    /// Judges the first bytes and puts them back.
+    fn judged(
+        &mut self,
+        head: Vec<u8>,
+        whole: bool,
+        failed: Option<io::Error>,
+        otherwise: Message,
+    ) -> Result<Format> {
         let name = extension(&unpacked(&self.path));
         let content = content::content(&head, whole, name.as_deref());
         let source = std::mem::replace(&mut self.source, Box::new(io::empty()));
@@ -237,32 +279,59 @@ impl Records {
         Records { lines: Lines::new(name.into(), None, source), format: Some(format), done: false }
     }
 
-    fn record(&mut self) -> Result<Option<Record>> {
+    /// Standard input of a program that waits for answers: `before_wait` is called whenever no complete line is there and
+    /// more has to be waited for, and the format is judged by what has come with the first line.
+    pub fn from_peer(format: Option<Format>, before_wait: impl FnMut() + Send + 'static) -> Result<Records> {
+        let source = Waiting { source: io::stdin(), before_wait };
+        let source = Box::new(BufReader::with_capacity(BUFFER_BYTES, source));
+        let mut lines = Lines::new("stdin".into(), None, source);
+        let format = format.map_or_else(|| lines.format_of_first(otherwise()), Ok)?;
+        Ok(Records { lines, format: Some(format), done: false })
+    }
+
+    /// The next line, whatever it is; `None` at the end. After an error there is nothing to go on with.
+    pub fn entry(&mut self) -> Result<Option<Entry>> {
         let format = match self.format {
             Some(format) => format,
             None => *self.format.insert(self.lines.format(otherwise())?),
         };
-        while self.lines.read()? {
-            let text = self.lines.text()?;
-            match format {
-                Format::Text => {
-                    let (place, text) = (self.lines.place, text.to_string());
-                    return Ok(Some(Record { place, instruction: None, text }));
-                }
-                Format::Jsonl if text.trim().is_empty() => {}
-                Format::Jsonl => return self.parse(text).map(Some),
+        if !self.lines.read()? {
+            return Ok(None);
+        }
+        let place = self.lines.place;
+        Ok(Some(match (self.lines.text(), format) {
+            (Err(wrong), _) => Entry::Wrong(wrong),
+            (Ok(text), Format::Text) => {
+                Entry::Record(Record { place, text: text.to_string(), ..Record::default() })
+            }
+            (Ok(text), Format::Jsonl) if text.trim().is_empty() => Entry::Blank,
+            (Ok(text), Format::Jsonl) => self.parse(text).map_or_else(Entry::Wrong, Entry::Record),
+        }))
+    }
+
+    fn record(&mut self) -> Result<Option<Record>> {
+        loop {
+            match self.entry()? {
+                None => return Ok(None),
+                Some(Entry::Blank) => {}
+                Some(Entry::Record(record)) => return Ok(Some(record)),
+                Some(Entry::Wrong(wrong)) => return Err(wrong),
             }
         }
-        Ok(None)
     }
 
     fn parse(&self, line: &str) -> Result<Record> {
         const WANTED: &str = r#"{"text": …} or {"instruction": …, "text": …} was wanted"#;
         #[derive(Deserialize)]
         struct Fields {
-            text: String,
+            #[serde(default, deserialize_with = "given")]
+            text: Option<String>,
+            #[serde(default)]
+            tokens: Option<Value>,
             #[serde(default)]
             instruction: Option<String>,
+            #[serde(default)]
+            id: Option<Value>,
         }
         // Asked here because serde would take an array for the fields in their order.
         if !line.trim_start().starts_with('{') {
@@ -270,7 +339,53 @@ impl Records {
         }
         let fields: Fields =
             jsonl::parse(line).map_err(|what| self.lines.wrong(format_args!("{what}; {WANTED}")))?;
-        Ok(Record { place: self.lines.place, instruction: fields.instruction, text: fields.text })
+        let Fields { text, tokens, instruction, id } = fields;
+        let (text, words) = match (text, tokens) {
+            (Some(text), _) => (text, None),
+            (None, Some(tokens)) => {
+                let words = serde_json::from_value::<Vec<String>>(tokens).map_err(|e| {
+                    self.lines.wrong(format_args!("\"tokens\": {e}; a list of words was wanted"))
+                })?;
+                let (text, places) = joined(&words);
+                (text, Some(places))
+            }
+            (None, None) => {
+                let column = line.trim_end().len();
+                let what = format_args!("column {column}: missing field `text`; {WANTED}");
+                return Err(self.lines.wrong(what));
+            }
+        };
+        Ok(Record { place: self.lines.place, instruction, text, words, id })
+    }
+}
+
+/// A field that is there is no null.
+fn given<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<String>, D::Error> {
+    String::deserialize(from).map(Some)
+}
+
+/// Words with a space between them, and where each then stands.
+fn joined(words: &[String]) -> (String, Vec<Range<usize>>) {
+    let mut end = 0;
+    let places = words.iter().map(|word| {
+        let start = end;
+        end += word.len() + 1;
+        start..start + word.len()
+    });
+    let places = places.collect();
+    (words.join(" "), places)
+}
+
+/// A source that tells before it is read, which may take for ever.
+struct Waiting<R, F> {
+    source: R,
+    before_wait: F,
+}
+
+impl<R: Read, F: FnMut()> Read for Waiting<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (self.before_wait)();
+        self.source.read(buffer)
     }
 }
 

@@ -1,10 +1,12 @@
 //! What other tools read and write.
 
+mod answer;
 pub(crate) mod atomic;
 mod content;
 pub mod hf;
 pub mod input;
 pub(crate) mod jsonl;
 pub mod npy;
+mod number;
 pub mod output;
 pub mod peft;

@@ -3,38 +3,76 @@
 //! Rows are appended by plain writes and not through a memory map, because a full disk under a map kills the process
 //! with a signal where a write returns an error. The row count is put into a header of fixed size at the end.
 
+//!
+//! What stands beside the rows, as scales do, is written to a file of its own: `NAME.scale.npy` beside `NAME.npy`; in a
+//! safetensors file it becomes a tensor behind the rows.
+
 use std::{
     io::{self, BufWriter, Seek, Write},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use half::f16;
+use serde_json::Value;
 use tempfile::NamedTempFile;
 
-use super::{atomic, npy};
+use super::number::{quantized, row_scale};
+use super::{answer, atomic, npy};
 use crate::error::{Error, Result};
 
-const BUFFER_BYTES: usize = 1 << 20;
-/// The whole safetensors header with its size field: two tensors of 20-digit extents fit with room to spare.
-const ST_HEADER_BYTES: usize = 512;
+pub use super::number::OutputDtype;
 
-/// How the elements are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-pub enum OutputDtype {
-    /// 32-bit floats.
-    F32,
-    /// 16-bit floats, rounded to nearest even.
-    F16,
-    /// 8-bit integers and one scale per row: value = integer · scale, scale = max|v| / 127.
-    I8,
-}
+const BUFFER_BYTES: usize = 1 << 20;
+/// The whole safetensors header with its size field: five tensors of 20-digit extents fit with room to spare.
+const ST_HEADER_BYTES: usize = 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Npy,
     Safetensors,
     Jsonl,
+}
+
+/// A column of numbers that goes along with the rows, or with the texts.
+struct Side {
+    name: &'static str,
+    /// NumPy's name of the type, and safetensors'.
+    types: (&'static str, &'static str),
+    bytes: u64,
+    /// Numbers in an entry, where it is more than one.
+    pair: bool,
+    entries: u64,
+    file: FileSink,
+}
+
+/// Name, NumPy's type, safetensors', bytes of a number, whether an entry is a pair. In a safetensors file those of larger
+/// numbers stand first, so that all are aligned.
+type SideKind = (&'static str, &'static str, &'static str, u64, bool);
+const STARTS: SideKind = ("starts", "<i8", "I64", 8, false);
+const OFFSETS: SideKind = ("offsets", "<i8", "I64", 8, true);
+const SCALE: SideKind = ("scale", "<f4", "F32", 4, false);
+const CUT: SideKind = ("cut", "|i1", "I8", 1, false);
+
+impl Side {
+    fn create(target: &Path, (name, npy, safetensors, bytes, pair): SideKind) -> Result<Side> {
+        let file = BufWriter::with_capacity(BUFFER_BYTES, atomic::beside(&side_path(target, name))?);
+        Ok(Side { name, types: (npy, safetensors), bytes, pair, entries: 0, file })
+    }
+
+    fn shape(&self) -> Vec<u64> {
+        if self.pair { vec![self.entries, 2] } else { vec![self.entries] }
+    }
+
+    fn add(&mut self, entry: &[u8]) -> io::Result<()> {
+        self.entries += 1;
+        self.file.write_all(entry)
+    }
+}
+
+/// The one of this name, where there is one.
+fn add(sides: &mut [Side], name: &str, entry: &[u8]) -> io::Result<()> {
+    sides.iter_mut().find(|side| side.name == name).map_or(Ok(()), |side| side.add(entry))
 }
 
 type FileSink = BufWriter<NamedTempFile>;
@@ -59,9 +97,13 @@ pub struct Output {
     kind: Kind,
     dtype: OutputDtype,
     dim: usize,
+    /// The tensor's name.
+    name: &'static str,
     rows: u64,
+    /// Lines of JSONL.
+    texts: u64,
     sink: Sink,
-    scales: Option<FileSink>,
+    sides: Vec<Side>,
     bytes: Vec<u8>,
     broken: bool,
 }
@@ -69,6 +111,25 @@ pub struct Output {
 impl Output {
     /// Starts a file of rows of `dim` elements; its name's ending says which kind, and `-` is JSONL to stdout.
     pub fn create(path: &str, dim: usize, dtype: OutputDtype) -> Result<Output> {
+        Output::with_sides(path, dim, dtype, "embeddings", &[SCALE])
+    }
+
+    /// Likewise for texts that have any number of rows each ([`Output::write_block`]).
+    ///
+    /// Beside the rows `vectors [n, dim]` stand `starts [texts + 1]`, the first row of each text and then n, `offsets
+    /// [n, 2]`, the bytes of its text that a row stands for, and `cut [texts]`, 1 where a text was cut. In a JSONL file, a
+    /// line is a text, with its `vectors`, `offsets`, and `"cut": true` if it was.
+    pub fn of_blocks(path: &str, dim: usize, dtype: OutputDtype) -> Result<Output> {
+        Output::with_sides(path, dim, dtype, "vectors", &[STARTS, OFFSETS, SCALE, CUT])
+    }
+
+    fn with_sides(
+        path: &str,
+        dim: usize,
+        dtype: OutputDtype,
+        name: &'static str,
+        sides: &[SideKind],
+    ) -> Result<Output> {
         if path == "-" {
             return Output::jsonl_to(Box::new(io::stdout()), "stdout", dim, dtype);
         }
@@ -85,19 +146,17 @@ impl Output {
             }
         };
         let main = BufWriter::with_capacity(BUFFER_BYTES, atomic::beside(&target)?);
-        let scales = match (kind, dtype) {
-            (Kind::Npy | Kind::Safetensors, OutputDtype::I8) => {
-                Some(BufWriter::with_capacity(BUFFER_BYTES, atomic::beside(&scale_path(&target))?))
-            }
-            _ => None,
-        };
-        Output::new(target, kind, dim, dtype, Sink::File(main), scales)
+        let wanted =
+            |side: &&SideKind| kind != Kind::Jsonl && (side.0 != "scale" || dtype == OutputDtype::I8);
+        let sides = sides.iter().filter(wanted).map(|side| Side::create(&target, *side));
+        let sides = sides.collect::<Result<Vec<_>>>()?;
+        Output::new(target, kind, dim, dtype, name, Sink::File(main), sides)
     }
 
     /// JSONL to anything that takes bytes; `name` stands for it in errors.
     pub fn jsonl_to(to: Box<dyn Write + Send>, name: &str, dim: usize, dtype: OutputDtype) -> Result<Output> {
         let sink = Sink::Stream(BufWriter::with_capacity(BUFFER_BYTES, to));
-        Output::new(name.into(), Kind::Jsonl, dim, dtype, sink, None)
+        Output::new(name.into(), Kind::Jsonl, dim, dtype, "embeddings", sink, Vec::new())
     }
 
     fn new(
@@ -105,8 +164,9 @@ impl Output {
         kind: Kind,
         dim: usize,
         dtype: OutputDtype,
+        name: &'static str,
         sink: Sink,
-        scales: Option<FileSink>,
+        sides: Vec<Side>,
     ) -> Result<Output> {
         if dim == 0 {
             return Err(Error::usage(format!(
@@ -114,26 +174,28 @@ impl Output {
                 path.display()
             )));
         }
+        let (bytes, broken) = (Vec::new(), false);
         let mut output =
-            Output { path, kind, dtype, dim, rows: 0, sink, scales, bytes: Vec::new(), broken: false };
+            Output { path, kind, dtype, dim, name, rows: 0, texts: 0, sink, sides, bytes, broken };
         output.start().map_err(|e| output.failed(e))?;
         Ok(output)
     }
 
-    /// Leaves room for the headers.
+    /// Leaves room for the headers, and says where the first text starts.
     fn start(&mut self) -> io::Result<()> {
         let header = self.header();
         self.sink.write_all(&header)?;
-        match &mut self.scales {
-            Some(scales) if self.kind == Kind::Npy => scales.write_all(&npy::header("<f4", &[0])),
-            _ => Ok(()),
+        if self.kind == Kind::Npy {
+            let room = |side: &mut Side| side.file.write_all(&npy::header(side.types.0, &side.shape()));
+            self.sides.iter_mut().try_for_each(room)?;
         }
+        add(&mut self.sides, "starts", &0i64.to_le_bytes())
     }
 
     /// The main file's header for the rows so far; its size never changes.
     fn header(&self) -> Vec<u8> {
         let dim = self.dim as u64;
-        let (descr, name, width) = match self.dtype {
+        let (descr, dtype, width) = match self.dtype {
             OutputDtype::F32 => ("<f4", "F32", 4),
             OutputDtype::F16 => ("<f2", "F16", 2),
             OutputDtype::I8 => ("|i1", "I8", 1),
@@ -142,15 +204,18 @@ impl Output {
             Kind::Jsonl => Vec::new(),
             Kind::Npy => npy::header(descr, &[self.rows, dim]),
             Kind::Safetensors => {
-                let (rows, end) = (self.rows, self.rows * dim * width);
+                let (rows, mut end) = (self.rows, self.rows * dim * width);
                 let mut json = format!(
-                    r#"{{"__metadata__":{{"format":"pt"}},"embeddings":{{"dtype":"{name}","shape":[{rows},{dim}],"data_offsets":[0,{end}]}}"#
+                    r#"{{"__metadata__":{{"format":"pt"}},"{}":{{"dtype":"{dtype}","shape":[{rows},{dim}],"data_offsets":[0,{end}]}}"#,
+                    self.name
                 );
-                if self.scales.is_some() {
-                    // Aligned wherever the row length is a multiple of 4, which model widths are.
-                    let last = end + rows * 4;
+                // Aligned wherever the row length is a multiple of 8, which model widths are.
+                for side in &self.sides {
+                    let (shape, first) = (side.shape(), end);
+                    end += side.bytes * shape.iter().product::<u64>();
                     json += &format!(
-                        r#","scale":{{"dtype":"F32","shape":[{rows}],"data_offsets":[{end},{last}]}}"#
+                        r#","{}":{{"dtype":"{}","shape":{shape:?},"data_offsets":[{first},{end}]}}"#,
+                        side.name, side.types.1
                     );
                 }
                 json.push('}');
@@ -164,75 +229,109 @@ impl Output {
 
     /// Appends whole rows. NaN and infinities, also those that rounding to f16 would make, are errors.
     pub fn write_rows(&mut self, rows: &[f32]) -> Result<()> {
+        self.check_rows(rows)?;
+        rows.chunks_exact(self.dim).try_for_each(|row| self.write_vector(None, row))
+    }
+
+    /// Appends a text's one row. A line of JSONL has the text's `id` too.
+    pub fn write_vector(&mut self, id: Option<&Value>, row: &[f32]) -> Result<()> {
+        self.check_rows(row)?;
+        if self.kind != Kind::Jsonl {
+            return self.write_row(row);
+        }
+        let dtype = self.dtype;
+        self.rows += 1;
+        self.write_line(id, |line| answer::vector(line, row, dtype))
+    }
+
+    /// Appends the rows of one text, each with the bytes of it that the row stands for. A file but JSONL has no `id`.
+    pub fn write_block(
+        &mut self,
+        id: Option<&Value>,
+        rows: &[f32],
+        offsets: &[Range<usize>],
+        cut: bool,
+    ) -> Result<()> {
+        self.check_rows(rows)?;
+        let (dim, dtype) = (self.dim, self.dtype);
+        if self.kind == Kind::Jsonl {
+            self.rows += offsets.len() as u64;
+            return self
+                .write_line(id, |line| answer::block(line, rows.chunks_exact(dim), offsets, cut, dtype));
+        }
+        rows.chunks_exact(dim).try_for_each(|row| self.write_row(row))?;
+        let pair = |o: &Range<usize>| [(o.start as i64).to_le_bytes(), (o.end as i64).to_le_bytes()].concat();
+        let sides = &mut self.sides;
+        let written = offsets.iter().try_for_each(|o| add(sides, "offsets", &pair(o)));
+        let written = written.and_then(|()| add(sides, "starts", &(self.rows as i64).to_le_bytes()));
+        let written = written.and_then(|()| add(sides, "cut", &[u8::from(cut)]));
+        written.map_err(|e| self.failed(e))
+    }
+
+    /// Appends, to JSONL, what is wrong with a text that has no row.
+    pub fn write_error(&mut self, id: Option<&Value>, what: &str) -> Result<()> {
+        self.check_whole()?;
+        self.write_line(id, |line| answer::error(line, what))
+    }
+
+    /// Hands everything so far to whoever reads.
+    pub fn flush(&mut self) -> Result<()> {
+        let flushed = match &mut self.sink {
+            Sink::File(file) => file.flush(),
+            Sink::Stream(stream) => stream.flush(),
+        };
+        flushed.map_err(|e| self.failed(e))
+    }
+
+    fn write_line(
+        &mut self,
+        id: Option<&Value>,
+        rest: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> Result<()> {
+        self.bytes.clear();
+        let made = answer::start(&mut self.bytes, self.texts, id).and_then(|()| rest(&mut self.bytes));
+        made.and_then(|()| self.sink.write_all(&self.bytes)).map_err(|e| self.failed(e))?;
+        self.texts += 1;
+        Ok(())
+    }
+
+    /// Whole rows of numbers that the type has.
+    fn check_rows(&mut self, rows: &[f32]) -> Result<()> {
         if !rows.len().is_multiple_of(self.dim) {
             let what =
                 format!("{} elements, a multiple of the row length {} was wanted", rows.len(), self.dim);
             return Err(Error::Shape { op: "write_rows", what });
         }
         self.check_whole()?;
-        for row in rows.chunks_exact(self.dim) {
-            let scale = self.encode(row).inspect_err(|_| self.broken = true)?;
-            let mut written = self.sink.write_all(&self.bytes);
-            if let (Ok(()), Some(scales), Some(scale)) = (&written, &mut self.scales, scale) {
-                written = scales.write_all(&scale.to_le_bytes());
-            }
-            written.map_err(|e| self.failed(e))?;
-            self.rows += 1;
+        let half = self.dtype == OutputDtype::F16;
+        let bad = |v: f32| !v.is_finite() || (half && !f16::from_f32(v).is_finite());
+        if let Some((place, value)) = rows.iter().enumerate().find(|(_, v)| bad(**v)) {
+            let (row, column) = (self.rows + (place / self.dim) as u64, place % self.dim);
+            let hint =
+                if value.is_finite() { "too large for f16, try f32" } else { "finite numbers were wanted" };
+            self.broken = true;
+            return Err(Error::file(&self.path, format!("row {row}, column {column} is {value}: {hint}")));
         }
         Ok(())
     }
 
-    /// Puts one row's bytes into `self.bytes`, and returns its scale.
-    fn encode(&mut self, row: &[f32]) -> Result<Option<f32>> {
-        let half = self.dtype == OutputDtype::F16;
-        let bad = |v: f32| !v.is_finite() || (half && !f16::from_f32(v).is_finite());
-        if let Some((column, value)) = row.iter().enumerate().find(|(_, v)| bad(**v)) {
-            let hint =
-                if value.is_finite() { "too large for f16, try f32" } else { "finite numbers were wanted" };
-            let what = format!("row {}, column {column} is {value}: {hint}", self.rows);
-            return Err(Error::file(&self.path, what));
-        }
+    fn write_row(&mut self, row: &[f32]) -> Result<()> {
         self.bytes.clear();
-        let scale = (self.dtype == OutputDtype::I8).then(|| row_scale(row));
-        match self.kind {
-            Kind::Jsonl => self.encode_json(row, scale)?,
-            _ => match (self.dtype, scale) {
-                (OutputDtype::F16, _) => {
-                    self.bytes.extend(row.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()))
-                }
-                (_, Some(scale)) => {
-                    self.bytes.extend(row.iter().map(|v| quantized(*v, scale).to_le_bytes()[0]))
-                }
-                _ => self.bytes.extend(row.iter().flat_map(|v| v.to_le_bytes())),
-            },
+        let scale = row_scale(row, self.dtype);
+        match (self.dtype, scale) {
+            (OutputDtype::F16, _) => {
+                self.bytes.extend(row.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()))
+            }
+            (_, Some(scale)) => self.bytes.extend(row.iter().map(|v| quantized(*v, scale).to_le_bytes()[0])),
+            _ => self.bytes.extend(row.iter().flat_map(|v| v.to_le_bytes())),
         }
-        Ok(scale)
-    }
-
-    fn encode_json(&mut self, row: &[f32], scale: Option<f32>) -> Result<()> {
-        let mut write = || -> io::Result<()> {
-            write!(self.bytes, r#"{{"index":{},"embedding":["#, self.rows)?;
-            for (i, value) in row.iter().enumerate() {
-                if i > 0 {
-                    self.bytes.push(b',');
-                }
-                match (self.dtype, scale) {
-                    (OutputDtype::F16, _) => {
-                        serde_json::to_writer(&mut self.bytes, &f16::from_f32(*value).to_f32())?
-                    }
-                    (_, Some(scale)) => write!(self.bytes, "{}", quantized(*value, scale))?,
-                    _ => serde_json::to_writer(&mut self.bytes, value)?,
-                }
-            }
-            self.bytes.push(b']');
-            if let Some(scale) = scale {
-                self.bytes.extend(br#","scale":"#);
-                serde_json::to_writer(&mut self.bytes, &scale)?;
-            }
-            self.bytes.extend(b"}\n");
-            Ok(())
-        };
-        write().map_err(|e| Error::io(&self.path, e))
+        let mut written = self.sink.write_all(&self.bytes);
+        if let (Ok(()), Some(scale)) = (&written, scale) {
+            written = add(&mut self.sides, "scale", &scale.to_le_bytes());
+        }
+        written.map_err(|e| self.failed(e))?;
+        self.rows += 1;
+        Ok(())
     }
 
     /// Completes the headers, syncs, and gives the file its name; returns the number of rows.
@@ -245,15 +344,16 @@ impl Output {
             Sink::Stream(mut stream) => return stream.flush().map(|()| self.rows).map_err(failed),
             Sink::File(main) => main,
         };
-        if let Some(scales) = self.scales {
-            let mut scales = unbuffered(scales).map_err(failed)?;
-            scales.rewind().map_err(failed)?;
+        for side in self.sides {
+            let head = npy::header(side.types.0, &side.shape());
+            let mut file = unbuffered(side.file).map_err(failed)?;
+            file.rewind().map_err(failed)?;
             if self.kind == Kind::Npy {
-                scales.write_all(&npy::header("<f4", &[self.rows])).map_err(failed)?;
-                // Before the main file, so that whoever sees that one finds its scales.
-                atomic::publish(scales, &scale_path(&path))?;
+                file.write_all(&head).map_err(failed)?;
+                // Before the main file, so that whoever sees that one finds what belongs to it.
+                atomic::publish(file, &side_path(&path, side.name))?;
             } else {
-                io::copy(scales.as_file_mut(), &mut main).map_err(failed)?;
+                io::copy(file.as_file_mut(), &mut main).map_err(failed)?;
             }
         }
         let mut main = unbuffered(main).map_err(failed)?;
@@ -294,16 +394,6 @@ fn unbuffered(file: FileSink) -> io::Result<NamedTempFile> {
 }
 
 /// `NAME.scale.npy` for `NAME.npy`.
-fn scale_path(target: &Path) -> PathBuf {
-    target.with_extension("scale.npy")
-}
-
-/// The step between two integers; 0 for a row of zeros, whose integers are then all 0.
-fn row_scale(row: &[f32]) -> f32 {
-    row.iter().fold(0.0f32, |most, v| most.max(v.abs())) / 127.0
-}
-
-fn quantized(value: f32, scale: f32) -> i8 {
-    // The division can exceed 127 by a rounding, or by much where the scale itself is denormal.
-    if scale > 0.0 { (value / scale).round().clamp(-127.0, 127.0) as i8 } else { 0 }
+fn side_path(target: &Path, name: &str) -> PathBuf {
+    target.with_extension(format!("{name}.npy"))
 }

@@ -109,6 +109,11 @@ pub struct Options {
         arg(long, env = "LLM2VEC_TOKENS", alias = "max-batch-tokens", value_name = "N")
     )]
     pub tokens: Option<usize>,
+    /// The states to take: 0 those of the embedding, N those after block N, negative counted from the end; `None` and -1
+    /// are the last, after the final norm.
+    // A flag of the commands that make vectors.
+    #[cfg_attr(feature = "cli", arg(skip))]
+    pub layer: Option<i64>,
     /// Stop at the first NaN or infinity in an activation, and say in which layer and tensor
     #[cfg_attr(
         feature = "cli",
@@ -138,6 +143,7 @@ impl Options {
             compat: None,
             dtype: Compute::F32,
             tokens: None,
+            layer: None,
             check_finite: false,
             device: Device::cpu(),
         }
@@ -150,8 +156,10 @@ pub struct Setup {
     pub dir: PathBuf,
     /// The folders behind the names.
     pub stack: Stack,
-    /// Its configuration.
+    /// Its configuration; of as many blocks as are run.
     pub config: Config,
+    /// Whether vectors are made from the stream after the last of these blocks, without the final norm.
+    pub inner: bool,
     /// Its weights, mapped.
     pub files: ModelFiles,
     /// Text to ids.
@@ -199,7 +207,7 @@ impl Setup {
     /// Opens everything that is small or mapped, and checks it; reads no weight yet.
     pub fn open(o: &Options) -> Result<Setup> {
         let stack = Stack::open(&o.model, &o.adapters)?;
-        let config = Config::parse(&stack.config)?;
+        let mut config = Config::parse(&stack.config)?;
         plan::check(&o.device, &config)?;
         let (files, warnings) = ModelFiles::open(&stack.base, &config, &stack.adapters)?;
         let (from, saved) = saved_settings(&stack)?;
@@ -208,6 +216,9 @@ impl Setup {
         let modules = stack.modules.as_ref();
         let pooling = pooling.or(modules.map(|m| m.pooling)).unwrap_or(PoolingMode::Mean);
         let (attention, attention_by) = attention(o, &stack, &config, (&from, &saved))?;
+        let mask = config.mask(attention)?;
+        let inner = inner_layer(o.layer, config.layers)?;
+        config.layers = inner.unwrap_or(config.layers);
         let template = named(o.template, &saved.template, &own_file(&from), Template::by_name)?;
         let template = template.unwrap_or_else(|| {
             let names = stack.names().into_iter().chain([config.name.as_str()]);
@@ -247,7 +258,7 @@ impl Setup {
             limits,
             pooling,
             pool_all,
-            mask: config.mask(attention)?,
+            mask,
             attention,
             attention_by,
             steps,
@@ -259,6 +270,7 @@ impl Setup {
             device: o.device.clone(),
             dir,
             stack,
+            inner: inner.is_some(),
             config,
             files,
         })
@@ -382,6 +394,21 @@ fn storage(
     let narrow = files.checkpoint_dtype().is_some_and(|t| t.size() == 2);
     let fits = o.device.available().is_none_or(|free| arena.total() <= free);
     Ok(if fits || !narrow { Storage::Real } else { Storage::Bf16 })
+}
+
+/// The blocks to run where that is not all of them and the final norm, as Transformers counts its hidden states.
+fn inner_layer(layer: Option<i64>, layers: usize) -> Result<Option<usize>> {
+    let Some(asked) = layer else { return Ok(None) };
+    let count = layers as i64;
+    match if asked < 0 { count + 1 + asked } else { asked } {
+        last if last == count => Ok(None),
+        inner if (0..count).contains(&inner) => Ok(Some(inner as usize)),
+        _ => {
+            let what =
+                format!(" {asked}: the model has 0 (the embedding) to {layers}, or -1 to -{}", count + 1);
+            Err(Error::usage(message![Setting::Layer, what]))
+        }
+    }
 }
 
 /// What a flag gives or else a file names; a name in the file that nobody knows is the file's error.

@@ -18,7 +18,7 @@ pub struct Limits {
 }
 
 /// A row of ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     /// Specials, template, instruction and text.
     pub ids: Vec<u32>,

@@ -40,6 +40,20 @@ pub struct Rules {
     pub pool_prompt: bool,
 }
 
+/// A row of ids, and where the text's own tokens stand in the text.
+pub struct Aligned {
+    /// The row.
+    pub prompt: Prompt,
+    /// The bytes of the text that each of its tokens stands for: as many ranges as `Prompt::text` has positions. Tokens may
+    /// share bytes, as the pieces of one character do.
+    pub tokens: Vec<Range<usize>>,
+    /// Of a cut text, where the first token begins that is not in the row.
+    pub lost: Option<usize>,
+}
+
+/// As the tokenizer gives them.
+type Offsets = Vec<(usize, usize)>;
+
 /// Turns texts into prompts.
 pub struct Prompter {
     tokenizer: Tokenizer,
@@ -70,6 +84,17 @@ impl Prompter {
             let eos = self.eos.map(|_| self.rules.reference_eos);
             return reference::prompt(&self.tokenizer, template, limits, eos, instruction, text);
         }
+        self.aligned(instruction, text).map(|row| row.prompt)
+    }
+
+    /// Likewise, with the places of its tokens in `text`.
+    pub fn aligned(&self, instruction: &str, text: &str) -> Result<Aligned> {
+        let Rules { template, limits, compat, .. } = self.rules;
+        if compat == Compat::Reference {
+            let what = " reference counts a text's tokens without knowing where they stand; leave it out";
+            return Err(Error::unsupported(message![Setting::Compat, what]));
+        }
+        let trimmed = if template == NONE { 0 } else { text.len() - text.trim_start().len() };
         let instruction = instruction.trim();
         let text = if template == NONE { text } else { text.trim() };
         let mut full = template.prefix.to_string();
@@ -88,9 +113,12 @@ impl Prompter {
             let row = self.tokenizer.encode(&full, true)?;
             let in_head = |o: &&(usize, usize)| o.1 > start && o.1 <= start + head.len();
             if tail.is_empty() || row.offsets.iter().filter(in_head).count() >= most + SPARE_TOKENS {
-                let mut prompt = self.cut(row, start..start + head.len() + tail.len())?;
+                let bytes = start..start + head.len() + tail.len();
+                let place = |at: usize| at.clamp(bytes.start, bytes.end) - bytes.start + trimmed;
+                let (mut prompt, offsets, lost) = self.cut(row, bytes.clone())?;
                 prompt.all.start = before.min(prompt.ids.len());
-                return Ok(prompt);
+                let tokens = offsets.into_iter().map(|(from, to)| place(from)..place(to)).collect();
+                return Ok(Aligned { prompt, tokens, lost: lost.map(place) });
             }
             bytes = bytes.saturating_mul(4);
         }
@@ -107,8 +135,9 @@ impl Prompter {
         Ok(row.ids.len() - usize::from(closed))
     }
 
-    /// Finds the text's tokens, and takes the last of them out until both limits are met.
-    fn cut(&self, mut row: Encoded, bytes: Range<usize>) -> Result<Prompt> {
+    /// Finds the text's tokens, and takes the last of them out until both limits are met; with the offsets of those that
+    /// stay, and where the first that does not would begin.
+    fn cut(&self, mut row: Encoded, bytes: Range<usize>) -> Result<(Prompt, Offsets, Option<usize>)> {
         let own =
             |i: usize| !row.special[i] && row.offsets[i].0 < bytes.end && row.offsets[i].1 > bytes.start;
         // An EOS that is the text's own may be cut off.
@@ -131,10 +160,13 @@ impl Prompter {
             Compat::SentenceTransformers => count.min(most),
             _ => whole_characters(&row.offsets[first..first + count], most),
         };
+        let offsets = row.offsets[first..first + kept].to_vec();
+        let lost = (kept < count).then(|| row.offsets[first + kept].0);
         row.ids.drain(first + kept..first + count);
         row.ids.extend(eos);
         let all = 0..row.ids.len();
-        Ok(Prompt { ids: row.ids, text: first..first + kept, all, cut: kept < count })
+        let prompt = Prompt { ids: row.ids, text: first..first + kept, all, cut: lost.is_some() };
+        Ok((prompt, offsets, lost))
     }
 }
 

@@ -6,6 +6,7 @@
 
 use crate::common;
 mod configs;
+mod layers;
 mod training;
 
 use common::{Loaded, here};

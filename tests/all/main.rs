@@ -22,6 +22,7 @@ mod kernels;
 mod model;
 mod ops;
 mod text;
+mod tokens;
 mod train_cli;
 mod training;
 mod training_data;
