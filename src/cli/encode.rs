@@ -68,70 +68,34 @@ fn shard(s: &str) -> std::result::Result<(u64, u64), String> {
         .ok_or_else(|| "expected I/N with 1 <= I <= N, for instance 2/4".into())
 }
 
-/// Whether whoever read stdout has seen enough and left, as `head` does: no error.
-fn is_reader_gone(e: &Error) -> bool {
-    matches!(e, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
+/// No error where whoever read stdout has seen enough and left, as `head` does.
+pub fn unread(e: Error) -> Result<()> {
+    match e {
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        e => Err(e),
+    }
+}
+
+/// All that is open before the first text is read.
+struct Started {
+    encoder: Encoder,
+    output: Option<Output>,
+    /// None where a program at our pipes is answered line by line.
+    records: Option<std::iter::Skip<input::Records>>,
+    left: u64,
+    parts: Parts,
 }
 
 impl Encode {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        if self.nearest.is_some() && self.output.as_deref() == Some("-") {
-            return Err(Error::usage("--nearest and --output - would share stdout; give a file name"));
-        }
-        if self.nearest.is_some() && self.level != Level::Text {
-            return Err(Error::usage("--nearest compares texts; leave out --level"));
-        }
-        let input = if self.input == "-" { "/dev/stdin" } else { &self.input };
-        if let Some(output) =
-            self.output.as_ref().filter(|o| atomic::same_file((*o).as_ref(), input.as_ref()))
-        {
-            return Err(Error::usage(format!("--output {output} is the input; give another name")));
-        }
-        let options = self.model.options_for(&self.texts)?;
-        let range = self.range()?;
-        let peer = self.input == "-" && self.output.as_deref() == Some("-");
-        let records = if peer { None } else { Some(self.records()?.skip(range.start as usize)) };
-        let setup = Setup::open(&options)?;
-        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
-        if !self.texts.quiet {
-            say(setup.attention_line().spelled(FLAGS));
-        }
-        let c = if self.level == Level::Text { setup.dimensions() } else { setup.config.width };
-        // Before the weights: a wrong name or a missing folder should not cost the time to load them.
-        let create = if self.level == Level::Text { Output::create } else { Output::of_blocks };
-        let output = self.output.as_ref().map(|o| create(o, c, self.output_dtype)).transpose()?;
-        let encoder = Encoder::load(setup)?;
+        let Started { mut encoder, mut output, records, mut left, parts } = self.start()?;
         let mut tally = Tally::new(self.texts.quiet);
-        let normalize = options.normalize == Some(true);
-        let parts =
-            Parts { level: self.level, word_pooling: self.word_pooling, empty: self.texts.empty, normalize };
-        let ended = match (records, output) {
-            (None, Some(output)) => {
-                let peer = Peer { encoder, output, parts, instruction: &self.texts.instruction };
-                peer.answer(peer::lines(self.input_format)?, &mut tally)
-            }
-            (None, None) => Ok(()),
-            (Some(records), output) => {
-                self.encode(records, range.end - range.start, encoder, output, parts, &mut tally)
-            }
+        let Some(mut records) = records else {
+            let Some(output) = output else { return Ok(()) };
+            let peer = Peer { encoder, output, parts, instruction: &self.texts.instruction };
+            return peer.answer(peer::lines(self.input_format)?, &mut tally);
         };
-        match ended {
-            Err(e) if is_reader_gone(&e) => Ok(()),
-            ended => ended,
-        }
-    }
-
-    /// Encodes what is read to its end.
-    fn encode(
-        &self,
-        mut records: impl Iterator<Item = Result<Record>>,
-        mut left: u64,
-        mut encoder: Encoder,
-        mut output: Option<Output>,
-        parts: Parts,
-        tally: &mut Tally,
-    ) -> Result<()> {
         let mut nearest = self.nearest.map(|k| Nearest::new(k, encoder.width()));
         loop {
             let window = self.window(&mut records, &mut left, &encoder)?;
@@ -171,6 +135,40 @@ impl Encode {
         output.map_or(Ok(0), Output::finish)?;
         tally.finish();
         nearest.map_or(Ok(()), |n| n.print())
+    }
+
+    /// Opens all that it reads and writes, the model last.
+    fn start(&self) -> Result<Started> {
+        if self.nearest.is_some() && self.output.as_deref() == Some("-") {
+            return Err(Error::usage("--nearest and --output - would share stdout; give a file name"));
+        }
+        if self.nearest.is_some() && self.level != Level::Text {
+            return Err(Error::usage("--nearest compares texts; leave out --level"));
+        }
+        let input = if self.input == "-" { "/dev/stdin" } else { &self.input };
+        if let Some(output) =
+            self.output.as_ref().filter(|o| atomic::same_file((*o).as_ref(), input.as_ref()))
+        {
+            return Err(Error::usage(format!("--output {output} is the input; give another name")));
+        }
+        let options = self.model.options_for(&self.texts)?;
+        let range = self.range()?;
+        let peer = self.input == "-" && self.output.as_deref() == Some("-");
+        let records = if peer { None } else { Some(self.records()?.skip(range.start as usize)) };
+        let setup = Setup::open(&options)?;
+        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+        if !self.texts.quiet {
+            say(setup.attention_line().spelled(FLAGS));
+        }
+        let c = if self.level == Level::Text { setup.dimensions() } else { setup.config.width };
+        // Before the weights: a wrong name or a missing folder should not cost the time to load them.
+        let create = if self.level == Level::Text { Output::create } else { Output::of_blocks };
+        let output = self.output.as_ref().map(|o| create(o, c, self.output_dtype)).transpose()?;
+        let encoder = Encoder::load(setup)?;
+        let normalize = options.normalize == Some(true);
+        let parts =
+            Parts { level: self.level, word_pooling: self.word_pooling, empty: self.texts.empty, normalize };
+        Ok(Started { encoder, output, records, left: range.end - range.start, parts })
     }
 
     fn name(&self) -> &str {

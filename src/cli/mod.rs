@@ -71,7 +71,7 @@ pub fn run(cli: Cli) -> Result<()> {
     signal::watch()?;
     threads(cli.threads)?;
     rayon::scope(|_| match cli.command {
-        Command::Encode(c) => c.run(),
+        Command::Encode(c) => c.run().or_else(encode::unread),
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),

@@ -120,7 +120,10 @@ impl Encoder {
             let setup = &self.setup;
             let spans_of = items.iter().map(|&i| Ok((prompts[i].ids.as_slice(), setup.span(&prompts[i])?)));
             let pack = Pack::new(spans_of.collect::<Result<Vec<_>>>()?);
-            self.forward(&pack)?;
+            let Buffers { model, state, .. } = &mut self.buffers;
+            state.set_batch(&pack.ids, &pack.starts)?;
+            model.forward(state, None)?;
+            state.verdict()?;
 
             // Where modules of sentence-transformers follow, they come before the unit length.
             let setup = &self.setup;
@@ -136,14 +139,6 @@ impl Encoder {
             progress(items.len(), items.iter().map(|&i| lengths[i]).sum());
         }
         Ok(())
-    }
-
-    /// Runs a pack; its states are then [`Buffers::states`].
-    fn forward(&mut self, pack: &Pack) -> Result<()> {
-        let Buffers { model, state, .. } = &mut self.buffers;
-        state.set_batch(&pack.ids, &pack.starts)?;
-        model.forward(state, None)?;
-        state.verdict()
     }
 }
 

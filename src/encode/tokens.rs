@@ -206,7 +206,10 @@ impl Encoder {
         for items in pack(&lengths, self.setup.tokens) {
             let sequences = items.iter().map(|&i| (jobs[i].prompt.ids.as_slice(), 0..lengths[i]));
             let pack = Pack::new(sequences);
-            self.forward(&pack)?;
+            let super::Buffers { model, state, .. } = &mut self.buffers;
+            state.set_batch(&pack.ids, &pack.starts)?;
+            model.forward(state, None)?;
+            state.verdict()?;
 
             // Where each row goes, and the positions of the pack that it is made from.
             let mut rows: Vec<(usize, usize)> = Vec::new();
