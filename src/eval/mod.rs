@@ -1,4 +1,9 @@
-//! How good the vectors are, by tasks that people have judged.
+//! How good the vectors are, by tasks that people have judged: MTEB's types, on files.
 
 pub mod correlation;
+pub mod instructions;
+pub mod rows;
+pub mod scores;
+pub mod similarity;
+pub mod source;
 pub mod sts;

@@ -1,8 +1,9 @@
 //! Semantic textual similarity: whether the cosine of two vectors orders pairs of sentences as people do.
 
 use super::correlation::{pearson, spearman};
-use crate::encode::Encoder;
-use crate::encode::texts::{Empty, Item};
+use super::similarity::cosine;
+use super::source::Vectors;
+use crate::encode::texts::Item;
 use crate::error::{Error, Message, Result, message};
 use crate::format::input::{self, Format, Record};
 use serde::Serialize;
@@ -120,15 +121,11 @@ pub struct Report {
 }
 
 /// Embeds both sides of every pair of `files` and compares; all files are read before the first is embedded.
-pub fn run(
-    encoder: &mut Encoder,
-    files: &[PathBuf],
-    instruction: &str,
-    empty: Empty,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<Report> {
+///
+/// The texts are sentence1 and sentence2 of the first pair, then of the next.
+pub fn run(vectors: &mut Vectors, files: &[PathBuf], instruction: &str) -> Result<Report> {
     let data = files.iter().map(|f| Ok((f, read(f)?))).collect::<Result<Vec<_>>>()?;
-    let (mut reports, mut all, mut cut) = (Vec::new(), [Vec::new(), Vec::new()], 0);
+    let (mut reports, mut all, c) = (Vec::new(), [Vec::new(), Vec::new()], vectors.width());
     for (file, pairs) in data {
         let mut cosines = Vec::with_capacity(pairs.len());
         for window in pairs.chunks(WINDOW) {
@@ -138,10 +135,8 @@ pub fn run(
             };
             let texts = window.iter().flat_map(|p| &p.sentences);
             let items: Vec<Item> = texts.map(|text| Item { instruction, text }).collect();
-            let rows = encoder.texts(&items, empty, at, &mut progress)?;
-            cut += rows.cut;
-            let c = encoder.width();
-            cosines.extend(rows.vectors.chunks_exact(2 * c).map(|both| cosine(&both[..c], &both[c..])));
+            let rows = vectors.rows(&items, at)?;
+            cosines.extend(rows.chunks_exact(2 * c).map(|both| cosine(&both[..c], &both[c..])));
         }
         let scores: Vec<f64> = pairs.iter().map(|p| p.score).collect();
         let mut subsets: BTreeMap<String, [Vec<f64>; 2]> = BTreeMap::new();
@@ -158,18 +153,12 @@ pub fn run(
         all[0].extend(cosines);
         all[1].extend(scores);
     }
+    vectors.finish()?;
     let mean = |of: fn(&Agreement) -> Option<f64>| {
         let sum = reports.iter().map(|r| of(&r.all)).sum::<Option<f64>>()?;
         Some(sum / reports.len() as f64)
     };
     let mean =
         Agreement { pairs: all[0].len(), spearman: mean(|a| a.spearman), pearson: mean(|a| a.pearson) };
-    Ok(Report { all: Agreement::of(&all[0], &all[1]), mean, cut, files: reports })
-}
-
-/// The cosine of two vectors; 0 if one of them is zero.
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let norms = (dot(a, a) * dot(b, b)).sqrt();
-    if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
+    Ok(Report { all: Agreement::of(&all[0], &all[1]), mean, cut: vectors.cut, files: reports })
 }

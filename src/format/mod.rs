@@ -8,3 +8,4 @@ pub(crate) mod jsonl;
 pub mod npy;
 pub mod output;
 pub mod peft;
+pub mod vectors;
