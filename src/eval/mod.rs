@@ -2,6 +2,7 @@
 
 pub mod correlation;
 pub mod instructions;
+pub mod pairs;
 pub mod rows;
 pub mod scores;
 pub mod similarity;

@@ -1,5 +1,6 @@
 //! `llm2vec eval`: how good the vectors are, by data that people have judged; one file per type of task.
 
+mod pairs;
 mod source;
 mod sts;
 
@@ -16,6 +17,8 @@ pub struct Eval {
 #[derive(Subcommand)]
 enum Task {
     Sts(sts::Sts),
+    #[command(alias = "pair-classification")]
+    Pairs(pairs::Pairs),
 }
 
 impl Eval {
@@ -23,6 +26,7 @@ impl Eval {
     pub fn run(self) -> Result<()> {
         match self.task {
             Task::Sts(c) => c.run(),
+            Task::Pairs(c) => c.run(),
         }
     }
 }

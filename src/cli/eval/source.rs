@@ -46,6 +46,23 @@ pub struct SourceFlags {
     quiet: bool,
 }
 
+/// Flags of an evaluation on one set.
+#[derive(Args)]
+pub struct SetFlags {
+    /// The folder of one set
+    #[arg(long, env = "LLM2VEC_DATA", value_name = "DIR")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    source: SourceFlags,
+}
+
+impl SetFlags {
+    /// Opens model or vectors for a task.
+    pub fn open(&self, kind: &str) -> Result<Session> {
+        self.source.open(kind, std::slice::from_ref(&self.data))
+    }
+}
+
 /// An evaluation that runs: the vectors, and what is said of it at the end.
 pub struct Session {
     /// Where vectors come from.
@@ -134,14 +151,19 @@ impl Session {
 
 /// A line for each figure; a column for the whole, and one for each part.
 fn table(scores: &Scores) -> String {
-    let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
+    let number = |name: &str, v: Option<f64>| match v {
+        None => "-".to_string(),
+        // In the units of its similarity.
+        Some(v) if name.ends_with("threshold") => format!("{v:.4}"),
+        Some(v) => format!("{:.2}", 100.0 * v),
+    };
     let mut head = vec!["figure".to_string(), "all".to_string()];
     head.extend(scores.subsets.iter().map(|(name, _)| name.clone()));
     let mut rows = vec![head];
     for (name, value) in &scores.values {
         let star = if *name == scores.main { " *" } else { "" };
-        let mut row = vec![format!("{name}{star}"), number(*value)];
-        row.extend(scores.subsets.iter().map(|(_, part)| number(part.value(name))));
+        let mut row = vec![format!("{name}{star}"), number(name, *value)];
+        row.extend(scores.subsets.iter().map(|(_, part)| number(name, part.value(name))));
         rows.push(row);
     }
     for (name, count) in &scores.counts {
