@@ -2,7 +2,10 @@
 
 pub mod correlation;
 pub mod instructions;
+pub mod nearest;
 pub mod pairs;
+pub mod ranking;
+pub mod retrieval;
 pub mod rows;
 pub mod scores;
 pub mod similarity;

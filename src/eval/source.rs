@@ -77,6 +77,27 @@ impl Vectors {
         }
     }
 
+    /// [`Vectors::rows`] of the next texts, of which only those at `places` are needed: a model leaves out the others,
+    /// files have all.
+    pub fn some_rows(
+        &mut self,
+        items: &[Item],
+        places: &[usize],
+        at: impl Fn(usize, Message) -> Error + Sync,
+    ) -> Result<Vec<f32>> {
+        let width = self.width();
+        match &self.origin {
+            Origin::Model(_) => {
+                let some: Vec<Item> = places.iter().map(|&i| items[i]).collect();
+                self.rows(&some, |i, what| at(places[i], what))
+            }
+            Origin::Files(_) => {
+                let rows = self.rows(items, at)?;
+                Ok(places.iter().flat_map(|&i| &rows[i * width..][..width]).copied().collect())
+            }
+        }
+    }
+
     /// Says what is wrong where files have more rows than the task has texts: they are of other texts.
     pub fn finish(&self) -> Result<()> {
         let Origin::Files(files) = &self.origin else { return Ok(()) };

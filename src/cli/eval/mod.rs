@@ -1,6 +1,7 @@
 //! `llm2vec eval`: how good the vectors are, by data that people have judged; one file per type of task.
 
 mod pairs;
+mod retrieval;
 mod source;
 mod sts;
 
@@ -19,6 +20,7 @@ enum Task {
     Sts(sts::Sts),
     #[command(alias = "pair-classification")]
     Pairs(pairs::Pairs),
+    Retrieval(retrieval::Retrieval),
 }
 
 impl Eval {
@@ -27,6 +29,7 @@ impl Eval {
         match self.task {
             Task::Sts(c) => c.run(),
             Task::Pairs(c) => c.run(),
+            Task::Retrieval(c) => c.run(),
         }
     }
 }
