@@ -5,6 +5,7 @@ pub mod instructions;
 pub mod nearest;
 pub mod pairs;
 pub mod ranking;
+pub mod reranking;
 pub mod retrieval;
 pub mod rows;
 pub mod scores;

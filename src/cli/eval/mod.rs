@@ -1,6 +1,7 @@
 //! `llm2vec eval`: how good the vectors are, by data that people have judged; one file per type of task.
 
 mod pairs;
+mod reranking;
 mod retrieval;
 mod source;
 mod sts;
@@ -21,6 +22,7 @@ enum Task {
     #[command(alias = "pair-classification")]
     Pairs(pairs::Pairs),
     Retrieval(retrieval::Retrieval),
+    Reranking(reranking::Reranking),
 }
 
 impl Eval {
@@ -30,6 +32,7 @@ impl Eval {
             Task::Sts(c) => c.run(),
             Task::Pairs(c) => c.run(),
             Task::Retrieval(c) => c.run(),
+            Task::Reranking(c) => c.run(),
         }
     }
 }
