@@ -1,5 +1,6 @@
 //! `llm2vec eval`: how good the vectors are, by data that people have judged; one file per type of task.
 
+mod bitext;
 mod pairs;
 mod reranking;
 mod retrieval;
@@ -23,6 +24,8 @@ enum Task {
     Pairs(pairs::Pairs),
     Retrieval(retrieval::Retrieval),
     Reranking(reranking::Reranking),
+    #[command(alias = "bitext-mining")]
+    Bitext(bitext::Bitext),
 }
 
 impl Eval {
@@ -33,6 +36,7 @@ impl Eval {
             Task::Pairs(c) => c.run(),
             Task::Retrieval(c) => c.run(),
             Task::Reranking(c) => c.run(),
+            Task::Bitext(c) => c.run(),
         }
     }
 }
