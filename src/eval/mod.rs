@@ -13,3 +13,4 @@ pub mod scores;
 pub mod similarity;
 pub mod source;
 pub mod sts;
+pub mod summary;

@@ -6,6 +6,7 @@ mod reranking;
 mod retrieval;
 mod source;
 mod sts;
+mod summary;
 
 use crate::error::Result;
 use clap::{Args, Subcommand};
@@ -26,6 +27,8 @@ enum Task {
     Reranking(reranking::Reranking),
     #[command(alias = "bitext-mining")]
     Bitext(bitext::Bitext),
+    #[command(aliases = ["summarization", "summarisation"])]
+    Summary(summary::Summary),
 }
 
 impl Eval {
@@ -37,6 +40,7 @@ impl Eval {
             Task::Retrieval(c) => c.run(),
             Task::Reranking(c) => c.run(),
             Task::Bitext(c) => c.run(),
+            Task::Summary(c) => c.run(),
         }
     }
 }
