@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Spearman and Pearson correlation (x 100) of the vectors' cosine with people's judgement.
+/// Semantic similarity: Spearman and Pearson correlation (x 100) of cosines and of inner products with people's judgement.
 #[derive(Args)]
 #[command(after_help = "Examples:
   llm2vec eval sts -m DIR --data sts.tsv
@@ -28,18 +28,21 @@ impl Sts {
         let lists = lists.concat();
         let mut session = self.source.open("sts", &lists)?;
         let report = sts::run(&mut session.vectors, &lists, &session.instruction.query)?;
-        session.finish(json!({ "report": report }))?;
+        session.finish(json!({ "report": report, "scores": report.scores() }))?;
         table(&report)
     }
 }
 
 /// The report as a table on stdout.
 fn table(report: &Report) -> Result<()> {
-    let mut rows = vec![["file", "subset", "pairs", "spearman", "pearson"].map(String::from)];
+    let heads = ["file", "subset", "pairs", "spearman", "pearson", "dot spearman", "dot pearson"];
+    let mut rows = vec![heads.map(String::from)];
     let mut row = |file: &str, subset: &str, a: Agreement| {
         let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.2}"));
-        let (pairs, spearman, pearson) = (a.pairs.to_string(), number(a.spearman), number(a.pearson));
-        rows.push([file.into(), subset.into(), pairs, spearman, pearson]);
+        let [spearman, pearson] = [a.spearman, a.pearson].map(number);
+        let [dot_spearman, dot_pearson] = [a.dot_spearman, a.dot_pearson].map(number);
+        let pairs = a.pairs.to_string();
+        rows.push([file.into(), subset.into(), pairs, spearman, pearson, dot_spearman, dot_pearson]);
     };
     for file in &report.files {
         let name = file.file.file_name().unwrap_or(file.file.as_os_str()).to_string_lossy();
@@ -53,9 +56,13 @@ fn table(report: &Report) -> Result<()> {
         row("(mean of files)", "", report.mean);
     }
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let [w0, w1, w2, w3, w4] = [0, 1, 2, 3, 4].map(width);
-    let lines = rows.iter().map(|[file, subset, pairs, spearman, pearson]| {
-        format!("{file:<w0$}  {subset:<w1$}  {pairs:>w2$}  {spearman:>w3$}  {pearson:>w4$}\n")
+    let widths = [0, 1, 2, 3, 4, 5, 6].map(width);
+    let lines = rows.iter().map(|row| {
+        let cell = |(i, cell): (usize, &String)| match i {
+            0 | 1 => format!("{cell:<0$}", widths[i]),
+            _ => format!("{cell:>0$}", widths[i]),
+        };
+        row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ") + "\n"
     });
     print(&lines.collect::<String>())
 }
