@@ -21,6 +21,7 @@ mod house;
 mod kernels;
 mod model;
 mod ops;
+mod tasks;
 mod text;
 mod train_cli;
 mod training;
