@@ -35,9 +35,14 @@ impl Tally {
         format!("{:.1} texts/s, {:.0} tokens/s", self.texts as f64 / s, self.tokens as f64 / s)
     }
 
+    /// Takes the spinner away.
+    pub fn clear(&self) {
+        self.spinner.finish();
+    }
+
     /// Takes the spinner away and says what was done.
     pub fn finish(&self) {
-        self.spinner.finish();
+        self.clear();
         if self.quiet {
             return;
         }

@@ -1,8 +1,10 @@
 //! Semantic textual similarity: whether the cosine of two vectors orders pairs of sentences as people do.
 
 use super::correlation::{pearson, spearman};
-use crate::encode::Encoder;
-use crate::encode::texts::{Empty, Item};
+use super::scores::Scores;
+use super::similarity::{cosine, dot};
+use super::source::Vectors;
+use crate::encode::texts::Item;
 use crate::error::{Error, Message, Result, message};
 use crate::format::input::{self, Format, Record};
 use serde::Serialize;
@@ -82,14 +84,35 @@ pub struct Agreement {
     pub spearman: Option<f64>,
     /// By value.
     pub pearson: Option<f64>,
+    /// Of inner products instead of cosines, by rank.
+    pub dot_spearman: Option<f64>,
+    /// Of inner products, by value.
+    pub dot_pearson: Option<f64>,
 }
 
-impl Agreement {
-    fn of(cosines: &[f64], scores: &[f64]) -> Agreement {
+/// What pairs gave, and what people said.
+#[derive(Clone, Debug, Default)]
+struct Judged {
+    cosines: Vec<f64>,
+    dots: Vec<f64>,
+    scores: Vec<f64>,
+}
+
+impl Judged {
+    fn add(&mut self, other: &Judged) {
+        self.cosines.extend(&other.cosines);
+        self.dots.extend(&other.dots);
+        self.scores.extend(&other.scores);
+    }
+
+    fn agreement(&self) -> Agreement {
+        let percent = |r: Option<f64>| r.map(|r| 100.0 * r);
         Agreement {
-            pairs: scores.len(),
-            spearman: spearman(cosines, scores).map(|r| 100.0 * r),
-            pearson: pearson(cosines, scores).map(|r| 100.0 * r),
+            pairs: self.scores.len(),
+            spearman: percent(spearman(&self.cosines, &self.scores)),
+            pearson: percent(pearson(&self.cosines, &self.scores)),
+            dot_spearman: percent(spearman(&self.dots, &self.scores)),
+            dot_pearson: percent(pearson(&self.dots, &self.scores)),
         }
     }
 }
@@ -120,17 +143,13 @@ pub struct Report {
 }
 
 /// Embeds both sides of every pair of `files` and compares; all files are read before the first is embedded.
-pub fn run(
-    encoder: &mut Encoder,
-    files: &[PathBuf],
-    instruction: &str,
-    empty: Empty,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<Report> {
+///
+/// The texts are sentence1 and sentence2 of the first pair, then of the next.
+pub fn run(vectors: &mut Vectors, files: &[PathBuf], instruction: &str) -> Result<Report> {
     let data = files.iter().map(|f| Ok((f, read(f)?))).collect::<Result<Vec<_>>>()?;
-    let (mut reports, mut all, mut cut) = (Vec::new(), [Vec::new(), Vec::new()], 0);
+    let (mut reports, mut all, c) = (Vec::new(), Judged::default(), vectors.width());
     for (file, pairs) in data {
-        let mut cosines = Vec::with_capacity(pairs.len());
+        let mut judged = Judged { scores: pairs.iter().map(|p| p.score).collect(), ..Judged::default() };
         for window in pairs.chunks(WINDOW) {
             let at = |i: usize, what: Message| {
                 let place = format!("line {}, sentence {}: ", window[i / 2].line, i % 2 + 1);
@@ -138,38 +157,50 @@ pub fn run(
             };
             let texts = window.iter().flat_map(|p| &p.sentences);
             let items: Vec<Item> = texts.map(|text| Item { instruction, text }).collect();
-            let rows = encoder.texts(&items, empty, at, &mut progress)?;
-            cut += rows.cut;
-            let c = encoder.width();
-            cosines.extend(rows.vectors.chunks_exact(2 * c).map(|both| cosine(&both[..c], &both[c..])));
+            for both in vectors.rows(&items, at)?.chunks_exact(2 * c) {
+                judged.cosines.push(cosine(&both[..c], &both[c..]));
+                judged.dots.push(dot(&both[..c], &both[c..]));
+            }
         }
-        let scores: Vec<f64> = pairs.iter().map(|p| p.score).collect();
-        let mut subsets: BTreeMap<String, [Vec<f64>; 2]> = BTreeMap::new();
-        for (pair, (cosine, score)) in pairs.into_iter().zip(cosines.iter().zip(&scores)) {
-            let [cosines, scores] = subsets.entry(pair.subset).or_default();
-            cosines.push(*cosine);
-            scores.push(*score);
+        let mut subsets: BTreeMap<String, Judged> = BTreeMap::new();
+        for (i, pair) in pairs.into_iter().enumerate() {
+            let subset = subsets.entry(pair.subset).or_default();
+            subset.cosines.push(judged.cosines[i]);
+            subset.dots.push(judged.dots[i]);
+            subset.scores.push(pair.score);
         }
         reports.push(FileReport {
             file: file.clone(),
-            all: Agreement::of(&cosines, &scores),
-            subsets: subsets.into_iter().map(|(name, [c, s])| (name, Agreement::of(&c, &s))).collect(),
+            all: judged.agreement(),
+            subsets: subsets.into_iter().map(|(name, judged)| (name, judged.agreement())).collect(),
         });
-        all[0].extend(cosines);
-        all[1].extend(scores);
+        all.add(&judged);
     }
+    vectors.finish()?;
     let mean = |of: fn(&Agreement) -> Option<f64>| {
         let sum = reports.iter().map(|r| of(&r.all)).sum::<Option<f64>>()?;
         Some(sum / reports.len() as f64)
     };
-    let mean =
-        Agreement { pairs: all[0].len(), spearman: mean(|a| a.spearman), pearson: mean(|a| a.pearson) };
-    Ok(Report { all: Agreement::of(&all[0], &all[1]), mean, cut, files: reports })
+    let mean = Agreement {
+        pairs: all.scores.len(),
+        spearman: mean(|a| a.spearman),
+        pearson: mean(|a| a.pearson),
+        dot_spearman: mean(|a| a.dot_spearman),
+        dot_pearson: mean(|a| a.dot_pearson),
+    };
+    Ok(Report { all: all.agreement(), mean, cut: vectors.cut, files: reports })
 }
 
-/// The cosine of two vectors; 0 if one of them is zero.
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let norms = (dot(a, a) * dot(b, b)).sqrt();
-    if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
+impl Report {
+    /// The agreement over all pairs under MTEB's names.
+    pub fn scores(&self) -> Scores {
+        let share = |percent: Option<f64>| percent.map(|p| p / 100.0);
+        let mut scores = Scores::new("cosine_spearman");
+        scores.add("cosine_spearman", share(self.all.spearman));
+        scores.add("cosine_pearson", share(self.all.pearson));
+        scores.add("dot_spearman", share(self.all.dot_spearman));
+        scores.add("dot_pearson", share(self.all.dot_pearson));
+        scores.count("pairs", self.all.pairs);
+        scores
+    }
 }

@@ -10,3 +10,4 @@ pub mod npy;
 mod number;
 pub mod output;
 pub mod peft;
+pub mod vectors;

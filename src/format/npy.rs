@@ -72,8 +72,18 @@ pub fn read(path: &Path) -> Result<Npy> {
     parse(&map).map_err(|what| Error::file(path, what))
 }
 
-/// Reads an array from the bytes of a `.npy` file; the error is one line.
-pub fn parse(bytes: &[u8]) -> std::result::Result<Npy, String> {
+/// What the header says, and the elements' bytes behind it.
+pub(super) struct Layout<'a> {
+    /// The element type, in NumPy's letters.
+    pub(super) descr: &'a str,
+    /// The extents, outermost first.
+    pub(super) shape: Vec<usize>,
+    /// The elements, in C order; their number is not yet checked.
+    pub(super) body: &'a [u8],
+}
+
+/// Reads the header of a `.npy` file; the error is one line.
+pub(super) fn layout(bytes: &[u8]) -> std::result::Result<Layout<'_>, String> {
     let (header, body) =
         split(bytes).ok_or("not a .npy file, or cut short in its header; save it with numpy.save")?;
     let header =
@@ -91,6 +101,12 @@ pub fn parse(bytes: &[u8]) -> std::result::Result<Npy, String> {
     }
     let descr = field("descr")?.strip_prefix('\'').and_then(|d| d.split_once('\''));
     let descr = descr.ok_or("the .npy header's descr is no string, a plain array was wanted")?.0;
+    Ok(Layout { descr, shape, body })
+}
+
+/// Reads an array from the bytes of a `.npy` file; the error is one line.
+pub fn parse(bytes: &[u8]) -> std::result::Result<Npy, String> {
+    let Layout { descr, shape, body } = layout(bytes)?;
     let count =
         shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).ok_or("the .npy shape is too large")?;
     let data = match descr {

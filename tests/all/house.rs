@@ -29,7 +29,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("text", &["error"]),
     ("pretrained", &["error", "device", "tensor", "memory", "ops", "model", "format", "text"]),
     ("encode", &["error", "device", "tensor", "memory", "ops", "model", "text", "pretrained"]),
-    ("eval", &["error", "format", "encode"]),
+    // The product of queries and documents is the CPU's own.
+    ("eval", &["error", "device::cpu", "format", "encode"]),
     (
         "train",
         &["error", "device", "tensor", "memory", "rng", "ops", "model", "format", "text", "pretrained"],

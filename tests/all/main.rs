@@ -21,6 +21,7 @@ mod house;
 mod kernels;
 mod model;
 mod ops;
+mod tasks;
 mod text;
 mod tokens;
 mod train_cli;

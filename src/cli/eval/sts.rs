@@ -1,0 +1,68 @@
+//! `llm2vec eval sts`: semantic textual similarity.
+
+use super::source::SourceFlags;
+use crate::cli::print;
+use crate::error::Result;
+use crate::eval::sts::{self, Agreement, Report};
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Semantic similarity: Spearman and Pearson correlation (x 100) of cosines and of inner products with people's judgement.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  llm2vec eval sts -m DIR --data sts.tsv
+  llm2vec eval sts -m DIR --adapter mntp --adapter simcse --data FOLDER -o scores.json")]
+pub struct Sts {
+    /// TSV with the header subset, score, sentence1, sentence2 (.gz and .zst too), or a folder of such; may be repeated
+    #[arg(long, env = "LLM2VEC_DATA", value_delimiter = ',', required = true, value_name = "PATH")]
+    data: Vec<PathBuf>,
+    #[command(flatten)]
+    source: SourceFlags,
+}
+
+impl Sts {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        let lists = self.data.iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
+        let lists = lists.concat();
+        let mut session = self.source.open("sts", &lists)?;
+        let report = sts::run(&mut session.vectors, &lists, &session.instruction.query)?;
+        session.finish(json!({ "report": report, "scores": report.scores() }))?;
+        table(&report)
+    }
+}
+
+/// The report as a table on stdout.
+fn table(report: &Report) -> Result<()> {
+    let heads = ["file", "subset", "pairs", "spearman", "pearson", "dot spearman", "dot pearson"];
+    let mut rows = vec![heads.map(String::from)];
+    let mut row = |file: &str, subset: &str, a: Agreement| {
+        let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.2}"));
+        let [spearman, pearson] = [a.spearman, a.pearson].map(number);
+        let [dot_spearman, dot_pearson] = [a.dot_spearman, a.dot_pearson].map(number);
+        let pairs = a.pairs.to_string();
+        rows.push([file.into(), subset.into(), pairs, spearman, pearson, dot_spearman, dot_pearson]);
+    };
+    for file in &report.files {
+        let name = file.file.file_name().unwrap_or(file.file.as_os_str()).to_string_lossy();
+        file.subsets.iter().for_each(|(subset, a)| row(&name, subset, *a));
+        if file.subsets.len() > 1 {
+            row(&name, "(all)", file.all);
+        }
+    }
+    if report.files.len() > 1 {
+        row("(all pairs)", "", report.all);
+        row("(mean of files)", "", report.mean);
+    }
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
+    let widths = [0, 1, 2, 3, 4, 5, 6].map(width);
+    let lines = rows.iter().map(|row| {
+        let cell = |(i, cell): (usize, &String)| match i {
+            0 | 1 => format!("{cell:<0$}", widths[i]),
+            _ => format!("{cell:>0$}", widths[i]),
+        };
+        row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ") + "\n"
+    });
+    print(&lines.collect::<String>())
+}
