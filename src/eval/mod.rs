@@ -2,7 +2,14 @@
 
 pub mod correlation;
 pub mod instructions;
+pub mod kmeans;
+pub mod lbfgs;
+pub mod line_search;
+pub mod logistic;
+pub mod mersenne;
+pub mod metrics;
 pub mod rows;
+pub mod sampling;
 pub mod scores;
 pub mod similarity;
 pub mod source;

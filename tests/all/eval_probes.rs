@@ -1,0 +1,168 @@
+//! Measures and small learners of `eval` against scikit-learn, MTEB and PyTorch, by what `tests/golden/make_probes.py` wrote.
+
+use crate::common::here;
+use llm2vec::eval::kmeans::{self, mini_batch_kmeans};
+use llm2vec::eval::logistic::{self, Logistic};
+use llm2vec::eval::mersenne::Mersenne;
+use llm2vec::eval::metrics::{accuracy, average_precision::average_precision, vmeasure::v_measure};
+use llm2vec::eval::sampling::samples;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+fn golden(name: &str) -> Vec<Value> {
+    let file = std::fs::read(here("tests/golden/probes.json")).unwrap();
+    let json: Value = serde_json::from_slice(&file).unwrap();
+    json[name].as_array().unwrap().clone()
+}
+
+fn take<T: DeserializeOwned>(value: &Value) -> T {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[track_caller]
+fn near(got: f64, wanted: &Value, tolerance: f64, what: &str) {
+    let wanted = wanted.as_f64().unwrap();
+    assert!((got - wanted).abs() <= tolerance, "{what}: {got}, {wanted} was wanted");
+}
+
+/// `blobs` of the script.
+fn blobs(case: &Value, other: u32) -> (Vec<f32>, Vec<usize>, usize) {
+    let [seed, rows, width, centers]: [u32; 4] = take(&case["blobs"]);
+    let [rows, width, centers] = [rows, width, centers].map(|n| n as usize);
+    let spread = case["spread"].as_f64().unwrap();
+    let mut random = Mersenne::new(seed + other);
+    let middle: Vec<f64> = (0..centers * width).map(|_| random.unit() * 4.0).collect();
+    let mut x = Vec::with_capacity(rows * width);
+    for row in 0..rows {
+        for column in 0..width {
+            let u = [random.unit(), random.unit(), random.unit()];
+            let noise = (u[0] + u[1] + u[2] - 1.5) * spread;
+            x.push((middle[row % centers * width + column] + noise) as f32);
+        }
+    }
+    (x, (0..rows).map(|row| row % centers).collect(), width)
+}
+
+#[test]
+fn measures_equal_mteb_and_scikit_learn() {
+    for case in golden("measures") {
+        let (truth, answers): (Vec<usize>, Vec<usize>) = (take(&case["truth"]), take(&case["answers"]));
+        let got = accuracy::scores(&truth, &answers);
+        let v = v_measure(&truth, &answers);
+        let pairs = [
+            (got.accuracy, &case["accuracy"]),
+            (got.by_class.f1, &case["f1"]),
+            (got.by_row.f1, &case["f1_weighted"]),
+            (got.by_class.precision, &case["precision"]),
+            (got.by_row.precision, &case["precision_weighted"]),
+            (got.by_class.recall, &case["recall"]),
+            (got.by_row.recall, &case["recall_weighted"]),
+            (v.homogeneity, &case["v"][0]),
+            (v.completeness, &case["v"][1]),
+            (v.v_measure, &case["v"][2]),
+        ];
+        for (i, (got, wanted)) in pairs.into_iter().enumerate() {
+            near(got, wanted, 1e-12, &format!("{}, measure {i}", case["name"]));
+        }
+        if !case["ap"].is_null() {
+            let positive: Vec<bool> = truth.iter().map(|&t| t == 1).collect();
+            let answers: Vec<f64> = answers.iter().map(|&a| a as f64).collect();
+            near(average_precision(&positive, &answers), &case["ap"], 1e-12, "ap of answers");
+        }
+    }
+    for (i, case) in golden("precisions").into_iter().enumerate() {
+        let got =
+            average_precision(&take::<Vec<bool>>(&case["positive"]), &take::<Vec<f64>>(&case["scores"]));
+        near(got, &case["ap"], 1e-12, &format!("precisions {i}"));
+    }
+}
+
+#[test]
+fn measures_of_no_row() {
+    let none = accuracy::scores(&[], &[]);
+    assert_eq!((none.accuracy, none.by_class.f1, none.by_row.f1), (0.0, 0.0, 0.0));
+    // As scikit-learn has it.
+    assert_eq!(v_measure(&[], &[]).v_measure, 1.0);
+    assert_eq!(average_precision(&[], &[]), 0.0);
+}
+
+#[test]
+fn samples_equal_mteb() {
+    for case in golden("samples") {
+        let labels: Vec<usize> = take(&case["labels"]);
+        let (seed, per_label): (u32, usize) = (take(&case["seed"]), take(&case["per_label"]));
+        let runs: Vec<Vec<usize>> = take(&case["runs"]);
+        assert_eq!(samples(&labels, per_label, runs.len(), seed), runs, "seed {seed}, {per_label} per label");
+    }
+}
+
+/// Weights, steps and answers, also where the limit of steps is hit.
+#[test]
+fn regressions_equal_scikit_learn() {
+    for (i, case) in golden("regressions").into_iter().enumerate() {
+        let ((x, y, width), (z, ..)) = (blobs(&case, 0), blobs(&case, 100));
+        let max_iter = take(&case["max_iter"]);
+        let classes = y.iter().max().unwrap() + 1;
+        let options = logistic::Options { max_iter, tol: take(&case["tol"]), ..logistic::Options::default() };
+        let model = Logistic::fit(&x, width, &y, classes, options).unwrap();
+        let steps: usize = take(&case["steps"]);
+        assert_eq!(model.converged, steps < max_iter, "case {i}");
+        assert!(model.steps == steps || steps > 100, "case {i}: {} steps, {steps} were wanted", model.steps);
+        let scores = model.scores(&z);
+        // At the very bottom the loss no longer tells weights apart that differ in the sixth place.
+        let tolerance = if steps > 100 { 1e-4 } else { 1e-6 };
+        for (name, got) in
+            [("weights", &model.weights), ("intercepts", &model.intercepts), ("scores", &scores)]
+        {
+            for (got, wanted) in got.iter().zip(case[name].as_array().unwrap()) {
+                near(*got, wanted, tolerance, &format!("case {i}, {name}"));
+            }
+        }
+        assert_eq!(model.classes(&scores), take::<Vec<usize>>(&case["answers"]), "case {i}");
+    }
+}
+
+#[test]
+fn regressions_refuse_what_they_cannot_learn() {
+    let fit = |x: &[f32], y: &[usize], classes| Logistic::fit(x, 1, y, classes, logistic::Options::default());
+    let error = fit(&[1.0, 2.0], &[0, 0], 1).unwrap_err().to_string();
+    assert!(error.contains("one class") && error.contains("at least two"), "{error}");
+    let error = fit(&[1.0, f32::NAN], &[0, 1], 2).unwrap_err().to_string();
+    assert!(error.contains("not finite"), "{error}");
+    // Nothing to tell apart by: the answer is the larger class, and nothing breaks.
+    let model = fit(&[0.0; 3], &[0, 1, 1], 2).unwrap();
+    assert_eq!(model.classes(&model.scores(&[0.0])), [1]);
+}
+
+/// The same clusters as scikit-learn's, from the same draws.
+#[test]
+fn clusters_equal_scikit_learn() {
+    for (i, case) in golden("clusterings").iter().enumerate() {
+        let (x, y, width) = blobs(case, 0);
+        let (clusters, starts, seed) = (take(&case["clusters"]), take(&case["starts"]), take(&case["seed"]));
+        let options = kmeans::Options { clusters, batch: 500, starts, rounds: 100, seed };
+        let got = mini_batch_kmeans(&x, width, options).unwrap();
+        let wanted = case["inertia"].as_f64().unwrap();
+        assert!((got.inertia / wanted - 1.0).abs() < 1e-5, "case {i}: {}, {wanted} was wanted", got.inertia);
+        near(v_measure(&y, &got.labels).v_measure, &case["v"], 1e-12, &format!("case {i}"));
+        assert_eq!(got.labels, take::<Vec<usize>>(&case["labels"]), "case {i}");
+        assert_eq!(got.steps, take::<usize>(&case["steps"]), "case {i}");
+    }
+}
+
+#[test]
+fn clusters_of_odd_data() {
+    let kmeans = |x: &[f32], clusters| {
+        mini_batch_kmeans(x, 1, kmeans::Options { clusters, batch: 500, starts: 1, rounds: 100, seed: 42 })
+    };
+    let error = kmeans(&[1.0, 2.0], 3).unwrap_err().to_string();
+    assert!(error.contains("2 rows") && error.contains("at least 3"), "{error}");
+    let error = kmeans(&[1.0, f32::INFINITY], 2).unwrap_err().to_string();
+    assert!(error.contains("not finite"), "{error}");
+    // As many clusters as rows; the centers are not the rows, nor are scikit-learn's.
+    let apart = kmeans(&[0.0, 10.0, 20.0, 30.0], 4).unwrap();
+    assert_eq!((&apart.labels[..], apart.steps), (&[2, 1, 0, 3][..], 13));
+    assert!((apart.inertia - 11.555_555).abs() < 1e-5, "{}", apart.inertia);
+    // Rows that are all the same, up to the rounding of their mean.
+    assert!(kmeans(&[5.0; 20], 3).unwrap().inertia < 1e-10);
+}
