@@ -8,6 +8,7 @@ pub mod line_search;
 pub mod logistic;
 pub mod mersenne;
 pub mod metrics;
+pub mod probe;
 pub mod rows;
 pub mod sampling;
 pub mod scores;

@@ -5,6 +5,7 @@ use llm2vec::eval::kmeans::{self, mini_batch_kmeans};
 use llm2vec::eval::logistic::{self, Logistic};
 use llm2vec::eval::mersenne::Mersenne;
 use llm2vec::eval::metrics::{accuracy, average_precision::average_precision, vmeasure::v_measure};
+use llm2vec::eval::probe::{Options, Probe, Words};
 use llm2vec::eval::sampling::samples;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -165,4 +166,71 @@ fn clusters_of_odd_data() {
     assert!((apart.inertia - 11.555_555).abs() < 1e-5, "{}", apart.inertia);
     // Rows that are all the same, up to the rounding of their mean.
     assert!(kmeans(&[5.0; 20], 3).unwrap().inertia < 1e-10);
+}
+
+fn options(case: &Value) -> Options {
+    Options {
+        epochs: take(&case["epochs"]),
+        batch: take(&case["batch"]),
+        rate: take(&case["rate"]),
+        decay: take(&case["decay"]),
+        max_grad_norm: take(&case["max_grad_norm"]),
+        dropout: 0.0,
+        ..Options::default()
+    }
+}
+
+/// With PyTorch's batches its losses step by step; with our own, where both have come to rest, its last one.
+#[test]
+fn probes_reach_the_losses_of_pytorch() {
+    for (i, case) in golden("probes").iter().enumerate() {
+        let (x, y, width) = blobs(case, 0);
+        let (options, classes) = (options(case), y.iter().max().unwrap() + 1);
+        let starts: Vec<usize> = (0..=y.len()).collect();
+        let words = Words { features: &x, width, labels: &y, starts: &starts };
+        let mut probe = Probe::new(width, classes);
+        let all = options.epochs * y.len().div_ceil(options.batch);
+        let (losses, mut step) = (case["losses"].as_array().unwrap(), 0);
+        let seed: u32 = take(&case["blobs"][0]);
+        for epoch in 0..options.epochs {
+            let mut order: Vec<usize> = (0..y.len()).collect();
+            Mersenne::new(seed + epoch as u32).shuffle(&mut order);
+            for rows in order.chunks(options.batch) {
+                let rate = options.rate * (all - step) as f64 / all as f64;
+                let loss = probe.step(words, rows, rate, options).unwrap();
+                if let Some(wanted) = losses.get(step) {
+                    near(loss, wanted, 1e-5, &format!("case {i}, step {step}"));
+                }
+                step += 1;
+            }
+        }
+        near(probe.loss(&x, &y).unwrap(), &case["final"], 1e-5, &format!("case {i}"));
+        if options.epochs > 100 {
+            let ours = Probe::train(words, classes, options, |_, _, _| {}).unwrap();
+            near(ours.loss(&x, &y).unwrap(), &case["final"], 1e-4, "with our own batches");
+        }
+    }
+}
+
+/// Sentences stay whole, dropout is drawn anew each step, and two runs give the same bits.
+#[test]
+fn probes_are_deterministic_and_stop_where_told() {
+    let (x, y, width) = blobs(&golden("probes")[0], 0);
+    let starts: Vec<usize> = (0..=y.len()).filter(|i| i % 7 == 0 || *i == y.len()).collect();
+    let words = Words { features: &x, width, labels: &y, starts: &starts };
+    let options = Options { epochs: 3, batch: 4, rate: 0.02, ..Options::default() };
+    let run = |options| {
+        let mut losses = Vec::new();
+        let probe = Probe::train(words, 5, options, |_, _, loss| losses.push(loss.to_bits())).unwrap();
+        (losses, probe.scores(&x).unwrap())
+    };
+    let (losses, scores) = run(options);
+    assert_eq!(losses.len(), 3 * (starts.len() - 1).div_ceil(4));
+    assert_eq!(run(options), (losses.clone(), scores.clone()));
+    assert_ne!(run(Options { seed: 7, ..options }).1, scores);
+    assert_ne!(run(Options { dropout: 0.0, ..options }).1, scores);
+    let stopped = run(Options { stop_after: 5, ..options });
+    assert_eq!(stopped.0, losses[..5]);
+    let error = Probe::train(words, 4, options, |_, _, _| {}).err().unwrap().to_string();
+    assert!(error.contains("class 4") && error.contains("below 4"), "{error}");
 }

@@ -29,7 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("text", &["error"]),
     ("pretrained", &["error", "device", "tensor", "memory", "ops", "model", "format", "text"]),
     ("encode", &["error", "device", "tensor", "memory", "ops", "model", "text", "pretrained"]),
-    ("eval", &["error", "device", "format", "encode"]),
+    ("eval", &["error", "device", "tensor", "rng", "ops", "format", "encode"]),
     (
         "train",
         &["error", "device", "tensor", "memory", "rng", "ops", "model", "format", "text", "pretrained"],
