@@ -1,8 +1,11 @@
 //! How good the vectors are, by tasks that people have judged: MTEB's types, on files.
 
+pub mod classification;
+pub mod clustering;
 pub mod correlation;
 pub mod instructions;
 pub mod kmeans;
+pub mod labelled;
 pub mod lbfgs;
 pub mod line_search;
 pub mod logistic;

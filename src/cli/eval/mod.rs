@@ -1,5 +1,7 @@
 //! `llm2vec eval`: how good the vectors are, by data that people have judged; one file per type of task.
 
+mod classification;
+mod clustering;
 mod source;
 mod sts;
 
@@ -15,6 +17,8 @@ pub struct Eval {
 
 #[derive(Subcommand)]
 enum Task {
+    Classification(classification::Classification),
+    Clustering(clustering::Clustering),
     Sts(sts::Sts),
 }
 
@@ -22,6 +26,8 @@ impl Eval {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         match self.task {
+            Task::Classification(c) => c.run(),
+            Task::Clustering(c) => c.run(),
             Task::Sts(c) => c.run(),
         }
     }
