@@ -2,6 +2,7 @@
 //!
 //! The texts are text1 and text2 of the first row, then of the next.
 
+use super::metrics::average_precision::average_precision;
 use super::rows::{self, Row, wrong};
 use super::scores::Scores;
 use super::similarity::{cosine, dot, euclidean, manhattan};
@@ -53,7 +54,7 @@ impl Thresholds {
             f1_threshold: 0.0,
             precision: 0.0,
             recall: 0.0,
-            ap: average_precision(scores, labels),
+            ap: average_precision(labels, scores),
         };
         let (mut taken, mut correct) = (0, 0);
         for pair in groups.windows(2) {
@@ -97,17 +98,6 @@ fn groups(scores: &[f64], labels: &[bool]) -> Vec<Group> {
         Group { score: scores[list[0]], count: list.len(), positives }
     };
     tied.map(group).collect()
-}
-
-/// scikit-learn's: the precision at every score, weighted by the recall that it adds; 0 without a positive.
-pub fn average_precision(scores: &[f64], labels: &[bool]) -> f64 {
-    let (mut taken, mut correct, mut sum) = (0, 0, 0.0);
-    for group in groups(scores, labels) {
-        taken += group.count;
-        correct += group.positives;
-        sum += group.positives as f64 * correct as f64 / taken as f64;
-    }
-    if correct == 0 { 0.0 } else { sum / correct as f64 }
 }
 
 /// How alike two vectors are.

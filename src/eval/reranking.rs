@@ -3,7 +3,7 @@
 //! The texts are query, positive and negative of the first row, then of the next.
 
 use super::instructions::Instruction;
-use super::pairs::average_precision;
+use super::metrics::average_precision::average_precision;
 use super::rows::{self, Row, wrong};
 use super::scores::Scores;
 use super::similarity::cosine;
@@ -41,7 +41,7 @@ impl Ranked {
         order.sort_by(|&i, &j| scores[j].total_cmp(&scores[i]));
         let first = order.iter().position(|&i| labels[i]);
         Ranked {
-            ap: average_precision(scores, &labels),
+            ap: average_precision(&labels, scores),
             reciprocal: first.map_or(0.0, |rank| 1.0 / (rank + 1) as f64),
         }
     }

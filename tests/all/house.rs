@@ -29,8 +29,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("text", &["error"]),
     ("pretrained", &["error", "device", "tensor", "memory", "ops", "model", "format", "text"]),
     ("encode", &["error", "device", "tensor", "memory", "ops", "model", "text", "pretrained"]),
-    // The product of queries and documents is the CPU's own.
-    ("eval", &["error", "device::cpu", "format", "encode"]),
+    // The product of queries and documents is the CPU's own, a probe's step the optimiser's.
+    ("eval", &["error", "device", "tensor", "rng", "ops", "format", "encode"]),
     (
         "train",
         &["error", "device", "tensor", "memory", "rng", "ops", "model", "format", "text", "pretrained"],

@@ -14,6 +14,7 @@ mod bench;
 mod cli;
 mod emulated;
 mod eval;
+mod eval_probes;
 mod formats;
 mod golden;
 mod gradients;

@@ -1,6 +1,8 @@
 //! `llm2vec eval`: how good the vectors are, by data that people have judged; one file per type of task.
 
 mod bitext;
+mod classification;
+mod clustering;
 mod pairs;
 mod reranking;
 mod retrieval;
@@ -20,6 +22,8 @@ pub struct Eval {
 
 #[derive(Subcommand)]
 enum Task {
+    Classification(classification::Classification),
+    Clustering(clustering::Clustering),
     Sts(sts::Sts),
     #[command(alias = "pair-classification")]
     Pairs(pairs::Pairs),
@@ -35,6 +39,8 @@ impl Eval {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         match self.task {
+            Task::Classification(c) => c.run(),
+            Task::Clustering(c) => c.run(),
             Task::Sts(c) => c.run(),
             Task::Pairs(c) => c.run(),
             Task::Retrieval(c) => c.run(),
