@@ -61,7 +61,7 @@ fn the_input_under_another_name() {
     for output in [&data, &soft, &hard] {
         for input in [&data, dir.path()] {
             let args = ["eval", "sts", "-m", tiny.path(), "--data", str(input), "-o", str(output)];
-            failed(llm2vec(&args).output().unwrap(), 2, &[str(output), "is one of the data files"]);
+            failed(llm2vec(&args).output().unwrap(), 2, &[str(output), "is one of the files read"]);
         }
     }
     assert!(fs::read_to_string(&data).unwrap().starts_with("subset"));
