@@ -2,6 +2,7 @@
 //!
 //! The texts are source and target of the first row, then of the next.
 
+use super::instructions::Instruction;
 use super::nearest::nearest_rows;
 use super::rows::{self, Row, wrong};
 use super::scores::Scores;
@@ -37,7 +38,8 @@ pub fn scores(found: &[usize]) -> Scores {
 }
 
 /// Figures of the set in `folder`, from source to target; the other way round is the part `reverse`.
-pub fn run(vectors: &mut Vectors, folder: &Path, instruction: &str) -> Result<Scores> {
+pub fn run(vectors: &mut Vectors, folder: &Path, instruction: &Instruction) -> Result<Scores> {
+    let instruction = &instruction.query;
     let path = rows::file(folder, "test.jsonl")?;
     let rows: Vec<Row<Sentences>> = rows::read(&path, WANTED)?;
     let texts = rows.iter().flat_map(|row| [&row.value.source, &row.value.target]);

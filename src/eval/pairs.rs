@@ -2,6 +2,7 @@
 //!
 //! The texts are text1 and text2 of the first row, then of the next.
 
+use super::instructions::Instruction;
 use super::metrics::average_precision::average_precision;
 use super::rows::{self, Row, wrong};
 use super::scores::Scores;
@@ -112,7 +113,8 @@ const SIMILARITIES: [(&str, Similarity); 4] = [
 ];
 
 /// Figures of the set in `folder`.
-pub fn run(vectors: &mut Vectors, folder: &Path, instruction: &str) -> Result<Scores> {
+pub fn run(vectors: &mut Vectors, folder: &Path, instruction: &Instruction) -> Result<Scores> {
+    let instruction = &instruction.query;
     let path = rows::file(folder, "test.jsonl")?;
     let rows: Vec<Row<Pair>> = rows::read(&path, WANTED)?;
     let labels = rows.iter().map(|row| label(&path, row)).collect::<Result<Vec<_>>>()?;

@@ -4,6 +4,7 @@
 //! itself is not compared.
 
 use super::correlation::{pearson, spearman};
+use super::instructions::Instruction;
 use super::rows::{self, Row, wrong};
 use super::scores::Scores;
 use super::similarity::{cosine, dot};
@@ -38,7 +39,8 @@ fn correlations(ratings: &[f64], cosines: &[f64], dots: &[f64]) -> Option<[f64; 
 
 /// Figures of the set in `folder`: means over texts; as in MTEB those are left out whose ratings or similarities are all
 /// equal.
-pub fn run(vectors: &mut Vectors, folder: &Path, instruction: &str) -> Result<Scores> {
+pub fn run(vectors: &mut Vectors, folder: &Path, instruction: &Instruction) -> Result<Scores> {
+    let instruction = &instruction.query;
     let path = rows::file(folder, "test.jsonl")?;
     let rows: Vec<Row<Summaries>> = rows::read(&path, WANTED)?;
     for Row { line, value: Summaries { human, machine, relevance } } in &rows {

@@ -14,7 +14,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use serde_json::{Value, json};
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Flags of every evaluation.
@@ -64,6 +64,17 @@ impl SetFlags {
     /// Opens model or vectors for a task.
     pub fn open(&self, kind: &str) -> Result<Session> {
         self.source.open(kind, std::slice::from_ref(&self.data))
+    }
+
+    /// Runs a task that has no flags of its own.
+    pub fn scores(
+        self,
+        kind: &str,
+        run: fn(&mut Vectors, &Path, &Instruction) -> Result<Scores>,
+    ) -> Result<()> {
+        let mut session = self.open(kind)?;
+        let scores = run(&mut session.vectors, &self.data, &session.instruction)?;
+        session.scores(&scores)
     }
 }
 
