@@ -18,7 +18,7 @@ fn ops(c: &mut Criterion) {
     for (name, device) in devices() {
         let (operands, mut cases) = (Operands::new(&device), cases::all());
         if let Device::Gpu(_) = device {
-            cases.extend(cases::large_tiles().into_iter().chain(large(16384)));
+            cases.extend(cases::device_only().into_iter().chain(large(16384)));
         }
         let mut clock = Clock::new(&device).unwrap();
         for case in &cases {

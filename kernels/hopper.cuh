@@ -6,8 +6,8 @@
 
 using bytes64 = unsigned long long;
 
-// What cuTensorMapEncodeTiled fills: a kernel takes it as `const __grid_constant__ TensorMap`.
-struct alignas(64) TensorMap {
+// What cuTensorMapEncodeTiled fills: a kernel takes it as `const __grid_constant__ CUtensorMap`.
+struct alignas(64) CUtensorMap {
     unsigned char opaque[128];
 };
 
@@ -25,6 +25,9 @@ __device__ inline void barrier_cluster() {
 }
 
 // ---- mbarrier ----
+// Arrivals and waits take the scope of a block, the instruction's own: at the scope of a cluster ptxas makes fences of them
+// that flush caches in every stage (MEMBAR.ALL.GPU, CCTL.IVALL). What they order here are bulk copies and wgmma, whose own
+// completion they carry, between blocks too.
 
 // `count` arrivals, and the bytes that they announce, end a phase.
 __device__ inline void mbarrier_init(unsigned barrier, int count) {
@@ -38,27 +41,36 @@ __device__ inline void fence_mbarrier_init() {
 __device__ inline void mbarrier_arrive_expect_tx(unsigned barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
+// One arrival.
+__device__ inline void mbarrier_arrive(unsigned barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 // One arrival at the barrier in the same place of another block of the cluster (or of this one).
 __device__ inline void mbarrier_arrive(unsigned barrier, unsigned rank) {
     asm volatile(
         "{\n.reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
         "r"(rank)
         : "memory");
 }
-// Until the phase of this parity is over; the one before the first has parity 1.
+// Until the phase of this parity is over; the one before the first has parity 1. A wait that goes on for seconds is a fault
+// of the program: it ends in a store to no address, which the host sees as an error, and not in a GPU that hangs. (`__trap()`
+// would keep ptxas 13.0 at the launch bounds' registers behind setmaxnreg, so that sums spill.)
 __device__ inline void mbarrier_wait(unsigned barrier, int parity) {
-    int over;
-    do {
+    constexpr unsigned PATIENCE = 1u << 23;
+    for (unsigned turn = 0;; turn++) {
+        int over;
         asm volatile(
             "{\n.reg .pred over;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%1], %2;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
             "selp.s32 %0, 1, 0, over;\n}"
             : "=r"(over)
             : "r"(barrier), "r"(parity)
             : "memory");
-    } while (!over);
+        if (over) return;
+        if (turn > PATIENCE) asm volatile("st.global.u32 [%0], %1;" ::"l"(16ull), "r"(barrier) : "memory");
+    }
 }
 
 // ---- Bulk copies ----
@@ -66,8 +78,15 @@ __device__ inline void mbarrier_wait(unsigned barrier, int parity) {
 // Ordinary writes to shared memory before it are seen by bulk copies and wgmma behind it.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-__device__ inline void prefetch_tensormap(const TensorMap& map) {
+__device__ inline void prefetch_tensormap(const CUtensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+// The box at element (x, y) to shared memory; its bytes count at the barrier.
+__device__ inline void cp_async_bulk_tensor_load(unsigned to, const CUtensorMap& map, int x, int y, unsigned barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+            "r"(to), "l"(&map), "r"(x), "r"(y), "r"(barrier)
+        : "memory");
 }
 // For what is read once.
 __device__ inline bytes64 createpolicy_evict_first() {
@@ -75,8 +94,8 @@ __device__ inline bytes64 createpolicy_evict_first() {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-// The box at element (x, y) to shared memory; its bytes count at the barrier.
-__device__ inline void cp_async_bulk_tensor_load(unsigned to, const TensorMap& map, int x, int y, unsigned barrier,
+// The same, kept or let go by the L2 as `policy` says.
+__device__ inline void cp_async_bulk_tensor_load(unsigned to, const CUtensorMap& map, int x, int y, unsigned barrier,
                                                  bytes64 policy) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
@@ -85,7 +104,7 @@ __device__ inline void cp_async_bulk_tensor_load(unsigned to, const TensorMap& m
         : "memory");
 }
 // The same to the same place in all blocks of `mask`, and at each one's barrier.
-__device__ inline void cp_async_bulk_tensor_multicast(unsigned to, const TensorMap& map, int x, int y,
+__device__ inline void cp_async_bulk_tensor_multicast(unsigned to, const CUtensorMap& map, int x, int y,
                                                       unsigned barrier, unsigned short mask) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
@@ -94,14 +113,20 @@ __device__ inline void cp_async_bulk_tensor_multicast(unsigned to, const TensorM
         : "memory");
 }
 // The reverse, in this thread's bulk group.
-__device__ inline void cp_async_bulk_tensor_store(const TensorMap& map, int x, int y, unsigned from) {
+__device__ inline void cp_async_bulk_tensor_store(const CUtensorMap& map, int x, int y, unsigned from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
                  "r"(x), "r"(y), "r"(from)
                  : "memory");
 }
 __device__ inline void cp_async_bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until this thread's stores have read their shared memory: it may be written again, or go away with the block.
-__device__ inline void cp_async_bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+// Until all but the newest PENDING groups of this thread have read their shared memory: it may be written again, or go away
+// with the block.
+template <int PENDING = 0>
+__device__ inline void cp_async_bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+// Until this thread's stores are done.
+__device__ inline void cp_async_bulk_wait_all() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // ---- wgmma ----
 
@@ -125,31 +150,49 @@ __device__ inline void wgmma_pin(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
-// d = a b + (keep ? d : 0) on 64 x 128 x 16. d[4j], d[4j + 1] are row 16 (warp % 4) + lane / 4, columns 8j + 2 (lane % 4) and
+// d = a b + (keep ? d : 0) on 64 x N x 16. d[4j], d[4j + 1] are row 16 (warp % 4) + lane / 4, columns 8j + 2 (lane % 4) and
 // one on; d[4j + 2], d[4j + 3] lie eight rows below. MN_MAJOR: how b lies.
-template <bool MN_MAJOR>
-__device__ inline void wgmma_m64n128k16(float (&d)[64], bytes64 a, bytes64 b, int keep) {
-    asm volatile(
-        "{\n.reg .pred keep;\nsetp.ne.s32 keep, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "%64, %65, keep, 1, 1, 0, %67;\n}"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-          "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "l"(a), "l"(b), "r"(keep), "n"(int(MN_MAJOR))
-        : "memory");
-}
+#define WGMMA_8(i) \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define WGMMA_32(i) WGMMA_8(i), WGMMA_8(i + 8), WGMMA_8(i + 16), WGMMA_8(i + 24)
+#define WGMMA_LIST_32                                                        \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WGMMA_LIST_64                                                                              \
+    WGMMA_LIST_32                                                                                  \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
+    "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_LIST_128                                                                                          \
+    WGMMA_LIST_64                                                                                               \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "    \
+    "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
+    "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "   \
+    "%121, %122, %123, %124, %125, %126, %127"
+// A, B, KEEP and MAJOR number the operands behind the sums.
+#define WGMMA(N, COUNT, A, B, KEEP, MAJOR, ...)                                                                    \
+    template <bool MN_MAJOR>                                                                                       \
+    __device__ inline void wgmma_m64n##N##k16(float(&d)[COUNT], bytes64 a, bytes64 b, int keep) {                  \
+        asm volatile("{\n.reg .pred keep;\nsetp.ne.s32 keep, %" #KEEP                                              \
+                     ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_LIST_##COUNT "}, %" #A \
+                     ", %" #B ", keep, 1, 1, 0, %" #MAJOR ";\n}"                                                   \
+                     : __VA_ARGS__                                                                                 \
+                     : "l"(a), "l"(b), "r"(keep), "n"(int(MN_MAJOR))                                               \
+                     : "memory");                                                                                  \
+    }
+WGMMA(64, 32, 32, 33, 34, 35, WGMMA_32(0))
+WGMMA(128, 64, 64, 65, 66, 67, WGMMA_32(0), WGMMA_32(32))
+WGMMA(256, 128, 128, 129, 130, 131, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
+#undef WGMMA
+#undef WGMMA_LIST_128
+#undef WGMMA_LIST_64
+#undef WGMMA_LIST_32
+#undef WGMMA_32
+#undef WGMMA_8
 
 // ---- Registers and matrices ----
+
+// The 128 threads of a warpgroup; `name` is 1 to 15, 0 is __syncthreads'.
+__device__ inline void barrier_warpgroup(int name) { asm volatile("barrier.sync %0, 128;" ::"r"(name) : "memory"); }
 
 template <int REGISTERS>
 __device__ inline void setmaxnreg_inc() {

@@ -29,3 +29,23 @@ struct Lse {
         merge(other);
     }
 };
+
+// What is known of a row: its logits' sum of exponentials, and the first of the largest.
+struct Seen {
+    Lse lse;
+    int best;
+
+    __device__ static inline Seen none() { return {Lse::none(), 0}; }
+    __device__ inline void merge(const Seen& other) {
+        const bool first = other.lse.most == lse.most && other.best < best;
+        if (other.lse.most > lse.most || first) best = other.best;
+        lse.merge(other.lse);
+    }
+    __device__ inline void merge_across(int apart) {
+        Seen other;
+        other.lse.most = __shfl_xor_sync(ALL, lse.most, apart);
+        other.lse.sum = __shfl_xor_sync(ALL, lse.sum, apart);
+        other.best = __shfl_xor_sync(ALL, best, apart);
+        merge(other);
+    }
+};

@@ -176,26 +176,6 @@ __device__ inline void leave(const Sums& sum, int first_column, int columns, Row
         if (bf16* to = row(r)) store(to + first_column + column, 0, load(tile.at(r, column), 0));
 }
 
-// What is known of a row: its logits' sum of exponentials, and the first of the largest.
-struct Seen {
-    Lse lse;
-    int best;
-
-    __device__ static inline Seen none() { return {Lse::none(), 0}; }
-    __device__ inline void merge(const Seen& other) {
-        const bool first = other.lse.most == lse.most && other.best < best;
-        if (other.lse.most > lse.most || first) best = other.best;
-        lse.merge(other.lse);
-    }
-    __device__ inline void merge_across(int apart) {
-        Seen other;
-        other.lse.most = __shfl_xor_sync(ALL, lse.most, apart);
-        other.lse.sum = __shfl_xor_sync(ALL, lse.sum, apart);
-        other.best = __shfl_xor_sync(ALL, best, apart);
-        merge(other);
-    }
-};
-
 KERNEL void __launch_bounds__(THREADS, 2)
 masked_xent_fwd(float* __restrict__ most, float* __restrict__ sum, int* __restrict__ best, float* __restrict__ label,
                 const bf16* __restrict__ x, const bf16* __restrict__ w, const int* __restrict__ rows,

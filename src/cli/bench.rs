@@ -6,7 +6,7 @@ use crate::bench::record::Record;
 use crate::bench::rival::{self, Python};
 use crate::bench::table::Form;
 use crate::bench::whole::{self, Size, Task, Timed};
-use crate::cli::{FLAGS, print, say};
+use crate::cli::{FLAGS, KernelSetFlags, print, say};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::atomic;
@@ -79,6 +79,8 @@ struct Common {
     /// auto, cpu, cuda[:N] or emulated[:80|:90]
     #[arg(long, env = "LLM2VEC_DEVICE", value_name = "DEVICE", default_value = "auto")]
     device: String,
+    #[command(flatten)]
+    kernels: KernelSetFlags,
     /// Times through all cases; 0 runs each once and times none
     #[arg(long, env = "LLM2VEC_ROUNDS", value_name = "N", default_value_t = 5)]
     rounds: usize,
@@ -223,6 +225,11 @@ impl Bench {
 }
 
 impl Common {
+    /// The device, with the kernels that were asked for.
+    fn opened(&self) -> Result<Device> {
+        self.kernels.apply(Device::by_name(&self.device)?)
+    }
+
     fn settings(&self) -> Result<Settings> {
         if !(1..=100_000).contains(&self.samples) || self.rounds > 100_000 {
             let what = format!(
@@ -269,7 +276,7 @@ impl Common {
 impl Ops {
     fn run(self) -> Result<()> {
         let settings = self.common.settings()?;
-        let device = Device::by_name(&self.common.device)?;
+        let device = self.common.opened()?;
         let cases = self.selected(measure::gpu(&device).is_some())?;
         if self.compile && self.against.is_none() {
             return Err(Error::usage("--compile: only with --against pytorch"));
@@ -324,7 +331,7 @@ impl Ops {
         if set != Set::Large {
             cases.extend(cases::all());
             // Kernels that no smaller size takes.
-            cases.extend(gpu.then(cases::large_tiles).into_iter().flatten());
+            cases.extend(gpu.then(cases::device_only).into_iter().flatten());
         }
         if set != Set::Table {
             cases.extend(large(self.tokens));
@@ -382,7 +389,7 @@ impl Whole {
             true => Err(Error::usage(
                 "--device emulated: the emulator counts ops and times nothing; see bench ops",
             )),
-            false => Device::by_name(&self.common.device),
+            false => self.common.opened(),
         }
     }
 }

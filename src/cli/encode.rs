@@ -1,7 +1,7 @@
 //! `llm2vec encode`: texts in, vectors out.
 
 use crate::cli::peer::{self, Peer, WINDOW_BYTES};
-use crate::cli::{FLAGS, ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
+use crate::cli::{FLAGS, KernelSetFlags, ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
 use crate::encode::Encoder;
 use crate::encode::texts::{Item, Rows};
 use crate::encode::tokens::{Level, Parts, Passage, WordPooling};
@@ -9,7 +9,7 @@ use crate::error::{Error, Message, Result, message};
 use crate::format::atomic;
 use crate::format::input::{self, Format, Record};
 use crate::format::output::{Output, OutputDtype};
-use crate::pretrained::open::Setup;
+use crate::pretrained::open::{Options, Setup};
 use clap::Args;
 
 /// Turn texts into vectors.
@@ -33,6 +33,8 @@ have rows). In .npy they are files beside it (NAME.starts.npy …), in JSONL a l
 pub struct Encode {
     #[command(flatten)]
     model: ModelFlags,
+    #[command(flatten)]
+    kernels: KernelSetFlags,
     /// One text per line, or .jsonl with {"text"} or {"tokens": [words]}, "instruction" and "id" if wanted; .gz and .zst too; - is stdin
     #[arg(short, long, env = "LLM2VEC_INPUT", default_value = "-", value_name = "FILE")]
     input: String,
@@ -152,6 +154,7 @@ impl Encode {
             return Err(Error::usage(format!("--output {output} is the input; give another name")));
         }
         let options = self.model.options_for(&self.texts)?;
+        let options = Options { device: self.kernels.apply(options.device)?, ..options };
         let range = self.range()?;
         let peer = self.input == "-" && self.output.as_deref() == Some("-");
         let records = if peer { None } else { Some(self.records()?.skip(range.start as usize)) };

@@ -15,6 +15,7 @@ mod spelling;
 mod train;
 
 use crate::device::Device;
+use crate::device::images::KernelSet;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result, one_line};
 use crate::pretrained::open::Options;
@@ -107,6 +108,29 @@ struct ModelFlags {
     /// auto (a GPU if one answers), cpu, cuda[:N] or emulated[:80|:90]
     #[arg(long, env = "LLM2VEC_DEVICE", value_name = "DEVICE", default_value = "auto")]
     device: String,
+}
+
+/// Which kernels run, of a command that computes.
+#[derive(Args)]
+struct KernelSetFlags {
+    /// Kernels where there are several: auto, portable (any GPU from compute capability 8.0) or hopper (9.0 alone)
+    #[arg(
+        id = "kernel_set",
+        long = "kernels",
+        env = "LLM2VEC_KERNEL_SET",
+        value_name = "SET",
+        default_value = "auto",
+        value_parser = KernelSet::by_name,
+        help_heading = "Machine"
+    )]
+    set: KernelSet,
+}
+
+impl KernelSetFlags {
+    /// The device with these kernels.
+    fn apply(&self, device: Device) -> Result<Device> {
+        device.with_kernels(self.set)
+    }
 }
 
 /// Sizes the thread pool.

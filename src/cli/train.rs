@@ -1,6 +1,6 @@
 //! `llm2vec train`: the three stages of the recipe.
 
-use crate::cli::{FLAGS, say, signal};
+use crate::cli::{FLAGS, KernelSetFlags, say, signal};
 use crate::device::Device;
 use crate::error::{Error, Result, message};
 use crate::pretrained::open::Compute;
@@ -84,6 +84,8 @@ struct RunFlags {
         help_heading = "Machine"
     )]
     device: String,
+    #[command(flatten)]
+    kernels: KernelSetFlags,
 
     /// Every step as JSON [default: log.jsonl in --output]
     #[arg(long, env = "LLM2VEC_LOG", value_name = "FILE.jsonl", help_heading = "Output")]
@@ -148,7 +150,7 @@ impl Flags {
         let beside = config.output_dir.as_ref().map(|dir| Path::new(dir).join("log.jsonl"));
         let trainer = Trainer::open(Options {
             config,
-            device: Device::by_name(&run.device)?,
+            device: run.kernels.apply(Device::by_name(&run.device)?)?,
             dtype: run.dtype,
             check_finite: run.check_finite,
             graph: !run.no_graph,

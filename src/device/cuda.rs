@@ -116,6 +116,8 @@ pub struct Cuda {
 struct Loaded {
     modules: HashMap<&'static str, sys::CUmodule>,
     functions: HashMap<&'static str, Function>,
+    /// Clusters of persistent kernels that it holds at a time.
+    resident: HashMap<&'static str, u32>,
     last: &'static str,
 }
 
@@ -345,7 +347,7 @@ impl Cuda {
             .map(|(id, value)| sys::CUlaunchAttribute { id, pad: [0; 4], value })
             .collect();
         let (grid, block) = (launch.grid, launch.block);
-        let config = sys::CUlaunchConfig {
+        let mut config = sys::CUlaunchConfig {
             gridDimX: grid[0],
             gridDimY: grid[1],
             gridDimZ: grid[2],
@@ -357,6 +359,10 @@ impl Cuda {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
+        if launch.persistent {
+            let clusters = self.resident(kernel.name, function, &config)?;
+            config.gridDimX = grid[0].min(clusters * launch.cluster[0]);
+        }
         let mut values: Vec<*mut c_void> = arguments.iter().map(place).collect();
         // SAFETY: each value points into `arguments`, which holds what the signature wants by the caller's word; the driver
         // copies them before it returns.
@@ -364,6 +370,25 @@ impl Cuda {
             unsafe { sys::cuLaunchKernelEx(&config, function, values.as_mut_ptr(), null_mut()) }.result();
         failed(&format!("{} {grid:?} x {block:?}: cuLaunchKernelEx", kernel.name), queued)?;
         if self.wait { self.synchronize() } else { Ok(()) }
+    }
+
+    /// Clusters (of one block, where there are none) of a kernel that this GPU holds at a time, as it is launched here.
+    fn resident(
+        &self,
+        name: &'static str,
+        function: sys::CUfunction,
+        config: &sys::CUlaunchConfig,
+    ) -> Result<u32> {
+        if let Some(known) = self.loaded().resident.get(name) {
+            return Ok(*known);
+        }
+        let mut clusters = 0;
+        // SAFETY: the function is loaded, the configuration and its attributes are alive.
+        let asked = unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, function, config) };
+        failed(&format!("{name}: cuOccupancyMaxActiveClusters"), asked.result())?;
+        let clusters = clusters.unsigned_abs().max(1);
+        self.loaded().resident.insert(name, clusters);
+        Ok(clusters)
     }
 
     /// Encodes a tensor map of the array at `address`.

@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+/// Multiprocessors. So few make a grid that is sized by them walk its rows more than once.
+pub const PROCESSORS: usize = 4;
+
 /// An open emulator.
 pub struct Emulated {
     /// `emulated (sm_80)`.
@@ -119,8 +122,11 @@ impl Emulated {
             let module = self.module(kernel)?;
             state.load(kernel.file.stem, module)?;
         }
-        let (grid, block, shared) = (launch.grid, launch.block, launch.shared as usize);
+        let (mut grid, block, shared) = (launch.grid, launch.block, launch.shared as usize);
         let (cluster, overlap) = (launch.cluster, launch.overlap);
+        if launch.persistent {
+            grid[0] = grid[0].min(PROCESSORS as u32 / cluster[0] * cluster[0]);
+        }
         let launch =
             emulator::Launch { grid, block, cluster, shared, overlap, ..emulator::Launch::default() };
         let arguments = arguments.iter().map(bytes).collect();

@@ -5,8 +5,9 @@ mod graphs;
 use super::cuda::Cuda;
 use super::emulated::Emulated;
 use super::emulator::Counters;
-use super::images::{File, Kernel};
+use super::images::{File, Kernel, KernelSet};
 use crate::error::{Error, Result};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use super::launch::{Argument, Launch, Swizzle, TensorMap, Tiles};
@@ -17,7 +18,12 @@ pub use graphs::{Graph, Graphs};
 pub struct Gpu {
     driver: Arc<Driver>,
     workspace: Arc<Mutex<Workspace>>,
+    maps: Arc<Mutex<HashMap<(u64, Tiles), TensorMap>>>,
+    set: KernelSet,
 }
+
+/// Tensor maps that are kept: far more than a model and its pass have, for one number of tokens.
+const MAPS: usize = 1 << 16;
 
 #[derive(Debug)]
 enum Driver {
@@ -47,7 +53,26 @@ impl Gpu {
     }
 
     fn new(driver: Driver) -> Gpu {
-        Gpu { driver: Arc::new(driver), workspace: Arc::default() }
+        let set = KernelSet::Auto;
+        Gpu { driver: Arc::new(driver), workspace: Arc::default(), maps: Arc::default(), set }
+    }
+
+    /// The same GPU with this choice of kernels.
+    ///
+    /// Errors where Hopper's are asked of a GPU that is none.
+    pub fn with_kernels(self, set: KernelSet) -> Result<Gpu> {
+        if set == KernelSet::Hopper && self.capability() != (9, 0) {
+            let (name, (major, minor)) = (self.name(), self.capability());
+            return Err(Error::device(format!(
+                "kernels for Hopper run on compute capability 9.0; {name} is of {major}.{minor}: use auto or portable"
+            )));
+        }
+        Ok(Gpu { set, ..self })
+    }
+
+    /// Whether kernels for Hopper are to run.
+    pub fn hopper(&self) -> bool {
+        self.set == KernelSet::Hopper
     }
 
     /// Marketing name, or `emulated (sm_80)`.
@@ -66,11 +91,11 @@ impl Gpu {
         }
     }
 
-    /// Multiprocessors. The emulator's few make a grid that is sized by them walk its rows more than once.
+    /// Multiprocessors.
     pub fn processors(&self) -> usize {
         match &*self.driver {
             Driver::Cuda(cuda) => cuda.processors,
-            Driver::Emulated(_) => 4,
+            Driver::Emulated(_) => super::emulated::PROCESSORS,
         }
     }
 
@@ -160,7 +185,8 @@ impl Gpu {
         }
     }
 
-    /// The map of an array that begins at `memory`'s first byte.
+    /// The map of an array that begins at `memory`'s first byte, made at the first call with these tiles: a map holds
+    /// addresses and numbers, whoever's memory it is.
     pub fn tensor_map(&self, memory: &Memory, tiles: &Tiles) -> Result<TensorMap> {
         let rank = tiles.sizes.len();
         let fits = (1..=5).contains(&rank) && tiles.strides.len() + 1 == rank && tiles.tile.len() == rank;
@@ -169,10 +195,20 @@ impl Gpu {
                 "tensor map: {tiles:?}, expected 1 to 5 sizes, as many tile sides, one stride less"
             )));
         }
-        match &*self.driver {
+        let mut maps = self.maps.lock().unwrap_or_else(|e| e.into_inner());
+        let key = (memory.address, tiles.clone());
+        if let Some(map) = maps.get(&key) {
+            return Ok(*map);
+        }
+        let map = match &*self.driver {
             Driver::Cuda(cuda) => cuda.tensor_map(memory.address, tiles),
             Driver::Emulated(emulated) => emulated.tensor_map(memory.address, tiles),
+        }?;
+        if maps.len() >= MAPS {
+            maps.clear();
         }
+        maps.insert(key, map);
+        Ok(map)
     }
 
     /// Milliseconds that the device spends on what `body` queues; 0 on the emulator, which models no times.

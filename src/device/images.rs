@@ -86,6 +86,30 @@ impl Kernel {
     }
 }
 
+/// Which kernels run where there are several for one thing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelSet {
+    /// The portable ones.
+    #[default]
+    Auto,
+    /// Those for every GPU from compute capability 8.0 on.
+    Portable,
+    /// Those for compute capability 9.0 where there are any, for sizes that they take; else the portable ones.
+    Hopper,
+}
+
+impl KernelSet {
+    /// By its name: auto, portable or hopper.
+    pub fn by_name(name: &str) -> Result<KernelSet> {
+        match name {
+            "auto" => Ok(KernelSet::Auto),
+            "portable" => Ok(KernelSet::Portable),
+            "hopper" => Ok(KernelSet::Hopper),
+            _ => Err(Error::usage(format!("{name:?}: expected auto, portable or hopper"))),
+        }
+    }
+}
+
 /// A choice among a file's images by compute capability.
 pub type Pick = fn(&'static [Image], (u32, u32)) -> Option<&'static Image>;
 

@@ -15,6 +15,8 @@ pub struct Launch {
     pub shared: u32,
     /// May begin while the kernel before it ends (it then waits itself, by `griddepcontrol`).
     pub overlap: bool,
+    /// Its blocks go on until all is done, however few they are: no more are started than the GPU holds at a time.
+    pub persistent: bool,
 }
 
 impl Launch {
@@ -28,7 +30,14 @@ impl Launch {
         // What does not fit 32 bits no GPU takes: it says so itself.
         let cut = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let all = |xy: [usize; 2]| [cut(xy[0]), cut(xy[1]), 1];
-        Launch { grid: all(grid), block: all(block), cluster: [1; 3], shared: 0, overlap: false }
+        Launch {
+            grid: all(grid),
+            block: all(block),
+            cluster: [1; 3],
+            shared: 0,
+            overlap: false,
+            persistent: false,
+        }
     }
 
     /// Blocks along x, y and z, threads along x.
@@ -37,6 +46,13 @@ impl Launch {
         let mut launch = Launch::plane([x, y], [threads, 1]);
         launch.grid[2] = depth;
         launch
+    }
+
+    /// Persistent clusters of blocks along x, at most so many.
+    pub fn clusters(clusters: usize, blocks: usize, threads: usize, shared: i32) -> Launch {
+        let line = Launch::line(clusters * blocks, threads);
+        let [along, ..] = Launch::line(blocks, 1).grid;
+        Launch { cluster: [along, 1, 1], shared: shared.unsigned_abs(), persistent: true, ..line }
     }
 }
 
@@ -71,7 +87,7 @@ pub enum Argument<'a> {
 pub struct TensorMap(pub [u64; 16]);
 
 /// What a [`TensorMap`] describes, innermost dimension first.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
     /// bf16 if not f32.
     pub float: bool,

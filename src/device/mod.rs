@@ -98,6 +98,19 @@ impl Device {
         }
     }
 
+    /// The same device with this choice of kernels.
+    ///
+    /// Errors where Hopper's are asked of what is no GPU of compute capability 9.0.
+    pub fn with_kernels(self, set: images::KernelSet) -> Result<Device> {
+        match self {
+            Device::Gpu(gpu) => gpu.with_kernels(set).map(Device::Gpu),
+            Device::Cpu(_) if set == images::KernelSet::Hopper => Err(Error::device(
+                "kernels for Hopper run on a GPU of compute capability 9.0, this is the CPU",
+            )),
+            cpu => Ok(cpu),
+        }
+    }
+
     fn automatic() -> Device {
         // PTX is for compute capability 8.0 and newer.
         let runs = |gpu: &gpu::Gpu| option_env!("LLM2VEC_NVCC").is_some() && gpu.capability() >= (8, 0);

@@ -1,6 +1,7 @@
 //! lora_linear: y = residual + x Wᵀ + bias + s (drop(x) Aᵀ) Bᵀ, the only matrix product of the graph.
 
 mod gpu;
+mod hopper;
 mod plan;
 
 use crate::device::cpu::{Matrix, Real, matmul, token_matmul};

@@ -12,6 +12,7 @@ use crate::ops::{most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
+mod hopper;
 #[cfg(test)]
 mod tests;
 
@@ -48,11 +49,53 @@ pub fn masked_xent_fwd(
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
             cpu_fwd::<R>(total, loss, lse, x.host()?, w, &picks, sizes[1])
         }),
+        Device::Gpu(gpu) if gpu.hopper() => {
+            hopper::run(gpu, [total, loss, lse], None, [x, w, rows, labels], sizes)
+        }
         Device::Gpu(gpu) => {
             let shares = shares(sizes[3], sizes[2], ACROSS);
             gpu_fwd(gpu, [total, loss, lse], [x, w, rows, labels], sizes, shares)
         }
     }
+}
+
+/// What a step wants of the gradient; operands as in [`masked_xent_bwd`].
+pub struct Gradient<'a> {
+    /// [N, C], overwritten.
+    pub dx: &'a mut Tensor,
+    /// [V, C], added to; `None` = frozen.
+    pub dw: Option<&'a mut Tensor>,
+    /// The gradient of the mean loss.
+    pub dmean: f64,
+}
+
+/// [`masked_xent_fwd`] and [`masked_xent_bwd`] at once: where the device can, logits are computed once for both.
+///
+/// Operands and errors as theirs.
+#[allow(clippy::too_many_arguments)]
+pub fn masked_xent_step(
+    device: &Device,
+    total: &mut Tensor,
+    loss: &mut Tensor,
+    lse: &mut Tensor,
+    gradient: Gradient,
+    x: &Tensor,
+    w: &Tensor,
+    rows: &Tensor,
+    labels: &Tensor,
+) -> Result<()> {
+    if let Device::Gpu(gpu) = device
+        && gpu.hopper()
+    {
+        let mut operands = vec![("total", &*total, "2"), ("loss", &*loss, "P"), ("lse", &*lse, "P")];
+        operands.push(("dx", &*gradient.dx, "N C"));
+        operands.extend(gradient.dw.as_deref().map(|dw| ("dw", dw, "V C")));
+        let sizes = contract("masked_xent_step", &operands, x, w, rows, labels)?;
+        return hopper::run(gpu, [total, loss, lse], Some(gradient), [x, w, rows, labels], sizes);
+    }
+    let Gradient { dx, dw, dmean } = gradient;
+    masked_xent_fwd(device, total, loss, lse, x, w, rows, labels)?;
+    masked_xent_bwd(device, dx, dw, x, w, rows, labels, lse, dmean)
 }
 
 /// A row of x and its label.
@@ -355,8 +398,15 @@ fn gpu_bwd(
     Ok(())
 }
 
-/// Bytes of workspace that the forward and the backward of at most so many rows take on a GPU.
-pub fn masked_xent_workspace(p: usize, v: usize) -> usize {
+/// Bytes of workspace that forward, backward and step of at most so many rows take on this device.
+pub fn masked_xent_workspace(on: &Device, p: usize, v: usize, c: usize) -> usize {
+    match on {
+        Device::Gpu(gpu) if gpu.hopper() => hopper::workspace(p, v, c).max(portable_workspace(p, v)),
+        _ => portable_workspace(p, v),
+    }
+}
+
+fn portable_workspace(p: usize, v: usize) -> usize {
     let parts = most_shares(p, v, ACROSS);
     let dz = wave(p, v) * v.next_multiple_of(8);
     fwd_bytes(parts, p).max(workspace_bytes(&[(DType::Bf16, &[dz])]))

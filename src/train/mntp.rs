@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::memory::Arena;
 use crate::model::config::Config;
 use crate::model::llama::Noise;
-use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd, masked_xent_workspace};
+use crate::ops::masked_xent::{Gradient, masked_xent_fwd, masked_xent_step, masked_xent_workspace};
 use crate::tensor::Tensor;
 use crate::train::learner::Learner;
 use crate::train::mask::Masked;
@@ -36,7 +36,8 @@ impl Mntp {
     /// For packs of at most `tokens` tokens.
     pub fn new(arena: &mut Arena, config: &Config, tokens: usize) -> Mntp {
         // Any number of them may have a label; the bound is for all of them at most.
-        arena.workspace(|| masked_xent_workspace(tokens, config.vocab));
+        let device = arena.device.clone();
+        arena.workspace(|| masked_xent_workspace(&device, tokens, config.vocab, config.width));
         arena.group("loss");
         Mntp {
             rows: arena.tensor(DType::I32, &[tokens]),
@@ -49,7 +50,7 @@ impl Mntp {
 
     /// The loss of a pack, without learning.
     pub fn evaluate(&mut self, learner: &mut Learner, pack: &Masked) -> Result<Outcome> {
-        self.forward(learner, pack, "evaluation", None)?;
+        self.forward(learner, pack, "evaluation", None, None)?;
         self.outcome(learner, pack)
     }
 
@@ -61,26 +62,22 @@ impl Mntp {
         noise: &Noise,
         weight: f64,
     ) -> Result<Outcome> {
-        self.forward(learner, pack, "forward", Some(noise))?;
+        self.forward(learner, pack, "forward", Some(noise), Some(weight))?;
         if !pack.rows.is_empty() {
-            let Mntp { rows, labels, lse, .. } = self;
-            learner.graphs.clone().run("backward", || {
-                let device = learner.model.device.clone();
-                let (w, dw, x, dx) = learner.head();
-                masked_xent_bwd(&device, dx, dw, x, w, rows, labels, lse, weight)?;
-                learner.backward(Some(noise))
-            })?;
+            learner.graphs.clone().run("backward", || learner.backward(Some(noise)))?;
         }
         self.outcome(learner, pack)
     }
 
-    /// Queues the pass and its loss, unless no token has a label. `stretch` names the graph.
+    /// Queues the pass and its loss, and so many times the loss's gradient, unless no token has a label. `stretch` names the
+    /// graph.
     fn forward(
         &mut self,
         learner: &mut Learner,
         pack: &Masked,
         stretch: &'static str,
         noise: Option<&Noise>,
+        weight: Option<f64>,
     ) -> Result<()> {
         if pack.rows.is_empty() {
             return Ok(());
@@ -93,8 +90,14 @@ impl Mntp {
         learner.graphs.clone().run(stretch, || {
             learner.forward(noise)?;
             let device = learner.model.device.clone();
-            let (w, _, x, _) = learner.head();
-            masked_xent_fwd(&device, total, loss, lse, x, w, rows, labels)
+            let (w, dw, x, dx) = learner.head();
+            match weight {
+                Some(dmean) => {
+                    let gradient = Gradient { dx, dw, dmean };
+                    masked_xent_step(&device, total, loss, lse, gradient, x, w, rows, labels)
+                }
+                None => masked_xent_fwd(&device, total, loss, lse, x, w, rows, labels),
+            }
         })
     }
 

@@ -392,10 +392,11 @@ fn every_kernel_is_launched_by_its_op() {
     none(findings);
 }
 
-/// An op is `noun_fwd` or `noun_bwd` in the file of its noun, and the case table names it.
+/// An op is `noun_fwd`, `noun_bwd` or `noun_step` in the file of its noun, and the case table names it.
 #[test]
 fn every_op_has_its_file_and_its_case() {
-    let named: BTreeSet<&str> = llm2vec::bench::cases::all().iter().map(|c| c.op).collect();
+    let cases = llm2vec::bench::cases::all().into_iter().chain(llm2vec::bench::cases::device_only());
+    let named: BTreeSet<&str> = cases.map(|c| c.op).collect();
     let (mut findings, mut ops) = (Vec::new(), BTreeSet::new());
     for source in sources(&["src/ops"]) {
         let stem = Path::new(&source.path).file_stem().unwrap().to_string_lossy().into_owned();

@@ -20,6 +20,7 @@ mod golden;
 mod gradients;
 mod house;
 mod kernels;
+mod machine_code;
 mod model;
 mod ops;
 mod tasks;

@@ -12,7 +12,7 @@ use answers::built;
 use llm2vec::bench::cases::{self, Case, Operand};
 use llm2vec::device::emulator::{Counters, Module};
 use llm2vec::device::gpu::Gpu;
-use llm2vec::device::images::{File, choose_ptx};
+use llm2vec::device::images::{File, KernelSet, choose_ptx};
 use llm2vec::device::{DType, Device};
 use llm2vec::error::Error;
 use llm2vec::launches as kernels;
@@ -105,7 +105,8 @@ fn odd(case: &Case) -> bool {
 
 /// Runs every case and compares; gives the launches of an emulator, by their case.
 fn all_on(open: &(dyn Fn() -> Gpu + Sync), seeds: u64, guard: usize) -> Vec<(Case, Counted)> {
-    let cases = run::all();
+    let hopper = open().hopper();
+    let cases: Vec<Case> = run::all().into_iter().filter(|case| !hopper || run::on_hopper(case)).collect();
     let count = cases.len();
     let ran = cases.into_par_iter().map(|case| {
         let (gpu, what) = (open(), format!("{} {}", case.op, case.label));
@@ -172,7 +173,7 @@ fn unfused_chains_agree_with_their_ops() {
             }
         }
     }
-    assert_eq!(ops.len(), 5, "{ops:?}");
+    assert_eq!(ops.len(), 6, "{ops:?}");
 }
 
 fn seeds() -> u64 {
@@ -183,10 +184,8 @@ fn seeds() -> u64 {
 #[test]
 fn kernels_agree_with_the_f64_cpu_on_the_emulator() {
     if built() {
-        let mut ran = all_on(&|| Gpu::emulated((8, 0)).unwrap(), seeds(), 0);
-        if kernels::FILES.iter().any(|f| f.stem.ends_with("_sm90")) {
-            ran.extend(all_on(&|| Gpu::emulated((9, 0)).unwrap(), seeds(), 0));
-        }
+        let ran = [(8, 0), (9, 0)].map(|capability| all_on(&|| run::emulated(capability), seeds(), 0));
+        let ran = ran.into_iter().flatten().collect::<Vec<_>>();
         let findings = counts::sectors(&ran);
         assert!(findings.is_empty(), "\n{}\n", findings.join("\n"));
         counts::as_committed(&ran);
@@ -242,6 +241,9 @@ fn kernels_agree_with_the_f64_cpu_and_the_emulator_on_a_gpu() {
         // One after the other: they share its workspace.
         let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         alone.install(|| all_on(&|| gpu.clone(), 2, GUARD));
+        if gpu.capability() == (9, 0) {
+            alone.install(|| all_on(&|| gpu.clone().with_kernels(KernelSet::Hopper).unwrap(), 2, GUARD));
+        }
         let exact = exact();
         println!("{} cases bit for bit", exact.len());
         for (case, outputs) in &exact {

@@ -3,6 +3,7 @@
 
 use llm2vec::bench::cases::{self, Case, Facts, Fill, Operand, Role};
 use llm2vec::device::gpu::Gpu;
+use llm2vec::device::images::KernelSet;
 use llm2vec::device::{DType, Device};
 use llm2vec::error::Error;
 use llm2vec::ops::adamw::{AdamW, adamw_step};
@@ -203,7 +204,18 @@ fn more() -> [Case; 2] {
     ]
 }
 
+/// The emulator of this compute capability, with the kernels that are for it alone.
+pub fn emulated(capability: (u32, u32)) -> Gpu {
+    let set = if capability == (9, 0) { KernelSet::Hopper } else { KernelSet::Portable };
+    Gpu::emulated(capability).and_then(|gpu| gpu.with_kernels(set)).unwrap()
+}
+
+/// Ops that have kernels for Hopper.
+pub fn on_hopper(case: &Case) -> bool {
+    ["lora_linear", "masked_xent"].iter().any(|op| case.op.starts_with(op))
+}
+
 /// Every case that a device runs.
 pub fn all() -> Vec<Case> {
-    cases::all().into_iter().chain(cases::large_tiles()).chain(more()).chain(partial()).collect()
+    cases::all().into_iter().chain(cases::device_only()).chain(more()).chain(partial()).collect()
 }

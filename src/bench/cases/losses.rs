@@ -3,8 +3,10 @@
 use super::{
     Added, Case, DMEAN, Facts, Ints, Level, Normal, Poison, Scaled, activation, chain, index, single, unfused,
 };
+use crate::device::Device;
 use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
-use crate::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
+use crate::ops::masked_xent::{Gradient, masked_xent_bwd, masked_xent_fwd, masked_xent_step};
+use crate::tensor::Tensor;
 
 pub fn masked_xents() -> Vec<Case> {
     // N, C, V, P. Of a GPU's tiles one of each, one less, all but whole, one more, with logits as models have them; one of
@@ -13,6 +15,35 @@ pub fn masked_xents() -> Vec<Case> {
     let cpu = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
     let sizes = gpu.map(|s| (s, 0.1, 6.0)).into_iter().chain(cpu.map(|s| (s, 1.0, 20.0)));
     sizes.flat_map(|(s, x, lse)| [true, false].map(|forward| masked_xent(s, x, lse, forward))).collect()
+}
+
+/// Forward and backward in one call; of rows that a GPU takes in more than one wave too.
+pub fn masked_xent_steps() -> Vec<Case> {
+    let sizes =
+        [[1, 8, 1, 1], [255, 40, 127, 127], [257, 136, 389, 129], [600, 264, 777, 300], [1101, 8, 40, 1030]];
+    sizes.into_iter().map(|sizes| masked_xent_step_of(sizes, 0.1)).collect()
+}
+
+fn masked_xent_step_of(sizes: [usize; 4], x: f64) -> Case {
+    let (forward, backward) = (masked_xent(sizes, x, 0.0, true), masked_xent(sizes, x, 0.0, false));
+    Case {
+        op: "masked_xent_step",
+        outputs: backward.outputs.into_iter().chain(forward.outputs).collect(),
+        flops: backward.flops,
+        elements: backward.elements,
+        unfused: chain(|o, i| {
+            let (gradient, [total, loss, lse]) = o.split_at_mut(2) else { unreachable!() };
+            masked_xent_fwd(&Device::cpu_f64(), total, loss, lse, &i[0], &i[1], &i[2], &i[3])?;
+            let inputs: Vec<Tensor> = i.iter().chain([&*lse]).cloned().collect();
+            unfused::masked_xent_bwd(gradient, &inputs, DMEAN)
+        }),
+        run: Box::new(|d, o, i| {
+            let [dx, dw, total, loss, lse] = o else { unreachable!() };
+            let gradient = Gradient { dx, dw: Some(dw), dmean: DMEAN };
+            masked_xent_step(d, total, loss, lse, gradient, &i[0], &i[1], &i[2], &i[3])
+        }),
+        ..forward
+    }
 }
 
 /// Inputs x of this size, and what a backward has for lse.

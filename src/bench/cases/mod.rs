@@ -236,9 +236,10 @@ pub const DROPOUT: Dropout = Dropout { rate: 0.3, seed: 5, step: 7, site: 3, fir
 /// The gradient of the mean loss in every case of a loss.
 pub const DMEAN: f64 = 0.7;
 
-/// Cases that only devices run: their kernels are chosen by size, and the f64 CPU takes long for theirs.
-pub fn large_tiles() -> Vec<Case> {
-    linear::large_tiles()
+/// Cases that only devices run: their kernels are chosen by size, and the f64 CPU takes long for theirs, or does the same as
+/// in others.
+pub fn device_only() -> Vec<Case> {
+    linear::large_tiles().into_iter().chain(losses::masked_xent_steps()).collect()
 }
 
 /// Every case of every op.

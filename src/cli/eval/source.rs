@@ -1,7 +1,7 @@
 //! What every evaluation shares: where vectors come from, instructions, and where the scores go.
 
 use crate::cli::progress::Tally;
-use crate::cli::{ModelFlags, print, say};
+use crate::cli::{KernelSetFlags, ModelFlags, print, say};
 use crate::encode::Encoder;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result};
@@ -24,6 +24,8 @@ use std::rc::Rc;
 pub struct SourceFlags {
     #[command(flatten)]
     model: ModelFlags,
+    #[command(flatten)]
+    kernels: KernelSetFlags,
     /// Instead of a model: its vectors, made by any program, .npy or .safetensors, a row for each text in the order of the texts; repeat for several files, read as one
     #[arg(long, env = "LLM2VEC_VECTORS", value_delimiter = ',', value_name = "FILE")]
     vectors: Vec<PathBuf>,
@@ -104,7 +106,9 @@ impl SourceFlags {
         let tally = Rc::new(RefCell::new(Tally::new(self.quiet)));
         let added = Rc::clone(&tally);
         let progress = move |texts, tokens| added.borrow_mut().add(texts, tokens);
-        let options = Options { layer: self.layer, ..self.model.options()? };
+        let options = self.model.options()?;
+        let device = self.kernels.apply(options.device)?;
+        let options = Options { layer: self.layer, device, ..options };
         let mut head = json!({ "task": kind, "data": data, "instruction": instruction });
         if let Some(task) = &self.task {
             head["task_name"] = json!(task);

@@ -1,7 +1,7 @@
 //! The launches of lora_linear.
 
 use super::plan::{Sizes, tile};
-use super::{Lora, LoraGrads};
+use super::{Lora, LoraGrads, hopper};
 use crate::device::DType;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
@@ -101,6 +101,9 @@ pub fn forward(
         low = Some((&*xa, lora.b));
     }
     let Some(y) = y else { return Ok(()) };
+    if hopper::takes(gpu, sizes) {
+        return hopper::Forward { y, x, w, bias, residual, low }.run(gpu, sizes, segments);
+    }
     let side = tile(sizes.n, sizes.m);
     let tiles = sizes.n.div_ceil(side) * sizes.m.div_ceil(side);
     let launch = Launch::line(tiles, fwd::PRODUCT_THREADS as usize);
@@ -130,12 +133,13 @@ impl Backward<'_> {
     pub fn run(mut self, gpu: &Gpu, sizes: &Sizes) -> Result<()> {
         let segments = Segments::new(BWD, sizes, self.lora.as_ref())?;
         if self.lora.is_none() {
-            return self.dx(gpu, sizes, &segments);
+            return self.dx(gpu, sizes, &segments, None);
         }
-        let shapes = sizes.bwd_parts();
-        let mut parts = Tensor::workspace(gpu, shapes.each_ref().map(|shape| (DType::F32, &shape[..])))?;
+        let (shapes, padded) = (sizes.bwd_parts(), sizes.padded_factors());
+        let [dxa, db, da, mut padded] = Tensor::workspace(gpu, Sizes::bwd_room(&shapes, &padded))?;
+        let mut parts = [dxa, db, da];
         self.dxa(gpu, sizes, &segments, &mut parts)?;
-        self.dx(gpu, sizes, &segments)?;
+        self.dx(gpu, sizes, &segments, Some(&mut padded))?;
         if sizes.segments.iter().any(|s| s.1) {
             self.da(gpu, sizes, &segments, &mut parts[2])?;
         }
@@ -179,8 +183,15 @@ impl Backward<'_> {
         }
     }
 
-    fn dx(&mut self, gpu: &Gpu, sizes: &Sizes, of: &Segments) -> Result<()> {
+    /// dx; `padded` is room for the factors.
+    fn dx(&mut self, gpu: &Gpu, sizes: &Sizes, of: &Segments, padded: Option<&mut Tensor>) -> Result<()> {
         let Some(dx) = &mut self.dx else { return Ok(()) };
+        if hopper::takes(gpu, sizes) {
+            let low = padded.zip(self.dxa.as_deref()).zip(self.lora.map(|l| l.a));
+            let low = low.map(|((padded, dxa), a)| (padded, dxa, a));
+            let backward = hopper::Backward { dx, dy: self.dy, w: self.w, low, dropout: self.dropout };
+            return backward.run(gpu, sizes, *of);
+        }
         let [n, k, m, r] =
             [int(BWD, sizes.n)?, int(BWD, sizes.k)?, int(BWD, sizes.m)?, int(BWD, sizes.rank)?];
         let (segments, side) = (*of, tile(sizes.n, sizes.k));

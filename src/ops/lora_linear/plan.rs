@@ -112,11 +112,27 @@ impl Sizes {
         [if splits > 1 { splits } else { 0 }, self.n, self.stacked()]
     }
 
+    /// Shape of every segment's B beside the others', zeros between; without elements where there is none.
+    pub fn stacked_factors(&self) -> [usize; 2] {
+        [if self.segments.is_empty() { 0 } else { self.m }, self.stacked()]
+    }
+
+    /// Shape of every segment's A, each filled up with zeros to whole k-steps.
+    pub fn padded_factors(&self) -> [usize; 2] {
+        [self.segments.len() * self.slices() * RANKS, self.k]
+    }
+
     /// Shapes of the parts of dxa, of db and of da.
     pub fn bwd_parts(&self) -> [[usize; 3]; 3] {
         let splits =
             if self.segments.is_empty() { [0; 2] } else { [self.dxa_splits()[0], self.da_splits()[0]] };
         self.bwd_parts_of(splits)
+    }
+
+    /// What a backward takes of the workspace: those parts, and room for the factors.
+    pub fn bwd_room<'a>(parts: &'a [[usize; 3]; 3], padded: &'a [usize; 2]) -> [(DType, &'a [usize]); 4] {
+        let [dxa, db, da] = parts.each_ref().map(|shape| (DType::F32, &shape[..]));
+        [dxa, db, da, (DType::Bf16, &padded[..])]
     }
 
     fn bwd_parts_of(&self, [db, da]: [usize; 2]) -> [[usize; 3]; 3] {
@@ -132,9 +148,10 @@ pub fn lora_linear_workspace(sizes: &Sizes) -> usize {
     }
     // Fewer tokens may be split more often: so often that they fill the GPU, and no oftener than K can be.
     let rows = (sizes.n * sizes.k.div_ceil(SHORTEST)).min(BLOCKS * fwd::XA_TOKENS as usize / sizes.groups());
-    let fwd = workspace_bytes(&[(DType::F32, &[rows, sizes.stacked()])]);
+    let parts = workspace_bytes(&[(DType::F32, &[rows, sizes.stacked()])]);
+    let fwd = parts.max(workspace_bytes(&[(DType::Bf16, &sizes.stacked_factors())]));
     let shapes = sizes.bwd_parts_of([sizes.dxa_parts(), sizes.da_parts()]);
-    fwd.max(workspace_bytes(&shapes.each_ref().map(|shape| (DType::F32, &shape[..]))))
+    fwd.max(workspace_bytes(&Sizes::bwd_room(&shapes, &sizes.padded_factors())))
 }
 
 #[cfg(test)]

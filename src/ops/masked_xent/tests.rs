@@ -82,8 +82,8 @@ fn the_workspace_is_enough_for_less() {
         let mut most = 0;
         for p in sizes {
             most = most.max(takes(p));
-            assert!(most <= masked_xent_workspace(p, v), "{p} {v}");
+            assert!(most <= portable_workspace(p, v), "{p} {v}");
         }
     }
-    assert!(masked_xent_workspace(16384, 152_064) < 130 << 20);
+    assert!(portable_workspace(16384, 152_064) < 130 << 20);
 }

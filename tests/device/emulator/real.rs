@@ -99,7 +99,7 @@ fn run(
         });
     }
     let (grid, block, cluster, shared) = (launch.grid, launch.block, launch.cluster, launch.shared as u32);
-    let launch = gpu::Launch { grid, block, cluster, shared, overlap: false };
+    let launch = gpu::Launch { grid, block, cluster, shared, overlap: false, persistent: false };
     // SAFETY: the arguments are those that the emulator has taken for this kernel, arrays are live until it is done.
     unsafe { gpu.launch(&leaked(ptx, kernel, hopper), launch, &values) }.unwrap();
     gpu.synchronize().unwrap();

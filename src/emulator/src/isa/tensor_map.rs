@@ -46,7 +46,7 @@ impl Element {
 }
 
 /// How the 16-byte chunks of a tile are exchanged in shared memory: bits of the address are xor-ed with others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Swizzle {
     /// Not.
     None,

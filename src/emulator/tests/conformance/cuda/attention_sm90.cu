@@ -52,7 +52,7 @@ struct Ring {
     __device__ unsigned q_full() const { return barriers + 8 * 3 * Config::Slots; }
 };
 
-__device__ void load(unsigned to, const TensorMap& map, int x, int y, int rows, unsigned full, bytes64 policy) {
+__device__ void load(unsigned to, const CUtensorMap& map, int x, int y, int rows, unsigned full, bytes64 policy) {
     mbarrier_arrive_expect_tx(full, 2 * rows * 128);
     for (int side = 0; side < 2; ++side)
         for (int row = 0; row < rows; row += 64, to += Config::Box)
@@ -79,7 +79,7 @@ __device__ void softmax(float (&s)[64], float (&most)[2], float (&sum)[2], float
     }
 }
 
-__device__ void multiply(const Ring& ring, unsigned q, const TensorMap& o, int row, int column, int steps, float scale) {
+__device__ void multiply(const Ring& ring, unsigned q, const CUtensorMap& o, int row, int column, int steps, float scale) {
     const int thread = threadIdx.x % 128, lane = thread % 32, mine = threadIdx.x / 128;
     float sums[64] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {}, shrink[2];
     mbarrier_wait(ring.q_full(), 0);
@@ -139,8 +139,8 @@ __device__ void multiply(const Ring& ring, unsigned q, const TensorMap& o, int r
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(Config::Threads, 1)
-    attention(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-              const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap o, int T) {
+    attention(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
+              const __grid_constant__ CUtensorMap v, const __grid_constant__ CUtensorMap o, int T) {
     extern __shared__ __align__(1024) unsigned char memory[];
     __shared__ alignas(8) bytes64 barriers[3 * Config::Slots + 1];
     const unsigned start = unsigned(__cvta_generic_to_shared(memory));

@@ -28,7 +28,7 @@ struct Cursor {
 };
 
 template <bool NMajor>
-__device__ void produce(const Ring& ring, const TensorMap& a, const TensorMap& b, int row, int column, int steps,
+__device__ void produce(const Ring& ring, const CUtensorMap& a, const CUtensorMap& b, int row, int column, int steps,
                         unsigned rank) {
     const auto once = createpolicy_evict_first();
     Cursor at;
@@ -45,7 +45,7 @@ __device__ void produce(const Ring& ring, const TensorMap& a, const TensorMap& b
 }
 
 template <bool NMajor>
-__device__ void consume(const Ring& ring, unsigned out, const TensorMap& d, int row, int column, int steps) {
+__device__ void consume(const Ring& ring, unsigned out, const CUtensorMap& d, int row, int column, int steps) {
     const int thread = threadIdx.x % 128, lane = thread % 32, mine = threadIdx.x / 128 - 1;
     float sums[64] = {};
     const auto release = [&](int slot) {
@@ -87,7 +87,7 @@ __device__ void consume(const Ring& ring, unsigned out, const TensorMap& d, int 
 }
 
 template <bool NMajor>
-__device__ void run(const TensorMap& a, const TensorMap& b, const TensorMap& d, int K) {
+__device__ void run(const CUtensorMap& a, const CUtensorMap& b, const CUtensorMap& d, int K) {
     extern __shared__ __align__(1024) unsigned char memory[];
     __shared__ alignas(8) bytes64 barriers[2 * Config::Slots];
     const unsigned start = unsigned(__cvta_generic_to_shared(memory));
@@ -122,10 +122,10 @@ __device__ void run(const TensorMap& a, const TensorMap& b, const TensorMap& d, 
 }  // namespace
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
-    gemm_k_major(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap d, int K) {
+    gemm_k_major(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap d, int K) {
     run<false>(a, b, d, K);
 }
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
-    gemm_n_major(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, const __grid_constant__ TensorMap d, int K) {
+    gemm_n_major(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap d, int K) {
     run<true>(a, b, d, K);
 }
