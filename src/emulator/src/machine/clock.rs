@@ -391,6 +391,20 @@ impl Touch {
         }
     }
 
+    /// Whether both are of one warp, or of one agent.
+    #[inline]
+    pub fn same_warp(self, other: Touch) -> bool {
+        let lanes = if self.pc & AGENT == 0 { 5 } else { 0 };
+        let whole = |who: u32| who.wrapping_sub(1) >> lanes;
+        (self.pc ^ other.pc) & AGENT == 0 && whole(self.who) == whole(other.who)
+    }
+
+    /// Whether both are one agent's, and this one is no later.
+    #[inline]
+    pub fn no_later(self, other: Touch) -> bool {
+        self.pc & other.pc & AGENT != 0 && self.who == other.who && self.time <= other.time
+    }
+
     /// Whether a lane of that warp did it.
     pub fn within(self, who: &Who<'_>) -> bool {
         self.by().is_ok_and(|(block, thread)| block == who.clock.block && thread / 32 == who.thread / 32)
@@ -435,7 +449,9 @@ impl Touch {
 
     /// Whether what one lane of a warp knows of it is known to all of them.
     pub fn common(self, who: &Who<'_>) -> bool {
-        who.clock.lanes.is_empty() && who.waited.is_empty() && !self.within(who)
+        // What is before the warp's last barrier is over for all of them.
+        let over = self.time < who.floor || !self.within(who);
+        over && who.clock.lanes.is_empty() && who.waited.is_empty()
     }
 
     /// Whether it is a warp's access that no proxy fence has come behind, as far as `clock` knows.
