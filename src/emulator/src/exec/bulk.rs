@@ -86,6 +86,7 @@ impl Context<'_> {
             from: none,
             to: vec![none],
             pieces: Vec::new(),
+            runs: Vec::new(),
             data: None,
             reduce,
             mbarrier: None,
@@ -193,6 +194,7 @@ impl Context<'_> {
         for (from, bytes) in runs(flight.pieces.iter().filter_map(|p| Some((p.from?, p.bytes)))) {
             self.proxy_reads(run, &behalf(reads), (flight.from, from), bytes)?;
         }
+        flight.runs = runs(flight.pieces.iter().map(|p| (p.to, p.bytes)));
         for place in &flight.to {
             let agent = match (place, flight.mbarrier, writes) {
                 (Where::Shared(rank), Some(at), _) => self.cluster.current(*rank, at).unwrap_or(reads),
@@ -200,7 +202,7 @@ impl Context<'_> {
                 _ => reads,
             };
             let strong = flight.reduce.is_some() || !proxied;
-            for (to, bytes) in runs(flight.pieces.iter().map(|p| (p.to, p.bytes))) {
+            for (to, bytes) in flight.runs.iter().copied() {
                 self.proxy_writes(run, &behalf(agent), (*place, to), bytes, (strong, proxied))?;
                 let region = self.region(&mut [], *place);
                 if flight.reduce.is_some() {
@@ -250,12 +252,15 @@ impl Context<'_> {
     /// A copy that an mbarrier awaits arrives.
     pub fn arrive_bulk(&mut self, mut flight: Flight) {
         self.read_bulk(&mut flight);
+        let runs = match flight.runs.is_empty() {
+            true => runs(flight.pieces.iter().map(|p| (p.to, p.bytes))),
+            false => std::mem::take(&mut flight.runs),
+        };
         let (data, strong) = (flight.data.take().unwrap_or_default(), flight.reduce.is_some());
         for place in &flight.to {
             let (Where::Shared(rank), Some(bar)) = (*place, flight.mbarrier) else { continue };
             let region = &mut self.cluster.shared[rank];
             write(&mut region.data, &flight.pieces, &data, flight.reduce);
-            let runs = runs(flight.pieces.iter().map(|p| (p.to, p.bytes)));
             runs.iter().for_each(|(to, bytes)| region.mark(*to, *bytes, State::Written));
             if let Some(agent) = self.cluster.current(rank, bar) {
                 let races = &mut self.cluster.shared[rank].races;

@@ -225,7 +225,9 @@ impl Context<'_> {
     /// The lanes' addresses, which must have values.
     pub fn addresses(&self, warp: &Warp, run: &Run<'_>, addr: &Addr) -> Result<Lanes, Box<Fault>> {
         self.known(warp, run, &[addr.base], "the address is")?;
-        Ok(warp.get(run.frame, addr.base, &self.module.consts).map(|a| a.wrapping_add(addr.offset as u64)))
+        let mut addresses = warp.get(run.frame, addr.base, &self.module.consts);
+        addresses.iter_mut().for_each(|a| *a = a.wrapping_add(addr.offset as u64));
+        Ok(addresses)
     }
 
     /// The lanes' values of what must have some: the words say for what.
@@ -321,6 +323,17 @@ pub fn wavefronts(addresses: &Lanes, exec: u32, bytes: usize) -> (u64, u64) {
 
 /// Passes for lanes that ask for so many words each: different words of a bank take one each.
 fn passes_of(addresses: &Lanes, members: u32, each: u32) -> u64 {
+    // Lanes whose words are aligned ask for one group of banks each, mostly for different ones.
+    if each.is_power_of_two() {
+        let (mut groups, mut odd, shift) = (0u32, 0, each.trailing_zeros());
+        for lane in lanes(members) {
+            let word = addresses[lane] as u32 >> 2;
+            (groups, odd) = (groups | 1 << (word >> shift & (31 >> shift)), odd | word & (each - 1));
+        }
+        if odd == 0 && groups.count_ones() == members.count_ones() {
+            return 1;
+        }
+    }
     // Lanes and their words make up 32 at most.
     let (mut words, mut n) = ([0; 32], 0);
     let (mut first, mut asked, mut alone) = ([0; 32], 0u32, true);

@@ -222,6 +222,7 @@ impl Context<'_> {
             from,
             to: vec![Where::Shared(rank)],
             pieces,
+            runs: Vec::new(),
             data: None,
             reduce: None,
             mbarrier: Some(at),
@@ -251,8 +252,7 @@ impl Context<'_> {
                     continue;
                 }
                 copy.tracked = true;
-                let (size, reads) = copy.bytes;
-                let (region, from) = copy.from.unwrap_or((0, 0));
+                let ((size, reads), (region, from)) = (copy.bytes, copy.from.unwrap_or((0, 0)));
                 let read = Piece { from: Some(from), to: copy.to, bytes: reads };
                 let rest = Piece { from: None, to: copy.to + reads, bytes: size - reads };
                 let pieces = [read, rest].into_iter().filter(|p| p.bytes > 0).collect();

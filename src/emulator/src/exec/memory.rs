@@ -46,30 +46,34 @@ impl Context<'_> {
     ) -> Done {
         let addresses = self.addresses(warp, run, addr)?;
         let bytes = ty.size() * d.len();
-        let mut values = [[0u64; LANES]; 4];
         // A generic address of a parameter is the kernel's own.
         let first = addresses[run.exec.trailing_zeros() as usize & 31];
         let generic = space == Space::Generic && first >> 56 == PARAM_WINDOW >> 56;
+        let mut checked = (0, Where::Local(0), [0; LANES]);
+        if space != Space::Param && !generic {
+            self.count(space, run, &addresses, bytes);
+            if !order.strong {
+                checked = self.read_lanes(warp, run, (space, run.exec), (&addresses, bytes), None);
+            }
+        }
+        let (done, place, places) = checked;
+        if done == run.exec {
+            // Mostly nothing is wrong with any of them.
+            for (i, d) in d.iter().enumerate() {
+                let mut values = [0; LANES];
+                let data = &self.region(&mut [], place).data;
+                gather(data, (done, &places), (i * ty.size(), ty.size()), &mut values);
+                extend(ty, &mut values);
+                warp.put(run.frame, *d, run.exec, &values, run.exec);
+            }
+            return Ok(());
+        }
+        let mut values = [[0u64; LANES]; 4];
         if space == Space::Param || generic {
             let base =
                 if generic { 0usize.wrapping_sub(PARAM_WINDOW as usize) } else { run.frame.param as usize };
-            for lane in lanes(run.exec) {
-                let at = base.wrapping_add(addresses[lane] as usize).min(usize::MAX / 2);
-                let Some(from) = warp.param[lane].get(at..at.saturating_add(bytes)) else {
-                    return Err(self.fault(Kind::OutOfBounds, warp, lane, run.inst, BEYOND));
-                };
-                for (i, part) in from.chunks(ty.size()).enumerate() {
-                    let mut word = [0; 8];
-                    word[..part.len()].copy_from_slice(part);
-                    values[i][lane] = u64::from_le_bytes(word);
-                }
-            }
+            self.parameters(warp, run, (base, &addresses), (ty.size(), bytes), &mut values)?;
         } else {
-            self.count(space, run, &addresses, bytes);
-            let (done, place, places) = match order.strong {
-                true => (0, Where::Local(0), [0; LANES]),
-                false => self.read_lanes(warp, run, (space, run.exec), (&addresses, bytes), None),
-            };
             if done != 0 {
                 let data = &self.region(&mut [], place).data;
                 for (i, values) in values.iter_mut().enumerate().take(d.len()) {
@@ -90,11 +94,31 @@ impl Context<'_> {
             }
         }
         for (d, values) in d.iter().zip(&mut values) {
-            if ty.signed() {
-                let shift = 64 - 8 * ty.size() as u32;
-                values.iter_mut().for_each(|v| *v = ((*v << shift) as i64 >> shift) as u64);
-            }
+            extend(ty, values);
             warp.put(run.frame, *d, run.exec, values, run.exec);
+        }
+        Ok(())
+    }
+
+    /// Numbers of `size` bytes out of the param space.
+    fn parameters(
+        &self,
+        warp: &Warp,
+        run: &Run<'_>,
+        (base, addresses): (usize, &Lanes),
+        (size, bytes): (usize, usize),
+        values: &mut [Lanes; 4],
+    ) -> Done {
+        for lane in lanes(run.exec) {
+            let at = base.wrapping_add(addresses[lane] as usize).min(usize::MAX / 2);
+            let Some(from) = warp.param[lane].get(at..at.saturating_add(bytes)) else {
+                return Err(self.fault(Kind::OutOfBounds, warp, lane, run.inst, BEYOND));
+            };
+            for (i, part) in from.chunks(size).enumerate() {
+                let mut word = [0; 8];
+                word[..part.len()].copy_from_slice(part);
+                values[i][lane] = u64::from_le_bytes(word);
+            }
         }
         Ok(())
     }
@@ -280,10 +304,6 @@ impl Context<'_> {
         self.known(warp, run, s, "it stores")?;
         let addresses = self.addresses(warp, run, addr)?;
         let (size, bytes) = (ty.size(), ty.size() * s.len());
-        let mut values = [[0u64; LANES]; 4];
-        for (values, s) in values.iter_mut().zip(s) {
-            *values = warp.get(run.frame, *s, &self.module.consts);
-        }
         if space != Space::Param {
             self.count(space, run, &addresses, bytes);
         }
@@ -292,10 +312,18 @@ impl Context<'_> {
             false => self.write_lanes(warp, run, space, (&addresses, bytes), State::Written),
         };
         if done != 0 {
+            let consts = &self.module.consts;
             let data = &mut self.region(&mut [], place).data;
-            for (i, values) in values.iter().enumerate().take(s.len()) {
-                scatter(data, (done, &places), (i * size, size), values);
+            for (i, s) in s.iter().enumerate() {
+                scatter(data, (done, &places), (i * size, size), warp.look(run.frame, *s, consts));
             }
+        }
+        if done == run.exec {
+            return Ok(());
+        }
+        let mut values = [[0u64; LANES]; 4];
+        for (values, s) in values.iter_mut().zip(s) {
+            *values = warp.get(run.frame, *s, &self.module.consts);
         }
         for lane in lanes(run.exec & !done) {
             let mut new = [0u8; 16];
@@ -395,7 +423,7 @@ fn runs(exec: u32, (addresses, bytes): (&Lanes, usize), offset: i64) -> impl Ite
             return None;
         }
         let at = offset.wrapping_add(addresses[lane].wrapping_sub(start) as i64) as usize;
-        let room = (PAGE - at % PAGE) / bytes;
+        let room = (PAGE - at % PAGE) >> bytes.trailing_zeros();
         let (mut n, mut next) = (1, addresses[lane].wrapping_add(bytes as u64));
         while n < room
             && rest.checked_shr((lane + n) as u32).is_some_and(|r| r & 1 == 1)
@@ -406,6 +434,14 @@ fn runs(exec: u32, (addresses, bytes): (&Lanes, usize), offset: i64) -> impl Ite
         rest &= !((((1u64 << n) - 1) << lane) as u32);
         Some((lane, n))
     })
+}
+
+/// Signs go up to a register's end.
+fn extend(ty: Ty, values: &mut Lanes) {
+    if ty.signed() {
+        let shift = 64 - 8 * ty.size() as u32;
+        values.iter_mut().for_each(|v| *v = ((*v << shift) as i64 >> shift) as u64);
+    }
 }
 
 /// Lanes' numbers of `size` bytes, so far behind their places.

@@ -137,13 +137,12 @@ impl Context<'_> {
         let run = Run { frame: &Frame::default(), inst, pc: who.pc, exec: 1 };
         let place = Where::Shared(self.rank);
         let mut harmless = Touch::default();
-        for at in chunks {
+        let mut rest = chunks;
+        loop {
             let shared = self.own();
-            if let Some(at) = shared.plain((*at).into(), CHUNK, false)
-                && shared.races.read_grain(at, who, Proxy::Shared, &mut harmless)
-            {
-                continue;
-            }
+            rest = &rest[shared.grains(rest, who, Proxy::Shared, &mut harmless)..];
+            let Some((at, behind)) = rest.split_first() else { return Ok(()) };
+            rest = behind;
             let found = shared.place((*at).into(), CHUNK, false);
             let found = found.and_then(|at| shared.readable(at, CHUNK).map(|()| at));
             match found.map(|at| (at, shared.races.read_beside(at, CHUNK, who, Proxy::Shared))) {
@@ -157,7 +156,6 @@ impl Context<'_> {
                 Err(what) => return Err(self.bad(warp, 0, inst, what)),
             }
         }
-        Ok(())
     }
 
     /// The products themselves, one after the other: those that continue the sums of the one before are one with it.

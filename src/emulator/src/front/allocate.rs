@@ -4,10 +4,10 @@
 //! each warp, all of them cold. Two registers share a slot if no instruction from the first to the last that one of them is
 //! alive at (or written at) is such an instruction of the other. A register that may be read before it is written is
 //! alive from the function's start, alone in its slot up to its last use, so that it is still found to have no value.
-//! Functions with `wgmma`, which holds registers beyond itself, are left as they are.
+//! What a `wgmma` holds beyond itself is alone in its slot from the function's start to its end.
 
 use crate::isa::module::Inst;
-use crate::isa::op::{ControlOp, GroupOp, Op};
+use crate::isa::op::{ControlOp, Op};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
@@ -42,12 +42,12 @@ struct Block {
 /// now of `registers`.
 pub fn allocate(insts: &mut [Inst], start: u32, tables: &[Vec<u32>], registers: u32) -> u32 {
     let blocks = blocks(insts, start, tables);
-    let holds = insts.iter().any(|i| matches!(i.op, Op::Group(GroupOp::Wgmma(_))));
-    if holds || registers == 0 || 3 * blocks.len() * (registers as usize / 64 + 1) > MOST {
+    if registers == 0 || 3 * blocks.len() * (registers as usize / 64 + 1) > MOST {
         return registers;
     }
     let blocks = flow(insts, blocks, registers);
-    let spans = spans(insts, &blocks, registers);
+    let mut spans = spans(insts, &blocks, registers);
+    insts.iter().flat_map(|inst| inst.op.held()).for_each(|r| spans[r as usize] = (0, usize::MAX));
     let mut order: Vec<u32> = (0..registers).filter(|r| spans[*r as usize].0 < usize::MAX).collect();
     order.sort_by_key(|r| spans[*r as usize]);
     let (mut slots, mut used) = (vec![0; registers as usize], 0);
@@ -68,7 +68,10 @@ pub fn allocate(insts: &mut [Inst], start: u32, tables: &[Vec<u32>], registers: 
         busy.push(Reverse((last, slot)));
         slots[r as usize] = slot;
     }
-    insts.iter_mut().for_each(|inst| inst.op.slots(&mut |r, _| *r = slots[*r as usize]));
+    for inst in insts {
+        inst.op.names(&mut |r, _| *r = slots[*r as usize]);
+        inst.shares.iter_mut().for_each(|(r, _)| *r = slots[*r as usize]);
+    }
     used
 }
 
@@ -122,7 +125,7 @@ fn flow(insts: &mut [Inst], mut blocks: Vec<Block>, registers: u32) -> Vec<Block
         (block.reads, block.writes) = (empty.clone(), empty.clone());
         for inst in &mut insts[block.from..block.end] {
             let kills = inst.guard.is_none();
-            inst.op.slots(&mut |r, write| match write {
+            inst.op.names(&mut |r, write| match write {
                 true if kills => insert(&mut block.writes, *r),
                 true => {}
                 false if !has(&block.writes, *r) => insert(&mut block.reads, *r),
@@ -163,7 +166,7 @@ fn spans(insts: &mut [Inst], blocks: &[Block], registers: u32) -> Vec<(usize, us
             alive(&blocks[*next].alive).into_iter().for_each(|r| at(r, 2 * block.end - 1));
         }
         for (i, inst) in insts[block.from..block.end].iter_mut().enumerate() {
-            inst.op.slots(&mut |r, write| at(*r, 2 * (block.from + i) + usize::from(write)));
+            inst.op.names(&mut |r, write| at(*r, 2 * (block.from + i) + usize::from(write)));
         }
     }
     spans

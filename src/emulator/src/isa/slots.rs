@@ -2,8 +2,9 @@
 
 use super::copy::{Bulk, End};
 use super::mbarrier::{Mbar, What};
-use super::op::{BarrierOp, ControlOp, CopyOp, MemoryOp, Op, RegisterOp, WarpOp};
+use super::op::{BarrierOp, ControlOp, CopyOp, GroupOp, MemoryOp, Op, RegisterOp, WarpOp};
 use super::operand::{Barrier, NONE, Src, Vote};
+use super::product::Left;
 use std::slice::from_mut;
 
 /// Told of a register, and whether it is written.
@@ -23,6 +24,24 @@ impl Op {
             Op::Fence(_) | Op::Group(_) => {}
         }
         self.targets().iter_mut().filter(|d| **d != NONE).for_each(|d| f(d, true));
+    }
+
+    /// The same with what `wgmma` names: its descriptors, and what it holds.
+    pub fn names(&mut self, f: Told<'_>) {
+        self.slots(f);
+        let Op::Group(GroupOp::Wgmma(op)) = self else { return };
+        match &mut op.a {
+            Left::Shared(s) => read(s, f),
+            Left::Registers(list) => read_all(list, f),
+        }
+        read(&mut op.b, f);
+        op.d.iter_mut().for_each(|d| f(d, true));
+    }
+
+    /// The general registers that a `wgmma` holds until a wait covers it.
+    pub fn held(&self) -> impl Iterator<Item = u32> {
+        let op = if let Op::Group(GroupOp::Wgmma(op)) = self { Some(op) } else { None };
+        op.into_iter().flat_map(|op| op.d.iter().copied().chain(op.left()))
     }
 
     /// The general registers that it writes.

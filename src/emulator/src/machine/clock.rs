@@ -17,12 +17,13 @@ use crate::isa::module::Module;
 use crate::isa::operand::Proxy;
 use crate::report::finding::At;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Warps of a block, at most.
 pub const WARPS: usize = 32;
 
 /// What a warp knows of the others: up to which time of theirs everything is done.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Clock {
     /// Of its own block.
     pub own: [u32; WARPS],
@@ -34,13 +35,53 @@ pub struct Clock {
     pub lanes: Vec<(u32, u32, u32)>,
     /// Of agents: (which, up to which time), rising.
     pub agents: Vec<(u32, u32)>,
-    /// Of what a proxy fence came behind, by [`Proxy`].
-    pub fenced: [Option<Box<Clock>>; 3],
+    /// Of what a proxy fence came behind, by [`Proxy`]. Those who have heard of one fence share it.
+    pub fenced: [Option<Arc<Clock>>; 3],
+}
+
+impl Clone for Clock {
+    fn clone(&self) -> Clock {
+        Clock {
+            own: self.own,
+            others: self.others.clone(),
+            block: self.block,
+            lanes: self.lanes.clone(),
+            agents: self.agents.clone(),
+            fenced: self.fenced.clone(),
+        }
+    }
+
+    /// Into the lists that are there.
+    fn clone_from(&mut self, other: &Clock) {
+        (self.own, self.block) = (other.own, other.block);
+        self.others.clone_from(&other.others);
+        self.lanes.clone_from(&other.lanes);
+        self.agents.clone_from(&other.agents);
+        self.fenced.clone_from(&other.fenced);
+    }
 }
 
 impl Clock {
     /// Learns all that `other` knows.
     pub fn join(&mut self, other: &Clock) {
+        self.join_warps(other);
+        let alike = self.agents.len() == other.agents.len();
+        match alike && self.agents.iter().zip(&other.agents).all(|(a, b)| a.0 == b.0) {
+            true => self.agents.iter_mut().zip(&other.agents).for_each(|(a, b)| a.1 = a.1.max(b.1)),
+            false => other.agents.iter().for_each(|(agent, time)| self.heard(*agent, *time)),
+        }
+        for (to, from) in self.fenced.iter_mut().zip(&other.fenced) {
+            let Some(from) = from else { continue };
+            match to {
+                Some(to) if Arc::ptr_eq(to, from) => {}
+                Some(to) => Arc::make_mut(to).join(from),
+                None => *to = Some(from.clone()),
+            }
+        }
+    }
+
+    /// The same of what it knows of warps.
+    fn join_warps(&mut self, other: &Clock) {
         let merge = |to: &mut [u32; WARPS], from: &[u32; WARPS]| {
             to.iter_mut().zip(from).for_each(|(a, b)| *a = (*a).max(*b));
         };
@@ -55,22 +96,10 @@ impl Clock {
                 false => merge(self.other(*block), times),
             }
         }
-        let alike = self.agents.len() == other.agents.len();
-        match alike && self.agents.iter().zip(&other.agents).all(|(a, b)| a.0 == b.0) {
-            true => self.agents.iter_mut().zip(&other.agents).for_each(|(a, b)| a.1 = a.1.max(b.1)),
-            false => other.agents.iter().for_each(|(agent, time)| self.heard(*agent, *time)),
-        }
         for (warp, lanes, time) in &other.lanes {
             if *time > self.some(*warp, *lanes) {
                 self.lanes.retain(|l| (l.0, l.1) != (*warp, *lanes));
                 self.lanes.push((*warp, *lanes, *time));
-            }
-        }
-        for (to, from) in self.fenced.iter_mut().zip(&other.fenced) {
-            let Some(from) = from else { continue };
-            match to {
-                Some(to) => to.join(from),
-                None => *to = Some(from.clone()),
             }
         }
     }
@@ -113,7 +142,8 @@ impl Clock {
         }
         for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
             match (mine.as_mut(), theirs) {
-                (Some(mine), Some(theirs)) => mine.meet(theirs),
+                (Some(mine), Some(theirs)) if Arc::ptr_eq(mine, theirs) => {}
+                (Some(mine), Some(theirs)) => Arc::make_mut(mine).meet(theirs),
                 _ => *mine = None,
             }
         }
@@ -161,11 +191,13 @@ impl Clock {
 
     /// What it knows so far is visible to the asynchronous proxy.
     pub fn fence(&mut self, proxies: &[Proxy]) {
-        let bare = Clock { agents: Vec::new(), fenced: Default::default(), ..self.clone() };
+        let (own, block) = (self.own, self.block);
+        let (others, lanes) = (self.others.clone(), self.lanes.clone());
+        let bare = Arc::new(Clock { own, others, block, lanes, ..Clock::default() });
         for proxy in proxies {
             match &mut self.fenced[*proxy as usize] {
-                Some(fenced) => fenced.join(&bare),
-                none => *none = Some(Box::new(bare.clone())),
+                Some(fenced) => Arc::make_mut(fenced).join_warps(&bare),
+                none => *none = Some(bare.clone()),
             }
         }
     }
@@ -359,6 +391,20 @@ impl Touch {
         }
     }
 
+    /// Whether both are of one warp, or of one agent.
+    #[inline]
+    pub fn same_warp(self, other: Touch) -> bool {
+        let lanes = if self.pc & AGENT == 0 { 5 } else { 0 };
+        let whole = |who: u32| who.wrapping_sub(1) >> lanes;
+        (self.pc ^ other.pc) & AGENT == 0 && whole(self.who) == whole(other.who)
+    }
+
+    /// Whether both are one agent's, and this one is no later.
+    #[inline]
+    pub fn no_later(self, other: Touch) -> bool {
+        self.pc & other.pc & AGENT != 0 && self.who == other.who && self.time <= other.time
+    }
+
     /// Whether a lane of that warp did it.
     pub fn within(self, who: &Who<'_>) -> bool {
         self.by().is_ok_and(|(block, thread)| block == who.clock.block && thread / 32 == who.thread / 32)
@@ -403,7 +449,9 @@ impl Touch {
 
     /// Whether what one lane of a warp knows of it is known to all of them.
     pub fn common(self, who: &Who<'_>) -> bool {
-        who.clock.lanes.is_empty() && who.waited.is_empty() && !self.within(who)
+        // What is before the warp's last barrier is over for all of them.
+        let over = self.time < who.floor || !self.within(who);
+        over && who.clock.lanes.is_empty() && who.waited.is_empty()
     }
 
     /// Whether it is a warp's access that no proxy fence has come behind, as far as `clock` knows.

@@ -73,7 +73,7 @@ impl Cluster {
             bar.phases += 1;
             bar.pending = bar.count;
             bar.arrived.heard(bar.agent, bar.phases);
-            bar.done = bar.arrived.clone();
+            bar.done.clone_from(&bar.arrived);
             self.wake = true;
         }
     }

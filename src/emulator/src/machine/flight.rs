@@ -41,6 +41,8 @@ pub struct Flight {
     pub to: Vec<Where>,
     /// What lies together.
     pub pieces: Vec<Piece>,
+    /// Where they go, as runs; none: nobody has asked yet.
+    pub runs: Vec<(usize, usize)>,
     /// What the pieces hold, one behind the other, once that is read.
     pub data: Option<Vec<u8>>,
     /// How it joins what is there, if not in its place.
@@ -118,7 +120,7 @@ fn by_chunks(list: &mut [(usize, usize)]) -> bool {
         return false;
     };
     let near = to - from < 1 << 18;
-    if !near || list.iter().any(|(at, bytes)| *bytes != 16 || (at - from) % 16 != 0) {
+    if !near || list.iter().fold(0, |odd, (at, bytes)| odd | (bytes ^ 16) | ((at - from) % 16)) != 0 {
         return false;
     }
     let mut bits = vec![0u64; (to - from) / 1024 + 1];

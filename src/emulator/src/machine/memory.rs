@@ -1,7 +1,8 @@
 //! Bytes with a shadow: what is allocated, what is written, who touched it last.
 
-use super::clock::Clock;
-use super::shadow::Races;
+use super::clock::{Clock, Touch, Who};
+use super::shadow::{GRAIN, Races};
+use crate::isa::operand::Proxy;
 use crate::report::finding::{Bad, Kind};
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -162,6 +163,21 @@ impl Region {
         let valid =
             sound && (self.all(at, bytes, State::Written) || write && self.all(at, bytes, State::Unwritten));
         valid.then_some(at)
+    }
+
+    /// How many of these grains, from the first on, the asynchronous proxy may read for `who`: nothing is wrong with them,
+    /// and it is noted. `harmless`: a write that the reader is known to see, or none.
+    pub fn grains(&mut self, grains: &[u32], who: &Who<'_>, proxy: Proxy, harmless: &mut Touch) -> usize {
+        let (touch, state) = (Touch::of(who), &self.state[..]);
+        let good = grains.iter().position(|at| {
+            let at = *at as usize;
+            let there = state.get(at..).and_then(|list| list.first_chunk::<GRAIN>());
+            let written =
+                |list: &[State; GRAIN]| list.iter().fold(true, |all, s| all & (*s == State::Written));
+            let sound = at.is_multiple_of(GRAIN) && there.is_some_and(written);
+            !(sound && self.races.read_grain(at, (who, touch), proxy, harmless))
+        });
+        good.unwrap_or(grains.len())
     }
 
     /// The place of an access, or what is wrong with it.

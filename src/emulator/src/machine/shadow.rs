@@ -31,7 +31,7 @@ impl Cell {
     #[inline]
     fn read(&mut self, touch: Touch) {
         let last = self.reads[0];
-        if last.is_some() && last.warp() == touch.warp() {
+        if last.is_some() && last.same_warp(touch) {
             self.many[0] = last.time() == touch.time() && (self.many[0] || !last.same_lane(touch));
         } else {
             (self.reads[1], self.many[1]) = (last, self.many[0]);
@@ -285,15 +285,24 @@ impl Races {
     /// Notes a read of the asynchronous proxy, of as many bytes as the largest grain has, where nothing is wrong with it and
     /// they have one history; whether it did. `harmless`: a write that the reader is known to see, or none.
     #[inline]
-    pub fn read_grain(&mut self, at: usize, who: &Who<'_>, proxy: Proxy, harmless: &mut Touch) -> bool {
-        let [cell] = self.cells(at, GRAIN) else { return false };
+    pub fn read_grain(
+        &mut self,
+        at: usize,
+        (who, touch): (&Who<'_>, Touch),
+        proxy: Proxy,
+        harmless: &mut Touch,
+    ) -> bool {
+        let Some(Some(page)) = self.pages.get_mut(at / PAGE) else { return false };
+        let (true, Some(cell)) = (page.grain == COARSE, page.cells.get_mut((at % PAGE) >> COARSE)) else {
+            return false;
+        };
         if cell.write != *harmless {
             if cell.write.unfenced(who.clock, proxy) || cell.write.races(who, false) {
                 return false;
             }
             *harmless = cell.write;
         }
-        cell.read(Touch::of(who));
+        cell.read(touch);
         true
     }
 
@@ -331,16 +340,25 @@ impl Races {
     ) -> Option<(Touch, bool)> {
         let (touch, mut harmless) = (Touch::of(who), Cell::default());
         for cell in self.cells(at, bytes) {
-            if *cell != harmless {
+            if cell.write != harmless.write {
                 if proxy.is_some_and(|proxy| cell.write.unfenced(who.clock, proxy)) {
                     return Some((cell.write, true));
                 }
-                let reads = cell.reads.iter().zip(cell.many).filter(|(read, many)| read.races(who, *many));
-                let write = [cell.write].into_iter().filter(|write| write.races(who, false));
-                if let Some(other) = write.chain(reads.map(|read| *read.0)).next() {
-                    return Some((other, false));
+                if cell.write.races(who, false) {
+                    return Some((cell.write, false));
                 }
-                harmless = *cell;
+                harmless.write = cell.write;
+            }
+            for (i, (read, many)) in cell.reads.into_iter().zip(cell.many).enumerate() {
+                // Who is behind an agent's access is behind those before it.
+                let behind = read.no_later(harmless.reads[i]) && !who.strong;
+                if behind || (read, many) == (harmless.reads[i], harmless.many[i]) {
+                    continue;
+                }
+                if read.races(who, many) {
+                    return Some((read, false));
+                }
+                (harmless.reads[i], harmless.many[i]) = (read, many);
             }
             cell.write = touch;
         }

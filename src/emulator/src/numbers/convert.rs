@@ -1,7 +1,7 @@
 //! `cvt`: between all integer and float types, with rounding and saturation.
 
 use super::alu::alu;
-use super::float::{Round, sum_to_odd, to_bf16, to_f16, to_f32};
+use super::float::{Round, nearest_bf16, sum_to_odd, to_bf16, to_f16, to_f32};
 use crate::isa::operand::{AluFn, Ty};
 use half::{bf16, f16};
 
@@ -188,7 +188,10 @@ fn float_to_float(to: Ty, from: Ty, round: Round) -> Option<AluFn> {
             })
         }};
     }
-    pick_float!(from, from_type)
+    match (to, from, round) {
+        (Ty::Bf16, Ty::F32, Round::Nearest) => Some(alu!(f32 => u16: |a, _, _| nearest_bf16(a) as u16)),
+        _ => pick_float!(from, from_type),
+    }
 }
 
 /// `cvt.rn.bf16x2.f32 d, a, b`: `a` into the upper half.
@@ -201,13 +204,21 @@ pub fn pair(to: Ty, mode: &str) -> Option<AluFn> {
             })
         };
     }
+    macro_rules! two_nearest {
+        ($relu:expr) => {
+            alu!(f32 => u32: |a, b, _| {
+                let one = |x: f32| nearest_bf16(if $relu && x <= 0.0 { 0.0 } else { x });
+                one(a) << 16 | one(b)
+            })
+        };
+    }
     Some(match (to, mode) {
         (Ty::F16x2, "rn") => two!(to_f16, Round::Nearest, false),
         (Ty::F16x2, "rz") => two!(to_f16, Round::Zero, false),
         (Ty::F16x2, "rn.relu") => two!(to_f16, Round::Nearest, true),
-        (Ty::Bf16x2, "rn") => two!(to_bf16, Round::Nearest, false),
+        (Ty::Bf16x2, "rn") => two_nearest!(false),
         (Ty::Bf16x2, "rz") => two!(to_bf16, Round::Zero, false),
-        (Ty::Bf16x2, "rn.relu") => two!(to_bf16, Round::Nearest, true),
+        (Ty::Bf16x2, "rn.relu") => two_nearest!(true),
         _ => return None,
     })
 }

@@ -85,6 +85,14 @@ pub fn to_bf16(x: f64, round: Round) -> bf16 {
     bf16::from_bits(directed(near.to_bits(), near.to_f64(), x, round))
 }
 
+/// An f32 to the nearest bfloat16, as [`to_bf16`] gives it: by whole numbers alone, so that lanes go side by side.
+#[inline(always)]
+pub fn nearest_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let near = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fff } else { near }
+}
+
 /// Steps back from the nearest value where that lies beyond `x`; both formats order their magnitudes by bits.
 fn directed(bits: u16, near: f64, x: f64, round: Round) -> u16 {
     let away = near.abs() > x.abs();
@@ -118,6 +126,24 @@ fn least(a: f64, b: f64) -> f64 {
 
 fn most(a: f64, b: f64) -> f64 {
     -least(-a, -b)
+}
+
+/// The same of f32, without a branch: `most`, or else the minimum.
+#[inline(always)]
+fn extreme(a: f32, b: f32, most: bool) -> f32 {
+    let (x, y) = (a.to_bits(), b.to_bits());
+    let first = if most { a > b } else { a < b };
+    let zeros = if most { x & y } else { x | y };
+    let number = if a == b {
+        zeros
+    } else if first {
+        x
+    } else {
+        y
+    };
+    // Of two NaNs the second, quiet.
+    let other = if a.is_nan() & b.is_nan() { y | 1 << 22 } else { number };
+    f32::from_bits(if b.is_nan() & !a.is_nan() { x } else { other })
 }
 
 /// With `.NaN`, a NaN wins.
@@ -175,8 +201,8 @@ fn single(name: &str, mode: &str) -> Option<AluFn> {
         ("tanh", "approx") => f64ly!(|a| a.tanh()),
         ("abs", "") => alu!(f32: |a, _, _| a.abs()),
         ("neg", "") => alu!(u32: |a, _, _| a ^ 1 << 31),
-        ("min", "") => alu!(f32: |a, b, _| least(a as f64, b as f64) as f32),
-        ("max", "") => alu!(f32: |a, b, _| most(a as f64, b as f64) as f32),
+        ("min", "") => alu!(f32: |a, b, _| extreme(a, b, false)),
+        ("max", "") => alu!(f32: |a, b, _| extreme(a, b, true)),
         ("min", "NaN") => alu!(f32: |a, b, _| with_nan(a as f64, b as f64, least) as f32),
         ("max", "NaN") => alu!(f32: |a, b, _| with_nan(a as f64, b as f64, most) as f32),
         ("copysign", "") => alu!(f32: |a, b, _| b.copysign(a)),

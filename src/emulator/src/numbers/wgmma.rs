@@ -6,7 +6,7 @@
 use super::descriptor::{CHUNK, Descriptor};
 use crate::isa::operand::{LANES, Lanes};
 use crate::isa::product::{Element, Wgmma};
-use half::{bf16, f16};
+use half::f16;
 use pulp::NullaryFnOnce;
 
 /// Rows of a product.
@@ -44,7 +44,10 @@ impl Wgmma {
         let (to, sign) = (&mut numbers[from..], if negate { -1.0 } else { 1.0 });
         match self.element {
             Element::Bf16 => {
-                gather(chunks, memory, (across, rows), to, |b| sign * bf16::from_le_bytes(b).to_f32())
+                // A NaN that a product would make quiet becomes so there.
+                let number = |b: [u8; 2]| sign * f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
+                let numbers = Gather { chunks, memory, across, rows, numbers: to, number };
+                pulp::Arch::new().dispatch(numbers)
             }
             Element::F16 => {
                 gather(chunks, memory, (across, rows), to, |b| sign * f16::from_le_bytes(b).to_f32())
@@ -138,7 +141,28 @@ fn steps(x: [f32; 4], b: &[f32], sums: &mut [f32]) {
     }
 }
 
+/// [`gather`] for the instruction set that is there.
+struct Gather<'a, const S: usize, F: Fn([u8; S]) -> f32> {
+    chunks: &'a [u32],
+    memory: &'a [u8],
+    across: bool,
+    rows: usize,
+    numbers: &'a mut [f32],
+    number: F,
+}
+
+impl<const S: usize, F: Fn([u8; S]) -> f32> NullaryFnOnce for Gather<'_, S, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Gather { chunks, memory, across, rows, numbers, number } = self;
+        gather(chunks, memory, (across, rows), numbers, number);
+    }
+}
+
 /// Elements of S bytes from chunks, [k][rows].
+#[inline(always)]
 fn gather<const S: usize>(
     chunks: &[u32],
     memory: &[u8],
@@ -158,8 +182,11 @@ fn gather<const S: usize>(
     for (r, of_rows) in chunks.as_chunks::<16>().0.iter().enumerate() {
         for half in 0..2 {
             let mut block = [[0f32; 8]; 8];
-            for (row, at) in of_rows.iter().skip(half).step_by(2).enumerate() {
-                block.iter_mut().zip(chunk(at)).for_each(|(line, e)| line[row] = number(*e));
+            for row in 0..8 {
+                let mut elements = [0f32; 8];
+                let bytes = chunk(&of_rows[2 * row + half]);
+                elements.iter_mut().zip(bytes).for_each(|(to, e)| *to = number(*e));
+                block.iter_mut().zip(&elements).for_each(|(line, e)| line[row] = *e);
             }
             let lines = numbers[half * wide * rows..].chunks_exact_mut(rows);
             lines.take(wide).zip(&block).for_each(|(line, block)| line[8 * r..][..8].copy_from_slice(block));
