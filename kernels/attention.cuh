@@ -65,16 +65,16 @@ struct alignas(8) Range {
 };
 
 // COUNT columns of a row of the mask from column `column` (of the sequence; negative ones are nobody's) on, bit by bit: one
-// Philox call for four columns, and one more for all lanes where any of them begins between two fours. A caller that
+// Philox call for eight columns, and one more for all lanes where any of them begins between two eights. A caller that
 // leaves out the first columns or the last says so by `from` and `to`.
 template <int COUNT>
 __device__ inline unsigned kept(const Draw& dropout, int row, int plane, int column, int from = 0, int to = COUNT) {
-    const int skew = column & 3, group = column >> 2;
-    const int calls = to / 4 + (__any_sync(ALL, skew) ? 1 : 0);
+    const int skew = column & 7, group = column >> 3;
+    const int calls = to / 8 + (__any_sync(ALL, skew) ? 1 : 0);
     unsigned long long bits = 0;
 #pragma unroll 1
-    for (int i = from / 4; i < calls; i++) {
-        bits |= static_cast<unsigned long long>(dropout.kept(row, plane, group + i)) << (4 * i);
+    for (int i = from / 8; i < calls; i++) {
+        bits |= static_cast<unsigned long long>(dropout.kept(row, plane, group + i)) << (8 * i);
     }
     return unsigned(bits >> skew);
 }

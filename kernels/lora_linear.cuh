@@ -70,11 +70,6 @@ __device__ __forceinline__ void load_ranks(unsigned (&a)[BLOCKS][4], const bf16*
 
 // Of 8 neighbouring columns, from 8 v on, the dropped ones zeroed. What is kept is scaled where it has been summed.
 __device__ __forceinline__ uint4 dropped(const Draw& dropout, uint4 x, int row, int plane, int v) {
-    const unsigned long long token = dropout.first + row;
-    const uint4 a = dropout.words(token, plane, 2 * v), b = dropout.words(token, plane, 2 * v + 1);
-    const unsigned least = dropout.least;
-    const auto keep = [least](unsigned low, unsigned high) {
-        return (low < least ? 0 : 0x0000ffffu) | (high < least ? 0 : 0xffff0000u);
-    };
-    return make_uint4(x.x & keep(a.x, a.y), x.y & keep(a.z, a.w), x.z & keep(b.x, b.y), x.w & keep(b.z, b.w));
+    const uint4 mask = dropout.mask(row, plane, v);
+    return make_uint4(x.x & mask.x, x.y & mask.y, x.z & mask.z, x.w & mask.w);
 }

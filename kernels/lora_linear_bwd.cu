@@ -183,15 +183,17 @@ lora_linear_add(float* __restrict__ to, const float* __restrict__ parts, int row
     store(to + at, 0, v);
 }
 
-// Which elements of the C fragment at `row`, `column` a dropout keeps, in bits. A lane draws the four columns that it shares
-// with its neighbour for one of their two rows; they exchange halves.
-__device__ __forceinline__ unsigned kept_of_fragment(const Draw& dropout, int row, int plane, int column) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, odd = t % 2;
-    const uint4 w = dropout.words(dropout.first + row + g + 8 * odd, plane, column / 4 + t / 2);
-    const auto bits = [&](unsigned low, unsigned high) { return (low >= dropout.least) + (high >= dropout.least) * 2u; };
-    const unsigned left = bits(w.x, w.y), right = bits(w.z, w.w);
-    const unsigned other = __shfl_xor_sync(ALL, odd ? left : right, 1);
-    return odd ? other + right * 4 : left + other * 4;
+// Which elements of the C fragments at `row` and `row` + 16, `column` a dropout keeps, four bits each. A lane of a quad draws
+// the eight columns of one of their four rows, and all four share their bytes.
+__device__ __forceinline__ unsigned kept_of_fragments(const Draw& dropout, int row, int plane, int column) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    unsigned bits = dropout.kept(row + g + 8 * t, plane, column / BF16S) << 8 * t;
+    bits |= __shfl_xor_sync(ALL, bits, 1);
+    bits |= __shfl_xor_sync(ALL, bits, 2);
+    // This lane's two columns of the rows g, g + 8, g + 16, g + 24.
+    bits = bits >> 2 * t & 0x03030303u;
+    bits |= bits >> 6;
+    return (bits & 0xf) | (bits >> 12 & 0xf0);
 }
 
 // Adds the segments' masked low-rank terms to the sums of a tile at `row`, `column`. `room` holds 16 rows of a.
@@ -212,10 +214,10 @@ __device__ __forceinline__ void low_rank(Product<BLOCKS, true>& product, bf16* r
         for (int word = 0; word < WORDS; word++) {
             keep[word] = dropout.least ? 0 : ALL;
             if (dropout.least)
-#pragma unroll 2
-                for (int i = 0; i < 8; i++) {
+#pragma unroll 1
+                for (int i = 0; i < 8; i += 2) {
                     const int at = 8 * word + i;
-                    keep[word] |= kept_of_fragment(dropout, row + at % BLOCKS * 16, s, column + at / BLOCKS * 8) << 4 * i;
+                    keep[word] |= kept_of_fragments(dropout, row + at % BLOCKS * 16, s, column + at / BLOCKS * 8) << 4 * i;
                 }
         }
         for (int r = 0; r < R; r += RANKS) {

@@ -1,19 +1,20 @@
-//! Philox4x32-10: random numbers from a counter, equal on every device (Salmon et al., SC 2011).
+//! Philox4x32: random numbers from a counter, equal on every device (Salmon et al., SC 2011). Ten rounds, but for the
+//! dropout masks, which are drawn by seven ([`crate::ops::dropout`]).
 
 /// The ten-round Philox bijection of a 128-bit counter under a 64-bit key.
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let mut lanes = counter.map(|word| [word.into()]);
-    philox_wide(&mut lanes, key);
+    philox_wide::<10, 1>(&mut lanes, key);
     lanes.map(|[word]| word as u32)
 }
 
-/// [`philox`] of `W` counters side by side, word by word in the low halves of 64 bits, so that it vectorises.
+/// Philox of `ROUNDS` rounds of `W` counters side by side, word by word in the low halves of 64 bits, so that it vectorises.
 ///
 /// High halves are ignored, and hold anything afterwards.
 #[inline(always)]
-pub fn philox_wide<const W: usize>(counter: &mut [[u64; W]; 4], mut key: [u32; 2]) {
+pub fn philox_wide<const ROUNDS: usize, const W: usize>(counter: &mut [[u64; W]; 4], mut key: [u32; 2]) {
     const LOW: u64 = 0xFFFF_FFFF;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let (k0, k1) = (u64::from(key[0]), u64::from(key[1]));
         let [c0, c1, c2, c3] = &mut *counter;
         for ((c0, c1), (c2, c3)) in c0.iter_mut().zip(c1).zip(c2.iter_mut().zip(c3)) {
@@ -86,16 +87,34 @@ pub fn normal(seed: u64, n: usize) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::philox;
+    use super::{philox, philox_wide};
+
+    const DIGITS: ([u32; 4], [u32; 2]) =
+        ([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]);
 
     /// The known answers published with Random123 (`kat_vectors`, philox4x32 10).
     #[test]
     fn known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(philox([!0; 4], [!0; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
-        assert_eq!(
-            philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
-            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
-        );
+        let (counter, key) = DIGITS;
+        assert_eq!(philox(counter, key), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    /// Those of philox4x32 7.
+    #[test]
+    fn known_answers_of_seven_rounds() {
+        let seven = |counter: [u32; 4], key| {
+            let mut lanes = counter.map(|word| [u64::from(word); 3]);
+            philox_wide::<7, 3>(&mut lanes, key);
+            lanes.map(|[a, b, c]| {
+                assert!(a as u32 == b as u32 && b as u32 == c as u32);
+                a as u32
+            })
+        };
+        assert_eq!(seven([0; 4], [0; 2]), [0x5f6f_b709, 0x0d89_3f64, 0x4f12_1f81, 0x4f73_0a48]);
+        assert_eq!(seven([!0; 4], [!0; 2]), [0x5207_ddc2, 0x4516_5e59, 0x4d8e_e751, 0x8c52_f662]);
+        let (counter, key) = DIGITS;
+        assert_eq!(seven(counter, key), [0x4dfc_caba, 0x190a_87f0, 0xc473_62ba, 0xb6b5_242a]);
     }
 }

@@ -2,10 +2,11 @@
 //! adapter that other tools read, and files of our own beside it.
 
 use crate::device::mapped::Mapped;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::format::hf::{self, Floats, RawTensor, read_json};
 use crate::format::peft::{self, Adapter};
 use crate::format::{atomic, hf::Checkpoint as Tensors};
+use crate::ops::dropout;
 use crate::pretrained::chain::hex;
 use crate::pretrained::settings::{self, Settings};
 use crate::train::identity::Identity;
@@ -82,6 +83,9 @@ pub struct State {
     pub step: u64,
     /// The seed of all randomness, which is counted from the step.
     pub seed: u64,
+    /// How the dropout masks of its steps were drawn, [`dropout::FORMAT`] of then; 0 where it was not recorded yet.
+    #[serde(default)]
+    pub masks: u32,
     /// Where the data stands; known to the data's reader alone.
     pub position: Value,
     /// Every setting that decides the numbers of a step; a run goes on under the same only.
@@ -91,6 +95,23 @@ pub struct State {
     pub inputs: Value,
     /// The losses so far.
     pub losses: Losses,
+}
+
+impl State {
+    /// Refuses to go on in `dir` with other dropout masks than the steps so far had. A run without dropout has none.
+    fn check_masks(&self, dir: &Path) -> Result<()> {
+        let without = |key: &str| self.configuration.get(key).and_then(Value::as_f64) == Some(0.0);
+        // What was not recorded is the first format.
+        let (saved, ours) = (self.masks.max(1), dropout::FORMAT);
+        if saved == ours || ["lora_dropout", "simcse_dropout"].into_iter().all(without) {
+            return Ok(());
+        }
+        let what = format!(
+            "its dropout masks are of format {saved}, this version draws them otherwise (format {ours})"
+        );
+        let hint = "; finish the run with the version that began it, or start anew with ";
+        Err(Error::file(dir, message![what, hint, Setting::Overwrite]))
+    }
 }
 
 /// All that a resumed run needs.
@@ -166,6 +187,7 @@ impl Checkpoint {
     /// Reads a checkpoint of the run that `identity` stands for; another's is an error.
     pub fn load(dir: &Path, identity: &Identity) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::read(dir)?;
+        checkpoint.state.check_masks(dir)?;
         identity.check(dir, &checkpoint.state.configuration, &checkpoint.state.inputs)?;
         Ok(checkpoint)
     }

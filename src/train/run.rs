@@ -10,6 +10,7 @@ use crate::model::config::Attention;
 use crate::model::llama::Noise;
 use crate::model::state::Keep;
 use crate::ops::adamw::AdamW;
+use crate::ops::dropout;
 use crate::pretrained::files::fitting;
 use crate::pretrained::names;
 use crate::pretrained::open::{self, Compute, Setup};
@@ -273,6 +274,7 @@ impl Trainer {
             state: State {
                 step: self.step,
                 seed: self.config.seed,
+                masks: dropout::FORMAT,
                 position: json!(self.feed.position()),
                 configuration: self.identity.configuration.clone(),
                 inputs: self.identity.inputs.clone(),

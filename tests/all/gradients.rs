@@ -4,7 +4,7 @@
 use llm2vec::bench::cases::{self, Case, DMEAN, DROPOUT, Fill, Operand};
 use llm2vec::device::{DType, Device};
 use llm2vec::ops::dropout::Dropout;
-use llm2vec::rng::{normal, philox};
+use llm2vec::rng::{normal, philox_wide};
 use llm2vec::tensor::Tensor;
 use std::collections::HashMap;
 
@@ -121,7 +121,7 @@ fn every_backward_is_the_derivative_of_its_forward() {
 }
 
 /// Over 10⁶ elements the share kept is within 4 standard deviations of its expectation, kept ones are scaled so that the
-/// mean is 1, and the masks of other rows, planes, sites, steps and seeds are independent of the first.
+/// mean is 1, and the masks of other rows, columns, planes, sites, steps and seeds are independent of the first.
 #[test]
 fn dropout_masks_have_their_rate_and_are_independent() {
     let (rows, columns) = (1000, 1003);
@@ -131,28 +131,84 @@ fn dropout_masks_have_their_rate_and_are_independent() {
         x.chunks_mut(columns).enumerate().for_each(|(r, x)| dropout.apply(key, row0 + r, plane, 0, x));
         x
     };
-    for rate in [0.05, 0.3, 0.5] {
+    for rate in [0.05, 0.1, 0.3, 0.5] {
         let base = Dropout { rate, ..DROPOUT };
         let first = mask(base, 0, 0);
-        let (n, keep) = (first.len() as f64, 1.0 - rate);
-        assert!(first.iter().all(|&x| x == 0.0 || x == 1.0 / keep));
-        let share = first.iter().filter(|&&x| x != 0.0).count() as f64 / n;
-        assert!((share - keep).abs() < 4.0 * (keep * rate / n).sqrt(), "rate {rate}: kept {share}");
-        let neighbours = first[1..].iter().chain(&first[..1]).copied().collect();
+        // What is drawn is the nearest multiple of 2^-16.
+        let drawn = (rate * 65536.0).round() / 65536.0;
+        let (n, keep) = (first.len() as f64, 1.0 - drawn);
+        assert!(first.iter().all(|&x| x == 0.0 || x == 1.0 / keep) && (drawn - rate).abs() <= 0.5 / 65536.0);
+        let kept = |x: &f64| if *x == 0.0 { 0.0 } else { 1.0 };
+        let share = first.iter().map(kept).sum::<f64>() / n;
+        assert!((share - keep).abs() < 4.0 * (keep * drawn / n).sqrt(), "rate {rate}: kept {share}");
+        let along = |by: usize| first[by..].iter().chain(&first[..by]).copied().collect();
         let others = [
-            neighbours,
+            along(1),
+            along(columns),
+            along(columns + 1),
             mask(base, 1, 0),
             mask(base, 0, rows),
             mask(Dropout { site: base.site + 1, ..base }, 0, 0),
             mask(Dropout { step: base.step + 1, ..base }, 0, 0),
             mask(Dropout { seed: base.seed + 1, ..base }, 0, 0),
         ];
+        // The normalised covariance of independent masks is normal with deviation 1 / sqrt(n).
+        let independent = |what: String, pairs: &mut dyn Iterator<Item = (f64, f64)>| {
+            let (mut sum, mut n) = (0.0, 0.0);
+            pairs.for_each(|(a, b)| (sum, n) = (sum + (a - 1.0) * (b - 1.0), n + 1.0));
+            let correlation: f64 = sum / n / (1.0 / keep - 1.0);
+            assert!(correlation.abs() < 4.5 / f64::sqrt(n), "rate {rate}, {what}: {correlation}");
+        };
         for (i, other) in others.iter().enumerate() {
-            // The normalised covariance of independent masks is normal with deviation 1 / sqrt(n).
-            let sum: f64 = first.iter().zip(other).map(|(a, b)| (a - 1.0) * (b - 1.0)).sum();
-            let correlation = sum / n / (1.0 / keep - 1.0);
-            assert!(correlation.abs() < 4.5 / n.sqrt(), "rate {rate}, other {i}: {correlation}");
+            independent(format!("other {i}"), &mut first.iter().copied().zip(other.iter().copied()));
         }
+        // The eight draws of a call: each has the rate, and no two have to do with each other.
+        let calls = || first.chunks(columns).flat_map(|row| row.as_chunks::<8>().0);
+        let count = calls().count() as f64;
+        for i in 0..8 {
+            let share = calls().map(|call| kept(&call[i])).sum::<f64>() / count;
+            let deviation = (keep * drawn / count).sqrt();
+            assert!((share - keep).abs() < 4.5 * deviation, "rate {rate}, draw {i} of a call: kept {share}");
+            for j in 0..i {
+                independent(format!("draws {j} and {i}"), &mut calls().map(|call| (call[i], call[j])));
+            }
+        }
+    }
+}
+
+/// A rate is drawn as the nearest multiple of 2^-16 that neither drops nothing nor keeps nothing, and the scale is its own.
+#[test]
+fn dropout_rates_are_those_really_drawn() {
+    let dropout = |rate| Dropout { rate, ..DROPOUT };
+    for (rate, threshold) in [
+        (0.0, 0),
+        (f64::MIN_POSITIVE, 1),
+        (1e-9, 1),
+        (1.4 / 65536.0, 1),
+        (0.05, 3277),
+        (0.1, 6554),
+        (0.3, 19661),
+        (0.5, 32768),
+        (65534.6 / 65536.0, 65535),
+        (1.0 - f64::EPSILON, 65535),
+    ] {
+        let dropout = dropout(rate);
+        assert_eq!(
+            (dropout.threshold(), dropout.scale()),
+            (threshold, 65536.0 / (65536.0 - f64::from(threshold)))
+        );
+        Dropout::check(Some(dropout), "op").unwrap();
+    }
+    // In expectation nothing changes, at the smallest and the largest rate as well: of 2^16 draws these drop 1 and keep 1.
+    for rate in [1e-9, 1.0 - 1e-9] {
+        let (mut x, count) = (vec![1.0f64; 1 << 20], f64::from(1 << 20));
+        dropout(rate).apply(DROPOUT.key(), 0, 0, 0, &mut x);
+        let dropped = x.iter().filter(|&&x| x == 0.0).count() as f64;
+        let expected = f64::from(dropout(rate).threshold()) / 65536.0 * count;
+        assert!(
+            (dropped - expected).abs() < 4.5 * 4.0 && dropped > 0.0 && dropped < count,
+            "{rate}: {dropped}"
+        );
     }
 }
 
@@ -162,17 +218,18 @@ fn dropout_masks_do_not_depend_on_the_cut() {
     let key = DROPOUT.key();
     let mut whole = vec![1.0f32; 300];
     DROPOUT.apply(key, 5, 2, 0, &mut whole);
-    for (from, to) in [(1, 2), (3, 70), (63, 65), (64, 300), (299, 300)] {
+    for (from, to) in [(1, 2), (3, 70), (63, 65), (64, 300), (127, 129), (299, 300)] {
         let mut part = vec![1.0f32; to - from];
         let later = Dropout { first: DROPOUT.first + 3, ..DROPOUT };
         later.apply(key, 2, 2, from, &mut part);
         assert_eq!(part, whole[from..to]);
     }
-    // Word by word, by the definition.
+    // Draw by draw, by the definition.
     for (column, x) in whole.iter().enumerate() {
-        let counter = [column as u32 / 4, 2, 5 + DROPOUT.first as u32, 0];
-        let kept = f64::from(philox(counter, key)[column % 4]) >= DROPOUT.rate * 4_294_967_296.0;
-        assert_eq!(*x != 0.0, kept);
+        let mut lanes = [column as u32 / 8, 2, 5 + DROPOUT.first as u32, 0].map(|word| [u64::from(word)]);
+        philox_wide::<7, 1>(&mut lanes, key);
+        let draw = lanes[column % 8 / 2][0] as u32 >> (column % 2 * 16) & 0xffff;
+        assert_eq!(*x != 0.0, f64::from(draw) >= (DROPOUT.rate * 65536.0).round());
     }
     let refused = Dropout::check(Some(Dropout { rate: 1.0, ..DROPOUT }), "attention_fwd").unwrap_err();
     assert_eq!(refused.to_string(), "attention_fwd: dropout rate 1, expected at least 0 and below 1");

@@ -13,6 +13,7 @@ mod ptx;
 mod cases;
 mod driver;
 mod emulator;
+mod masks;
 mod model;
 mod removals;
 mod run;

@@ -1,6 +1,7 @@
 //! Configurations and learning rates.
 
 use super::{folder, refused, write};
+use llm2vec::ops::dropout;
 use llm2vec::train::blocks::Grouping;
 use llm2vec::train::checkpoint::{Losses, State};
 use llm2vec::train::config::{FILE, Stage, TrainConfig};
@@ -132,6 +133,7 @@ fn older_spellings_are_the_same_settings() {
     let state = State {
         step: 1,
         seed: 42,
+        masks: dropout::FORMAT,
         position: json!(null),
         configuration: saved,
         inputs: json!({}),

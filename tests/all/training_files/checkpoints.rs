@@ -3,6 +3,7 @@
 use super::{adapter, child, child_folder, normal, refused};
 use llm2vec::error::Result;
 use llm2vec::format::peft::Adapter;
+use llm2vec::ops::dropout;
 use llm2vec::pretrained::chain::Link;
 use llm2vec::pretrained::settings::Settings;
 use llm2vec::train::checkpoint::{Checkpoint, Losses, Moments, Named, State, latest};
@@ -48,6 +49,7 @@ fn checkpoint(step: u64, size: usize) -> Checkpoint {
         state: State {
             step,
             seed: u64::MAX - 1,
+            masks: dropout::FORMAT,
             position: json!({"file": 3, "byte": u64::MAX, "weight": 0.1f64 + 0.7}),
             configuration: configuration(),
             inputs: identity().inputs,
@@ -209,13 +211,19 @@ fn an_edited_state_is_refused_and_one_without_a_hash_is_read() {
     let dir = fresh();
     edited(&dir, Some(true), |_| {});
     equal(&Checkpoint::read(&dir).unwrap(), &written);
-    // As it was written before there was a hash, or what was read was recorded: the paths are compared.
+    // As it was written before there was a hash, or what was read was recorded, by a run without dropout: the paths are
+    // compared.
+    let no_dropout = |configuration: &mut Value| {
+        (configuration["lora_dropout"], configuration["simcse_dropout"]) = (json!(0.0), json!(0.0));
+    };
     edited(&dir, None, |state| {
-        state.as_object_mut().unwrap().remove("inputs");
+        state.as_object_mut().unwrap().retain(|key, _| key != "inputs" && key != "masks");
+        no_dropout(&mut state["configuration"]);
         state["configuration"]["model"] = json!("here");
         state["configuration"]["data"] = Value::Null;
     });
     let mut other = identity();
+    no_dropout(&mut other.configuration);
     other.inputs["weights"] = json!("unknown then");
     Checkpoint::load(&dir, &other).unwrap();
     other.paths["model"] = json!("there");
@@ -223,6 +231,45 @@ fn an_edited_state_is_refused_and_one_without_a_hash_is_read() {
     // Its folder says which step it is of.
     edited(&dir, None, |state| state["step"] = json!(2));
     refused(Checkpoint::read(&dir), &["is of step 2, which is not its folder's"]);
+}
+
+/// A run goes on under the masks that it began with; one without dropout has none.
+#[test]
+fn masks_of_another_format_are_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = checkpoint(3, 64).save(tmp.path(), 1).unwrap();
+    let rates = |state: &mut Value, lora: f64, simcse: f64| {
+        (state["configuration"]["lora_dropout"], state["configuration"]["simcse_dropout"]) =
+            (json!(lora), json!(simcse));
+    };
+    let identity = |lora: f64, simcse: f64| {
+        let mut state = json!({"configuration": configuration()});
+        rates(&mut state, lora, simcse);
+        Identity { configuration: state["configuration"].take(), ..identity() }
+    };
+    for (lora, simcse) in [(0.05, 0.0), (0.0, 0.3), (0.0, 0.0)] {
+        let load = || Checkpoint::load(&dir, &identity(lora, simcse));
+        edited(&dir, Some(true), |state| {
+            rates(state, lora, simcse);
+            state["masks"] = json!(dropout::FORMAT);
+        });
+        load().unwrap();
+        // As versions before the field wrote it.
+        edited(&dir, Some(true), |state| drop(state.as_object_mut().unwrap().remove("masks").unwrap()));
+        if (lora, simcse) == (0.0, 0.0) {
+            load().unwrap();
+        } else {
+            refused(
+                load(),
+                &["masks are of format 1", "(format 2)", "the version that began it", "Overwrite"],
+            );
+        }
+    }
+    edited(&dir, Some(true), |state| {
+        rates(state, 0.05, 0.0);
+        state["masks"] = json!(dropout::FORMAT + 1);
+    });
+    refused(Checkpoint::load(&dir, &identity(0.05, 0.0)), &["masks are of format 3", "(format 2)"]);
 }
 
 #[test]
