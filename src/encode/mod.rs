@@ -3,6 +3,7 @@
 mod steps;
 pub mod texts;
 pub mod tokens;
+pub mod words;
 
 use crate::device::{DType, Device};
 use crate::error::{Result, Setting, message};
@@ -21,6 +22,11 @@ use crate::text::pack::{Pack, pack};
 pub struct Buffers {
     model: Model,
     state: State,
+    pool: Pool,
+}
+
+/// What rows of tokens become vectors in.
+struct Pool {
     /// [B, C]
     pooled: Tensor,
     /// [B, C]
@@ -48,14 +54,13 @@ impl Setup {
             state.watch(arena, config);
         }
         arena.group("vectors");
-        Buffers {
-            model,
-            state,
+        let pool = Pool {
             pooled: arena.statistic(&[tokens, config.width]),
             unit: arena.statistic(&[tokens, config.width]),
             norm: arena.statistic(&[tokens]),
             spans: arena.tensor(DType::I32, &[tokens, 2]),
-        }
+        };
+        Buffers { model, state, pool }
     }
 }
 
@@ -157,18 +162,33 @@ impl Buffers {
         pooling: Pooling,
         unit_length: bool,
     ) -> Result<Vec<f32>> {
-        let Buffers { state, pooled, unit, norm, spans: places, .. } = self;
+        let states = Buffers::states(setup, &self.state);
+        self.pool.rows(&setup.device, states, spans, pooling, unit_length)
+    }
+}
+
+impl Pool {
+    /// A row for each of `spans` of `states`, `[N, C]`.
+    fn rows(
+        &mut self,
+        device: &Device,
+        states: &Tensor,
+        spans: &[i32],
+        pooling: Pooling,
+        unit_length: bool,
+    ) -> Result<Vec<f32>> {
+        let Pool { pooled, unit, norm, spans: places } = self;
         let rows = spans.len() / 2;
         places.set_rows(rows)?;
         places.write(spans)?;
         pooled.set_rows(rows)?;
-        pool_fwd(&setup.device, pooled, Buffers::states(setup, state), places, pooling)?;
+        pool_fwd(device, pooled, states, places, pooling)?;
         if !unit_length {
             return Ok(pooled.read_f32()?.into_owned());
         }
         unit.set_rows(rows)?;
         norm.set_rows(rows)?;
-        l2norm_fwd(&setup.device, unit, norm, pooled, 1e-12)?;
+        l2norm_fwd(device, unit, norm, pooled, 1e-12)?;
         Ok(unit.read_f32()?.into_owned())
     }
 }

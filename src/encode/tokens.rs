@@ -35,6 +35,17 @@ pub enum WordPooling {
     Mean,
 }
 
+impl WordPooling {
+    /// How its tokens' rows are pooled.
+    pub(super) fn of_tokens(self) -> Pooling {
+        match self {
+            WordPooling::First => Pooling::First,
+            WordPooling::Last => Pooling::Last,
+            WordPooling::Mean => Pooling::Mean,
+        }
+    }
+}
+
 /// How [`Encoder::tokens`] makes rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts {
@@ -70,7 +81,7 @@ pub struct Block {
 }
 
 /// What is to be done for a text.
-enum Plan {
+pub(super) enum Plan {
     /// Nothing: these rows follow without the model.
     Done(Block),
     /// A row of ids, which positions of it are pooled for each row, and what each row stands for.
@@ -140,7 +151,7 @@ impl Encoder {
         if level == Level::Text { self.width() } else { self.setup.config.width }
     }
 
-    fn plan(&self, Passage { item, words }: Passage, parts: Parts) -> Result<Plan> {
+    pub(super) fn plan(&self, Passage { item, words }: Passage, parts: Parts) -> Result<Plan> {
         if parts.level == Level::Text {
             let zeros = || Block { vectors: vec![0.0; self.width()], ..Block::default() };
             let prompt = self.prompt_to_pool(item, parts.empty)?;
@@ -196,12 +207,8 @@ impl Encoder {
         progress: &mut impl FnMut(usize, usize),
     ) -> Result<()> {
         let c = self.setup.config.width;
-        let pooling = match parts.word_pooling {
-            _ if parts.level == Level::Token => Pooling::First,
-            WordPooling::First => Pooling::First,
-            WordPooling::Last => Pooling::Last,
-            WordPooling::Mean => Pooling::Mean,
-        };
+        let pooling =
+            if parts.level == Level::Token { Pooling::First } else { parts.word_pooling.of_tokens() };
         let lengths: Vec<usize> = jobs.iter().map(|job| job.prompt.ids.len()).collect();
         for items in pack(&lengths, self.setup.tokens) {
             let sequences = items.iter().map(|&i| (jobs[i].prompt.ids.as_slice(), 0..lengths[i]));

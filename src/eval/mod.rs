@@ -25,3 +25,4 @@ pub mod similarity;
 pub mod source;
 pub mod sts;
 pub mod summary;
+pub mod words;

@@ -9,25 +9,49 @@ use crate::rng::Stream;
 use crate::tensor::Tensor;
 use serde::Serialize;
 
-/// How to train: by default as LLM2Vec's word tasks (rate 5e-4 falling to zero, 8 sentences a batch, dropout 0.1) with the
-/// optimiser of Transformers' trainer.
+/// How to train: by default as LLM2Vec's word tasks (1500 steps of 8 sentences, a rate of 5e-4 that would reach zero after
+/// ten epochs, dropout 0.1) with the optimiser of Transformers' trainer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct Options {
-    /// Times that all sentences are seen.
+    /// Epochs over which the rate falls to zero, and that training ends after
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_EPOCHS", default_value_t = 10, value_name = "N"))]
     pub epochs: usize,
-    /// Steps after which training ends, if all epochs would take more; the rate falls as if they did not end it.
+    /// Steps that training ends after, where the epochs have more; the rate falls as if it did not
+    #[cfg_attr(
+        feature = "cli",
+        arg(long = "steps", env = "LLM2VEC_STEPS", default_value_t = 1500, value_name = "N")
+    )]
     pub stop_after: usize,
-    /// Sentences of a step.
+    /// Sentences of a step
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_BATCH", default_value_t = 8, value_name = "N"))]
     pub batch: usize,
-    /// Learning rate of the first step; it falls to zero in a line.
+    /// Learning rate of the first step; it falls to zero in a line
+    #[cfg_attr(
+        feature = "cli",
+        arg(long = "lr", env = "LLM2VEC_LR", default_value_t = 5e-4, value_name = "RATE")
+    )]
     pub rate: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay
+    #[cfg_attr(
+        feature = "cli",
+        arg(long = "weight-decay", env = "LLM2VEC_WEIGHT_DECAY", default_value_t = 0.0, value_name = "RATE")
+    )]
     pub decay: f64,
-    /// Largest norm of the gradient that is left alone; 0 leaves all.
+    /// Largest norm of the gradient that is left alone; 0 leaves all
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_MAX_GRAD_NORM", default_value_t = 1.0, value_name = "NORM")
+    )]
     pub max_grad_norm: f64,
-    /// Part of the features that a step does not see.
+    /// Part of the features that a step does not see
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_DROPOUT", default_value_t = 0.1, value_name = "RATE")
+    )]
     pub dropout: f64,
-    /// Of order and dropout.
+    /// Of order and dropout
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_SEED", default_value_t = 42, value_name = "N"))]
     pub seed: u64,
 }
 
@@ -35,7 +59,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             epochs: 10,
-            stop_after: usize::MAX,
+            stop_after: 1500,
             batch: 8,
             rate: 5e-4,
             decay: 0.0,
@@ -136,6 +160,11 @@ impl Probe {
             return Err(Error::usage(
                 "no word to learn from, or no sentence in a batch, at least 1 was wanted",
             ));
+        }
+        let numbers = [options.rate, options.decay, options.max_grad_norm];
+        if numbers.iter().any(|v| !v.is_finite() || *v < 0.0) {
+            let what = "a rate, weight decay or norm of the gradient that is no number from 0 on";
+            return Err(Error::usage(format!("{what}: {numbers:?}")));
         }
         let mut probe = Probe::new(words.width, classes);
         let mut order: Vec<usize> = (0..words.sentences()).collect();

@@ -365,7 +365,7 @@ fn given<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<Strin
 }
 
 /// Words with a space between them, and where each then stands.
-fn joined(words: &[String]) -> (String, Vec<Range<usize>>) {
+pub fn joined(words: &[String]) -> (String, Vec<Range<usize>>) {
     let mut end = 0;
     let places = words.iter().map(|word| {
         let start = end;

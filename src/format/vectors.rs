@@ -163,6 +163,12 @@ impl VectorFile {
         self.shape[1]
     }
 
+    /// All rows as they lie in the file, where they are f32.
+    pub fn floats(&self) -> Option<&[f32]> {
+        let plain = self.element == Element::F32 && cfg!(target_endian = "little");
+        plain.then(|| bytemuck::try_cast_slice(self.bytes()).ok()).flatten()
+    }
+
     /// Some of the rows, one after the other.
     pub fn read(&self, rows: Range<usize>) -> Vec<f32> {
         let row = self.shape[1] * self.element.bytes();

@@ -65,11 +65,24 @@ impl Model {
     /// Runs the batch in `state`; `state.hidden` holds the result after the final norm. `noise` is dropout, `None` outside
     /// training.
     pub fn forward(&self, state: &mut State, noise: Option<&Noise>) -> Result<()> {
+        self.forward_by_layer(state, noise, |_, _| Ok(()))
+    }
+
+    /// Likewise; `layer` is told every stream when it is whole, as its tensor and its number: 0 is the embedding's, `i` that
+    /// after block `i`.
+    pub fn forward_by_layer(
+        &self,
+        state: &mut State,
+        noise: Option<&Noise>,
+        mut layer: impl FnMut(&Tensor, usize) -> Result<()>,
+    ) -> Result<()> {
         let (Model { device, config, weights, .. }, pass) = (self, Pass { model: self, noise });
         embed_fwd(device, &mut state.streams[0], &weights.embed, &state.ids)?;
+        layer(&state.streams[0], 0)?;
         for i in 0..config.layers {
             pass.block_fwd(state, i, false)?;
             check_block(device, state, i)?;
+            layer(&state.streams[(i + 1) % state.streams.len()], i + 1)?;
         }
         let last = config.layers % state.streams.len();
         let State { streams, hidden, rstd, .. } = state;

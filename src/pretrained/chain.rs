@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Message, Result, Setting, message};
+use crate::format::hf::read_json;
 use crate::format::peft::Adapter;
 
 /// One adapter of a stack.
@@ -64,6 +65,34 @@ pub fn implied(name: &str) -> Option<&str> {
     let name = name.trim_end_matches('/');
     let stage = ["-unsup-simcse", "-supervised"].iter().find_map(|stage| name.strip_suffix(stage));
     stage.filter(|below| below.ends_with("-mntp"))
+}
+
+/// The configuration of the run that made an adapter, beside it or, of a checkpoint, in the folder of the run.
+pub const RUN_FILE: &str = "train_config.json";
+
+/// What says that a stack's states stand for the token after them: the first adapter trained by MNTP, in words.
+///
+/// The run's configuration beside it says so, else its name has `mntp` in it, as all published ones have and what an
+/// adapter records of those below it.
+pub fn mntp(adapters: &[Located], chain: &[Link]) -> Option<String> {
+    let by_name = |name: &str| stem(name).contains("mntp");
+    let by_run = adapters.iter().find_map(|at| match stage(&at.dir).as_deref() {
+        Some("mntp") => Some(format!("{} is MNTP's by its {RUN_FILE}", at.name)),
+        None if by_name(&at.name) => Some(format!("{} is MNTP's by its name", at.name)),
+        _ => None,
+    });
+    by_run.or_else(|| {
+        let below = chain.iter().find(|link| by_name(&link.name));
+        below.map(|link| format!("{} in the recorded stack is MNTP's by its name", link.name))
+    })
+}
+
+/// The stage of the run that made the adapter in `dir`.
+fn stage(dir: &Path) -> Option<String> {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
+    let places = [Some(dir.as_path()), dir.parent()].into_iter().flatten().map(|dir| dir.join(RUN_FILE));
+    let config = places.into_iter().find_map(|path| read_json(&path).ok())?;
+    config.get("stage")?.as_str().map(String::from)
 }
 
 /// Refuses a published adapter that is put on the bare model; in a folder of the same name, which may be anybody's,

@@ -48,7 +48,7 @@ impl Stage {
 }
 
 /// Name under which the effective configuration lies beside the adapter.
-pub const FILE: &str = "train_config.json";
+pub const FILE: &str = crate::pretrained::chain::RUN_FILE;
 
 /// A projection of a block, as checkpoints name it and PEFT lists it among its `target_modules`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -178,6 +178,8 @@ fn options(case: &Value) -> Options {
         decay: take(&case["decay"]),
         max_grad_norm: take(&case["max_grad_norm"]),
         dropout: 0.0,
+        // To rest, which takes longer than the paper trains.
+        stop_after: usize::MAX,
         ..Options::default()
     }
 }

@@ -31,3 +31,4 @@ mod training;
 mod training_data;
 mod training_files;
 mod training_ops;
+mod words;

@@ -2,9 +2,11 @@
 
 mod classification;
 mod clustering;
+mod layers;
 mod retrieval;
 mod source;
 mod sts;
+mod words;
 
 use crate::error::Result;
 use crate::eval::{bitext, pairs, reranking, summary};
@@ -50,6 +52,7 @@ enum Task {
   llm2vec eval summary -m DIR --data summary/squality -o scores.json
   llm2vec eval summary --vectors theirs.npy --data summary/squality    # human, machine summaries of each line")]
     Summary(SetFlags),
+    Words(Box<words::Words>),
 }
 
 impl Eval {
@@ -64,6 +67,7 @@ impl Eval {
             Task::Reranking(set) => set.scores("reranking", reranking::run),
             Task::Bitext(set) => set.scores("bitext", bitext::run),
             Task::Summary(set) => set.scores("summary", summary::run),
+            Task::Words(c) => c.run(),
         }
     }
 }

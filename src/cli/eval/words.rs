@@ -1,0 +1,244 @@
+//! `llm2vec eval words`: a linear probe on the words of a frozen model.
+
+mod table;
+
+use super::layers;
+use crate::cli::progress::Tally;
+use crate::cli::{FLAGS, ModelFlags, print, say};
+use crate::device::Device;
+use crate::encode::Encoder;
+use crate::encode::tokens::WordPooling;
+use crate::encode::words::{LabelPosition, WordRows};
+use crate::error::{Error, Result};
+use crate::eval::probe;
+use crate::eval::words::data::{DataSet, Files};
+use crate::eval::words::features::Extractor;
+use crate::eval::words::{self, Features, Report, plot};
+use crate::format::atomic;
+use crate::pretrained::open::{Options, Setup};
+use crate::pretrained::{chain, fingerprint};
+use crate::text::template;
+use crate::train::progress::Progress;
+use clap::Args;
+use clap::builder::BoolishValueParser;
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Word-level tasks (chunking, NER, POS): a linear probe on the frozen model's words; accuracy, and precision, recall and F1 as seqeval's.
+#[derive(Args)]
+#[command(
+    mut_arg("model", |arg| arg.required(false).default_value("").hide_default_value(true)),
+    after_help = "Examples:
+  llm2vec eval words -m DIR --data FOLDER --label ner -o scores.json     # train.…, dev.…, test.… in FOLDER
+  llm2vec eval words -m DIR --data word/ud-ewt --label upos              # ud-ewt.train.…, ud-ewt.dev.…
+  llm2vec eval words -m DIR --adapter mntp --train eng.train --test eng.testb --label chunk --cache features
+  llm2vec eval words -m DIR --data FOLDER --label ner --layers all --plot layers.svg
+Files: columns (CoNLL-2003: word, pos, chunk, ner; or any, by number from 1), .conllu, or .jsonl of {\"tokens\": […], \"ner\": […]};
+.gz and .zst too. Words of --vectors are those of the training, the validation and the test file, one row each."
+)]
+pub struct Words {
+    #[command(flatten)]
+    model: ModelFlags,
+    /// Folder with train, dev and test files, or FOLDER/NAME where their names begin with NAME
+    #[arg(long, env = "LLM2VEC_DATA", value_name = "PATH", conflicts_with_all = ["train", "validation", "test"],
+        required_unless_present = "train")]
+    data: Option<PathBuf>,
+    /// Instead of --data: the file to learn from
+    #[arg(long, env = "LLM2VEC_TRAIN", value_name = "FILE", requires = "test")]
+    train: Option<PathBuf>,
+    /// Instead of --data: a file that is measured too
+    #[arg(long, env = "LLM2VEC_VALIDATION", value_name = "FILE", requires = "train")]
+    validation: Option<PathBuf>,
+    /// Instead of --data: the file to answer
+    #[arg(long, env = "LLM2VEC_TEST", value_name = "FILE", requires = "train")]
+    test: Option<PathBuf>,
+    /// Which tags: pos, chunk, ner, upos, xpos, a column's number, a key of the JSON [default: the only one]
+    #[arg(long, env = "LLM2VEC_LABEL", value_name = "NAME")]
+    label: Option<String>,
+    /// Which states stand for a word: its tokens', or those one token earlier, as MNTP trains them [default: before if an adapter is MNTP's, else same]
+    #[arg(long, env = "LLM2VEC_LABEL_POSITION", value_name = "PLACE")]
+    label_position: Option<LabelPosition>,
+    /// The features of a word of several tokens: the first's, the last's, or their mean
+    #[arg(long, env = "LLM2VEC_WORD_POOLING", default_value = "mean", value_name = "MODE")]
+    word_pooling: WordPooling,
+    /// Take the states after block N: 0 is the embedding, -1 the last, which alone has the final norm [default: -1]
+    #[arg(long, env = "LLM2VEC_LAYER", value_name = "N", allow_negative_numbers = true)]
+    layer: Option<i64>,
+    /// A probe for each of several layers, whose features one pass makes: 0-4,8,-1 or all
+    #[arg(long, env = "LLM2VEC_LAYERS", value_name = "LIST", allow_hyphen_values = true, conflicts_with_all = ["layer", "vectors"])]
+    layers: Option<String>,
+    /// Keep features in this folder and find them there again
+    #[arg(long, env = "LLM2VEC_CACHE", value_name = "DIR", conflicts_with = "vectors")]
+    cache: Option<PathBuf>,
+    /// Instead of a model: features made by any program, .npy or .safetensors, a row for each word; repeat for several files, read as one
+    #[arg(long, env = "LLM2VEC_VECTORS", value_delimiter = ',', value_name = "FILE")]
+    vectors: Vec<PathBuf>,
+    #[command(flatten)]
+    probe: probe::Options,
+    /// Scores by class, confusion, settings and all as JSON
+    #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "FILE.json")]
+    output: Option<PathBuf>,
+    /// Draw accuracy and F1 by layer
+    #[arg(long, env = "LLM2VEC_PLOT", value_name = "FILE.svg", requires = "layers")]
+    plot: Option<PathBuf>,
+    /// No progress, no summary
+    #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
+    quiet: bool,
+}
+
+impl Words {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        let files = match (&self.data, &self.train, &self.test) {
+            (Some(data), ..) => Files::find(data)?,
+            (None, Some(train), Some(test)) => {
+                Files { train: train.clone(), validation: self.validation.clone(), test: test.clone() }
+            }
+            _ => return Err(Error::usage("no data: give --data FOLDER, or --train FILE and --test FILE")),
+        };
+        let data = DataSet::read(&files, self.label.as_deref())?;
+        self.check_outputs(&data)?;
+        let mut head = json!({
+            "task": "words", "data": words::paths(&data), "label": data.train.label, "probe": self.probe,
+        });
+        let features = if self.vectors.is_empty() {
+            self.by_model(&data, &mut head)?
+        } else {
+            head["vectors"] = json!(self.vectors);
+            (vec![words::from_files(&data, &self.vectors)?], None)
+        };
+        // The extractor's temporary folder lives as long as the features.
+        let (features, _extractor) = features;
+        let report = self.trained(&data, &features)?;
+        self.finish(head, &report)
+    }
+
+    /// Refuses, before any work, what cannot be written or would overwrite what is read.
+    fn check_outputs(&self, data: &DataSet) -> Result<()> {
+        for (flag, path) in [("--output", &self.output), ("--plot", &self.plot)] {
+            let Some(path) = path else { continue };
+            let vectors = self.vectors.iter().map(PathBuf::as_path);
+            if words::paths(data).into_iter().chain(vectors).any(|read| atomic::same_file(read, path)) {
+                let what = "is one of the files read; give another name";
+                return Err(Error::usage(format!("{flag} {} {what}", path.display())));
+            }
+            atomic::beside(path)?;
+        }
+        Ok(())
+    }
+
+    fn by_model(&self, data: &DataSet, head: &mut Value) -> Result<(Vec<Features>, Option<Extractor>)> {
+        let mut options = Options { layer: self.layer, ..self.model.options()? };
+        if options.model.is_empty() {
+            return Err(Error::usage("nothing to evaluate: give a model (--model DIR) or --vectors FILE"));
+        }
+        // The reference puts no chat template around words.
+        options.template.get_or_insert(template::NONE);
+        let mut setup = Setup::open(&options)?;
+        let list = match &self.layers {
+            Some(list) => layers::parse(list, setup.config.layers)?,
+            None => vec![setup.config.layers],
+        };
+        if self.layers.is_some() && list.last().is_some_and(|last| *last < setup.config.layers) {
+            options.layer = list.last().map(|last| *last as i64);
+            setup = Setup::open(&options)?;
+        }
+        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+        let position = self.position(&setup);
+        if !self.quiet {
+            say(setup.attention_line().spelled(FLAGS));
+        }
+        let rows = WordRows { layers: list.clone(), pooling: self.word_pooling, position };
+        head["model"] = json!(setup.dir);
+        head["adapters"] = json!(options.adapters);
+        head["settings"] = json!(setup.settings());
+        head["label_position"] = json!(position.name());
+        head["word_pooling"] = json!(format!("{:?}", self.word_pooling).to_lowercase());
+
+        let tally = Rc::new(RefCell::new(Tally::new(self.quiet)));
+        let added = Rc::clone(&tally);
+        let progress = move |texts, tokens| added.borrow_mut().add(texts, tokens);
+        let of = decisive(&setup)?;
+        let load = Box::new(move || Encoder::load(setup));
+        let mut extractor = Extractor::new(self.cache.as_deref(), of, rows, load, progress)?;
+        let features = words::extracted(data, &mut extractor, &list)?;
+        extractor.notes.iter().for_each(|note| say(format_args!("warning: {note}")));
+        match extractor.loaded() {
+            true => tally.borrow().finish(),
+            false => tally.borrow().clear(),
+        }
+        if !extractor.loaded() && !self.quiet {
+            say("all features were in the cache");
+        }
+        Ok((features, Some(extractor)))
+    }
+
+    /// The one asked for, or the one that the stack was trained for; says which and why.
+    fn position(&self, setup: &Setup) -> LabelPosition {
+        let mntp = chain::mntp(&setup.stack.adapters, &setup.files.chain);
+        let (position, why) = match (self.label_position, mntp) {
+            (Some(asked), _) => (asked, "by --label-position".to_string()),
+            (None, Some(why)) => {
+                (LabelPosition::Before, format!("{why}; --label-position same is the other"))
+            }
+            (None, None) => (LabelPosition::Same, "no adapter is MNTP's".to_string()),
+        };
+        if !self.quiet {
+            say(format_args!("label position: {}, {why}", position.name()));
+        }
+        position
+    }
+
+    fn trained(&self, data: &DataSet, features: &[Features]) -> Result<Report> {
+        let (shown, layers) = (Progress::spinner(self.quiet), features.len());
+        let report = words::run(data, features, self.probe, |done, step, all, loss| {
+            if step % 50 == 0 {
+                shown.message(&format!("probe {}/{layers}: step {step}/{all}, loss {loss:.4}", done + 1));
+            }
+        });
+        shown.finish();
+        report
+    }
+
+    fn finish(&self, mut head: Value, report: &Report) -> Result<()> {
+        let unknown = report.unknown_tags;
+        if unknown > 0 {
+            let what = "words of the test file have tags that the training file has not, and are wrong";
+            say(format_args!("warning: {unknown} {what}"));
+        }
+        if report.words_left_out > 0 {
+            let (n, cut) = (report.words_left_out, report.sentences_cut);
+            let what = "words have no features and are left out (no token of their own, or none before it)";
+            let cut =
+                if cut > 0 { format!("; {cut} sentences were cut, try --max-length") } else { String::new() };
+            say(format_args!("warning: {n} {what}{cut}"));
+        }
+        if let Some(output) = &self.output {
+            head["report"] = json!(report);
+            atomic::write_json(output, &head)?;
+        }
+        if let Some(path) = &self.plot {
+            plot::draw(path, report)?;
+        }
+        print(&table::table(report))
+    }
+}
+
+/// All of a setup that decides a word's states.
+fn decisive(setup: &Setup) -> Result<Value> {
+    let device = match &setup.device {
+        Device::Cpu(dtype) => format!("cpu {dtype:?} {:?}", setup.storage),
+        Device::Gpu(_) => "gpu".into(),
+    };
+    Ok(json!({
+        "files": fingerprint::model(&setup.stack)?,
+        "adapters": setup.files.chain.iter().map(|link| &link.sha256).collect::<Vec<_>>(),
+        "attention": setup.attention.name(),
+        "template": setup.template,
+        "limits": [setup.limits.max_length, setup.limits.doc_max_length],
+        "eos": setup.pooling.reference_name() == "eos_token",
+        "device": device,
+    }))
+}
