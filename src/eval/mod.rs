@@ -24,4 +24,5 @@ pub mod scores;
 pub mod similarity;
 pub mod source;
 pub mod sts;
+pub mod suite;
 pub mod summary;
