@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
+mod ablate;
 mod bench;
 mod doctor;
 mod emulate;
@@ -43,6 +44,7 @@ enum Command {
     Merge(merge::Merge),
     Train(Box<train::Train>),
     Eval(eval::Eval),
+    Ablate(Box<ablate::Ablate>),
     Bench(bench::Bench),
     Info(info::Info),
     Doctor(doctor::Doctor),
@@ -76,6 +78,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
+        Command::Ablate(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
         Command::Doctor(c) => c.run(),

@@ -24,5 +24,6 @@ pub mod scores;
 pub mod similarity;
 pub mod source;
 pub mod sts;
+pub mod suite;
 pub mod summary;
 pub mod words;

@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 /// The first line of every file.
 const HEADER: [&str; 4] = ["subset", "score", "sentence1", "sentence2"];
 
+/// How the names of files end.
+pub(super) const ENDINGS: [&str; 3] = [".tsv", ".tsv.gz", ".tsv.zst"];
+
 /// Pairs that are embedded at a time: only their cosines are kept.
 const WINDOW: usize = 4096;
 
@@ -38,13 +41,26 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
     let entries = entries.map(|e| e.map(|e| e.path()).map_err(|e| Error::io(path, e)));
     let mut files = entries.collect::<Result<Vec<_>>>()?;
-    let name = |f: &Path| f.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
-    files.retain(|f| f.is_file() && [".tsv", ".tsv.gz", ".tsv.zst"].iter().any(|e| name(f).ends_with(e)));
+    files.retain(|f| f.is_file() && is_named(f));
     files.sort();
     if files.is_empty() {
         return Err(Error::file(path, "holds no .tsv file; give a file, or the folder of such files"));
     }
     Ok(files)
+}
+
+fn is_named(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Whether a file is one of pairs, by its name and its first line.
+pub(super) fn has_header(path: &Path) -> Result<bool> {
+    if !is_named(path) {
+        return Ok(false);
+    }
+    let first = input::open(&path.to_string_lossy(), Some(Format::Text))?.next().transpose()?;
+    Ok(first.is_some_and(|line| line.text.split('\t').eq(HEADER)))
 }
 
 /// The pairs of a TSV file (no quoting; `.gz` and `.zst` too). A row that is not one is an error naming its line.

@@ -102,7 +102,7 @@ impl Identity {
 }
 
 /// Names what differs, so that the user knows which flag or file to change.
-fn differences(saved: &Value, wanted: &Value) -> String {
+pub(crate) fn differences(saved: &Value, wanted: &Value) -> String {
     let keys = |v: &Value| v.as_object().map_or(Vec::new(), |o| o.keys().cloned().collect());
     let mut all: Vec<String> = [keys(saved), keys(wanted)].concat();
     all.sort();

@@ -8,6 +8,7 @@ mod command;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod ablate;
 mod attention;
 mod backward;
 mod bench;

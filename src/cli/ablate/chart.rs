@@ -1,0 +1,153 @@
+//! A section as an SVG file: a dot for each variant and pooling with its standard deviation, a panel for the average and one
+//! for each type. Every line has its name at the left and every dot its figure, so there is no legend.
+
+use super::report::{Figure, Row, Table};
+use crate::error::{Error, Result};
+use crate::format::atomic;
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use std::path::Path;
+
+/// Room for the names.
+const LEFT: i32 = 280;
+const PANEL: i32 = 210;
+const TOP: i32 = 40;
+const BOTTOM: i32 = 34;
+const ROW: i32 = 20;
+/// Between variants.
+const GAP: i32 = 12;
+const GREY: RGBColor = RGBColor(120, 120, 120);
+/// One for each pooling, told apart by those who see no red or green too.
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(213, 94, 0),
+    RGBColor(0, 114, 178),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(150, 120, 0),
+];
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = std::result::Result<(), String>;
+
+/// A row of the table and where it stands.
+struct Line<'a> {
+    row: &'a Row,
+    y: i32,
+    colour: RGBColor,
+    /// Whether a variant begins.
+    first: bool,
+}
+
+/// Draws all of a table.
+pub fn draw(path: &Path, table: &Table) -> Result<()> {
+    let (mut lines, mut y): (Vec<Line>, i32) = (Vec::new(), TOP);
+    for row in &table.rows {
+        let first = lines.last().is_none_or(|line| line.row.variant != row.variant);
+        y += if first { GAP } else { 0 };
+        let place = lines.iter().rev().take_while(|line| line.row.variant == row.variant).count();
+        lines.push(Line { row, y: y + ROW / 2, colour: COLOURS[place % COLOURS.len()], first });
+        y += ROW;
+    }
+    let Some(row) = table.rows.first() else { return Err(Error::file(path, "there is nothing to draw")) };
+    let mut panels = vec![("average".to_string(), None)];
+    // Of one type the average is the type's.
+    panels.extend(
+        row.types.iter().enumerate().filter(|_| row.types.len() > 1).map(|(i, (n, _))| (n.clone(), Some(i))),
+    );
+    let size = ((LEFT + PANEL * panels.len() as i32) as u32, (y + GAP + BOTTOM) as u32);
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let drawn = area.fill(&WHITE).map_err(|e| e.to_string()).and_then(|()| names(&area, &lines));
+        let unit = "x 100, ± standard deviation over seeds".to_string();
+        let corner = (8, y + GAP + BOTTOM / 2);
+        let drawn = drawn.and_then(|()| text(&area, unit, corner, HPos::Left, 14, GREY));
+        let drawn = panels.iter().enumerate().fold(drawn, |drawn, (i, (name, kind))| {
+            let of = |row: &Row| kind.map_or(row.average.clone(), |kind: usize| row.types[kind].1.clone());
+            drawn.and_then(|()| panel(&area, LEFT + PANEL * i as i32, y + GAP, name, &lines, of))
+        });
+        drawn
+            .and_then(|()| area.present().map_err(|e| e.to_string()))
+            .map_err(|e| Error::file(path, format!("cannot be drawn: {e}")))?;
+    }
+    atomic::write(path, svg.as_bytes())
+}
+
+fn text(area: &Area<'_>, what: String, at: (i32, i32), h: HPos, size: i32, colour: RGBColor) -> Drawn {
+    let style = ("sans-serif", size).into_font().color(&colour).pos(Pos::new(h, VPos::Center));
+    area.draw(&Text::new(what, at, style)).map_err(|e| e.to_string())
+}
+
+fn stroke(area: &Area<'_>, from: (i32, i32), to: (i32, i32), style: ShapeStyle) -> Drawn {
+    area.draw(&PathElement::new(vec![from, to], style)).map_err(|e| e.to_string())
+}
+
+fn names(area: &Area<'_>, lines: &[Line]) -> Drawn {
+    for Line { row, y, colour, first } in lines {
+        if *first {
+            text(area, row.variant.into(), (8, *y), HPos::Left, 17, BLACK)?;
+        }
+        text(area, row.pooling.into(), (LEFT - 8, *y), HPos::Right, 15, *colour)?;
+    }
+    Ok(())
+}
+
+/// One figure of every line, between `left` and the next panel.
+fn panel(
+    area: &Area<'_>,
+    left: i32,
+    bottom: i32,
+    name: &str,
+    lines: &[Line],
+    of: impl Fn(&Row) -> Figure,
+) -> Drawn {
+    let figures: Vec<Figure> = lines.iter().map(|line| of(line.row)).collect();
+    let ends = |f: &Figure| f.mean.map(|m| [m - f.std.unwrap_or(0.0), m + f.std.unwrap_or(0.0)]);
+    let seeds = figures.iter().flat_map(|f| f.by_seed.iter().flatten().copied());
+    let all = figures.iter().filter_map(ends).flatten().chain(seeds).map(|v| 100.0 * v);
+    let (low, high) = all.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+    let (low, high) = if low <= high { (low, high.max(low + 0.5)) } else { (0.0, 1.0) };
+    let (from, to) = (f64::from(left + 12), f64::from(left + PANEL - 12));
+    let x = |v: f64| (from + (100.0 * v - low) / (high - low) * (to - from)).round() as i32;
+
+    text(area, name.into(), (left + PANEL / 2, TOP / 2), HPos::Center, 18, BLACK)?;
+    for tick in ticks(low, high) {
+        let at = x(tick / 100.0);
+        stroke(area, (at, TOP), (at, bottom), BLACK.mix(0.12).into())?;
+        text(area, number(tick), (at, bottom + BOTTOM / 2), HPos::Center, 14, GREY)?;
+    }
+    stroke(area, (left, TOP), (left, bottom), BLACK.mix(0.5).into())?;
+    for (Line { y, colour, .. }, figure) in lines.iter().zip(&figures) {
+        let (Some(mean), Some([low, high])) = (figure.mean, ends(figure)) else { continue };
+        for seed in figure.by_seed.iter().flatten() {
+            let dot = Circle::new((x(*seed), *y), 2, colour.mix(0.5).filled());
+            area.draw(&dot).map_err(|e| e.to_string())?;
+        }
+        stroke(area, (x(low), *y), (x(high), *y), colour.stroke_width(2))?;
+        area.draw(&Circle::new((x(mean), *y), 4, colour.filled())).map_err(|e| e.to_string())?;
+        // Beside the dot, on the side where there is room.
+        let label = format!("{:.1}", 100.0 * mean);
+        let (at, side) = match f64::from(x(high)) + 44.0 < to {
+            true => (x(high) + 8, HPos::Left),
+            false => (x(low) - 8, HPos::Right),
+        };
+        text(area, label, (at, *y), side, 15, *colour)?;
+    }
+    Ok(())
+}
+
+/// Three to six round numbers.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let rough = (high - low) / 4.0;
+    let ten = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * ten).find(|s| *s >= rough).unwrap_or(rough);
+    let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
+    (first..=last).map(|i| i as f64 * step).collect()
+}
+
+fn number(v: f64) -> String {
+    let text = format!("{v:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}

@@ -1,0 +1,325 @@
+//! `llm2vec ablate`: what it takes for a set, a whole run against one that was killed, and against `eval`.
+
+use crate::command::{Tiny, failed, folder, good, llm2vec, names, str};
+use crate::common::here;
+use flate2::read::GzDecoder;
+use llm2vec::eval::suite::{Kind, sets};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const SEEDS: [u64; 2] = [1, 2];
+/// Uni and Bi once, five trained variants for each seed; three poolings, two tasks.
+const SCORES: usize = (2 + 5 * SEEDS.len()) * 3 * 2;
+
+/// A tiny model, and little data for every stage and two tasks.
+struct Place {
+    tiny: Tiny,
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let place = Place { tiny: Tiny::new(), dir: folder() };
+        let mut text = String::new();
+        for (from, to) in [("persuasion.train.txt.gz", "text.txt"), ("triplets.jsonl.gz", "triplets.jsonl")] {
+            text.clear();
+            let file = fs::File::open(here("tests/texts").join(from)).unwrap();
+            GzDecoder::new(file).read_to_string(&mut text).unwrap();
+            place.write(to, &lines(&text, 40));
+        }
+        place.write(
+            "tasks/sts/few.tsv",
+            &lines(&fs::read_to_string(here("tests/texts/sts.tsv")).unwrap(), 13),
+        );
+        let prose = fs::read_to_string(here("tests/texts/sentences.txt")).unwrap();
+        let pair = |(i, line): (usize, &str)| {
+            format!(
+                "{{\"text1\": {line:?}, \"text2\": {:?}, \"label\": {}}}\n",
+                &line[..line.len() / 2],
+                i % 2
+            )
+        };
+        let pairs: String = prose.lines().take(10).enumerate().map(pair).collect();
+        place.write("tasks/pairs/halves/test.jsonl", &pairs);
+        place.write("mntp.json", r#"{"save_steps": 2, "line_by_line": true, "max_seq_length": 24}"#);
+        place
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// The command with little training; paths are relative, so that two runs in two folders write the same.
+    fn run(&self, out: &str, more: &[&str]) -> Command {
+        let data =
+            ["--mntp", "text.txt", "--simcse", "text.txt", "--supervised", "triplets.jsonl", "--quiet"];
+        let steps = ["--mntp-config", "mntp.json", "--mntp-steps", "6", "--mntp-batch", "3"];
+        let simcse = ["--simcse-steps", "3", "--simcse-batch", "4", "--simcse-max-length", "16"];
+        // At a rate that sets the seeds apart within three steps of a warm-up.
+        let supervised = [
+            "--supervised-lr",
+            "0.5",
+            "--supervised-steps",
+            "3",
+            "--supervised-batch",
+            "4",
+            "--supervised-max-length",
+            "16",
+        ];
+        self.alone(out, &[&data[..], &steps, &simcse, &supervised, &["--seeds", "1,2"], more].concat())
+    }
+
+    /// The command with nothing but model and tasks.
+    fn alone(&self, out: &str, more: &[&str]) -> Command {
+        let own = ["ablate", "-m", self.tiny.path(), "--tasks", "tasks", "-o", out];
+        let mut command = llm2vec(&[&own[..], more].concat());
+        command.current_dir(self.dir.path());
+        command
+    }
+
+    /// Every file below a folder, logs without what is of the clock.
+    fn files(&self, out: &str) -> BTreeMap<String, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        walk(&self.dir.path().join(out), "", &mut files);
+        files
+    }
+
+    fn json(&self, path: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.dir.path().join(path)).unwrap()).unwrap()
+    }
+}
+
+fn lines(text: &str, count: usize) -> String {
+    text.split_inclusive('\n').take(count).collect()
+}
+
+fn walk(dir: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for path in entries.map(|e| e.unwrap().path()) {
+        let name = format!("{prefix}/{}", path.file_name().unwrap().to_str().unwrap());
+        if path.is_dir() {
+            walk(&path, &name, files);
+        } else if name.ends_with("/log.jsonl") {
+            let line = |line: &str| {
+                let mut json: Value = serde_json::from_str(line).unwrap();
+                for key in ["tokens_per_second", "memory_mib"] {
+                    json.as_object_mut().unwrap().remove(key);
+                }
+                json.to_string() + "\n"
+            };
+            let text = fs::read_to_string(&path).unwrap();
+            files.insert(name, text.lines().map(line).collect::<String>().into_bytes());
+        } else if let Ok(bytes) = fs::read(&path) {
+            files.insert(name, bytes);
+        }
+    }
+}
+
+/// Starts the command and kills it as soon as the folder is so far.
+fn killed(place: &Place, far: impl Fn(&Path) -> bool) {
+    let mut child = place.run("out", &[]).spawn().unwrap();
+    let begun = Instant::now();
+    while !far(&place.dir.path().join("out")) {
+        assert!(begun.elapsed() < Duration::from_secs(300), "it never came so far");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9), "it ended before it was killed");
+}
+
+fn scores(out: &Path) -> usize {
+    let mut files = BTreeMap::new();
+    walk(&out.join("scores"), "", &mut files);
+    files.len()
+}
+
+#[test]
+fn killed_and_resumed_it_is_a_straight_run_and_eval_agrees() {
+    let place = Place::new();
+    let table = good(place.run("out", &[]));
+    let straight = place.files("out");
+    // Configurations name their folder, so the other run has the same.
+    fs::remove_dir_all(place.dir.path().join("out")).unwrap();
+    killed(&place, |out| out.join("seed-1/mntp/checkpoint-2").exists());
+    killed(&place, |out| out.join("seed-1/mntp.json").exists());
+    killed(&place, |out| out.join("seed-1/bi-simcse").exists());
+    killed(&place, |out| scores(out) > SCORES * 2 / 3);
+    assert_eq!(good(place.run("out", &[])), table);
+    let resumed = place.files("out");
+    assert!(straight.keys().eq(resumed.keys()), "{:?}\n{:?}", straight.keys(), resumed.keys());
+    for (name, bytes) in &straight {
+        assert!(bytes == &resumed[name], "{name} differs");
+    }
+    assert_eq!(scores(&place.dir.path().join("out")), SCORES);
+
+    // Once more, when all is there: nothing changes.
+    assert_eq!(good(place.run("out", &[])), table);
+    assert!(straight == place.files("out"));
+
+    agrees_with_eval(&place);
+    sums_up(&place, &table);
+    refuses_other_flags(&place);
+}
+
+/// Figures are those of `eval` with the same adapters, attention and pooling, bit for bit.
+fn agrees_with_eval(place: &Place) {
+    let two = ["--adapter", "out/seed-2/mntp", "--adapter", "out/seed-2/mntp-simcse"];
+    let uni = ["--attention", "causal", "--adapter", "out/seed-1/uni-simcse"];
+    for (kind, data, flags, folder) in [
+        ("sts", "few.tsv", &two[..], "bi-mntp-simcse/seed-2/weighted-mean/sts.few"),
+        ("pairs", "halves", &two, "bi-mntp-simcse/seed-2/mean/pairs.halves"),
+        ("pairs", "halves", &uni, "uni-simcse/seed-1/eos/pairs.halves"),
+        ("sts", "few.tsv", &["--attention", "causal"], "uni/untrained/mean/sts.few"),
+        ("sts", "few.tsv", &["--attention", "full"], "bi/untrained/eos/sts.few"),
+    ] {
+        let data = format!("tasks/{kind}/{data}");
+        let pooling = folder.split('/').nth(2).unwrap();
+        let own = ["eval", kind, "-q", "-m", place.tiny.path(), "--data", &data, "--pooling", pooling];
+        let mut command = llm2vec(&[&own[..], flags, &["-o", "eval.json"]].concat());
+        good({
+            command.current_dir(place.dir.path());
+            command
+        });
+        let ours = place.json(&format!("out/scores/{folder}.json"));
+        assert_eq!(ours["scores"], place.json("eval.json")["scores"], "{folder}");
+    }
+}
+
+/// Means and deviations, of what stands in the files of the scores.
+fn sums_up(place: &Place, table: &str) {
+    let results = place.json("out/results.json");
+    let rows = results["sections"][0]["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 7 * 3);
+    let score = |folder: &str, seed: &str, task: &str| {
+        let json = place.json(&format!("out/scores/{folder}/{seed}/mean/{task}.json"));
+        json["scores"]["main_score"].as_f64().unwrap()
+    };
+    let find =
+        |variant: &str| rows.iter().find(|r| r["variant"] == variant && r["pooling"] == "mean").unwrap();
+    let seeds = ["seed-1", "seed-2"].map(|seed| {
+        ["sts.few", "pairs.halves"].map(|task| score("bi-mntp-supervised", seed, task)).iter().sum::<f64>()
+            / 2.0
+    });
+    let (mean, row) = ((seeds[0] + seeds[1]) / 2.0, &find("Bi+MNTP+supervised")["average"]);
+    assert!((row["mean"].as_f64().unwrap() - mean).abs() < 1e-12);
+    // Of two values the sample standard deviation is their distance over the root of 2.
+    let std = (seeds[0] - seeds[1]).abs() / 2f64.sqrt();
+    assert!((row["std"].as_f64().unwrap() - std).abs() < 1e-12 && std > 0.0);
+    assert!(find("Bi")["average"]["std"].is_null());
+    let line = table.lines().find(|l| l.starts_with("| Bi+MNTP+supervised |")).unwrap();
+    assert!(line.contains(&format!("{:.2} ± {:.2}", 100.0 * mean, 100.0 * std)), "{line}");
+    let whole = fs::read_to_string(place.dir.path().join("out/table.md")).unwrap();
+    assert!(whole.starts_with(table.trim_end()) && whole.contains("sts/few"), "{whole}");
+    let svg = fs::read_to_string(place.dir.path().join("out/plot.svg")).unwrap();
+    for name in ["Bi+MNTP+SimCSE", "weighted-mean", "average", "pairs"] {
+        assert!(svg.contains(name), "{name} is not in the picture");
+    }
+}
+
+fn refuses_other_flags(place: &Place) {
+    let before = place.files("out");
+    for (flags, words) in [
+        (&["--pooling", "mean"][..], &["--pooling", "weighted-mean"][..]),
+        (&["--mntp-validation", "text.txt"], &["--mntp-validation null there"]),
+        (&["--simcse-lr", "0.1"], &["--simcse-lr 0.0003 there, 0.1 here"]),
+        (&["--supervised-config", "mntp.json"], &["--supervised-config: line_by_line"]),
+        (&["--dtype", "bf16"], &["--dtype"]),
+    ] {
+        failed(place.run("out", flags).output().unwrap(), 2, &[&["other flags"], words].concat());
+    }
+    assert!(before == place.files("out"));
+    fs::create_dir(place.dir.path().join("mine")).unwrap();
+    place.write("mine/notes.txt", "");
+    failed(place.run("mine", &[]).output().unwrap(), 2, &["holds notes.txt", "no ablation.json"]);
+    assert_eq!(names(&place.dir.path().join("mine")), ["notes.txt"]);
+}
+
+/// Without data for training there are the two rows that need none.
+#[test]
+fn untrained_variants_need_no_data() {
+    let place = Place::new();
+    let command = place.alone("out", &["--pooling", "mean,last"]);
+    let table = good(command);
+    assert!(table.contains("| Uni ") && table.contains("| Bi ") && !table.contains("MNTP"), "{table}");
+    // By pooling, then by type.
+    assert_eq!(table.lines().filter(|line| line.starts_with("| Uni ")).count(), 3, "{table}");
+    assert_eq!(scores(&place.dir.path().join("out")), 8);
+}
+
+#[test]
+fn bad_tasks_are_refused_before_anything_is_made() {
+    let place = Place::new();
+    fs::create_dir(place.dir.path().join("nothing")).unwrap();
+    for (tasks, status, words) in [
+        ("nothing", 1, &["nothing: holds no set of any type", "test.jsonl"][..]),
+        ("nowhere", 1, &["nowhere", "No such file"]),
+        ("text.txt", 1, &["text.txt: line 1: the header was wanted", "sentence1"]),
+        ("tasks/sts", 2, &["--tasks", "both sts/few"]),
+    ] {
+        failed(place.run("out", &["--tasks", tasks]).output().unwrap(), status, words);
+    }
+    for (flags, words) in [
+        (["--seeds", "4,4"], ["--seeds", "4 stands there twice"]),
+        (["--mntp-batch", "0"], ["--mntp-batch is 0", "at least 1"]),
+    ] {
+        let mut command = place.alone("out", &["--mntp", "text.txt", flags[0], flags[1]]);
+        failed(command.output().unwrap(), 2, &words);
+    }
+    failed(place.alone("out", &["--simcse", "lost.txt"]).output().unwrap(), 1, &["lost.txt", "No such file"]);
+    assert!(!place.dir.path().join("out").exists());
+}
+
+#[test]
+fn types_of_sets_by_their_files() {
+    let place = Place::new();
+    let rows = [
+        ("reranking", r#"{"query": "q", "positive": ["p"], "negative": ["n"]}"#),
+        ("bitext", r#"{"source": "s", "target": "t"}"#),
+        ("summary", r#"{"text": "", "human": ["h"], "machine": ["m"], "relevance": [1]}"#),
+        ("clustering", r#"{"text": "t", "label": 1, "set": "s"}"#),
+        ("classification", r#"{"text": "t", "label": "l"}"#),
+        ("unknown", r#"{"premise": "p"}"#),
+    ];
+    for (kind, row) in rows {
+        // The names of folders say nothing.
+        place.write(&format!("tasks/more/{}/test.jsonl", &kind[..4]), row);
+    }
+    place.write("tasks/more/clas/train.jsonl", "");
+    place.write("tasks/more/deep/corpus.jsonl", "");
+    place.write("tasks/more/deep/queries.jsonl", "");
+    place.write("tasks/more/deep/qrels/test.tsv", "query-id\tcorpus-id\tscore\n");
+    place.write("tasks/more/notes.tsv", "a\tb\n");
+    let found = sets(&place.dir.path().join("tasks")).unwrap();
+    let found: Vec<String> = found.iter().map(|set| set.id()).collect();
+    let wanted = [
+        "bitext/bite",
+        "classification/clas",
+        "clustering/clus",
+        "retrieval/deep",
+        "reranking/rera",
+        "summary/summ",
+        "pairs/halves",
+        "sts/few",
+    ];
+    assert_eq!(found, wanted);
+    let shared = here("../shared/data");
+    if !shared.is_dir() {
+        println!("skipped: no ../shared");
+        return;
+    }
+    let found = sets(&shared).unwrap();
+    let count = |kind| found.iter().filter(|set| set.kind == kind).count();
+    let kinds =
+        [Kind::Retrieval, Kind::Classification, Kind::Clustering, Kind::Pairs, Kind::Sts, Kind::Bitext];
+    assert_eq!(kinds.map(count), [2, 2, 1, 2, 9, 4]);
+    assert!(str(&found[0].path).contains("bitext"));
+}
