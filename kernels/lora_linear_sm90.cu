@@ -15,10 +15,11 @@
 //           forward, 64 ranks a stage, only those of the tile's segments and only the k-steps that have ranks, so that a tile
 //           over two segments is nothing special. Backward, one stage a segment, by mma.sync from where the stage lies: its sums
 //           are masked a few at a time, which wgmma's, all under way at once, cannot be.
-// Cost      as the portable kernels' (lora_linear_fwd.cu, lora_linear_bwd.cu) with N' rounded up to the cluster's rows and M' (K')
-//           to COLUMNS. Forward: flops 2 N' M' K'', 2 N' 16 more a k-step of ranks and column of a tile; bytes
-//           2 K (N M' / COLUMNS + M N' / (128 CLUSTER)) + 2 N M, 2 N M more for a residual. stacked 4 M R + 2 M S R bytes,
-//           padded 4 S R K + 2 S P K.
+// Cost      N' is N rounded up to 128 CLUSTER, M' and K' M and K to COLUMNS. Forward: flops 2 N' M' up64(K), and 32 N' for every
+//           k-step of ranks and column of its tiles; bytes 2 K (N M' / COLUMNS + M N' / (128 CLUSTER)) + 2 N M, with a residual 2 N M
+//           more, with a bias M N', with ranks 2 S R (N M' / COLUMNS + M N' / (128 CLUSTER)) where all tiles have some. dx: flops
+//           2 N' (K' up64(M) + up64(K) A P), A the adapted segments; bytes 2 (M + U) (N K' / COLUMNS + K N' / (128 CLUSTER)) + 2 N K, U
+//           the sum of min(64, (S - s) P) over them. stacked 4 M R + 2 M S R, padded 4 S R K + 2 S P K bytes.
 // Numerics  bf16 products, f32 sums: ranks first, then the depth in its order, bias, residual; one rounding. b's scale is within
 //           its rounding to bf16. Tiles of either width give the same bits.
 // Sectors   more than bytes / 32 where lora_linear_stack_sm90 reads b by single floats, at columns of other segments nothing, and
@@ -140,10 +141,7 @@ KERNELS(lora_linear_fwd_sm90, _, COLUMNS, (256, 128), __launch_bounds__(THREADS,
 __device__ __forceinline__ uint2 kept_of_row(const Draw& dropout, int row, int plane, int column) {
     // The block's number is hidden: what is drawn from it would be kept over the loop of segments.
     const int t = threadIdx.x % 4, block = round_key(column / BF16S + t);
-    const auto eight = [&](int at) {
-        return dropout.kept(row, plane, 2 * at) | dropout.kept(row, plane, 2 * at + 1) << 4;
-    };
-    uint2 bits = make_uint2(eight(block) << 8 * t, eight(block + 4) << 8 * t);
+    uint2 bits = make_uint2(dropout.kept(row, plane, block) << 8 * t, dropout.kept(row, plane, block + 4) << 8 * t);
 #pragma unroll
     for (int apart = 1; apart < 4; apart *= 2)
         bits.x |= __shfl_xor_sync(ALL, bits.x, apart), bits.y |= __shfl_xor_sync(ALL, bits.y, apart);

@@ -12,9 +12,10 @@
 //           in q; masked_xent_merge_sm90 folds the tiles, a warp a row; masked_xent_scale_sm90 makes dz of q in place;
 //           masked_xent_dx_sm90, the same product with w as it lies; masked_xent_send_sm90 puts rows where they belong.
 //           Blocks of the products are persistent, one a multiprocessor.
-// Cost      W' is W rounded up to 128 CLUSTER, V' V and C' C to the tile. flops 2 W' V' up64(C), dx 2 W' C' up64(V). Bytes:
-//           2 C (W V' / TILE + V W' / (128 CLUSTER)) + 12 W V' / TILE + 2 W stride; merge 12 W V' / TILE; scale 4 W V; pick and send
-//           4 W C.
+// Cost      W' is W rounded up to 128 CLUSTER, V' V and C' C to the tile. Flops: logits 2 W' V' up64(C), dx 2 W' C' up64(V). Bytes:
+//           logits 2 C (W V' / TILE + V W' / (128 CLUSTER)) + 28 W V' / TILE + 4 W, 2 W stride more where q is kept; dx
+//           2 V (W C' / TILE + C W' / (128 CLUSTER)) + 2 W C, V in rows of dz being stride; merge 20 W V' / TILE + 12 W; scale
+//           5 W stride + 12 W; pick and send 4.5 W C each.
 // Numerics  Logits and sums f32; q is rounded to bf16, relative to its tile's largest, dz from it once more, dx once. The mean in f64,
 //           by masked_xent_total. Fixed order everywhere.
 // Sectors   masked_xent_merge_sm90 reads a row's tiles, P apart, by single words.

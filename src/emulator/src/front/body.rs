@@ -148,6 +148,10 @@ impl<'p, 'a> Body<'p, 'a> {
     pub fn predicate(&mut self, operand: &Operand<'a>) -> Parsed<Pred> {
         match operand {
             Operand::Word { word, minus: false, not } => self.pred_word(word, *not),
+            // `-1` is how nvcc writes true.
+            Operand::Word { word, minus: true, not: false } if number(word).is_some() => {
+                self.pred_word(word, false)
+            }
             _ => self.parser.wrong("expected a predicate"),
         }
     }

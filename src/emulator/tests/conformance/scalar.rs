@@ -155,6 +155,12 @@ fn bits_and_bytes() {
     check("{ .reg .b32 lo, hi; mov.b64 {lo, hi}, %x0; mov.b64 %x3, {hi, lo}; }", (64, 64), &x, |a, _, _| {
         a.rotate_left(32)
     });
+    check(
+        "mov.pred %p1, -1; mov.pred %p2, 0; @%p2 mov.pred %p1, 0; selp.b32 %x3, %x0, 7, %p1;",
+        (32, 32),
+        &x,
+        |a, _, _| a,
+    );
     check("setp.lt.s32 %p1, %x0, %x1; selp.b32 %x3, %x2, 7, %p1;", (32, 32), &x, |a, b, c| {
         if (a as i32) < b as i32 { c } else { 7 }
     });
