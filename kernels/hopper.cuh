@@ -125,8 +125,6 @@ template <int PENDING = 0>
 __device__ inline void cp_async_bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
-// Until this thread's stores are done.
-__device__ inline void cp_async_bulk_wait_all() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // ---- wgmma ----
 

@@ -14,8 +14,8 @@
 //
 // Hazards   Waits end in a fault after seconds (hopper.cuh). The full barrier expects its bytes before the copies start. With
 //           a cluster no block starts before all barriers are set up, or ends while another may arrive at its own. Written
-//           panels are fenced by each writing thread before its warp arrives. The thread that stores also commits and waits,
-//           for the reads before a slot is filled again, for all of it before it ends.
+//           panels are fenced by each writing thread before its warp arrives. The thread that stores also commits and waits
+//           until its stores have read a slot, before that is filled again and before the block ends.
 // Budget    168 registers a thread at the start, then 56 for the first warpgroup and 224 for each consumer; one block a
 //           multiprocessor: STAGES x STAGE + 32 KB of panels + barriers, of 227 KB.
 #pragma once
@@ -172,7 +172,6 @@ __device__ __forceinline__ void store_tiles(const Places<T>& at, const Op& op, i
                 fill();
             }
         }
-    cp_async_bulk_wait_all();
 }
 
 // A consumer's view of the ring.
@@ -346,7 +345,6 @@ __device__ __forceinline__ void hopper_product(const Op& op) {
             op.finish(d, consumer.index, walk.row, walk.column);
             if (op.stores()) stage_panels<T>(d, at, op, consumer.index, slots, walk.column);
         }
-        __syncwarp();
     }
     if (T::CLUSTER > 1) barrier_cluster();
 }

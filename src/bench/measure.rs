@@ -65,7 +65,7 @@ impl Operands {
     }
 
     /// One list of a case's operands; each name begins somewhere else in the pool.
-    fn list(&self, list: &[Operand]) -> Result<Vec<Tensor>> {
+    pub(super) fn list(&self, list: &[Operand]) -> Result<Vec<Tensor>> {
         list.iter().map(|operand| self.one(operand)).collect()
     }
 

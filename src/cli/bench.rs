@@ -227,7 +227,7 @@ impl Bench {
 impl Common {
     /// The device, with the kernels that were asked for.
     fn opened(&self) -> Result<Device> {
-        self.kernels.apply(Device::by_name(&self.device)?)
+        self.kernels.open(&self.device)
     }
 
     fn settings(&self) -> Result<Settings> {

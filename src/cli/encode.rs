@@ -154,7 +154,8 @@ impl Encode {
             return Err(Error::usage(format!("--output {output} is the input; give another name")));
         }
         let options = self.model.options_for(&self.texts)?;
-        let options = Options { device: self.kernels.apply(options.device)?, ..options };
+        let device = self.kernels.apply(&self.model.device, options.device)?;
+        let options = Options { device, ..options };
         let range = self.range()?;
         let peer = self.input == "-" && self.output.as_deref() == Some("-");
         let records = if peer { None } else { Some(self.records()?.skip(range.start as usize)) };

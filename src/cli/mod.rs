@@ -2,6 +2,7 @@
 
 mod ablate;
 mod bench;
+mod check;
 mod doctor;
 mod emulate;
 mod encode;
@@ -49,6 +50,8 @@ enum Command {
     Info(info::Info),
     Doctor(doctor::Doctor),
     Emulate(emulate::Emulate),
+    #[command(hide = true)]
+    SelfCheck(check::SelfCheck),
 }
 
 /// The command line and the environment, parsed; ends the process at a mistake, or after `--help`.
@@ -83,6 +86,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Info(c) => c.run(),
         Command::Doctor(c) => c.run(),
         Command::Emulate(c) => c.run(),
+        Command::SelfCheck(c) => c.run(),
     })
 }
 
@@ -116,7 +120,7 @@ struct ModelFlags {
 /// Which kernels run, of a command that computes.
 #[derive(Args)]
 struct KernelSetFlags {
-    /// Kernels where there are several: auto, portable (any GPU from compute capability 8.0) or hopper (9.0 alone)
+    /// Kernels where there are several: portable (any GPU from compute capability 8.0), hopper (9.0 alone), or auto: on 9.0 those for Hopper that a check of seconds, made once, finds right there, else portable
     #[arg(
         id = "kernel_set",
         long = "kernels",
@@ -130,9 +134,19 @@ struct KernelSetFlags {
 }
 
 impl KernelSetFlags {
-    /// The device with these kernels.
-    fn apply(&self, device: Device) -> Result<Device> {
-        device.with_kernels(self.set)
+    /// The device of this name with these kernels.
+    fn open(&self, name: &str) -> Result<Device> {
+        self.apply(name, Device::by_name(name)?)
+    }
+
+    /// The device, opened by this name, with these kernels. `auto` takes those that have been found right on the GPU.
+    fn apply(&self, name: &str, device: Device) -> Result<Device> {
+        match (self.set, device) {
+            (KernelSet::Auto, Device::Gpu(gpu)) if gpu.capability() == (9, 0) && !gpu.is_emulated() => {
+                check::checked(name, gpu).map(Device::Gpu)
+            }
+            (set, device) => device.with_kernels(set),
+        }
     }
 }
 

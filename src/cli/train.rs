@@ -1,7 +1,6 @@
 //! `llm2vec train`: the three stages of the recipe.
 
 use crate::cli::{FLAGS, KernelSetFlags, say, signal};
-use crate::device::Device;
 use crate::error::{Error, Result, message};
 use crate::pretrained::open::Compute;
 use crate::train::config::{Invalid, Stage, TrainConfig};
@@ -150,7 +149,7 @@ impl Flags {
         let beside = config.output_dir.as_ref().map(|dir| Path::new(dir).join("log.jsonl"));
         let trainer = Trainer::open(Options {
             config,
-            device: run.kernels.apply(Device::by_name(&run.device)?)?,
+            device: run.kernels.open(&run.device)?,
             dtype: run.dtype,
             check_finite: run.check_finite,
             graph: !run.no_graph,

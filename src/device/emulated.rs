@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Multiprocessors. So few make a grid that is sized by them walk its rows more than once.
 pub const PROCESSORS: usize = 4;
 
+/// Clusters of a persistent kernel that run at a time: two, which may meet, and have several tiles each to go on to.
+const RESIDENT: u32 = 2;
+
 /// An open emulator.
 pub struct Emulated {
     /// `emulated (sm_80)`.
@@ -125,7 +128,7 @@ impl Emulated {
         let (mut grid, block, shared) = (launch.grid, launch.block, launch.shared as usize);
         let (cluster, overlap) = (launch.cluster, launch.overlap);
         if launch.persistent {
-            grid[0] = grid[0].min(PROCESSORS as u32 / cluster[0] * cluster[0]);
+            grid[0] = grid[0].min(RESIDENT * cluster[0]);
         }
         let launch =
             emulator::Launch { grid, block, cluster, shared, overlap, ..emulator::Launch::default() };

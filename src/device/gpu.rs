@@ -20,6 +20,7 @@ pub struct Gpu {
     workspace: Arc<Mutex<Workspace>>,
     maps: Arc<Mutex<HashMap<(u64, Tiles), TensorMap>>>,
     set: KernelSet,
+    left_out: Vec<String>,
 }
 
 /// Tensor maps that are kept: far more than a model and its pass have, for one number of tokens.
@@ -54,7 +55,8 @@ impl Gpu {
 
     fn new(driver: Driver) -> Gpu {
         let set = KernelSet::Auto;
-        Gpu { driver: Arc::new(driver), workspace: Arc::default(), maps: Arc::default(), set }
+        let (driver, left_out) = (Arc::new(driver), Vec::new());
+        Gpu { driver, workspace: Arc::default(), maps: Arc::default(), set, left_out }
     }
 
     /// The same GPU with this choice of kernels.
@@ -70,9 +72,19 @@ impl Gpu {
         Ok(Gpu { set, ..self })
     }
 
-    /// Whether kernels for Hopper are to run.
-    pub fn hopper(&self) -> bool {
-        self.set == KernelSet::Hopper
+    /// The same GPU without the kernels for Hopper of these ops.
+    pub fn without(self, ops: impl IntoIterator<Item = String>) -> Gpu {
+        Gpu { left_out: ops.into_iter().collect(), ..self }
+    }
+
+    /// Whether an op's kernels for Hopper are to run.
+    pub fn hopper(&self, op: &str) -> bool {
+        self.set == KernelSet::Hopper && !self.left_out.iter().any(|left_out| left_out == op)
+    }
+
+    /// Whether it is the emulator.
+    pub fn is_emulated(&self) -> bool {
+        matches!(&*self.driver, Driver::Emulated(_))
     }
 
     /// Marketing name, or `emulated (sm_80)`.

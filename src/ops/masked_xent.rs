@@ -49,7 +49,7 @@ pub fn masked_xent_fwd(
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
             cpu_fwd::<R>(total, loss, lse, x.host()?, w, &picks, sizes[1])
         }),
-        Device::Gpu(gpu) if gpu.hopper() => {
+        Device::Gpu(gpu) if gpu.hopper("masked_xent") => {
             hopper::run(gpu, [total, loss, lse], None, [x, w, rows, labels], sizes)
         }
         Device::Gpu(gpu) => {
@@ -85,7 +85,7 @@ pub fn masked_xent_step(
     labels: &Tensor,
 ) -> Result<()> {
     if let Device::Gpu(gpu) = device
-        && gpu.hopper()
+        && gpu.hopper("masked_xent")
     {
         let mut operands = vec![("total", &*total, "2"), ("loss", &*loss, "P"), ("lse", &*lse, "P")];
         operands.push(("dx", &*gradient.dx, "N C"));
@@ -401,7 +401,9 @@ fn gpu_bwd(
 /// Bytes of workspace that forward, backward and step of at most so many rows take on this device.
 pub fn masked_xent_workspace(on: &Device, p: usize, v: usize, c: usize) -> usize {
     match on {
-        Device::Gpu(gpu) if gpu.hopper() => hopper::workspace(p, v, c).max(portable_workspace(p, v)),
+        Device::Gpu(gpu) if gpu.hopper("masked_xent") => {
+            hopper::workspace(p, v, c).max(portable_workspace(p, v))
+        }
         _ => portable_workspace(p, v),
     }
 }

@@ -105,7 +105,7 @@ fn odd(case: &Case) -> bool {
 
 /// Runs every case and compares; gives the launches of an emulator, by their case.
 fn all_on(open: &(dyn Fn() -> Gpu + Sync), seeds: u64, guard: usize) -> Vec<(Case, Counted)> {
-    let hopper = open().hopper();
+    let hopper = open().hopper("lora_linear");
     let cases: Vec<Case> = run::all().into_iter().filter(|case| !hopper || run::on_hopper(case)).collect();
     let count = cases.len();
     let ran = cases.into_par_iter().map(|case| {

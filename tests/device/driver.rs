@@ -21,7 +21,7 @@ use llm2vec::tensor::Tensor;
 use std::process::Command;
 
 /// The folder of the false driver, compiled; nothing where there is no C compiler.
-fn driver() -> Option<tempfile::TempDir> {
+pub fn driver() -> Option<tempfile::TempDir> {
     let dir = tempfile::tempdir().unwrap();
     let made = Command::new("cc")
         .args(["-shared", "-fPIC", "-w", "-o"])
@@ -394,7 +394,20 @@ fn the_steps_of_a_run_are_graphs() {
     let [graphs, plain] = [&[][..], &["--no-graph"]].map(|more| {
         let (log, output) = (dir.path().join("log"), out.path().join(format!("run{}", more.len())));
         let common = ["train", "simcse", "-m", tiny.path(), "--data", prose(), "-o", str(&output), "--quiet"];
-        let sizes = ["--batch", "4", "--max-length", "12", "--rank", "8", "--steps", "3", "--device", "cuda"];
+        let sizes = [
+            "--batch",
+            "4",
+            "--max-length",
+            "12",
+            "--rank",
+            "8",
+            "--steps",
+            "3",
+            "--device",
+            "cuda",
+            "--kernels",
+            "portable",
+        ];
         let mut command = llm2vec(&[&common[..], &sizes, more].concat());
         command.env("LD_LIBRARY_PATH", dir.path()).env("FAKE_LOG", &log);
         good(command);

@@ -17,3 +17,4 @@ mod masks;
 mod model;
 mod removals;
 mod run;
+mod selfcheck;

@@ -32,7 +32,12 @@ pub fn lora_linears() -> Vec<Case> {
 pub fn large_tiles() -> Vec<Case> {
     let (across, deep) = (([129, 40, 6024], vec![3000, 3016, 8], 16), ([129, 6024, 40], vec![16, 24], 16));
     let plain = [plain_fwd([129, 136, 6024]), plain_bwd([129, 6032, 136])];
-    plain.into_iter().chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).collect()
+    // Several tiles for each block that is there at a time, more stages than a ring has, ranks of more than one.
+    let narrow = (([200, 520, 200], vec![104, 96], 64), ([200, 200, 520], vec![264, 256], 64));
+    let wide = (([260, 504, 776], vec![392, 384], 64), ([260, 776, 504], vec![256, 248], 64));
+    let rings =
+        [narrow, wide].into_iter().flat_map(|(fwd, bwd)| [lora_fwd(&fwd, false), lora_bwd(&bwd, true)]);
+    plain.into_iter().chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).chain(rings).collect()
 }
 
 /// One product, one rounding: no chain.

@@ -19,8 +19,14 @@ pub fn masked_xents() -> Vec<Case> {
 
 /// Forward and backward in one call; of rows that a GPU takes in more than one wave too.
 pub fn masked_xent_steps() -> Vec<Case> {
-    let sizes =
-        [[1, 8, 1, 1], [255, 40, 127, 127], [257, 136, 389, 129], [600, 264, 777, 300], [1101, 8, 40, 1030]];
+    let sizes = [
+        [1, 8, 1, 1],
+        [255, 40, 127, 127],
+        [257, 136, 389, 129],
+        [600, 264, 777, 300],
+        [1101, 8, 40, 1030],
+        [515, 392, 392, 257],
+    ];
     sizes.into_iter().map(|sizes| masked_xent_step_of(sizes, 0.1)).collect()
 }
 

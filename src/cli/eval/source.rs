@@ -107,7 +107,7 @@ impl SourceFlags {
         let added = Rc::clone(&tally);
         let progress = move |texts, tokens| added.borrow_mut().add(texts, tokens);
         let options = self.model.options()?;
-        let device = self.kernels.apply(options.device)?;
+        let device = self.kernels.apply(&self.model.device, options.device)?;
         let options = Options { layer: self.layer, device, ..options };
         let mut head = json!({ "task": kind, "data": data, "instruction": instruction });
         if let Some(task) = &self.task {

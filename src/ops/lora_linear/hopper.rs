@@ -14,7 +14,7 @@ use crate::tensor::{Tensor, int};
 /// Whether the kernels are asked for and take these sizes; else the portable ones do.
 pub fn takes(gpu: &Gpu, sizes: &Sizes) -> bool {
     let stacked = sizes.segments.len() * sizes.rank;
-    gpu.hopper() && sizes.rank <= kernels::MOST_RANKS as usize && stacked.is_multiple_of(8)
+    gpu.hopper("lora_linear") && sizes.rank <= kernels::MOST_RANKS as usize && stacked.is_multiple_of(8)
 }
 
 /// Columns of a tile, blocks of its cluster, and the launch for as many as `rows` by `columns` take. Wide ones where they

@@ -51,8 +51,12 @@ static int launched;
 // A capture counts what it records, and nothing else may go on meanwhile: 900 is CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED.
 static int capturing, nodes, mode;
 #define IDLE() if (capturing) return 900
+// What kernels for Hopper do: nothing, like all others, or "hang", "fault", "wrong".
+static int hopper;
+static int hopper_does(const char *what) { return hopper && getenv("FAKE_SM90") && !strcmp(getenv("FAKE_SM90"), what); }
 int cuStreamSynchronize(void *s) {
     IDLE();
+    if (hopper_does("fault")) return 700;
     return LOG("wait\n"), launched ? set("FAKE_AFTER", 0) : 0;
 }
 int cuDeviceGetDefaultMemPool(void **pool, int d) { return *pool = "pool", 0; }
@@ -70,7 +74,7 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *s) {
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *s) {
     IDLE();
-    return memcpy(to, (void *)from, n), 0;
+    return hopper_does("wrong") ? memset(to, 0x40, n) : memcpy(to, (void *)from, n), 0;
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, void *s) { return nodes++, memcpy((void *)to, (void *)from, n), 0; }
 int cuMemsetD8Async(uint64_t to, unsigned char x, size_t n, void *s) { return nodes++, memset((void *)to, x, n), 0; }
@@ -87,6 +91,9 @@ int cuFuncGetAttribute(int *value, int what, void *f) { return *value = what == 
 int cuFuncSetAttribute(void *f, int what, int value) { return LOG("attribute %d %d\n", what, value), 0; }
 int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **extra) {
     if (c->grid[1] > 65535 || c->grid[2] > 65535) return 1;
+    if (strstr(name, "_sm90")) hopper = 1;
+    while (hopper_does("hang"))
+        ;
     LOG("%s %u,%u,%u %u,%u,%u %u", name, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2],
         c->shared);
     for (unsigned i = 0; i < c->count; i++) LOG(" @%u=%d", c->attributes[i].id, c->attributes[i].value.overlap);
@@ -105,6 +112,7 @@ int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **ex
     launched = 1, nodes++;
     return set("FAKE_LAUNCH", 0);
 }
+int cuOccupancyMaxActiveClusters(int *count, const char *name, const Config *c) { return *count = 66, 0; }
 int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *at, const uint64_t *sizes, const uint64_t *strides,
                            const unsigned *tile, const unsigned *steps, int interleave, int swizzle, int promotion, int fill) {
     if (strides[0] % 16) return 1;

@@ -1,0 +1,162 @@
+//! The self-check: whether kernels for one generation of GPUs are right on the one that is there.
+//!
+//! Each family runs once in a process of its own, beside the portable kernels: one that hangs or faults costs seconds, and not
+//! the user's run. What was found is kept in `$XDG_CACHE_HOME/llm2vec/KEY.json`, the key being all that it depends on.
+
+use super::cases::{self, Case};
+use super::measure::Operands;
+use crate::device::gpu::Gpu;
+use crate::device::images::KernelSet;
+use crate::device::{Device, cuda};
+use crate::error::{Error, Result};
+use crate::format::atomic;
+use crate::kernels;
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Families of kernels for Hopper, each named like its op.
+pub const FAMILIES: [&str; 2] = ["lora_linear", "masked_xent"];
+/// What a family may take: its driver, its images, its cases.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Cases of more operations are left to the tests.
+const FLOPS: usize = 1 << 28;
+
+/// What is wrong with a family, if anything: by all of its cases, on the kernels for Hopper and on the portable ones.
+///
+/// Errors where the device does.
+pub fn compare(gpu: &Gpu, family: &str) -> Result<Option<String>> {
+    let sets = [KernelSet::Portable, KernelSet::Hopper];
+    let operands = Operands::new(&Device::Gpu(gpu.clone()));
+    let all = cases::all().into_iter().chain(cases::device_only());
+    for case in all.filter(|case| case.op.starts_with(family) && case.flops <= FLOPS) {
+        let [right, got] =
+            sets.map(|set| outputs(&operands, &Device::Gpu(gpu.clone()).with_kernels(set)?, &case));
+        let (right, got) = match (right, got) {
+            (Err(Error::Limit { .. }), Err(Error::Limit { .. })) => continue,
+            (right, got) => (right?, got?),
+        };
+        for ((operand, right), got) in case.outputs.iter().zip(&right).zip(&got) {
+            if let Some(what) = apart(&right.to_f64(), &got.to_f64()) {
+                return Ok(Some(format!("{} {}: {} {what}", case.op, case.label, operand.name)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn outputs(operands: &Operands, device: &Device, case: &Case) -> Result<Vec<Tensor>> {
+    let (mut outputs, inputs) = (operands.list(&case.outputs)?, operands.list(&case.inputs)?);
+    (case.run)(device, &mut outputs, &inputs)?;
+    outputs.iter().map(Tensor::to_host).collect()
+}
+
+/// How far two results of one sum are apart, if further than two roundings to bf16 and the order of f32 sums account for.
+fn apart(right: &[f64], got: &[f64]) -> Option<String> {
+    let rms = |x: &mut dyn Iterator<Item = f64>| (x.map(|x| x * x).sum::<f64>() / right.len() as f64).sqrt();
+    let size = rms(&mut right.iter().copied());
+    let off = rms(&mut right.iter().zip(got).map(|(a, b)| a - b));
+    // Equal NaN are what a kernel that does not run leaves of a poisoned output.
+    let same = |a: f64, b: f64| a.to_bits() == b.to_bits() || (a - b).abs() <= (a.abs() + size) / 64.0;
+    let worst = right.iter().zip(got).position(|(&a, &b)| !same(a, b));
+    match worst {
+        Some(at) => Some(format!("[{at}] is {}, by portable kernels {}", got[at], right[at])),
+        None if off > size / 128.0 => Some(format!("is off by {off:.2e} of {size:.2e} on average")),
+        None => None,
+    }
+}
+
+/// What is known of a GPU.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The GPU, for people.
+    pub gpu: String,
+    /// Families that are not to run, and why.
+    pub wrong: BTreeMap<String, String>,
+}
+
+/// The file of a GPU's verdict in `cache`: named by the GPU, its size, its driver and the images.
+pub fn file(cache: &Path, gpu: &cuda::Description) -> PathBuf {
+    let mut hash = Sha256::new();
+    let (major, minor) = gpu.capability;
+    let driver = cuda::driver().unwrap_or_default();
+    hash.update(format!("{}\n{major}.{minor}\n{}\n{}\n{driver}\n", gpu.name, gpu.processors, gpu.memory));
+    for image in kernels::FILES.iter().flat_map(|file| file.images).filter(|i| i.target == "sm_90a") {
+        hash.update(Sha256::digest(image.bytes));
+    }
+    let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    cache.join(format!("{name}.json"))
+}
+
+/// `$XDG_CACHE_HOME/llm2vec`, else `~/.cache/llm2vec`.
+pub fn cache() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(base.join("llm2vec"))
+}
+
+/// What is known of this GPU, or found out now by `child`, a process for each family, and kept.
+///
+/// Errors where nothing can be kept, before anything is tried: it would be tried at every start.
+pub fn verdict(
+    gpu: &cuda::Description,
+    cache: &Path,
+    child: impl Fn(&str) -> Command,
+    say: impl Fn(String),
+) -> Result<Verdict> {
+    let file = file(cache, gpu);
+    if file.exists() {
+        let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+        return serde_json::from_str(&text)
+            .map_err(|e| Error::file(&file, format!("is no verdict: {e}; delete it")));
+    }
+    std::fs::create_dir_all(cache).map_err(|e| Error::io(cache, e))?;
+    atomic::beside(&file)?;
+    say(format!(
+        "{}: trying the kernels for Hopper once, {} s at most",
+        gpu.name,
+        PATIENCE.as_secs() * FAMILIES.len() as u64
+    ));
+    let mut verdict = Verdict { gpu: gpu.name.clone(), ..Verdict::default() };
+    for family in FAMILIES {
+        let why =
+            match child(family).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn() {
+                Ok(child) => outcome(child),
+                Err(e) => Some(format!("no process could be started: {e}")),
+            };
+        if let Some(why) = why {
+            say(format!("warning: kernels of {family} for Hopper are left out on {}: {why}", gpu.name));
+            verdict.wrong.insert(family.into(), why);
+        }
+    }
+    atomic::write_json(&file, &serde_json::to_value(&verdict).unwrap_or_default())?;
+    Ok(verdict)
+}
+
+/// Why a family fails, if it does: what its process says, or how it ended.
+fn outcome(mut child: Child) -> Option<String> {
+    let start = Instant::now();
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(10)),
+            Ok(None) => {
+                let _ = child.kill().and_then(|()| child.wait().map(drop));
+                return Some(format!("not done after {} s", PATIENCE.as_secs()));
+            }
+            Err(e) => return Some(format!("its process is lost: {e}")),
+        }
+    };
+    if status.success() {
+        return None;
+    }
+    let mut said = String::new();
+    let _ = child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+    let last = said.lines().rev().find(|line| !line.trim().is_empty()).map(String::from);
+    Some(last.unwrap_or_else(|| status.to_string()))
+}
