@@ -1,6 +1,8 @@
 //! The flags of an ablation, and what they make of each stage's configuration.
 
 use super::plan::Plan;
+use crate::cli::KernelSetFlags;
+use crate::device::images::KernelSet;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result, message};
 use crate::pretrained::open::Compute;
@@ -82,6 +84,8 @@ pub struct Ablate {
         help_heading = "Machine"
     )]
     pub device: String,
+    #[command(flatten)]
+    pub kernels: KernelSetFlags,
     /// Nothing on stderr but errors
     #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
     pub quiet: bool,
@@ -267,6 +271,10 @@ impl Ablate {
         put("--empty", json!(format!("{:?}", self.empty).to_lowercase()));
         put("--dtype", json!(format!("{:?}", self.dtype).to_lowercase()));
         put("--device", json!(self.device));
+        // Likewise on a GPU; a folder that was begun without the flag goes on.
+        if self.kernels.set != KernelSet::Auto {
+            put("--kernels", json!(format!("{:?}", self.kernels.set).to_lowercase()));
+        }
         put("--pooling", json!(self.pooling));
         // Paths too: another folder may hold a set of that name.
         let tasks = plan.sections.iter().flat_map(|section| &section.tasks);

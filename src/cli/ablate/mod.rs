@@ -29,7 +29,7 @@ impl Ablate {
         let [mntp, simcse, supervised] = configs;
         let configs = [mntp?, simcse?, supervised?];
         let settings = self.settings(&configs, &plan);
-        let device = Device::by_name(&self.device)?;
+        let device = self.kernels.apply(Device::by_name(&self.device)?)?;
         let record = Record::open(&self.output, &settings)?;
         let work = Work::new(&self, &plan, &record, configs, device, signal::stop_flag()?);
         work.run()?;
