@@ -7,6 +7,7 @@ mod doctor;
 mod emulate;
 mod encode;
 mod eval;
+mod extractor;
 mod info;
 mod merge;
 mod nearest;

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const SEEDS: [u64; 2] = [1, 2];
-/// Uni and Bi once, five trained variants for each seed; three poolings, two tasks.
-const SCORES: usize = (2 + 5 * SEEDS.len()) * 3 * 2;
+/// Uni and Bi once, five trained variants for each seed; three poolings with two tasks, and words with two labels.
+const SCORES: usize = (2 + 5 * SEEDS.len()) * (3 * 2 + 2);
 
 /// A tiny model, and little data for every stage and two tasks.
 struct Place {
@@ -48,6 +48,9 @@ impl Place {
         };
         let pairs: String = prose.lines().take(10).enumerate().map(pair).collect();
         place.write("tasks/pairs/halves/test.jsonl", &pairs);
+        let words: Vec<String> = prose.lines().take(18).map(tagged).collect();
+        place.write("words/few.train.jsonl", &words[..12].concat());
+        place.write("words/few.test.jsonl", &words[12..].concat());
         place.write("mntp.json", r#"{"save_steps": 2, "line_by_line": true, "max_seq_length": 24}"#);
         place
     }
@@ -75,7 +78,8 @@ impl Place {
             "--supervised-max-length",
             "16",
         ];
-        self.alone(out, &[&data[..], &steps, &simcse, &supervised, &["--seeds", "1,2"], more].concat())
+        let words = ["--words", "words/few:chunk", "words/few:upos", "--words-lr", "0.05", "--seeds", "1,2"];
+        self.alone(out, &[&data[..], &steps, &simcse, &supervised, &words, more].concat())
     }
 
     /// The command with nothing but model and tasks.
@@ -100,6 +104,25 @@ impl Place {
 
 fn lines(text: &str, count: usize) -> String {
     text.split_inclusive('\n').take(count).collect()
+}
+
+/// A line's words with tags that their letters give: spans of capitals, and what they begin with.
+fn tagged(line: &str) -> String {
+    let tokens: Vec<&str> = line.split_whitespace().collect();
+    let capital = |i: usize| tokens[i].starts_with(char::is_uppercase);
+    let chunk = |i: usize| match i {
+        1.. if capital(i) && capital(i - 1) => "I-NP",
+        _ if capital(i) => "B-NP",
+        _ => "O",
+    };
+    let upos = |token: &&str| match token.to_lowercase().chars().next() {
+        Some('a' | 'e' | 'i' | 'o' | 'u') => "VOWEL",
+        Some(letter) if letter.is_alphabetic() => "CONSONANT",
+        _ => "OTHER",
+    };
+    let chunks: Vec<&str> = (0..tokens.len()).map(chunk).collect();
+    let upos: Vec<&str> = tokens.iter().map(upos).collect();
+    serde_json::json!({ "tokens": tokens, "chunk": chunks, "upos": upos }).to_string() + "\n"
 }
 
 fn walk(dir: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) {
@@ -166,6 +189,7 @@ fn killed_and_resumed_it_is_a_straight_run_and_eval_agrees() {
     assert!(straight == place.files("out"));
 
     agrees_with_eval(&place);
+    words_agree_with_eval(&place);
     sums_up(&place, &table);
     refuses_other_flags(&place);
 }
@@ -194,6 +218,31 @@ fn agrees_with_eval(place: &Place) {
     }
 }
 
+/// Likewise of words, read before each word where MNTP is in the stack.
+fn words_agree_with_eval(place: &Place) {
+    let two = ["--adapter", "out/seed-2/mntp", "--adapter", "out/seed-2/mntp-simcse"];
+    for (flags, folder, label, main, position) in [
+        (&two[..], "bi-mntp-simcse/seed-2", "chunk", "f1", "before"),
+        (&two, "bi-mntp-simcse/seed-2", "upos", "accuracy", "before"),
+        (&["--adapter", "out/seed-1/bi-simcse"], "bi-simcse/seed-1", "upos", "accuracy", "same"),
+        (&["--attention", "causal"], "uni/untrained", "chunk", "f1", "same"),
+    ] {
+        let own = ["eval", "words", "-q", "-m", place.tiny.path(), "--data", "words/few", "--label", label];
+        let mut command = llm2vec(&[&own[..], flags, &["--lr", "0.05", "-o", "eval.json"]].concat());
+        command.current_dir(place.dir.path());
+        good(command);
+        let (theirs, file) = (place.json("eval.json"), format!("out/scores/{folder}/words/few.{label}.json"));
+        let (ours, test) = (place.json(&file), &theirs["report"]["layers"][0]["test"]);
+        assert_eq!((&theirs["label_position"], &ours["main"]), (&position.into(), &main.into()), "{file}");
+        assert_eq!(
+            (&ours["scores"]["main_score"], &ours["scores"]["recall"]),
+            (&test[main], &test["recall"])
+        );
+        // A probe that learnt nothing would agree too.
+        assert!(test[main].as_f64().unwrap() > 0.0, "{file}: {test}");
+    }
+}
+
 /// Means and deviations, of what stands in the files of the scores.
 fn sums_up(place: &Place, table: &str) {
     let results = place.json("out/results.json");
@@ -218,10 +267,27 @@ fn sums_up(place: &Place, table: &str) {
     let line = table.lines().find(|l| l.starts_with("| Bi+MNTP+supervised |")).unwrap();
     assert!(line.contains(&format!("{:.2} ± {:.2}", 100.0 * mean, 100.0 * std)), "{line}");
     let whole = fs::read_to_string(place.dir.path().join("out/table.md")).unwrap();
-    assert!(whole.starts_with(table.trim_end()) && whole.contains("sts/few"), "{whole}");
+    let (sentences, words) = table.split_once("\n### words").unwrap();
+    assert!(whole.starts_with(sentences.trim_end()) && whole.contains("sts/few"), "{whole}");
+    assert!(whole.trim_end().ends_with(words.trim_end()), "{whole}");
     let svg = fs::read_to_string(place.dir.path().join("out/plot.svg")).unwrap();
     for name in ["Bi+MNTP+SimCSE", "weighted-mean", "average", "pairs"] {
         assert!(svg.contains(name), "{name} is not in the picture");
+    }
+
+    // Of words a row for each variant, and a column for each task with its measure.
+    let words = &results["sections"][1];
+    assert_eq!((&words["name"], words["rows"].as_array().unwrap().len()), (&"words".into(), 7));
+    let simcse = words["rows"].as_array().unwrap().iter().find(|r| r["variant"] == "Bi+SimCSE").unwrap();
+    let seeds = ["seed-1", "seed-2"].map(|seed| {
+        let json = place.json(&format!("out/scores/bi-simcse/{seed}/words/few.upos.json"));
+        json["scores"]["accuracy"].as_f64().unwrap()
+    });
+    let mean = simcse["tasks"]["few/upos"]["mean"].as_f64().unwrap();
+    assert!((mean - (seeds[0] + seeds[1]) / 2.0).abs() < 1e-12 && simcse["average"].is_null());
+    let svg = fs::read_to_string(place.dir.path().join("out/words.svg")).unwrap();
+    for head in ["few/chunk, F1", "few/upos, accuracy"] {
+        assert!(table.contains(head) && whole.contains(head) && svg.contains(head), "{head}\n{table}");
     }
 }
 
@@ -233,6 +299,8 @@ fn refuses_other_flags(place: &Place) {
         (&["--simcse-lr", "0.1"], &["--simcse-lr 0.0003 there, 0.1 here"]),
         (&["--supervised-config", "mntp.json"], &["--supervised-config: line_by_line"]),
         (&["--dtype", "bf16"], &["--dtype"]),
+        (&["--kernels", "portable"], &["--kernels absent there"]),
+        (&["--words-steps", "5"], &["--words-steps 1500 there, 5 here"]),
     ] {
         failed(place.run("out", flags).output().unwrap(), 2, &[&["other flags"], words].concat());
     }
@@ -253,6 +321,16 @@ fn untrained_variants_need_no_data() {
     // By pooling, then by type.
     assert_eq!(table.lines().filter(|line| line.starts_with("| Uni ")).count(), 3, "{table}");
     assert_eq!(scores(&place.dir.path().join("out")), 8);
+
+    // Words alone are a table alone.
+    let mut command =
+        llm2vec(&["ablate", "-m", place.tiny.path(), "--words", "words/few:upos", "-o", "words-out"]);
+    command.current_dir(place.dir.path());
+    let table = good(command);
+    assert!(table.starts_with("### words") && !table.contains("sentences"), "{table}");
+    let out = place.dir.path().join("words-out");
+    assert_eq!(scores(&out), 2);
+    assert!(out.join("words.svg").exists() && !out.join("plot.svg").exists());
 }
 
 #[test]
@@ -270,9 +348,19 @@ fn bad_tasks_are_refused_before_anything_is_made() {
     for (flags, words) in [
         (["--seeds", "4,4"], ["--seeds", "4 stands there twice"]),
         (["--mntp-batch", "0"], ["--mntp-batch is 0", "at least 1"]),
+        (["--words", "words/few:upos,words/few:upos"], ["--words", "both few/upos"]),
     ] {
         let mut command = place.alone("out", &["--mntp", "text.txt", flags[0], flags[1]]);
         failed(command.output().unwrap(), 2, &words);
+    }
+    for (words, rate, status, wanted) in [
+        ("words/few:xpos", "0.1", 1, ["few.train.jsonl", "there is no label"]),
+        ("words/few", "0.1", 1, ["few.train.jsonl", "chunk, upos"]),
+        ("words/many:upos", "0.1", 1, ["words/many", "holds no train file"]),
+        ("words/few:upos", "nan", 2, ["--words-lr NaN", "from 0 on"]),
+    ] {
+        let mut command = place.alone("out", &["--words", words, "--words-lr", rate]);
+        failed(command.output().unwrap(), status, &wanted);
     }
     failed(place.alone("out", &["--simcse", "lost.txt"]).output().unwrap(), 1, &["lost.txt", "No such file"]);
     assert!(!place.dir.path().join("out").exists());

@@ -1,5 +1,6 @@
 //! A section as an SVG file: a dot for each variant and pooling with its standard deviation, a panel for the average and one
-//! for each type. Every line has its name at the left and every dot its figure, so there is no legend.
+//! for each type; of words a panel for each task. Every line has its name at the left and every dot its figure, so there is
+//! no legend.
 
 use super::report::{Figure, Row, Table};
 use crate::error::{Error, Result};
@@ -51,11 +52,7 @@ pub fn draw(path: &Path, table: &Table) -> Result<()> {
         y += ROW;
     }
     let Some(row) = table.rows.first() else { return Err(Error::file(path, "there is nothing to draw")) };
-    let mut panels = vec![("average".to_string(), None)];
-    // Of one type the average is the type's.
-    panels.extend(
-        row.types.iter().enumerate().filter(|_| row.types.len() > 1).map(|(i, (n, _))| (n.clone(), Some(i))),
-    );
+    let panels = table.panels(row);
     let size = ((LEFT + PANEL * panels.len() as i32) as u32, (y + GAP + BOTTOM) as u32);
     let mut svg = String::new();
     {
@@ -64,9 +61,9 @@ pub fn draw(path: &Path, table: &Table) -> Result<()> {
         let unit = "x 100, ± standard deviation over seeds".to_string();
         let corner = (8, y + GAP + BOTTOM / 2);
         let drawn = drawn.and_then(|()| text(&area, unit, corner, HPos::Left, 14, GREY));
-        let drawn = panels.iter().enumerate().fold(drawn, |drawn, (i, (name, kind))| {
-            let of = |row: &Row| kind.map_or(row.average.clone(), |kind: usize| row.types[kind].1.clone());
-            drawn.and_then(|()| panel(&area, LEFT + PANEL * i as i32, y + GAP, name, &lines, of))
+        let drawn = panels.iter().enumerate().fold(drawn, |drawn, (i, (name, _))| {
+            let figures: Vec<&Figure> = lines.iter().map(|line| table.panels(line.row)[i].1).collect();
+            drawn.and_then(|()| panel(&area, LEFT + PANEL * i as i32, y + GAP, name, &lines, &figures))
         });
         drawn
             .and_then(|()| area.present().map_err(|e| e.to_string()))
@@ -89,37 +86,33 @@ fn names(area: &Area<'_>, lines: &[Line]) -> Drawn {
         if *first {
             text(area, row.variant.into(), (8, *y), HPos::Left, 17, BLACK)?;
         }
-        text(area, row.pooling.into(), (LEFT - 8, *y), HPos::Right, 15, *colour)?;
+        if let Some(pooling) = row.pooling {
+            text(area, pooling.into(), (LEFT - 8, *y), HPos::Right, 15, *colour)?;
+        }
     }
     Ok(())
 }
 
 /// One figure of every line, between `left` and the next panel.
-fn panel(
-    area: &Area<'_>,
-    left: i32,
-    bottom: i32,
-    name: &str,
-    lines: &[Line],
-    of: impl Fn(&Row) -> Figure,
-) -> Drawn {
-    let figures: Vec<Figure> = lines.iter().map(|line| of(line.row)).collect();
+fn panel(area: &Area<'_>, left: i32, bottom: i32, name: &str, lines: &[Line], figures: &[&Figure]) -> Drawn {
     let ends = |f: &Figure| f.mean.map(|m| [m - f.std.unwrap_or(0.0), m + f.std.unwrap_or(0.0)]);
     let seeds = figures.iter().flat_map(|f| f.by_seed.iter().flatten().copied());
-    let all = figures.iter().filter_map(ends).flatten().chain(seeds).map(|v| 100.0 * v);
+    let all = figures.iter().copied().filter_map(ends).flatten().chain(seeds).map(|v| 100.0 * v);
     let (low, high) = all.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
     let (low, high) = if low <= high { (low, high.max(low + 0.5)) } else { (0.0, 1.0) };
     let (from, to) = (f64::from(left + 12), f64::from(left + PANEL - 12));
     let x = |v: f64| (from + (100.0 * v - low) / (high - low) * (to - from)).round() as i32;
 
-    text(area, name.into(), (left + PANEL / 2, TOP / 2), HPos::Center, 18, BLACK)?;
+    // A long name in smaller letters, so that it does not run into its neighbours.
+    let size = if name.len() > 20 { 13 } else { 18 };
+    text(area, name.into(), (left + PANEL / 2, TOP / 2), HPos::Center, size, BLACK)?;
     for tick in ticks(low, high) {
         let at = x(tick / 100.0);
         stroke(area, (at, TOP), (at, bottom), BLACK.mix(0.12).into())?;
         text(area, number(tick), (at, bottom + BOTTOM / 2), HPos::Center, 14, GREY)?;
     }
     stroke(area, (left, TOP), (left, bottom), BLACK.mix(0.5).into())?;
-    for (Line { y, colour, .. }, figure) in lines.iter().zip(&figures) {
+    for (Line { y, colour, .. }, figure) in lines.iter().zip(figures) {
         let (Some(mean), Some([low, high])) = (figure.mean, ends(figure)) else { continue };
         for seed in figure.by_seed.iter().flatten() {
             let dot = Circle::new((x(*seed), *y), 2, colour.mix(0.5).filled());

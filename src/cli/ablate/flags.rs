@@ -1,8 +1,11 @@
 //! The flags of an ablation, and what they make of each stage's configuration.
 
-use super::plan::Plan;
+use super::plan::{Plan, Task};
+use crate::cli::KernelSetFlags;
+use crate::device::images::KernelSet;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result, message};
+use crate::eval::probe;
 use crate::pretrained::open::Compute;
 use crate::pretrained::pooling::PoolingMode;
 use crate::train::blocks::Grouping;
@@ -17,7 +20,8 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 #[command(after_help = "Example:
   llm2vec ablate -m DIR --mntp text.txt.gz --simcse sentences.txt.gz --supervised triplets.jsonl.gz \\
-      --tasks sts/stsb.test.tsv retrieval/xquad-en classification/banking77 -o ablation
+      --tasks sts/stsb.test.tsv retrieval/xquad-en classification/banking77 \\
+      --words word/ud-ewt:chunk word/ud-ewt:upos word/conll2003:ner -o ablation
 Variants: Uni (causal), Bi (full attention, untrained), Bi+MNTP, Uni+SimCSE, Bi+SimCSE, Bi+MNTP+SimCSE, Bi+MNTP+supervised;
 those whose data is not given are left out. Every adapter is trained once a seed. A run that was stopped goes on when the
 same command is given again, and ends in the same files.")]
@@ -38,7 +42,7 @@ pub struct Ablate {
     #[arg(long, env = "LLM2VEC_SUPERVISED", value_name = "TRIPLETS")]
     pub supervised: Option<PathBuf>,
     /// What to evaluate on: sets as `eval` takes them, STS files (.tsv), or folders of such; a set's type is seen from its files
-    #[arg(long, env = "LLM2VEC_TASKS", value_name = "PATH", num_args = 1.., value_delimiter = ',', required = true)]
+    #[arg(long, env = "LLM2VEC_TASKS", value_name = "PATH", num_args = 1.., value_delimiter = ',', required_unless_present = "words")]
     pub tasks: Vec<PathBuf>,
     /// Folder of the ablation
     #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "DIR")]
@@ -63,6 +67,8 @@ pub struct Ablate {
     #[arg(long, env = "LLM2VEC_EMPTY", default_value = "error", value_name = "WHAT")]
     pub empty: Empty,
     #[command(flatten)]
+    pub words: WordFlags,
+    #[command(flatten)]
     pub stages: StageFlags,
     /// On the CPU: compute in f32, or keep frozen weights as bf16 and multiply in bf16; a GPU does the latter always
     #[arg(
@@ -82,9 +88,35 @@ pub struct Ablate {
         help_heading = "Machine"
     )]
     pub device: String,
+    #[command(flatten)]
+    pub kernels: KernelSetFlags,
     /// Nothing on stderr but errors
     #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
     pub quiet: bool,
+}
+
+/// Word-level tasks: a linear probe on the features of each variant, as `eval words` trains it.
+#[derive(Args)]
+#[command(next_help_heading = "Words")]
+pub struct WordFlags {
+    /// Tagged words to evaluate on: --data of `eval words` and its --label, as word/ud-ewt:chunk; one pass serves all labels of a folder
+    #[arg(long, env = "LLM2VEC_WORDS", value_name = "FOLDER:LABEL", num_args = 1.., value_delimiter = ',')]
+    pub words: Vec<String>,
+    /// Steps of a probe
+    #[arg(long = "words-steps", env = "LLM2VEC_WORDS_STEPS", value_name = "N", requires = "words",
+        default_value_t = probe::Options::default().stop_after)]
+    steps: usize,
+    /// Learning rate of a probe's first step
+    #[arg(long = "words-lr", env = "LLM2VEC_WORDS_LR", value_name = "RATE", requires = "words",
+        default_value_t = probe::Options::default().rate)]
+    rate: f64,
+}
+
+impl WordFlags {
+    /// How probes are trained.
+    pub fn probe(&self) -> probe::Options {
+        probe::Options { stop_after: self.steps, rate: self.rate, ..probe::Options::default() }
+    }
 }
 
 /// What is other than this command's own recipe, which is that of a model of a few million weights.
@@ -267,10 +299,24 @@ impl Ablate {
         put("--empty", json!(format!("{:?}", self.empty).to_lowercase()));
         put("--dtype", json!(format!("{:?}", self.dtype).to_lowercase()));
         put("--device", json!(self.device));
+        // Likewise on a GPU; a folder that was begun without the flag goes on.
+        if self.kernels.set != KernelSet::Auto {
+            put("--kernels", json!(format!("{:?}", self.kernels.set).to_lowercase()));
+        }
         put("--pooling", json!(self.pooling));
         // Paths too: another folder may hold a set of that name.
-        let tasks = plan.sections.iter().flat_map(|section| &section.tasks);
-        put("--tasks", Value::Object(tasks.map(|task| (task.id(), json!(task.path))).collect()));
+        let tasks = || plan.sections.iter().flat_map(|section| &section.tasks);
+        let paths = |of_words: bool| {
+            let tasks = tasks().filter(|task| matches!(task, Task::Words(_)) == of_words);
+            Value::Object(tasks.map(|task| (task.id(), json!(task.path()))).collect())
+        };
+        put("--tasks", paths(false));
+        // None but where they are given: a folder that was begun without them goes on.
+        if !self.words.words.is_empty() {
+            put("--words", paths(true));
+            put("--words-steps", json!(self.words.steps));
+            put("--words-lr", json!(self.words.rate));
+        }
         for config in configs {
             let stage = config.stage;
             put(&format!("--{}", name(stage)), json!(self.data(stage)));

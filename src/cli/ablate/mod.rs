@@ -1,6 +1,7 @@
 //! `llm2vec ablate`: the paper's ablation, every variant trained and evaluated, by one command.
 
 mod chart;
+mod evaluator;
 mod flags;
 mod plan;
 mod record;
@@ -11,11 +12,11 @@ use crate::cli::{print, say, signal};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::suite::{self, Set};
+use crate::eval::words::task::WordTask;
 use crate::format::atomic;
-use crate::pretrained::pooling::PoolingMode;
 use crate::train::config::Stage;
 pub use flags::Ablate;
-use plan::{Plan, Section, VARIANTS, Variant};
+use plan::{Plan, Section, Task, VARIANTS, Variant};
 use record::Record;
 use report::Table;
 use serde_json::json;
@@ -29,7 +30,7 @@ impl Ablate {
         let [mntp, simcse, supervised] = configs;
         let configs = [mntp?, simcse?, supervised?];
         let settings = self.settings(&configs, &plan);
-        let device = Device::by_name(&self.device)?;
+        let device = self.kernels.apply(Device::by_name(&self.device)?)?;
         let record = Record::open(&self.output, &settings)?;
         let work = Work::new(&self, &plan, &record, configs, device, signal::stop_flag()?);
         work.run()?;
@@ -40,45 +41,28 @@ impl Ablate {
         let json = json!({ "settings": settings, "sections": tables, "trained": trained });
         atomic::write_json(&record.path.join("results.json"), &json)?;
         let summaries: Vec<String> = tables.iter().map(Table::summary).collect();
-        let whole = |(table, summary): (&Table, &String)| format!("{summary}\n{}", table.by_task());
-        let whole: Vec<String> = tables.iter().zip(&summaries).map(whole).collect();
+        let whole: Vec<String> = tables.iter().map(Table::whole).collect();
         atomic::write(&record.path.join("table.md"), whole.join("\n").as_bytes())?;
         for table in &tables {
             chart::draw(&record.path.join(table.plot), table)?;
         }
         print(&summaries.join("\n"))?;
         if !self.quiet {
-            let path = record.path.display();
-            say(format_args!("{path}: table.md (every task), results.json, plot.svg; adapters in seed-N"));
+            let (path, plots) = (record.path.display(), tables.iter().map(|table| table.plot));
+            let plots = plots.collect::<Vec<_>>().join(", ");
+            say(format_args!("{path}: table.md (every task), results.json, {plots}; adapters in seed-N"));
         }
         Ok(())
     }
 
     /// The variants whose data is given, and the tasks.
     fn plan(&self) -> Result<Plan> {
-        let mut tasks: Vec<Set> = Vec::new();
-        for path in &self.tasks {
-            tasks.extend(suite::sets(path)?);
-        }
-        tasks.sort_by_key(|task| task.kind);
-        for (i, task) in tasks.iter().enumerate() {
-            if let Some(other) = tasks[..i].iter().find(|other| other.id() == task.id()) {
-                let (id, one, two) = (task.id(), other.path.display(), task.path.display());
-                return Err(Error::usage(format!(
-                    "--tasks: {one} and {two} are both {id}; give one, or rename a folder"
-                )));
-            }
-        }
+        let sections = [self.sentences()?, self.word_section()?];
+        let sections = sections.into_iter().filter(|section| !section.tasks.is_empty()).collect();
         let repeated =
             |list: &[u64]| list.iter().enumerate().find(|(i, s)| list[..*i].contains(s)).map(|(_, s)| *s);
         if let Some(seed) = repeated(&self.seeds) {
             return Err(Error::usage(format!("--seeds: {seed} stands there twice")));
-        }
-        let mut poolings: Vec<PoolingMode> = Vec::new();
-        for pooling in &self.pooling {
-            if !poolings.contains(pooling) {
-                poolings.push(*pooling);
-            }
         }
         let with_data = |v: &&Variant| v.chain().iter().all(|training| self.data(training.stage).is_some());
         let (variants, without): (Vec<_>, Vec<_>) = VARIANTS.iter().partition(with_data);
@@ -86,8 +70,46 @@ impl Ablate {
             let names: Vec<&str> = without.iter().map(|v: &&Variant| v.name).collect();
             say(format_args!("left out for want of --mntp, --simcse or --supervised: {}", names.join(", ")));
         }
-        // Here a list of word tasks would be a second section.
-        let sentences = Section { name: "sentences", plot: "plot.svg", tasks, poolings };
-        Ok(Plan { variants, seeds: self.seeds.clone(), sections: vec![sentences] })
+        Ok(Plan { variants, seeds: self.seeds.clone(), sections })
     }
+
+    fn sentences(&self) -> Result<Section> {
+        let mut sets: Vec<Set> = Vec::new();
+        for path in &self.tasks {
+            sets.extend(suite::sets(path)?);
+        }
+        sets.sort_by_key(|set| set.kind);
+        let tasks: Vec<Task> = sets.into_iter().map(Task::Sentences).collect();
+        check_ids("--tasks", &tasks)?;
+        let mut poolings = Vec::new();
+        for pooling in self.pooling.iter().copied().map(Some) {
+            if !poolings.contains(&pooling) {
+                poolings.push(pooling);
+            }
+        }
+        Ok(Section { name: "sentences", plot: "plot.svg", tasks, poolings })
+    }
+
+    fn word_section(&self) -> Result<Section> {
+        let read = |argument: &String| Ok(Task::Words(Box::new(WordTask::read(argument)?)));
+        let tasks = self.words.words.iter().map(read).collect::<Result<Vec<_>>>()?;
+        check_ids("--words", &tasks)?;
+        let rate = self.words.probe().rate;
+        if !rate.is_finite() || rate < 0.0 {
+            return Err(Error::usage(format!("--words-lr {rate}: a number from 0 on was wanted, as 5e-4")));
+        }
+        Ok(Section { name: "words", plot: "words.svg", tasks, poolings: vec![None] })
+    }
+}
+
+/// Refuses two tasks of one name, whose figures would be of one file.
+fn check_ids(flag: &str, tasks: &[Task]) -> Result<()> {
+    for (i, task) in tasks.iter().enumerate() {
+        if let Some(other) = tasks[..i].iter().find(|other| other.id() == task.id()) {
+            let (id, one, two) = (task.id(), other.path().display(), task.path().display());
+            let what = format!("{flag}: {one} and {two} are both {id}; give one, or rename a folder");
+            return Err(Error::usage(what));
+        }
+    }
+    Ok(())
 }

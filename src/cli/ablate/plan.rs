@@ -1,9 +1,11 @@
 //! What an ablation consists of: the paper's variants, the adapters that they share, and every step in its order.
 
-use crate::eval::suite::Set;
+use crate::eval::suite::{Kind, Set};
+use crate::eval::words::task::WordTask;
 use crate::model::config::Attention;
 use crate::pretrained::pooling::PoolingMode;
 use crate::train::config::Stage;
+use std::path::Path;
 
 /// An adapter, trained once for each seed.
 #[derive(Debug, PartialEq, Eq)]
@@ -101,6 +103,50 @@ impl Variant {
     }
 }
 
+/// What an encoder is scored on.
+#[derive(Debug)]
+pub enum Task {
+    /// A set of sentences, which have vectors.
+    Sentences(Set),
+    /// Tagged words, which have features.
+    Words(Box<WordTask>),
+}
+
+impl Task {
+    /// `sts/stsb.test`, `ud-ewt/chunk`: no two of a section are the same.
+    pub fn id(&self) -> String {
+        match self {
+            Task::Sentences(set) => set.id(),
+            Task::Words(words) => words.id(),
+        }
+    }
+
+    /// The head of its column: for words with the figure that counts, which is not the same for all.
+    pub fn head(&self) -> String {
+        match self {
+            Task::Sentences(set) => set.id(),
+            Task::Words(words) if words.data.spans => format!("{}, F1", words.id()),
+            Task::Words(words) => format!("{}, accuracy", words.id()),
+        }
+    }
+
+    /// The type of a set of sentences.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Task::Sentences(set) => Some(set.kind),
+            Task::Words(_) => None,
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        match self {
+            Task::Sentences(set) => &set.path,
+            Task::Words(words) => &words.path,
+        }
+    }
+}
+
 /// Tasks with the poolings that they are evaluated by: a table of the report, and a picture.
 #[derive(Debug)]
 pub struct Section {
@@ -109,9 +155,9 @@ pub struct Section {
     /// The picture's file.
     pub plot: &'static str,
     /// The tasks.
-    pub tasks: Vec<Set>,
-    /// The poolings.
-    pub poolings: Vec<PoolingMode>,
+    pub tasks: Vec<Task>,
+    /// The poolings; of words, whose features have none, a single `None`.
+    pub poolings: Vec<Option<PoolingMode>>,
 }
 
 /// All that an ablation evaluates.
@@ -121,7 +167,7 @@ pub struct Plan {
     pub variants: Vec<&'static Variant>,
     /// The seeds of what is trained.
     pub seeds: Vec<u64>,
-    /// The tables: of the tasks on sentences; those on words are another.
+    /// The tables: of the tasks on sentences, and of those on words.
     pub sections: Vec<Section>,
 }
 
@@ -132,8 +178,15 @@ pub struct Source {
     pub variant: &'static Variant,
     /// The seed of its training, if it had one.
     pub seed: Option<u64>,
-    /// The pooling.
-    pub pooling: PoolingMode,
+    /// The pooling of sentences; none for words.
+    pub pooling: Option<PoolingMode>,
+}
+
+impl Source {
+    /// The pooling, or that it is of words.
+    pub fn level(&self) -> &'static str {
+        self.pooling.map_or("words", PoolingMode::name)
+    }
 }
 
 /// A step of the work.
@@ -142,7 +195,7 @@ pub enum Step<'a> {
     /// Trains an adapter.
     Train(&'static Training, u64),
     /// Scores an encoder on one task.
-    Score(Source, &'a Set),
+    Score(Source, &'a Task),
 }
 
 impl Plan {

@@ -1,12 +1,12 @@
 //! The folder of an ablation: `ablation.json` with its settings, `seed-N/ADAPTER` with a record beside it when it is done,
-//! and `scores/VARIANT/seed-N/POOLING/TASK.json`; every file whole or not there.
+//! and `scores/VARIANT/seed-N/POOLING/TASK.json`, for words `words` in place of a pooling; every file whole or not there.
 
-use super::plan::{Source, Training};
+use super::plan::{Source, Task, Training};
 use crate::error::{Error, Result};
 use crate::eval::scores::Scores;
-use crate::eval::suite::Set;
 use crate::format::atomic;
 use crate::format::hf::read_json;
+use crate::pretrained::pooling::PoolingMode;
 use crate::train::checkpoint::Losses;
 use crate::train::folder::holds_no_model;
 use crate::train::identity::differences;
@@ -83,14 +83,14 @@ impl Record {
         atomic::write_json(&self.trained_file(training, seed), &record)
     }
 
-    fn score_file(&self, source: &Source, task: &Set) -> PathBuf {
+    fn score_file(&self, source: &Source, task: &Task) -> PathBuf {
         let seed = source.seed.map_or("untrained".into(), |seed| format!("seed-{seed}"));
         let folder = self.path.join("scores").join(source.variant.folder).join(seed);
-        folder.join(source.pooling.name()).join(format!("{}.{}.json", task.kind.name(), task.name))
+        folder.join(source.level()).join(format!("{}.json", task.id().replace('/', ".")))
     }
 
     /// What a task gave, if it was run: the figure that counts, if there is one (a correlation of equal numbers is none).
-    pub fn score(&self, source: &Source, task: &Set) -> Result<Option<Option<f64>>> {
+    pub fn score(&self, source: &Source, task: &Task) -> Result<Option<Option<f64>>> {
         let file = self.score_file(source, task);
         if !file.exists() {
             return Ok(None);
@@ -99,12 +99,20 @@ impl Record {
     }
 
     /// Keeps what it gave.
-    pub fn set_score(&self, source: &Source, task: &Set, scores: &Scores) -> Result<()> {
+    pub fn set_score(&self, source: &Source, task: &Task, scores: &Scores) -> Result<()> {
         let file = self.score_file(source, task);
         let folder = file.parent().unwrap_or(&self.path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let record = json!({ "variant": source.variant.name, "seed": source.seed, "pooling": source.pooling.name(),
-            "task": task.name, "type": task.kind, "data": task.path, "main": scores.main, "scores": scores });
+        let (name, kind) = match task {
+            Task::Sentences(set) => (&set.name, json!(set.kind)),
+            Task::Words(words) => (&words.name, json!("words")),
+        };
+        let mut record = json!({ "variant": source.variant.name, "seed": source.seed,
+            "pooling": source.pooling.map(PoolingMode::name), "task": name, "type": kind, "data": task.path(),
+            "main": scores.main, "scores": scores });
+        if let Task::Words(words) = task {
+            record["label"] = json!(words.data.train.label);
+        }
         atomic::write_json(&file, &record)
     }
 }

@@ -1,9 +1,10 @@
 //! What an ablation says: for each variant and pooling the mean over the seeds, by task, by type and in all.
 
-use super::plan::{Plan, Section, Source};
+use super::plan::{Plan, Section, Source, Task};
 use super::record::Record;
 use crate::error::{Error, Result};
-use crate::eval::suite::{Kind, Set};
+use crate::eval::suite::Kind;
+use crate::pretrained::pooling::PoolingMode;
 use serde::{Serialize, Serializer};
 
 /// A figure (0 to 1) with each seed; no mean where a seed has none.
@@ -22,12 +23,13 @@ pub struct Figure {
 pub struct Row {
     /// The variant.
     pub variant: &'static str,
-    /// The pooling.
-    pub pooling: &'static str,
-    /// The mean over all tasks, each counting the same.
-    pub average: Figure,
+    /// The pooling; none for words.
+    pub pooling: Option<&'static str>,
+    /// The mean over all tasks, each counting the same; of words, whose figures are not of one measure, there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<Figure>,
     /// The mean over the tasks of each type.
-    #[serde(serialize_with = "as_map")]
+    #[serde(serialize_with = "as_map", skip_serializing_if = "Vec::is_empty")]
     pub types: Vec<(String, Figure)>,
     /// Each task.
     #[serde(serialize_with = "as_map")]
@@ -42,6 +44,8 @@ pub struct Table {
     /// The picture's file.
     #[serde(skip)]
     pub plot: &'static str,
+    /// The heads of the tasks' columns.
+    pub heads: Vec<String>,
     /// In the order of the paper's tables, the poolings of a variant together.
     pub rows: Vec<Row>,
 }
@@ -80,13 +84,13 @@ impl Figure {
 impl Table {
     /// The figures of a section, all of which are in `record`.
     pub fn new(plan: &Plan, section: &Section, record: &Record) -> Result<Table> {
-        let mut kinds: Vec<Kind> = section.tasks.iter().map(|task| task.kind).collect();
+        let mut kinds: Vec<Kind> = section.tasks.iter().filter_map(Task::kind).collect();
         kinds.sort();
         kinds.dedup();
         let mut rows = Vec::new();
         for &variant in &plan.variants {
             for &pooling in &section.poolings {
-                let figure = |task: &Set| {
+                let figure = |task: &Task| {
                     let seeds = variant.seeds(&plan.seeds).into_iter();
                     let sources = seeds.map(|seed| Source { variant, seed, pooling });
                     Ok(Figure::new(sources.map(|s| kept(record, &s, task)).collect::<Result<Vec<_>>>()?))
@@ -94,58 +98,87 @@ impl Table {
                 let figures = section.tasks.iter().map(figure).collect::<Result<Vec<_>>>()?;
                 let of_kind = |kind: &Kind| {
                     let both = section.tasks.iter().zip(&figures);
-                    let some: Vec<&Figure> = both.filter(|(t, _)| t.kind == *kind).map(|(_, f)| f).collect();
+                    let some: Vec<&Figure> =
+                        both.filter(|(t, _)| t.kind() == Some(*kind)).map(|(_, f)| f).collect();
                     (kind.name().to_string(), Figure::average(&some))
                 };
                 rows.push(Row {
                     variant: variant.name,
-                    pooling: pooling.name(),
-                    average: Figure::average(&figures.iter().collect::<Vec<_>>()),
+                    pooling: pooling.map(PoolingMode::name),
+                    average: pooling.map(|_| Figure::average(&figures.iter().collect::<Vec<_>>())),
                     types: kinds.iter().map(of_kind).collect(),
-                    tasks: section.tasks.iter().map(Set::id).zip(figures).collect(),
+                    tasks: section.tasks.iter().map(Task::id).zip(figures).collect(),
                 });
             }
         }
-        Ok(Table { name: section.name, plot: section.plot, rows })
+        let heads = section.tasks.iter().map(Task::head).collect();
+        Ok(Table { name: section.name, plot: section.plot, heads, rows })
     }
 
-    /// Variants down and poolings across, as table 5 of the paper; then the types. Markdown that reads as it stands.
+    /// Variants down and poolings across, as table 5 of the paper, then the types; of words the tasks across, as its table 4.
+    /// Markdown that reads as it stands.
     pub fn summary(&self) -> String {
-        let tasks = self.rows.first().map_or(0, |row| row.tasks.len());
-        let mut poolings: Vec<&str> = Vec::new();
-        for row in self.rows.iter().filter(|row| row.variant == self.rows[0].variant) {
-            poolings.push(row.pooling);
+        let head = |of: &str| format!("### {}: {of} (x 100, ± standard deviation over seeds)\n\n", self.name);
+        if self.is_of_words() {
+            return head("a linear probe on frozen features") + &self.columns(&self.heads, |row| &row.tasks);
         }
+        let first = self.rows.first();
+        let tasks = first.map_or(0, |row| row.tasks.len());
+        let of_first = self.rows.iter().take_while(|row| row.variant == self.rows[0].variant);
+        let poolings: Vec<&str> = of_first.filter_map(|row| row.pooling).collect();
         let mut lines = vec![cells(&[""], poolings.iter().map(|p| p.to_string()))];
         for rows in self.rows.chunks(poolings.len().max(1)) {
-            lines.push(cells(&[rows[0].variant], rows.iter().map(|row| row.average.text())));
+            let averages = rows.iter().flat_map(|row| &row.average);
+            lines.push(cells(&[rows[0].variant], averages.map(Figure::text)));
         }
         let of = if tasks == 1 { "1 task".into() } else { format!("the average of {tasks} tasks") };
-        let head = format!("### {}: {of} (x 100, ± standard deviation over seeds)\n\n", self.name);
         let table = markdown(&lines, 1);
         // Of one type the average is the type's.
-        if self.rows.first().is_some_and(|row| row.types.len() == 1) {
-            return head + &table;
+        if first.is_some_and(|row| row.types.len() == 1) {
+            return head(&of) + &table;
         }
-        format!("{head}{table}\nBy type:\n\n{}", self.columns(|row| &row.types))
+        let types: Vec<String> =
+            first.into_iter().flat_map(|row| &row.types).map(|(n, _)| n.clone()).collect();
+        format!("{}{table}\nBy type:\n\n{}", head(&of), self.columns(&types, |row| &row.types))
     }
 
-    /// Every task.
-    pub fn by_task(&self) -> String {
-        format!("By task:\n\n{}", self.columns(|row| &row.tasks))
+    /// The summary, and every task that it has not.
+    pub fn whole(&self) -> String {
+        let summary = self.summary();
+        match self.is_of_words() {
+            true => summary,
+            false => format!("{summary}\nBy task:\n\n{}", self.columns(&self.heads, |row| &row.tasks)),
+        }
     }
 
-    fn columns(&self, of: fn(&Row) -> &Vec<(String, Figure)>) -> String {
-        let names = self.rows.first().map(|row| of(row).iter().map(|(name, _)| name.clone()));
-        let mut lines = vec![cells(&["", "pooling"], names.into_iter().flatten())];
+    /// The figures of the picture's panels, row by row the same ones: of sentences the average and the types, of which a
+    /// single one is the average; of words the tasks.
+    pub fn panels<'r>(&self, row: &'r Row) -> Vec<(String, &'r Figure)> {
+        let Some(average) = &row.average else {
+            return self.heads.iter().cloned().zip(row.tasks.iter().map(|(_, f)| f)).collect();
+        };
+        let types = row.types.iter().filter(|_| row.types.len() > 1).map(|(n, f)| (n.clone(), f));
+        std::iter::once(("average".to_string(), average)).chain(types).collect()
+    }
+
+    fn is_of_words(&self) -> bool {
+        self.rows.iter().any(|row| row.pooling.is_none())
+    }
+
+    fn columns(&self, heads: &[String], of: fn(&Row) -> &Vec<(String, Figure)>) -> String {
+        let names = |variant, pooling: Option<&'static str>| {
+            std::iter::once(variant).chain(pooling).collect::<Vec<&str>>()
+        };
+        let pooling = (!self.is_of_words()).then_some("pooling");
+        let mut lines = vec![cells(&names("", pooling), heads.iter().cloned())];
         for row in &self.rows {
-            lines.push(cells(&[row.variant, row.pooling], of(row).iter().map(|(_, f)| f.text())));
+            lines.push(cells(&names(row.variant, row.pooling), of(row).iter().map(|(_, f)| f.text())));
         }
-        markdown(&lines, 2)
+        markdown(&lines, names("", pooling).len())
     }
 }
 
-fn kept(record: &Record, source: &Source, task: &Set) -> Result<Option<f64>> {
+fn kept(record: &Record, source: &Source, task: &Task) -> Result<Option<f64>> {
     record
         .score(source, task)?
         .ok_or_else(|| Error::file(&record.path, format!("lost a score of {}", task.id())))

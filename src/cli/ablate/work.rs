@@ -1,24 +1,21 @@
 //! The work of an ablation: its steps one after the other, those that are done left out.
 
+use super::evaluator::Evaluator;
 use super::flags::Ablate;
 use super::plan::{Plan, Source, Step, Training};
 use super::record::Record;
 use crate::cli::{FLAGS, say};
 use crate::device::Device;
-use crate::encode::Encoder;
 use crate::error::{Error, Result};
-use crate::eval::instructions::{self, Instruction};
-use crate::eval::source::Vectors;
-use crate::eval::suite::Set;
 use crate::model::config::Attention;
 use crate::pretrained::open;
 use crate::train::config::{Stage, TrainConfig};
 use crate::train::folder::Existing;
 use crate::train::log;
-use crate::train::progress::Progress;
 use crate::train::run::{Options, Trainer};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,6 +30,8 @@ pub struct Work<'a> {
     configs: [TrainConfig; 3],
     device: Device,
     stop: Arc<AtomicUsize>,
+    /// Warnings that were said.
+    warned: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Work<'a> {
@@ -45,13 +44,13 @@ impl<'a> Work<'a> {
         device: Device,
         stop: Arc<AtomicUsize>,
     ) -> Work<'a> {
-        Work { flags, plan, record, configs, device, stop }
+        Work { flags, plan, record, configs, device, stop, warned: RefCell::default() }
     }
 
     /// Does what is not done yet.
     pub fn run(&self) -> Result<()> {
         let steps = self.plan.steps();
-        let (mut times, mut encoder) = (Times::default(), None::<(Source, Vectors)>);
+        let (mut times, mut evaluator) = (Times::default(), None::<Evaluator>);
         for (i, &step) in steps.iter().enumerate() {
             if self.is_done(step)? {
                 continue;
@@ -69,24 +68,20 @@ impl<'a> Work<'a> {
             match step {
                 Step::Train(training, seed) => {
                     say_step(&format!("training {}, seed {seed}", training.name));
-                    encoder = None;
+                    evaluator = None;
                     self.train(training, seed)?;
                 }
                 Step::Score(source, task) => {
-                    let same = encoder.take().filter(|(of, _)| *of == source);
-                    let (_, vectors) = match same {
-                        Some(open) => encoder.insert(open),
+                    let evaluator = match evaluator.take().filter(|e| e.source == source) {
+                        Some(same) => evaluator.insert(same),
                         None => {
                             let variant = source.variant.title(source.seed);
-                            say_step(&format!("{variant}, {}: evaluating", source.pooling.name()));
-                            encoder.insert((source, self.vectors(&source)?))
+                            say_step(&format!("{variant}, {}: evaluating", source.level()));
+                            evaluator.insert(Evaluator::new(source, self.options(&source)))
                         }
                     };
-                    let progress = Progress::spinner(self.flags.quiet);
-                    progress.message(&task.id());
-                    let scores = task.run(vectors, &self.instruction(task)?);
-                    progress.finish();
-                    self.record.set_score(&source, task, &scores?)?;
+                    let scores = evaluator.scores(task, self.flags, &|what| self.warn(what))?;
+                    self.record.set_score(&source, task, &scores)?;
                 }
             }
             times.add(step, begun.elapsed().as_secs_f64());
@@ -109,6 +104,13 @@ impl<'a> Work<'a> {
     fn say(&self, line: &str) {
         if !self.flags.quiet {
             say(line);
+        }
+    }
+
+    /// Says what is wrong a little, once: most of it is the same for every variant.
+    fn warn(&self, what: String) {
+        if self.warned.borrow_mut().insert(what.clone()) {
+            self.say(&format!("warning: {what}"));
         }
     }
 
@@ -168,24 +170,17 @@ impl<'a> Work<'a> {
         self.record.set_trained(training, seed, &losses)
     }
 
-    /// The encoder of a variant.
-    fn vectors(&self, source: &Source) -> Result<Vectors> {
+    /// What opens the encoder of a variant.
+    fn options(&self, source: &Source) -> open::Options {
         let adapters = source.seed.map(|seed| self.adapters(&source.variant.chain(), seed));
-        let encoder = Encoder::open(&open::Options {
+        open::Options {
             adapters: adapters.unwrap_or_default(),
-            pooling: Some(source.pooling),
+            pooling: source.pooling,
             attention: Some(source.variant.attention),
             dtype: self.flags.dtype,
             device: self.device.clone(),
             ..open::Options::new(self.flags.model.clone())
-        })?;
-        encoder.setup.warnings.iter().for_each(|w| self.say(&format!("warning: {w}")));
-        Ok(Vectors::model(encoder, self.flags.empty, |_, _| {}))
-    }
-
-    fn instruction(&self, task: &Set) -> Result<Instruction> {
-        let file = self.flags.instructions.as_deref();
-        file.map_or_else(|| Ok(Instruction::default()), |file| instructions::of_file(file, &task.name))
+        }
     }
 }
 

@@ -4,9 +4,7 @@ mod table;
 
 use super::layers;
 use crate::cli::progress::Tally;
-use crate::cli::{FLAGS, ModelFlags, print, say};
-use crate::device::Device;
-use crate::encode::Encoder;
+use crate::cli::{FLAGS, KernelSetFlags, ModelFlags, extractor, print, say};
 use crate::encode::tokens::WordPooling;
 use crate::encode::words::{LabelPosition, WordRows};
 use crate::error::{Error, Result};
@@ -16,8 +14,6 @@ use crate::eval::words::features::Extractor;
 use crate::eval::words::{self, Features, Report, plot};
 use crate::format::atomic;
 use crate::pretrained::open::{Options, Setup};
-use crate::pretrained::{chain, fingerprint};
-use crate::text::template;
 use crate::train::progress::Progress;
 use clap::Args;
 use clap::builder::BoolishValueParser;
@@ -75,6 +71,8 @@ pub struct Words {
     /// Instead of a model: features made by any program, .npy or .safetensors, a row for each word; repeat for several files, read as one
     #[arg(long, env = "LLM2VEC_VECTORS", value_delimiter = ',', value_name = "FILE")]
     vectors: Vec<PathBuf>,
+    #[command(flatten)]
+    kernels: KernelSetFlags,
     #[command(flatten)]
     probe: probe::Options,
     /// Scores by class, confusion, settings and all as JSON
@@ -134,9 +132,8 @@ impl Words {
         if options.model.is_empty() {
             return Err(Error::usage("nothing to evaluate: give a model (--model DIR) or --vectors FILE"));
         }
-        // The reference puts no chat template around words.
-        options.template.get_or_insert(template::NONE);
-        let mut setup = Setup::open(&options)?;
+        options.device = self.kernels.apply(options.device)?;
+        let mut setup = extractor::setup(&mut options)?;
         let list = match &self.layers {
             Some(list) => layers::parse(list, setup.config.layers)?,
             None => vec![setup.config.layers],
@@ -146,11 +143,15 @@ impl Words {
             setup = Setup::open(&options)?;
         }
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
-        let position = self.position(&setup);
+        let (position, why) = match self.label_position {
+            Some(asked) => (asked, "by --label-position".to_string()),
+            None => extractor::position(&setup),
+        };
         if !self.quiet {
+            say(format_args!("label position: {}, {why}", position.name()));
             say(setup.attention_line().spelled(FLAGS));
         }
-        let rows = WordRows { layers: list.clone(), pooling: self.word_pooling, position };
+        let rows = WordRows { layers: list, pooling: self.word_pooling, position };
         head["model"] = json!(setup.dir);
         head["adapters"] = json!(options.adapters);
         head["settings"] = json!(setup.settings());
@@ -160,10 +161,8 @@ impl Words {
         let tally = Rc::new(RefCell::new(Tally::new(self.quiet)));
         let added = Rc::clone(&tally);
         let progress = move |texts, tokens| added.borrow_mut().add(texts, tokens);
-        let of = decisive(&setup)?;
-        let load = Box::new(move || Encoder::load(setup));
-        let mut extractor = Extractor::new(self.cache.as_deref(), of, rows, load, progress)?;
-        let features = words::extracted(data, &mut extractor, &list)?;
+        let mut extractor = extractor::of_model(setup, self.cache.as_deref(), rows, progress)?;
+        let features = words::extracted(data, &mut extractor)?;
         extractor.notes.iter().for_each(|note| say(format_args!("warning: {note}")));
         match extractor.loaded() {
             true => tally.borrow().finish(),
@@ -173,22 +172,6 @@ impl Words {
             say("all features were in the cache");
         }
         Ok((features, Some(extractor)))
-    }
-
-    /// The one asked for, or the one that the stack was trained for; says which and why.
-    fn position(&self, setup: &Setup) -> LabelPosition {
-        let mntp = chain::mntp(&setup.stack.adapters, &setup.files.chain);
-        let (position, why) = match (self.label_position, mntp) {
-            (Some(asked), _) => (asked, "by --label-position".to_string()),
-            (None, Some(why)) => {
-                (LabelPosition::Before, format!("{why}; --label-position same is the other"))
-            }
-            (None, None) => (LabelPosition::Same, "no adapter is MNTP's".to_string()),
-        };
-        if !self.quiet {
-            say(format_args!("label position: {}, {why}", position.name()));
-        }
-        position
     }
 
     fn trained(&self, data: &DataSet, features: &[Features]) -> Result<Report> {
@@ -203,18 +186,7 @@ impl Words {
     }
 
     fn finish(&self, mut head: Value, report: &Report) -> Result<()> {
-        let unknown = report.unknown_tags;
-        if unknown > 0 {
-            let what = "words of the test file have tags that the training file has not, and are wrong";
-            say(format_args!("warning: {unknown} {what}"));
-        }
-        if report.words_left_out > 0 {
-            let (n, cut) = (report.words_left_out, report.sentences_cut);
-            let what = "words have no features and are left out (no token of their own, or none before it)";
-            let cut =
-                if cut > 0 { format!("; {cut} sentences were cut, try --max-length") } else { String::new() };
-            say(format_args!("warning: {n} {what}{cut}"));
-        }
+        report.warnings().iter().for_each(|w| say(format_args!("warning: {}", w.spelled(FLAGS))));
         if let Some(output) = &self.output {
             head["report"] = json!(report);
             atomic::write_json(output, &head)?;
@@ -224,21 +196,4 @@ impl Words {
         }
         print(&table::table(report))
     }
-}
-
-/// All of a setup that decides a word's states.
-fn decisive(setup: &Setup) -> Result<Value> {
-    let device = match &setup.device {
-        Device::Cpu(dtype) => format!("cpu {dtype:?} {:?}", setup.storage),
-        Device::Gpu(_) => "gpu".into(),
-    };
-    Ok(json!({
-        "files": fingerprint::model(&setup.stack)?,
-        "adapters": setup.files.chain.iter().map(|link| &link.sha256).collect::<Vec<_>>(),
-        "attention": setup.attention.name(),
-        "template": setup.template,
-        "limits": [setup.limits.max_length, setup.limits.doc_max_length],
-        "eos": setup.pooling.reference_name() == "eos_token",
-        "device": device,
-    }))
 }

@@ -115,6 +115,11 @@ impl Extractor {
         self.encoder.is_some()
     }
 
+    /// The layers that rows are made of, rising.
+    pub fn layers(&self) -> &[usize] {
+        &self.rows.layers
+    }
+
     /// A table for each layer, in order.
     pub fn tables(&mut self, file: &Tagged) -> Result<Vec<Table>> {
         let words = words_hash(file);

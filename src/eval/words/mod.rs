@@ -18,13 +18,14 @@ pub mod plot;
 pub mod reader;
 pub mod scores;
 pub mod spans;
+pub mod task;
 
 use self::data::DataSet;
 use self::features::{Extractor, Table};
 use self::reader::Tagged;
 use self::scores::Scores;
 use super::probe::{Options, Probe, Words};
-use crate::error::{Error, Result};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::format::vectors::VectorFile;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,27 @@ pub struct Report {
     pub unknown_tags: usize,
 }
 
+impl Report {
+    /// What a reader of the figures should know of them.
+    pub fn warnings(&self) -> Vec<Message> {
+        let mut warnings = Vec::new();
+        if self.unknown_tags > 0 {
+            let what = "words of the test file have tags that the training file has not, and are wrong";
+            warnings.push(format!("{} {what}", self.unknown_tags).into());
+        }
+        if self.words_left_out > 0 {
+            let what = "words have no features and are left out (no token of their own, or none before it)";
+            let mut warning = message![format!("{} {what}", self.words_left_out)];
+            if self.sentences_cut > 0 {
+                warning.push(format!("; {} sentences were cut, try ", self.sentences_cut));
+                warning.push(Setting::MaxLength);
+            }
+            warnings.push(warning);
+        }
+        warnings
+    }
+}
+
 /// The features of a set's files for one layer.
 pub struct Features {
     /// The layer, where features are a model's.
@@ -74,10 +96,10 @@ pub struct Features {
     pub tables: Vec<Table>,
 }
 
-/// Features by a model, for each of `layers`, which are those of the extractor.
-pub fn extracted(data: &DataSet, from: &mut Extractor, layers: &[usize]) -> Result<Vec<Features>> {
-    let mut all: Vec<Features> =
-        layers.iter().map(|&layer| Features { layer: Some(layer), tables: Vec::new() }).collect();
+/// Features by a model, for each of the extractor's layers.
+pub fn extracted(data: &DataSet, from: &mut Extractor) -> Result<Vec<Features>> {
+    let features = |&layer: &usize| Features { layer: Some(layer), tables: Vec::new() };
+    let mut all: Vec<Features> = from.layers().iter().map(features).collect();
     for part in data.parts() {
         for (features, table) in all.iter_mut().zip(from.tables(part)?) {
             features.tables.push(table);

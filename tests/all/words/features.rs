@@ -3,11 +3,17 @@
 use crate::command::folder;
 use crate::common::{novel5m, random_adapter};
 use llm2vec::encode::words::{Features, LabelPosition, WordRows};
+use llm2vec::eval::probe;
+use llm2vec::eval::words::features::Extractor;
+use llm2vec::eval::words::task::WordTask;
 use llm2vec::format::input::joined;
 use llm2vec::pretrained::chain::{self, Link};
 use llm2vec::pretrained::names::Located;
 use llm2vec::{Attention, Empty, Encoder, EncoderOptions, Error, Item, Level, Parts, Passage, WordPooling};
+use serde_json::json;
+use std::cell::Cell;
 use std::fs;
+use std::rc::Rc;
 
 const SENTENCES: [&[&str]; 4] = [
     &["Anne", "walked", "to", "Kellynch", "Hall", "."],
@@ -62,6 +68,38 @@ fn one_pass_has_the_rows_of_every_layer() {
     let short = words(&mut short, &rows(&[1, 3], WordPooling::Mean, LabelPosition::Same));
     for (got, short) in got.iter().zip(&short) {
         assert_eq!(short.layers, [&got.layers[1][..], &got.layers[2]]);
+    }
+}
+
+/// Two layers of tags of the same words cost a pass, and a task is what a probe gives on its own.
+#[test]
+fn labels_of_a_folder_share_a_pass() {
+    let dir = folder();
+    let line = |i: usize| {
+        let words = SENTENCES[i % 4];
+        let tags = |n: usize| words.iter().map(|w| ["O", "B-X", "I-X"][w.len() % n]).collect::<Vec<_>>();
+        json!({ "tokens": words, "chunk": tags(2), "ner": tags(3) }).to_string() + "\n"
+    };
+    for (name, count) in [("few.train.jsonl", 12), ("few.dev.jsonl", 4), ("few.test.jsonl", 4)] {
+        fs::write(dir.path().join(name), (0..count).map(line).collect::<String>()).unwrap();
+    }
+    let (seen, load) = (Rc::new(Cell::new(0)), Box::new(|| Encoder::open(&options())));
+    let count = Rc::clone(&seen);
+    let rows = rows(&[6], WordPooling::Mean, LabelPosition::Same);
+    let of = json!("novel5m");
+    let mut extractor =
+        Extractor::new(None, of, rows, load, move |texts, _| count.set(count.get() + texts)).unwrap();
+    let probe = probe::Options { rate: 0.05, ..probe::Options::default() };
+    for (label, classes) in [("chunk", 2), ("ner", 3)] {
+        let task = WordTask::read(&format!("{}:{label}", dir.path().join("few").display())).unwrap();
+        assert_eq!((task.id(), task.main()), (format!("few/{label}"), "f1"));
+        let (report, scores) = task.run(&mut extractor, probe, |_, _, _| {}).unwrap();
+        let layer = &report.layers[0];
+        // The validation file has the test file's words, which cost no pass either.
+        assert_eq!((report.classes.len(), seen.get()), (classes, 12 + 4));
+        assert_eq!((scores.value("f1"), &*scores.main), (Some(layer.test.f1), "f1"));
+        assert_eq!(scores.subsets[0].1.value("f1"), Some(layer.validation.as_ref().unwrap().f1));
+        assert!(layer.test.f1 > 0.0);
     }
 }
 
