@@ -9,7 +9,6 @@ mod report;
 mod work;
 
 use crate::cli::{print, say, signal};
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::suite::{self, Set};
 use crate::eval::words::task::WordTask;
@@ -30,7 +29,7 @@ impl Ablate {
         let [mntp, simcse, supervised] = configs;
         let configs = [mntp?, simcse?, supervised?];
         let settings = self.settings(&configs, &plan);
-        let device = self.kernels.apply(Device::by_name(&self.device)?)?;
+        let device = self.kernels.open(&self.device)?;
         let record = Record::open(&self.output, &settings)?;
         let work = Work::new(&self, &plan, &record, configs, device, signal::stop_flag()?);
         work.run()?;

@@ -132,7 +132,7 @@ impl Words {
         if options.model.is_empty() {
             return Err(Error::usage("nothing to evaluate: give a model (--model DIR) or --vectors FILE"));
         }
-        options.device = self.kernels.apply(options.device)?;
+        options.device = self.kernels.apply(&self.model.device, options.device)?;
         let mut setup = extractor::setup(&mut options)?;
         let list = match &self.layers {
             Some(list) => layers::parse(list, setup.config.layers)?,

@@ -203,8 +203,9 @@ impl Waves<'_> {
         let [down, across] = [w.shape()[0], w.shape()[1]].map(|side| side.div_ceil(super::ACROSS));
         if let Some(dw) = to.dw.as_deref_mut() {
             let arguments = MaskedXentDw { dw, dz, x, rows, first, count, v, c, stride };
+            let launch = super::grid(down, across);
             // SAFETY: dw is like w; dz is what was written of these rows.
-            unsafe { portable::masked_xent_dw(gpu, super::grid(down, across), arguments) }?;
+            unsafe { portable::masked_xent_dw(gpu, launch, arguments) }?;
         }
         let launch = product(height, w.shape()[1]);
         let dz = &dz.tiles(gpu, "dz", kernels::ROWS)?;
