@@ -9,6 +9,7 @@ mod command;
 mod common;
 
 mod ablate;
+mod analyze;
 mod attention;
 mod backward;
 mod bench;
