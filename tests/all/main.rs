@@ -25,6 +25,7 @@ mod kernels;
 mod machine_code;
 mod model;
 mod ops;
+mod suite;
 mod tasks;
 mod text;
 mod tokens;

@@ -227,7 +227,7 @@ impl Words {
 }
 
 /// All of a setup that decides a word's states.
-fn decisive(setup: &Setup) -> Result<Value> {
+pub(super) fn decisive(setup: &Setup) -> Result<Value> {
     let device = match &setup.device {
         Device::Cpu(dtype) => format!("cpu {dtype:?} {:?}", setup.storage),
         Device::Gpu(_) => "gpu".into(),
