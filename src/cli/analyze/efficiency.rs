@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   llm2vec analyze efficiency -m DIR --adapter mntp --run supervised --data stsb.test.tsv --plot efficiency.svg
   llm2vec analyze efficiency -m DIR --run 25=early --run 100=late --data FOLDER     # adapters with their steps
-A run's folder has a checkpoint for every --save-steps of `train`, all of them unless --save-total-limit said fewer. Step 0
+A run's folder has a checkpoint for every --save-steps of `train`, all of them unless --keep said fewer. Step 0
 is the model with its --adapter alone, read as the run reads texts. Several runs are several curves.")]
 pub struct Efficiency {
     #[command(flatten)]
@@ -125,7 +125,7 @@ impl Efficiency {
                 return Err(Error::file(path, what));
             }
             if adapters.len() == 1 {
-                let what = "has one checkpoint (--save-total-limit?); others may be given as STEP=FOLDER";
+                let what = "has one checkpoint (`train --keep`?); others may be given as STEP=FOLDER";
                 self.say(&format!("warning: {text} {what}"));
             }
             runs.push(Run { name: text.clone(), adapters });
