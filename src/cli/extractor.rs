@@ -37,7 +37,7 @@ pub fn of_model(
 }
 
 /// All of a setup that decides a word's states.
-fn decisive(setup: &Setup) -> Result<Value> {
+pub fn decisive(setup: &Setup) -> Result<Value> {
     let device = match &setup.device {
         Device::Cpu(dtype) => format!("cpu {dtype:?} {:?}", setup.storage),
         Device::Gpu(_) => "gpu".into(),

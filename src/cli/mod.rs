@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand; results to files or stdout, everything else to stderr.
 
 mod ablate;
+mod analyze;
 mod bench;
 mod check;
 mod doctor;
@@ -15,6 +16,7 @@ mod peer;
 mod progress;
 pub mod signal;
 mod spelling;
+mod table;
 mod train;
 
 use crate::device::Device;
@@ -47,6 +49,7 @@ enum Command {
     Train(Box<train::Train>),
     Eval(eval::Eval),
     Ablate(Box<ablate::Ablate>),
+    Analyze(Box<analyze::Analyze>),
     Bench(bench::Bench),
     Info(info::Info),
     Doctor(doctor::Doctor),
@@ -83,6 +86,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Ablate(c) => c.run(),
+        Command::Analyze(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
         Command::Doctor(c) => c.run(),

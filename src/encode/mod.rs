@@ -9,7 +9,9 @@ use crate::device::{DType, Device};
 use crate::error::{Result, Setting, message};
 use crate::memory::Arena;
 use crate::model::Model;
+use crate::model::config::Attention;
 use crate::model::state::{Keep, State};
+use crate::model::weights::Storage;
 use crate::ops::l2norm::l2norm_fwd;
 use crate::ops::pool::{Pooling, pool_fwd};
 use crate::pretrained::open::{Options, Setup};
@@ -96,6 +98,24 @@ impl Encoder {
     /// The numbers in a vector: C, or what the modules behind the pooling make of it.
     pub fn width(&self) -> usize {
         self.setup.dimensions()
+    }
+
+    /// Has it attend so from now on: the weights are the same under every mask.
+    #[doc(hidden)]
+    pub fn set_attention(&mut self, attention: Attention) -> Result<()> {
+        let mask = self.setup.config.mask(attention)?;
+        (self.setup.attention, self.setup.mask, self.buffers.model.mask) = (attention, mask, mask);
+        Ok(())
+    }
+
+    /// How far cosines may differ by rounding alone where one text's states meet those of a text of another length: by 1e-12
+    /// in f32, and by the square of bf16's error, a hundredth, elsewhere; with room.
+    #[doc(hidden)]
+    pub fn rounding(&self) -> f64 {
+        match (&self.setup.device, self.setup.storage) {
+            (Device::Cpu(_), Storage::Real | Storage::Bf16) => 1e-9,
+            _ => 2e-4,
+        }
     }
 
     /// The ids of a text and the span to pool; an error if nothing is left to pool.

@@ -1,7 +1,8 @@
-//! Sentences of words to rows of features, of any number of layers in one pass: for what is learnt on frozen states.
+//! Sentences of words, and texts of tokens, to rows of any number of layers in one pass: for what is learnt on frozen
+//! states, and for what is asked about them.
 
 use crate::encode::Encoder;
-use crate::encode::texts::Empty;
+use crate::encode::texts::{Empty, Item};
 use crate::encode::tokens::{Level, Parts, Passage, Plan, WordPooling};
 use crate::error::{Error, Result};
 use crate::ops::pool::Pooling;
@@ -63,6 +64,19 @@ pub struct Features {
     pub cut: bool,
 }
 
+/// A text's own tokens, and the rows made from them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenRows {
+    /// The id of each token.
+    pub ids: Vec<u32>,
+    /// The bytes of the text that each stands for; those of one character share theirs.
+    pub offsets: Vec<Range<usize>>,
+    /// For each layer `[n, C]`, a row for each span that was asked for.
+    pub layers: Vec<Vec<f32>>,
+    /// Whether a length limit cut the text.
+    pub cut: bool,
+}
+
 struct Job {
     prompt: Prompt,
     spans: Vec<Range<usize>>,
@@ -86,7 +100,7 @@ impl Encoder {
         let lengths: Vec<usize> = run.iter().map(|&i| jobs[i].prompt.ids.len()).collect();
         for items in pack(&lengths, self.setup.tokens) {
             let places: Vec<usize> = items.iter().map(|&i| run[i]).collect();
-            self.run_words(&mut jobs, &places, rows)?;
+            self.run_layers(&mut jobs, &places, &rows.layers, rows.pooling.of_tokens())?;
             progress(items.len(), items.iter().map(|&i| lengths[i]).sum());
         }
         let finite = |job: &Job| job.features.layers.iter().flatten().all(|v| v.is_finite());
@@ -94,6 +108,64 @@ impl Encoder {
             return Err(at(i, Error::unsupported("a feature is NaN or infinity")));
         }
         Ok(jobs.into_iter().map(|job| job.features).collect())
+    }
+
+    /// Rows of each text at each of `layers` (as in [`WordRows`]): `spans(i, offsets)` says which of text `i`'s own tokens
+    /// make them, pooled as `pooling` says. A text without a token is an error of `at(i, what)`; `progress` is told texts and
+    /// tokens.
+    pub fn token_rows(
+        &mut self,
+        texts: &[Item],
+        layers: &[usize],
+        pooling: Pooling,
+        spans: impl Fn(usize, &[Range<usize>]) -> Result<Vec<Range<usize>>> + Sync,
+        at: impl Fn(usize, Error) -> Error + Sync,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<TokenRows>> {
+        let parts = Parts {
+            level: Level::Token,
+            word_pooling: WordPooling::Mean,
+            empty: Empty::Error,
+            normalize: false,
+        };
+        let c = self.setup.config.width;
+        let job = |(i, item): (usize, &Item)| -> Result<(TokenRows, Job)> {
+            let plan = self.plan(Passage { item: *item, words: None }, parts).map_err(|e| at(i, e))?;
+            let Plan::Run(prompt, _, offsets) = plan else {
+                return Err(at(i, Error::unsupported("a length limit leaves no token of the text")));
+            };
+            let own = prompt.text.clone();
+            let tokens = TokenRows {
+                ids: prompt.ids[own.clone()].to_vec(),
+                offsets,
+                cut: prompt.cut,
+                layers: Vec::new(),
+            };
+            let spans = spans(i, &tokens.offsets).map_err(|e| at(i, e))?;
+            if let Some(bad) = spans.iter().find(|s| s.is_empty() || s.end > tokens.ids.len()) {
+                let what =
+                    format!("tokens {} to {} of {} were asked for", bad.start, bad.end, tokens.ids.len());
+                return Err(at(i, Error::unsupported(what)));
+            }
+            let rows = vec![0.0; spans.len() * c];
+            let spans = spans.into_iter().map(|s| s.start + own.start..s.end + own.start).collect();
+            let features = Features { layers: vec![rows; layers.len()], ..Features::default() };
+            Ok((tokens, Job { prompt, spans, features }))
+        };
+        let jobs: Vec<(TokenRows, Job)> = texts.par_iter().enumerate().map(job).collect::<Result<_>>()?;
+        let (mut rows, mut jobs): (Vec<TokenRows>, Vec<Job>) = jobs.into_iter().unzip();
+        let lengths: Vec<usize> = jobs.iter().map(|job| job.prompt.ids.len()).collect();
+        for items in pack(&lengths, self.setup.tokens) {
+            self.run_layers(&mut jobs, &items, layers, pooling)?;
+            progress(items.len(), items.iter().map(|&i| lengths[i]).sum());
+        }
+        for (i, (rows, job)) in rows.iter_mut().zip(jobs).enumerate() {
+            if !job.features.layers.iter().flatten().all(|v| v.is_finite()) {
+                return Err(at(i, Error::unsupported("a state is NaN or infinity")));
+            }
+            rows.layers = job.features.layers;
+        }
+        Ok(rows)
     }
 
     fn job(&self, passage: Passage, rows: &WordRows) -> Result<Job> {
@@ -116,7 +188,13 @@ impl Encoder {
     }
 
     /// Runs the sentences at `places` as one pack.
-    fn run_words(&mut self, jobs: &mut [Job], places: &[usize], rows: &WordRows) -> Result<()> {
+    fn run_layers(
+        &mut self,
+        jobs: &mut [Job],
+        places: &[usize],
+        layers: &[usize],
+        pooling: Pooling,
+    ) -> Result<()> {
         let setup = &self.setup;
         let (c, last) = (setup.config.width, setup.config.layers);
         let sequences = places.iter().map(|&i| (jobs[i].prompt.ids.as_slice(), 0..0));
@@ -133,9 +211,8 @@ impl Encoder {
         let super::Buffers { model, state, pool } = &mut self.buffers;
         // Words that share tokens may be more than the pack has tokens, for which there is room.
         let most = setup.tokens;
-        let pooling: Pooling = rows.pooling.of_tokens();
         let mut keep = |states: &_, layer: usize| -> Result<()> {
-            let Some(which) = rows.layers.iter().position(|l| *l == layer) else { return Ok(()) };
+            let Some(which) = layers.iter().position(|l| *l == layer) else { return Ok(()) };
             for (targets, spans) in targets.chunks(most).zip(spans.chunks(2 * most)) {
                 let vectors = pool.rows(&setup.device, states, spans, pooling, false)?;
                 for (&(i, row), vector) in targets.iter().zip(vectors.chunks_exact(c)) {

@@ -125,6 +125,23 @@ pub fn of_paper(task: &str) -> Result<Instruction> {
     Ok(Instruction { query: format!("{text}:"), document: String::new() })
 }
 
+/// The paper's MTEB task that a set of this name is: `SciFact`, `scifact`, `sick-r.test`, `banking77`, `stsb`.
+pub fn paper_task(name: &str) -> Option<&'static str> {
+    let plain = |text: &str| -> String {
+        text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+    };
+    let name = match plain(name.strip_suffix(".test").unwrap_or(name)).as_str() {
+        "stsb" => "stsbenchmark".to_string(),
+        other => other.to_string(),
+    };
+    let is_named = |task: &&str| {
+        let kinds = ["Classification", "Clustering", "Retrieval"];
+        let short = kinds.iter().find_map(|kind| task.strip_suffix(kind));
+        plain(task) == name || short.is_some_and(|short| plain(short) == name)
+    };
+    TABLE.iter().map(|(task, _)| *task).find(is_named)
+}
+
 /// The instruction for `task` in a JSON file of the reference's form, `{"task": "instruction", …}`, where an instruction
 /// may be `{"query": …, "document": …}` too.
 pub fn of_file(path: &Path, task: &str) -> Result<Instruction> {

@@ -1,5 +1,6 @@
 //! How good the vectors are, by tasks that people have judged: MTEB's types, on files.
 
+pub mod analyze;
 pub mod bitext;
 pub mod classification;
 pub mod clustering;

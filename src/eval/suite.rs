@@ -1,6 +1,6 @@
 //! Many sets of many types: which type a folder is of, seen from what lies in it, and the figure that counts.
 
-use super::instructions::Instruction;
+use super::instructions::{Instruction, paper_task};
 use super::rows::{self, Rows};
 use super::scores::Scores;
 use super::source::Vectors;
@@ -36,6 +36,25 @@ const FIELDS: [(&[&str], Kind); 5] = [
     (&["text", "label"], Clustering),
 ];
 
+/// The 15 tasks of the paper's ablation (its table 3).
+pub const PAPER15: [(&str, Kind); 15] = [
+    ("SciFact", Retrieval),
+    ("ArguAna", Retrieval),
+    ("NFCorpus", Retrieval),
+    ("StackOverflowDupQuestions", Reranking),
+    ("SciDocsRR", Reranking),
+    ("BiorxivClusteringS2S", Clustering),
+    ("MedrxivClusteringS2S", Clustering),
+    ("TwentyNewsgroupsClustering", Clustering),
+    ("SprintDuplicateQuestions", Pairs),
+    ("Banking77Classification", Classification),
+    ("EmotionClassification", Classification),
+    ("MassiveIntentClassification", Classification),
+    ("STS17", Sts),
+    ("SICK-R", Sts),
+    ("STSBenchmark", Sts),
+];
+
 /// Levels of folders that are looked through: of types, of sets, and a set's own.
 const DEPTH: usize = 3;
 
@@ -64,6 +83,15 @@ impl Kind {
             Bitext => "bitext",
         }
     }
+}
+
+/// The set of each of the paper's 15 tasks, where there is one.
+pub fn paper15(sets: &[Set]) -> Vec<(&'static str, Option<&Set>)> {
+    let set = |(task, kind): &(&'static str, Kind)| {
+        let is_it = |set: &&Set| set.kind == *kind && paper_task(&set.name) == Some(*task);
+        (*task, sets.iter().find(is_it))
+    };
+    PAPER15.iter().map(set).collect()
 }
 
 impl Set {

@@ -10,4 +10,6 @@ pub mod npy;
 mod number;
 pub mod output;
 pub mod peft;
+#[cfg(feature = "cli")]
+pub(crate) mod svg;
 pub mod vectors;

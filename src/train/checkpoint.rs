@@ -283,7 +283,7 @@ pub fn latest(output: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// The checkpoints in `output`, oldest first.
-pub(super) fn steps(output: &Path) -> Result<Vec<(u64, PathBuf)>> {
+pub fn steps(output: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let names = file_names(output)?;
     let mut steps: Vec<_> = names.iter().filter_map(|n| Some((step(n)?, output.join(n)))).collect();
     steps.sort();

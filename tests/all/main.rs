@@ -9,6 +9,7 @@ mod command;
 mod common;
 
 mod ablate;
+mod analyze;
 mod attention;
 mod backward;
 mod bench;
@@ -24,6 +25,7 @@ mod kernels;
 mod machine_code;
 mod model;
 mod ops;
+mod suite;
 mod tasks;
 mod text;
 mod tokens;

@@ -4,10 +4,9 @@
 
 use super::report::{Figure, Row, Table};
 use crate::error::{Error, Result};
-use crate::format::atomic;
-use plotters::coord::Shift;
+use crate::format::svg::{self, Area, COLOURS, Drawn, GREY, number, stroke, text, ticks};
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 use std::path::Path;
 
 /// Room for the names.
@@ -18,19 +17,6 @@ const BOTTOM: i32 = 34;
 const ROW: i32 = 20;
 /// Between variants.
 const GAP: i32 = 12;
-const GREY: RGBColor = RGBColor(120, 120, 120);
-/// One for each pooling, told apart by those who see no red or green too.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(213, 94, 0),
-    RGBColor(0, 114, 178),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(150, 120, 0),
-];
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = std::result::Result<(), String>;
 
 /// A row of the table and where it stands.
 struct Line<'a> {
@@ -54,31 +40,16 @@ pub fn draw(path: &Path, table: &Table) -> Result<()> {
     let Some(row) = table.rows.first() else { return Err(Error::file(path, "there is nothing to draw")) };
     let panels = table.panels(row);
     let size = ((LEFT + PANEL * panels.len() as i32) as u32, (y + GAP + BOTTOM) as u32);
-    let mut svg = String::new();
-    {
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let drawn = area.fill(&WHITE).map_err(|e| e.to_string()).and_then(|()| names(&area, &lines));
+    svg::write(path, size, |area| {
+        names(area, &lines)?;
         let unit = "x 100, ± standard deviation over seeds".to_string();
-        let corner = (8, y + GAP + BOTTOM / 2);
-        let drawn = drawn.and_then(|()| text(&area, unit, corner, HPos::Left, 14, GREY));
-        let drawn = panels.iter().enumerate().fold(drawn, |drawn, (i, (name, _))| {
+        text(area, unit, (8, y + GAP + BOTTOM / 2), HPos::Left, 14, GREY)?;
+        for (i, (name, _)) in panels.iter().enumerate() {
             let figures: Vec<&Figure> = lines.iter().map(|line| table.panels(line.row)[i].1).collect();
-            drawn.and_then(|()| panel(&area, LEFT + PANEL * i as i32, y + GAP, name, &lines, &figures))
-        });
-        drawn
-            .and_then(|()| area.present().map_err(|e| e.to_string()))
-            .map_err(|e| Error::file(path, format!("cannot be drawn: {e}")))?;
-    }
-    atomic::write(path, svg.as_bytes())
-}
-
-fn text(area: &Area<'_>, what: String, at: (i32, i32), h: HPos, size: i32, colour: RGBColor) -> Drawn {
-    let style = ("sans-serif", size).into_font().color(&colour).pos(Pos::new(h, VPos::Center));
-    area.draw(&Text::new(what, at, style)).map_err(|e| e.to_string())
-}
-
-fn stroke(area: &Area<'_>, from: (i32, i32), to: (i32, i32), style: ShapeStyle) -> Drawn {
-    area.draw(&PathElement::new(vec![from, to], style)).map_err(|e| e.to_string())
+            panel(area, LEFT + PANEL * i as i32, y + GAP, name, &lines, &figures)?;
+        }
+        Ok(())
+    })
 }
 
 fn names(area: &Area<'_>, lines: &[Line]) -> Drawn {
@@ -129,18 +100,4 @@ fn panel(area: &Area<'_>, left: i32, bottom: i32, name: &str, lines: &[Line], fi
         text(area, label, (at, *y), side, 15, *colour)?;
     }
     Ok(())
-}
-
-/// Three to six round numbers.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
-    let rough = (high - low) / 4.0;
-    let ten = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * ten).find(|s| *s >= rough).unwrap_or(rough);
-    let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
-    (first..=last).map(|i| i as f64 * step).collect()
-}
-
-fn number(v: f64) -> String {
-    let text = format!("{v:.2}");
-    text.trim_end_matches('0').trim_end_matches('.').to_string()
 }

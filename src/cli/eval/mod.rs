@@ -6,6 +6,7 @@ mod layers;
 mod retrieval;
 mod source;
 mod sts;
+mod suite;
 mod words;
 
 use crate::error::Result;
@@ -53,6 +54,7 @@ enum Task {
   llm2vec eval summary --vectors theirs.npy --data summary/squality    # human, machine summaries of each line")]
     Summary(SetFlags),
     Words(Box<words::Words>),
+    Suite(Box<suite::Suite>),
 }
 
 impl Eval {
@@ -68,6 +70,7 @@ impl Eval {
             Task::Bitext(set) => set.scores("bitext", bitext::run),
             Task::Summary(set) => set.scores("summary", summary::run),
             Task::Words(c) => c.run(),
+            Task::Suite(c) => c.run(),
         }
     }
 }

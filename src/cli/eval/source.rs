@@ -1,6 +1,7 @@
 //! What every evaluation shares: where vectors come from, instructions, and where the scores go.
 
 use crate::cli::progress::Tally;
+use crate::cli::table::aligned;
 use crate::cli::{KernelSetFlags, ModelFlags, print, say};
 use crate::encode::Encoder;
 use crate::encode::texts::Empty;
@@ -191,13 +192,5 @@ fn table(scores: &Scores) -> String {
         row.extend(scores.subsets.iter().map(|(_, s)| part(s).unwrap_or("-".into())));
         rows.push(row);
     }
-    let columns = rows[0].len();
-    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let first = format!("{:<1$}", row[0], widths[0]);
-        let rest = row.iter().zip(&widths).skip(1).map(|(cell, w)| format!("  {cell:>w$}"));
-        format!("{first}{}\n", rest.collect::<String>())
-    };
-    rows.iter().map(line).collect()
+    aligned(&rows)
 }

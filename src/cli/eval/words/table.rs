@@ -1,5 +1,6 @@
 //! The report as tables of figures x 100.
 
+use crate::cli::table::aligned;
 use crate::eval::words::scores::Scores;
 use crate::eval::words::{LayerReport, Report};
 
@@ -55,16 +56,4 @@ fn by_layer(report: &Report, layers: &[LayerReport]) -> String {
         rows.push(row);
     }
     aligned(&rows)
-}
-
-/// The first column to the left, the others to the right.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let width = |c: usize| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let first = format!("{:<1$}", row[0], widths[0]);
-        let rest = row.iter().zip(&widths).skip(1).map(|(cell, w)| format!("  {cell:>w$}"));
-        format!("{first}{}\n", rest.collect::<String>())
-    };
-    rows.iter().map(line).collect()
 }
