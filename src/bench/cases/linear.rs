@@ -37,7 +37,8 @@ pub fn large_tiles() -> Vec<Case> {
     let wide = (([260, 504, 776], vec![392, 384], 64), ([260, 776, 504], vec![256, 248], 64));
     let rings =
         [narrow, wide].into_iter().flat_map(|(fwd, bwd)| [lora_fwd(&fwd, false), lora_bwd(&bwd, true)]);
-    plain.into_iter().chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).chain(rings).collect()
+    let plain = plain.into_iter().chain([plain_fwd([256, 584, 256])]);
+    plain.chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).chain(rings).collect()
 }
 
 /// One product, one rounding: no chain.
