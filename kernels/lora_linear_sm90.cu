@@ -1,5 +1,5 @@
-// lora_linear on Hopper: the two large products of the op, for sizes that lora_linear_fwd.cu and lora_linear_bwd.cu take too;
-// what is skinny (xa, dxa, da, db) is computed there.
+// lora_linear_sm90: the two large products of lora_linear on Hopper, for sizes that lora_linear_fwd.cu and lora_linear_bwd.cu
+// take too; what is skinny (xa, dxa, da, db) is computed there.
 //
 //   stacked[m, s R + r]  = scale_s b[m,r]                    where m is a column of segment s, elsewhere 0
 //   padded[s P + r, k]   = a[s R + r, k]                     r < R; 0 from there to P, R rounded up to 16

@@ -1,4 +1,4 @@
-// masked_xent on Hopper: loss and gradient of the rows that have a label in one pass, so that logits are computed once.
+// masked_xent_sm90: loss and gradient of the rows that have a label in one pass on Hopper, so that logits are computed once.
 //
 //   z[p,v] = x[rows[p]] . w[v];  of a row and a tile of TILE columns: most = max z, sum = sum e^(z - most), q = e^(z - most)
 //   lse, loss, total as in masked_xent.cu, from the tiles' (most, sum, best)
