@@ -15,7 +15,6 @@ pub struct SelfCheck {
     /// The op
     family: String,
     /// cuda[:N] or emulated:90
-    #[arg(long, value_name = "DEVICE")]
     device: String,
 }
 
@@ -23,7 +22,7 @@ impl SelfCheck {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         let Device::Gpu(gpu) = Device::by_name(&self.device)? else {
-            return Err(Error::usage(format!("--device {}: expected a GPU", self.device)));
+            return Err(Error::usage(format!("{}: expected a GPU", self.device)));
         };
         match compare(&gpu, &self.family)? {
             Some(what) => Err(Error::device(what)),
@@ -38,7 +37,7 @@ pub fn checked(name: &str, gpu: Gpu) -> Result<Gpu> {
     let program = std::env::current_exe();
     let child = |family: &str| {
         let mut command = Command::new(program.as_deref().unwrap_or("llm2vec".as_ref()));
-        command.args(["self-check", family, "--device", &format!("cuda:{number}")]);
+        command.args(["self-check", family, &format!("cuda:{number}")]);
         command
     };
     let known = (|| {
