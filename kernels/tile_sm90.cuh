@@ -16,7 +16,7 @@
 //           a cluster no block starts before all barriers are set up, or ends while another may arrive at its own. Written
 //           panels are fenced by each writing thread before its warp arrives. The thread that stores also commits and waits
 //           until its stores have read a slot, before that is filled again and before the block ends.
-// Budget    168 registers a thread at the start, then 56 for the first warpgroup and 224 for each consumer; one block a
+// Budget    168 registers a thread at the start, then 40 for the first warpgroup and 232 for each consumer; one block a
 //           multiprocessor: STAGES x STAGE + 32 KB of panels + barriers, of 227 KB.
 #pragma once
 #include "hopper.cuh"

@@ -361,7 +361,7 @@ impl Cuda {
             numAttrs: attributes.len() as u32,
         };
         if launch.persistent {
-            let clusters = self.resident(kernel.name, function, &config)?;
+            let clusters = self.resident(kernel.name, function, &config, launch.cluster != [1; 3])?;
             config.gridDimX = grid[0].min(clusters * launch.cluster[0]);
         }
         let mut values: Vec<*mut c_void> = arguments.iter().map(place).collect();
@@ -379,14 +379,24 @@ impl Cuda {
         name: &'static str,
         function: sys::CUfunction,
         config: &sys::CUlaunchConfig,
+        clustered: bool,
     ) -> Result<u32> {
         if let Some(known) = self.loaded().resident.get(name) {
             return Ok(*known);
         }
-        let mut clusters = 0;
+        let (mut most, threads) = (0, config.blockDimX as i32);
         // SAFETY: the function is loaded, the configuration and its attributes are alive.
-        let asked = unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, function, config) };
-        failed(&format!("{name}: cuOccupancyMaxActiveClusters"), asked.result())?;
+        let clusters = if clustered {
+            let asked = unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut most, function, config) };
+            failed(&format!("{name}: cuOccupancyMaxActiveClusters"), asked.result())?;
+            most
+        } else {
+            let ask = sys::cuOccupancyMaxActiveBlocksPerMultiprocessor;
+            // SAFETY: likewise.
+            let asked = unsafe { ask(&raw mut most, function, threads, config.sharedMemBytes as usize) };
+            failed(&format!("{name}: cuOccupancyMaxActiveBlocksPerMultiprocessor"), asked.result())?;
+            most * self.processors as i32
+        };
         let clusters = clusters.unsigned_abs().max(1);
         self.loaded().resident.insert(name, clusters);
         Ok(clusters)

@@ -112,7 +112,11 @@ int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **ex
     launched = 1, nodes++;
     return set("FAKE_LAUNCH", 0);
 }
-int cuOccupancyMaxActiveClusters(int *count, const char *name, const Config *c) { return *count = 66, 0; }
+// Without the attribute of a cluster there is nothing to count: 912 is CUDA_ERROR_INVALID_CLUSTER_SIZE.
+int cuOccupancyMaxActiveClusters(int *count, const char *name, const Config *c) { return *count = 66, c->count ? 0 : 912; }
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *count, const char *name, int threads, size_t shared) {
+    return *count = 1, 0;
+}
 int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *at, const uint64_t *sizes, const uint64_t *strides,
                            const unsigned *tile, const unsigned *steps, int interleave, int swizzle, int promotion, int fill) {
     if (strides[0] % 16) return 1;
