@@ -64,7 +64,8 @@ fn the_main_loops_of_hopper_hold_wgmma_and_nothing_that_waits_for_memory() {
                 assert!(!(first..wait).any(|at| is(at, flushes)), "{kernel}: {flushes} in the main loop");
             }
             let between = wgmma.windows(2).filter(|pair| pair[0] >= first).map(|pair| pair[1] - pair[0]);
-            assert!(between.max() < Some(20), "{kernel}: wgmma are apart");
+            // A wgmma of 128 columns takes 64 cycles: so many instructions are issued under it.
+            assert!(between.max() < Some(64), "{kernel}: wgmma are apart");
             seen.push(kernel);
         }
     }
