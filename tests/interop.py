@@ -380,6 +380,26 @@ def reference_opens_what_we_write(run):
     return ", ".join(found)
 
 
+def mteb_reads_the_results_of_a_suite(run):
+    try:
+        from mteb.results import TaskResult
+    except ImportError as e:
+        return f"skipped: no mteb ({e})"
+    data, out = run.folder / "suite", run.folder / "results"
+    (data / "sts").mkdir(parents=True)
+    shutil.copy(TESTS / "texts" / "sts.tsv", data / "sts" / "sts.tsv")
+    run("eval", "suite", "-q", "-m", MODEL, "--data", data, "-o", out)
+    scores = run.folder / "scores.json"
+    run("eval", "sts", "-q", "-m", MODEL, "--data", data / "sts" / "sts.tsv", "-o", scores)
+    files = [f for f in out.rglob("*.json") if f.name != "suite.json"]
+    assert len(files) == 1, files
+    theirs = TaskResult.from_disk(files[0]).get_score()
+    ours = json.loads(scores.read_text())["report"]["all"]["spearman"] / 100
+    # mteb rounds what it reads to six places.
+    assert abs(theirs - ours) < 1e-6, f"{theirs} in the file, {ours} by eval sts"
+    return f"main score {theirs:.4f}"
+
+
 def child(mode, folder, texts, out, *more):
     """In a process with other versions first on its path."""
     global TEXTS
@@ -408,6 +428,7 @@ CHECKS = [
     ("sentence-transformers opens merged folders", sentence_transformers_open_merged_folders),
     ("AutoModel opens a merged folder", auto_model_opens_a_merged_folder),
     ("the reference opens what we write", reference_opens_what_we_write),
+    ("mteb reads the results of a suite", mteb_reads_the_results_of_a_suite),
 ]
 
 

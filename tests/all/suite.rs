@@ -1,4 +1,5 @@
-//! `llm2vec eval suite`: killed and resumed against a straight run, against `eval TYPE`, as mteb reads it, and what is refused.
+//! `llm2vec eval suite`: killed and resumed against a straight run, against `eval TYPE`, and what is refused; tests/interop.py
+//! has mteb read the results.
 
 use crate::command::{Tiny, failed, folder, good, llm2vec, names};
 use crate::common::here;
@@ -152,6 +153,7 @@ fn agrees_with_eval(place: &Place) {
         let wanted = &place.json("eval.json")["scores"];
         let ours = place.json(&format!("out/{task}.json"));
         let ours = &ours["scores"]["test"][0];
+        assert_eq!(ours["languages"], json!(["und-Zzzz"]), "mteb has no score of a task without a language");
         assert!(wanted["main_score"].is_f64(), "{kind}: {wanted}");
         for (name, value) in wanted.as_object().unwrap() {
             assert_eq!(&ours[name], value, "{kind}: {name}");

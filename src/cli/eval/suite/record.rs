@@ -76,7 +76,8 @@ impl Record {
     pub fn keep(&self, task: &str, settings: &Value, scores: &Scores, seconds: f64) -> Result<Kept> {
         let mut entry = json!(scores);
         entry["hf_subset"] = json!("default");
-        entry["languages"] = json!([]);
+        // Undetermined: mteb averages over languages, and over none it has no score.
+        entry["languages"] = json!(["und-Zzzz"]);
         let results = json!({
             "task_name": task, "dataset_revision": "local", "mteb_version": null, "scores": { "test": [entry] },
             "evaluation_time": seconds, "kg_co2_emissions": null,
