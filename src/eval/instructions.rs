@@ -2,18 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::format::hf::read_json;
-use serde::Serialize;
-use serde_json::Value;
+pub use crate::format::instruction::Instruction;
 use std::path::Path;
-
-/// In front of queries and of the texts of symmetric tasks, and in front of documents; either may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Instruction {
-    /// For queries, and for all texts of a task that has no documents.
-    pub query: String,
-    /// For the documents of retrieval and the candidates of reranking.
-    pub document: String,
-}
 
 /// The reference's `task_to_instructions.json` (MTEB task, instruction), which is the paper's table; the twelve parts
 /// of CQADupstack share theirs. Every one ends in a colon there, left out here.
@@ -154,19 +144,8 @@ pub fn of_file(path: &Path, task: &str) -> Result<Instruction> {
         let what = format!("no instruction for {task:?}, only for {known}; add {task:?}: \"\" for none");
         return Err(Error::file(path, what));
     };
-    instruction(value).ok_or_else(|| {
+    Instruction::of(value).ok_or_else(|| {
         let wanted = r#"a string or {"query": …, "document": …} was wanted"#;
         Error::file(path, format!("{task:?} is {value}; {wanted}"))
     })
-}
-
-fn instruction(value: &Value) -> Option<Instruction> {
-    match value {
-        Value::String(query) => Some(Instruction { query: query.clone(), document: String::new() }),
-        Value::Object(fields) if fields.keys().all(|k| k == "query" || k == "document") => {
-            let text = |key| fields.get(key).map_or(Some(""), Value::as_str).map(str::to_string);
-            Some(Instruction { query: text("query")?, document: text("document")? })
-        }
-        _ => None,
-    }
 }

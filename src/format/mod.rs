@@ -5,6 +5,7 @@ pub(crate) mod atomic;
 mod content;
 pub mod hf;
 pub mod input;
+pub mod instruction;
 pub(crate) mod jsonl;
 pub mod npy;
 mod number;

@@ -2,25 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::format::hf::read_json;
+pub use crate::format::instruction::Instruction;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// In front of queries, and in front of documents; either may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Instruction {
-    /// For queries.
-    pub query: String,
-    /// For positives and negatives: symmetric tasks give both sides the same.
-    pub document: String,
-}
-
-impl Instruction {
-    /// (query, document).
-    pub fn into_pair(self) -> (String, String) {
-        (self.query, self.document)
-    }
-}
 
 /// Instructions by data set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,8 +73,8 @@ impl Instructions {
         let mut map = BTreeMap::new();
         for (set, value) in fields {
             let list = match value {
-                Value::Array(list) if !list.is_empty() => list.iter().map(parse).collect(),
-                one => parse(one).map(|i| vec![i]),
+                Value::Array(list) if !list.is_empty() => list.iter().map(Instruction::of).collect(),
+                one => Instruction::of(one).map(|i| vec![i]),
             };
             let wanted = r#"a string, {"query": …, "document": …} or a list of these was wanted"#;
             let list = list.ok_or_else(|| Error::file(path, format!("{set:?} is {value}; {wanted}")))?;
@@ -112,16 +97,5 @@ impl Instructions {
                 Err(Error::unsupported(what))
             }
         }
-    }
-}
-
-fn parse(value: &Value) -> Option<Instruction> {
-    match value {
-        Value::String(query) => Some(Instruction { query: query.clone(), document: String::new() }),
-        Value::Object(fields) if fields.keys().all(|k| k == "query" || k == "document") => {
-            let text = |key| fields.get(key).map_or(Some(""), Value::as_str).map(str::to_string);
-            Some(Instruction { query: text("query")?, document: text("document")? })
-        }
-        _ => None,
     }
 }
