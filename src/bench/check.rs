@@ -100,7 +100,7 @@ pub fn cache() -> Option<PathBuf> {
     Some(base.join("llm2vec"))
 }
 
-/// What is known of this GPU, or found out now by `child`, a process for each family, and kept.
+/// What is known of this GPU, or found out now by `child`, a process for each family, and kept if each could be started.
 ///
 /// Errors where nothing can be kept, before anything is tried: it would be tried at every start.
 pub fn verdict(
@@ -123,18 +123,27 @@ pub fn verdict(
         PATIENCE.as_secs() * FAMILIES.len() as u64
     ));
     let mut verdict = Verdict { gpu: gpu.name.clone(), ..Verdict::default() };
+    let mut tried = true;
     for family in FAMILIES {
-        let why =
-            match child(family).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn() {
-                Ok(child) => outcome(child),
-                Err(e) => Some(format!("no process could be started: {e}")),
-            };
+        let mut child = child(family);
+        let child = child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        tried &= child.is_ok();
+        let why = match child {
+            Ok(child) => outcome(child),
+            Err(e) => Some(format!("no process could be started: {e}")),
+        };
         if let Some(why) = why {
             say(format!("warning: kernels of {family} for Hopper are left out on {}: {why}", gpu.name));
             verdict.wrong.insert(family.into(), why);
         }
     }
-    atomic::write_json(&file, &serde_json::to_value(&verdict).unwrap_or_default())?;
+    // What was never tried is tried again at the next start.
+    if tried {
+        atomic::write_json(&file, &serde_json::to_value(&verdict).unwrap_or_default())?;
+        if !verdict.wrong.is_empty() {
+            say(format!("{} keeps that; without it they are tried again", file.display()));
+        }
+    }
     Ok(verdict)
 }
 

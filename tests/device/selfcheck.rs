@@ -8,9 +8,11 @@ use crate::driver::driver;
 
 use answers::built;
 use command::{Tiny, folder, llm2vec, prose};
-use llm2vec::bench::check::{FAMILIES, compare};
+use llm2vec::bench::check::{FAMILIES, compare, file, verdict};
+use llm2vec::device::cuda::Description;
 use llm2vec::device::gpu::Gpu;
 use std::path::Path;
+use std::process::Command;
 
 #[test]
 fn kernels_for_hopper_pass_their_own_check_on_the_emulator() {
@@ -73,4 +75,19 @@ fn nothing_is_tried_without_need() {
     let warning = said.lines().find(|line| line.starts_with("warning: ")).unwrap_or_default();
     assert!(warning.contains("kernels for Hopper are left out") && warning.contains("llm2vec"), "{said}");
     assert!(!log.contains("_sm90"), "{log}");
+}
+
+/// A process that does not start says nothing of the kernels: they stay out, and the next start tries them again.
+#[test]
+fn what_could_not_be_tried_is_not_kept() {
+    let gpu = Description { name: "Fake 0".into(), capability: (9, 0), memory: 1 << 30, processors: 132 };
+    let cache = folder();
+    let none = verdict(&gpu, cache.path(), |_| Command::new("/no/such/program"), drop).unwrap();
+    assert_eq!(none.wrong.len(), FAMILIES.len());
+    assert!(none.wrong.values().all(|why| why.starts_with("no process could be started")), "{none:?}");
+    assert!(!file(cache.path(), &gpu).exists());
+    let one = verdict(&gpu, cache.path(), |_| Command::new("true"), drop).unwrap();
+    assert!(one.wrong.is_empty() && file(cache.path(), &gpu).exists());
+    let kept = verdict(&gpu, cache.path(), |_| Command::new("false"), drop).unwrap();
+    assert_eq!(kept, one, "nothing is tried twice");
 }
