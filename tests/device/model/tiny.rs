@@ -1,8 +1,8 @@
 //! Small random models at widths that a GPU takes: one of each family, every weight a number that bf16 holds.
 
 use crate::answers;
+use crate::run::emulated;
 use half::bf16;
-use llm2vec::device::gpu::Gpu;
 use llm2vec::device::{DType, Device};
 use llm2vec::error::{Error, Result};
 use llm2vec::model::config::Config;
@@ -99,10 +99,11 @@ pub fn models() -> [Tiny; 3] {
     ]
 }
 
-/// The emulator, and the GPU where one answers.
+/// The emulator, with portable kernels and with Hopper's, and the GPU where one answers.
 pub fn devices() -> Vec<Device> {
     if !answers::built() {
         return Vec::new();
     }
-    [Gpu::emulated((8, 0)).ok(), answers::cuda()].into_iter().flatten().map(Device::Gpu).collect()
+    let emulated = [(8, 0), (9, 0)].map(emulated);
+    emulated.into_iter().chain(answers::cuda()).map(Device::Gpu).collect()
 }
