@@ -39,6 +39,8 @@ class Case:
 
     def __init__(self, spec, device):
         self.op, self.noun, self.forward = spec["op"], spec["op"].rsplit("_", 1)[0], spec["op"].endswith("_fwd")
+        # adamw_step is an op of its own; of a loss, a step is forward and backward.
+        self.both_ways = spec["op"] == "masked_xent_step"
         self.device, self.gpu = device, device.type == "cuda"
         self.real = torch.bfloat16 if self.gpu else torch.float32
         self.facts, self.sizes = spec["facts"], spec["facts"]["sizes"]
@@ -63,7 +65,9 @@ def backward(out, wanted, dout):
 
 
 def both(case, function, learning):
-    """The forward as inference runs it, or the backward of the same function."""
+    """The forward as inference runs it, the backward of the same function, or a step's both."""
+    if case.both_ways:
+        return lambda: torch.autograd.grad(function(), learning)
     if case.forward:
         def run():
             with torch.no_grad():

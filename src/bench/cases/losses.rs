@@ -30,7 +30,7 @@ pub fn masked_xent_steps() -> Vec<Case> {
     sizes.into_iter().map(|sizes| masked_xent_step_of(sizes, 0.1)).collect()
 }
 
-fn masked_xent_step_of(sizes: [usize; 4], x: f64) -> Case {
+pub(super) fn masked_xent_step_of(sizes: [usize; 4], x: f64) -> Case {
     let (forward, backward) = (masked_xent(sizes, x, 0.0, true), masked_xent(sizes, x, 0.0, false));
     Case {
         op: "masked_xent_step",
