@@ -64,6 +64,10 @@ __device__ inline uint4 narrow(const float (&from)[BF16S]) {
                       narrow(from[6], from[7]));
 }
 
+// By the fast instructions: 2 units in the last place each.
+__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ inline float silu(float x) { return x * sigmoid(x); }
+
 // Vector v of an array that starts at a 16-byte boundary.
 __device__ inline uint4 load(const bf16* from, size_t v) { return reinterpret_cast<const uint4*>(from)[v]; }
 __device__ inline float4 load(const float* from, size_t v) { return reinterpret_cast<const float4*>(from)[v]; }

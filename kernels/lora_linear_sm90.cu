@@ -1,27 +1,30 @@
-// lora_linear_sm90: the two large products of lora_linear on Hopper, for sizes that lora_linear_fwd.cu and lora_linear_bwd.cu
+// lora_linear_sm90: the large products of lora_linear on Hopper, for sizes that lora_linear_fwd.cu and lora_linear_bwd.cu
 // take too; what is skinny (xa, dxa, da, db) is computed there.
 //
 //   stacked[m, s R + r]  = scale_s b[m,r]                    where m is a column of segment s, elsewhere 0
 //   padded[s P + r, k]   = a[s R + r, k]                     r < R; 0 from there to P, R rounded up to 16
 //   y[n,m]               = residual[n,m] + bias[m] + sum_k x[n,k] w[m,k] + sum_j xa[n,j] stacked[m,j]
+//   act[n,f]             = silu(y[n,f]) y[n, F + f]          of the same y, M = 2 F, without bias and residual
 //   dx[n,k]              = sum_m dy[n,m] w[m,k] + sum_s mask_s[n,k] sum_r dxa[n, s R + r] padded[s P + r, k]
 //
-// Shapes    x, dx [N, K], w [M, K], bias [M], residual, y, dy [N, M], xa, dxa [N, S R], stacked [M, S R], padded [S P, K] bf16;
-//           a [S R, K], b [M, R] f32. Maps: boxes of 64 columns by 128 rows of x, xa, dy, dxa; by COLUMNS / CLUSTER rows of w
-//           and stacked in the forward; by 64 / CLUSTER rows of w and padded in the backward; by 64 rows of y, residual, dx;
-//           all under the 128-byte swizzle.
+// Shapes    x, dx [N, K], w [M, K], bias [M], residual, y, dy [N, M], act [N, F], xa, dxa [N, S R], stacked [M, S R], padded
+//           [S P, K] bf16; a [S R, K], b [M, R] f32. Maps: boxes of 64 columns by 128 rows of x, xa, dy, dxa; by COLUMNS /
+//           CLUSTER rows of w and stacked in the forward; by 64 / CLUSTER rows of w and padded in the backward; by 64 rows of
+//           y, residual, act, dx; all under the 128-byte swizzle.
 // Plan      tile_sm90.cuh: tiles of 128 rows by 256 columns, two blocks one below the other sharing w's tile, for what fills the
-//           GPU; by 128 columns, no cluster, for what does not. The low-rank terms are the first stages of the same sums:
-//           forward, 64 ranks a stage, only those of the tile's segments and only the k-steps that have ranks, so that a tile
-//           over two segments is nothing special. Backward, one stage a segment, by mma.sync from where the stage lies: its sums
-//           are masked a few at a time, which wgmma's, all under way at once, cannot be.
+//           GPU; by 128 columns, no cluster, for what does not. For act, 128 columns of gate and 128 of up, each loaded by one
+//           block of the cluster, are a tile, whose sums do not leave registers before they are one. The low-rank terms are the
+//           first stages of the same sums: forward, 64 ranks a stage, only those of the tile's segments and only the k-steps that
+//           have ranks, so that a tile over two segments is nothing special. Backward, one stage a segment, by mma.sync from
+//           where the stage lies: its sums are masked a few at a time, which wgmma's, all under way at once, cannot be.
 // Cost      N' is N rounded up to 128 CLUSTER, M' and K' M and K to COLUMNS. Forward: flops 2 N' M' up64(K), and 32 N' for every
-//           k-step of ranks and column of its tiles; bytes 2 K (N M' / COLUMNS + M N' / (128 CLUSTER)) + 2 N M, with a residual 2 N M
-//           more, with a bias M N', with ranks 2 S R (N M' / COLUMNS + M N' / (128 CLUSTER)) where all tiles have some. dx: flops
-//           2 N' (K' up64(M) + up64(K) A P), A the adapted segments; bytes 2 (M + U) (N K' / COLUMNS + K N' / (128 CLUSTER)) + 2 N K, U
-//           the sum of min(64, (S - s) P) over them. stacked 4 M R + 2 M S R, padded 4 S R K + 2 S P K bytes.
+//           k-step of ranks and column of its tiles; bytes 2 K (N M' / COLUMNS + M N' / (128 CLUSTER)) + 2 N M, with a residual 2
+//           N M more, with a bias M N'; act is such a forward of M' = 2 up128(F), of F + up128(F) rows of w for M, and writes 2 N
+//           F; with ranks 2 S R (N M' / COLUMNS + M N' / (128 CLUSTER)) where all tiles have some. dx: flops 2 N' (K' up64(M) +
+//           up64(K) A P), A the adapted segments; bytes 2 (M + U) (N K' / COLUMNS + K N' / (128 CLUSTER)) + 2 N K, U the sum of
+//           min(64, (S - s) P) over them. stacked 4 M R + 2 M S R, padded 4 S R K + 2 S P K bytes.
 // Numerics  bf16 products, f32 sums: ranks first, then the depth in its order, bias, residual; one rounding. b's scale is within
-//           its rounding to bf16. Tiles of either width give the same bits.
+//           its rounding to bf16. Tiles of either width give the same bits; act has those of y and swiglu.cu one after the other.
 // Sectors   more than bytes / 32 where lora_linear_stack_sm90 reads b by single floats, at columns of other segments nothing, and
 //           lora_linear_pad_sm90 reads rows of a by two vectors a lane: both are a thousandth of a product's bytes.
 // Limits    K, M, S R and the ends of segments multiples of 8, R at most 64 and S at most 3; all arrays at 16-byte boundaries.
@@ -92,12 +95,15 @@ struct Forward : HopperOp<T> {
     __device__ __forceinline__ const CUtensorMap& residual() const { return added; }
     __device__ __forceinline__ bool adds() const { return adds_residual; }
 
+    __device__ __forceinline__ bool has(int s, int column) const {
+        return of.end(s) > column && of.start(s) < column + T::OUT;
+    }
     // Calls f(first k-step, one past the last) for every 64 ranks that hold some of a segment that the tile has columns of.
     template <class F>
     __device__ __forceinline__ void steps(int column, F f) const {
         int from = of.count * R, to = 0;
         for (int s = 0; s < of.count; s++)
-            if (of.scale(s) != 0 && of.end(s) > column && of.start(s) < column + T::COLUMNS)
+            if (of.scale(s) != 0 && (has(s, column) || (T::GATED && has(s, this->extent.columns + column))))
                 from = min(from, s * R), to = (s + 1) * R;
         for (int at = from / T::DEPTH * T::DEPTH; at < to; at += T::DEPTH)
             f(at, max(from - at, 0) / RANKS, ceil_div(min(to - at, T::DEPTH), RANKS));
@@ -135,6 +141,29 @@ KERNELS(lora_linear_fwd_sm90, _, COLUMNS, (256, 128), __launch_bounds__(THREADS,
             using T = Tile90<COLUMNS, false>;
             hopper_product<T>(Forward<T>{{{N, M}, K, y, x, w}, xa, stacked, residual, bias_or_null, adds_residual != 0, R, segments});
         })
+
+// Gate and up of the same columns are 64 sums of a thread apart.
+template <class T>
+struct Gated : Forward<T> {
+    __device__ __forceinline__ static void add(float* v, int) {
+        constexpr int APART = T::OUT / 2;
+#pragma unroll
+        for (int i = 0; i < 8; i += 2) {
+            const unsigned gate = narrow(v[i], v[i + 1]), up = narrow(v[APART + i], v[APART + i + 1]);
+            v[i] = silu(__uint_as_float(gate << 16)) * __uint_as_float(up << 16);
+            v[i + 1] = silu(__uint_as_float(gate & 0xffff0000u)) * __uint_as_float(up & 0xffff0000u);
+        }
+    }
+};
+
+KERNEL void __launch_bounds__(THREADS, 1)
+lora_linear_swiglu_sm90(const __grid_constant__ CUtensorMap act, const __grid_constant__ CUtensorMap x,
+                        const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap xa,
+                        const __grid_constant__ CUtensorMap stacked, int N, int K, int F, int R, const Segments segments) {
+    using T = HopperTile<WIDE, WIDE_CLUSTER, false, true>;
+    static_assert(T::SHARED == WIDE_SHARED, "the host launches by it");
+    hopper_product<T>(Gated<T>{{{{N, F}, K, act, x, w}, xa, stacked, act, nullptr, false, R, segments}});
+}
 
 // Bits 8j + i of a row's 64 columns from `column` on: the column stays. A quad has two rows, eight apart, and each of its lanes
 // draws two eights of either; what all lanes need goes round as bytes.

@@ -14,8 +14,6 @@
 
 EXPORT constexpr int THREADS = 256;
 
-__device__ inline float sigmoid(float g) { return __fdividef(1.0f, 1.0f + __expf(-g)); }
-
 // The vector of this thread in a, and that of its gate in gate_up; up follows F columns later.
 struct Place {
     unsigned a, row;
@@ -33,7 +31,7 @@ swiglu_fwd(bf16* __restrict__ a, const bf16* __restrict__ gate_up, int N, int F)
     widen(g, load(gate_up, at.gate(F)));
     widen(u, load(gate_up + F, at.gate(F)));
 #pragma unroll
-    for (int i = 0; i < BF16S; i++) g[i] = g[i] * sigmoid(g[i]) * u[i];
+    for (int i = 0; i < BF16S; i++) g[i] = silu(g[i]) * u[i];
     store(a, at.a, narrow(g));
 }
 

@@ -6,7 +6,7 @@
 //           that walks GROUP rows of tiles column by column, so that those at work share what they read.
 // Ring      STAGES of 64 of the depth: a [128 rows][64], and b [COLUMNS][64], or, ACROSS, b as it lies in memory, panels of
 //           64 columns [64 deep][64]; under the 128-byte swizzle. CLUSTER blocks lie one below the other: each loads its own
-//           a and a CLUSTER-th of b, which goes to all. A stage is full when all its bytes are there, zeros past the ends of
+//           a and a CLUSTER-th of b, which goes to all. A GATED tile has OUT = COLUMNS / 2 columns of each half of b's. A stage is full when all its bytes are there, zeros past the ends of
 //           arrays included; empty when the consumers of all blocks that got a part of b from this one have let go of it.
 // Epilogue  Panels of 64 x 64 through SLOTS in shared memory: `ready` means that a slot may be written, and holds the panel of
 //           the residual where there is one; `staged` that it is written. Stores and those loads run under the next tile.
@@ -22,13 +22,14 @@
 #include "hopper.cuh"
 #include "mma.cuh"
 
-template <int COLUMNS_, int CLUSTER_, bool ACROSS_>
+template <int COLUMNS_, int CLUSTER_, bool ACROSS_, bool GATED_ = false>
 struct HopperTile {
     static constexpr int ROWS = 128, COLUMNS = COLUMNS_, CLUSTER = CLUSTER_, DEPTH = 64;
-    static constexpr bool ACROSS = ACROSS_;
+    static constexpr bool ACROSS = ACROSS_, GATED = GATED_;
+    static constexpr int OUT = GATED ? COLUMNS / 2 : COLUMNS;
     static constexpr int CONSUMERS = 2, THREADS = 128 * (1 + CONSUMERS), GROUP = 16;
     static constexpr int A = ROWS * DEPTH * 2, B = COLUMNS * DEPTH * 2, STAGE = A + B;
-    static constexpr int PANEL = 64 * 64 * 2, PANELS = COLUMNS / 64, SLOTS = 2, PANELS_BYTES = CONSUMERS * SLOTS * PANEL;
+    static constexpr int PANEL = 64 * 64 * 2, PANELS = OUT / 64, SLOTS = 2, PANELS_BYTES = CONSUMERS * SLOTS * PANEL;
     // Of 227 KB: what is left beside panels, barriers and the way to a multiple of 1024.
     static constexpr int STAGES = ((227 << 10) - 1024 - 512 - PANELS_BYTES) / STAGE;
     static constexpr int BARRIERS = 2 * STAGES + 2 * CONSUMERS * SLOTS;
@@ -36,6 +37,7 @@ struct HopperTile {
     // Descriptors count in units of 16 bytes; a k-step of 16 is 32 bytes of a row, or 16 rows.
     static constexpr int K_STEP_A = 32 >> 4, K_STEP_B = (ACROSS ? 16 * 128 : 32) >> 4;
     static_assert(STAGES >= 3 && SHARED <= 227 << 10, "shared memory of a multiprocessor");
+    static_assert(!GATED || (CLUSTER == 2 && !ACROSS), "each block of a cluster loads one of the halves");
 
     // Sums of a consumer.
     using Sums = float[COLUMNS / 2];
@@ -57,7 +59,7 @@ struct Walk {
     int down, across, index, step, row, column;
 
     __device__ __forceinline__ Walk(const Extent& of, int rank) {
-        down = ceil_div(of.rows, T::ROWS * T::CLUSTER), across = ceil_div(of.columns, T::COLUMNS);
+        down = ceil_div(of.rows, T::ROWS * T::CLUSTER), across = ceil_div(of.columns, T::OUT);
         index = int(blockIdx.x) / T::CLUSTER - int(gridDim.x) / T::CLUSTER, step = gridDim.x / T::CLUSTER;
         row = rank * T::ROWS, column = 0;
     }
@@ -67,7 +69,7 @@ struct Walk {
         const int group = index / (T::GROUP * across), at = index - group * T::GROUP * across;
         const int height = min(T::GROUP, down - group * T::GROUP);
         if (index >= down * across) return false;
-        row = ((group * T::GROUP + at % height) * T::CLUSTER + rank) * T::ROWS, column = at / height * T::COLUMNS;
+        row = ((group * T::GROUP + at % height) * T::CLUSTER + rank) * T::ROWS, column = at / height * T::OUT;
         return true;
     }
 };
@@ -99,10 +101,12 @@ struct Places {
     }
 };
 
-// Loads a tile's stage: a's box at column `at_a` of its map, b's at `at_b` of the depth.
+// Loads a tile's stage: a's box at column `at_a` of its map, b's at `at_b` of the depth and, of its rows, for the columns of the
+// output of `width` from `column` on.
 template <class T>
 __device__ __forceinline__ void load_stage(const Places<T>& at, Cursor<T::STAGES>& cursor, const CUtensorMap& a,
-                                           const CUtensorMap& b, int row, int column, int at_a, int at_b, int rank) {
+                                           const CUtensorMap& b, int row, int column, int width, int at_a, int at_b,
+                                           int rank) {
     const unsigned full = at.full(cursor.slot), to = at.stage(cursor.slot);
     mbarrier_wait(at.empty(cursor.slot), cursor.lap ^ 1);
     mbarrier_arrive_expect_tx(full, T::STAGE);
@@ -110,10 +114,10 @@ __device__ __forceinline__ void load_stage(const Places<T>& at, Cursor<T::STAGES
     constexpr unsigned short ALL_BLOCKS = (1 << T::CLUSTER) - 1;
     // This block's part of b: columns, or rows of every panel.
     constexpr int PART = (T::ACROSS ? T::DEPTH : T::COLUMNS) / T::CLUSTER;
-    const int first = rank * PART;
+    const int first = rank * PART, beside = T::GATED ? rank * width : first;
 #pragma unroll 1
     for (int p = 0; p < (T::ACROSS ? T::PANELS : 1); p++) {
-        const int x = T::ACROSS ? column + 64 * p : at_b, y = (T::ACROSS ? at_b : column) + first;
+        const int x = T::ACROSS ? column + 64 * p : at_b, y = T::ACROSS ? at_b + first : column + beside;
         const unsigned there = to + T::A + p * T::PANEL + first * 128;
         if (T::CLUSTER > 1) cp_async_bulk_tensor_multicast(there, b, x, y, full, ALL_BLOCKS);
         else cp_async_bulk_tensor_load(there, b, x, y, full);
@@ -128,10 +132,10 @@ __device__ __forceinline__ void load_tiles(const Places<T>& at, const Op& op, in
     Cursor<T::STAGES> cursor;
     while (walk.next(rank)) {
         op.ranks(walk.column, [&](int at_a, int at_b) {
-            load_stage(at, cursor, op.low_a(), op.low_b(), walk.row, walk.column, at_a, at_b, rank);
+            load_stage(at, cursor, op.low_a(), op.low_b(), walk.row, walk.column, op.extent.columns, at_a, at_b, rank);
         });
         for (int k = 0; k < op.depth; k += T::DEPTH)
-            load_stage(at, cursor, op.a, op.b, walk.row, walk.column, k, k, rank);
+            load_stage(at, cursor, op.a, op.b, walk.row, walk.column, op.extent.columns, k, k, rank);
     }
 }
 

@@ -263,6 +263,17 @@ def swiglu(case):
     return {"eager": lambda: both(case, lambda: eager(x), [x]), "compile": lambda: both(case, lambda: fast(x), [x])}
 
 
+def lora_linear_swiglu(case):
+    x, w = case.tensor("x"), case.tensor("w")
+    f = case.sizes["F"]
+
+    def eager(x, w):
+        y = F.linear(x, w)
+        return F.silu(y[:, :f]) * y[:, f:]
+    fast = compiled(eager)
+    return {"eager": lambda: both(case, lambda: eager(x, w), [x]), "compile": lambda: both(case, lambda: fast(x, w), [x])}
+
+
 def pool(case):
     if case.facts["pooling"] != "Mean":
         raise Refused("only the mean is written here")
@@ -329,7 +340,7 @@ def adamw(case):
 
 
 OPS = {"embed": embed, "rmsnorm": rmsnorm, "rope": rope, "attention": attention, "lora_linear": lora_linear,
-       "swiglu": swiglu, "pool": pool, "l2norm": l2norm, "dropout": dropout, "masked_xent": masked_xent,
+       "lora_linear_swiglu": lora_linear_swiglu, "swiglu": swiglu, "pool": pool, "l2norm": l2norm, "dropout": dropout, "masked_xent": masked_xent,
        "contrastive": contrastive, "adamw": adamw}
 
 

@@ -13,7 +13,7 @@ use crate::model::weights::Linear;
 use crate::ops::attention::{attention_bwd, attention_fwd};
 use crate::ops::dropout::Dropout;
 use crate::ops::embed::embed_fwd;
-use crate::ops::lora_linear::{self, lora_linear_bwd, lora_linear_fwd};
+use crate::ops::lora_linear::{self, lora_linear_bwd, lora_linear_fwd, lora_linear_swiglu_fwd};
 use crate::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
 use crate::ops::rope::{rope_bwd, rope_fwd};
 use crate::ops::swiglu::{swiglu_bwd, swiglu_fwd};
@@ -126,13 +126,15 @@ impl Model {
 impl Pass<'_> {
     /// Block `i`: reads the stream before it, writes the stream after it, unless that is kept from the time before.
     fn block_fwd(&self, state: &mut State, i: usize, again: bool) -> Result<()> {
-        let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, .. } = state;
+        let State { streams, saved, shared: Shared { h, h2, act }, positions, starts, watch, .. } = state;
         let (before, after) = adjacent(streams, i);
         let after = (!again).then_some(after);
         let at = i % saved.len();
         let Saved { rstd, qkv, attention, lse, middle, rstd2, gate_up, xa } = &mut saved[at];
         let Model { device: d, config, mask, weights, rope: RopeTables { cos, sin } } = self.model;
         let (w, heads, eps, lse) = (&weights.layers[i], config.heads, config.norm_eps, lse.as_mut());
+        // A backward reads gate_up, and so does who looks for the first NaN.
+        let keeps = lse.is_some() || watch.is_some();
         let (mut p, dropout) = (self.linears_fwd(xa, i), self.dropout(i, Place::Attention));
         rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps)?; //                             1 h         <- before
         p.qkv.run(Some(qkv), h, None)?; //                                                       2 qkv       <- h
@@ -140,8 +142,12 @@ impl Pass<'_> {
         attention_fwd(d, attention, lse, qkv, starts, heads, *mask, dropout)?; //                4 attention <- qkv
         p.o.run(Some(middle), attention, Some(before))?; //                                      5 middle    <- before, attention
         rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                                 6 h2        <- middle
-        p.gate_up.run(Some(gate_up), h2, None)?; //                                              7 gate_up   <- h2
-        swiglu_fwd(d, act, gate_up)?; //                                                         8 act       <- gate_up
+        if keeps {
+            p.gate_up.run(Some(gate_up), h2, None)?; //                                          7 gate_up   <- h2
+            swiglu_fwd(d, act, gate_up)?; //                                                     8 act       <- gate_up
+        } else {
+            p.gate_up.gated(act, gate_up, h2)?; //                                               7, 8
+        }
         p.down.run(after, act, Some(middle)) //                                                  9 after     <- middle, act
     }
 
@@ -265,6 +271,13 @@ impl LinearFwd<'_> {
             return Ok(());
         }
         lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual, *dropout)
+    }
+
+    /// The activation of a gated projection where nobody wants the projection itself, for which there is `room`.
+    fn gated(&mut self, act: &mut Tensor, room: &mut Tensor, x: &Tensor) -> Result<()> {
+        let LinearFwd { device, w, xa, dropout } = self;
+        let lora = w.lora.as_ref().map(Stack::view);
+        lora_linear_swiglu_fwd(device, act, room, Some(xa), x, &w.w, w.bias.as_ref(), lora, *dropout)
     }
 }
 

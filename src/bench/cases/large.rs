@@ -1,7 +1,8 @@
 //! Every op of a layer at the sizes of real models, to be timed; too large to be tested against f64.
 
 use super::{
-    Added, Case, DMEAN, DROPOUT, Facts, Normal, Poison, activation, adamw, attention, losses, rows, single,
+    Added, Case, DMEAN, DROPOUT, Facts, Normal, Poison, activation, adamw, attention, linear, losses, rows,
+    single,
 };
 use crate::ops::attention::{Heads, Mask};
 use crate::ops::contrastive::InfoNce;
@@ -122,6 +123,7 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
             let pack = vec![length; (n / length).max(1)];
             list.extend([false, true].map(|drop| attention_of(&pack, heads, drop, forward)));
         }
+        list.extend(forward.then(|| linear::swiglu([n, c, f], 0, false)));
         list.push(pool(n, c, forward));
         list.push(rows::l2norm([(n / 128).max(1), c], 1e-12, forward));
         let queries = (n / 32).max(1);

@@ -1,7 +1,7 @@
 //! The linear op: plain, and with low-rank segments, one of them without an adapter.
 
-use super::{Added, Case, DROPOUT, Facts, Normal, Poison, activation, chain, single, unfused};
-use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
+use super::{Added, Case, DROPOUT, Facts, Normal, Poison, activation, chain, room, single, unfused};
+use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd, lora_linear_swiglu_fwd};
 
 pub fn lora_linears() -> Vec<Case> {
     let plain = [[1, 1, 1], [3, 5, 7], [65, 48, 40], [256, 768, 768]];
@@ -39,6 +39,47 @@ pub fn large_tiles() -> Vec<Case> {
         [narrow, wide].into_iter().flat_map(|(fwd, bwd)| [lora_fwd(&fwd, false), lora_bwd(&bwd, true)]);
     let plain = plain.into_iter().chain([plain_fwd([256, 584, 256])]);
     plain.chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).chain(rings).collect()
+}
+
+/// Gate and up that end within a tile, in segments with adapters and without; tiles in plenty, more stages than a ring has.
+pub fn lora_linear_swiglus() -> Vec<Case> {
+    let plain = [[1, 8, 8], [129, 72, 136], [300, 592, 328]].map(|sizes| swiglu(sizes, 0, false));
+    let adapted = [([33, 136, 40], 4, true), ([257, 72, 264], 16, false), ([130, 264, 520], 64, true)];
+    plain.into_iter().chain(adapted.map(|(sizes, rank, drop)| swiglu(sizes, rank, drop))).collect()
+}
+
+/// Of N, K and F; without adapters at rank 0.
+pub(super) fn swiglu([n, k, f]: [usize; 3], rank: usize, drop: bool) -> Case {
+    let (dropout, rows, adapted) = (drop.then_some(DROPOUT), [f, f], rank > 0);
+    let mut facts = Facts::sizes([("N", n), ("K", k), ("F", f)]);
+    let mut outputs = vec![activation("act", Poison(vec![n, f])), room("room", vec![n, 2 * f])];
+    let mut inputs = vec![activation("x", Normal(vec![n, k])), activation("w", Normal(vec![2 * f, k]))];
+    if adapted {
+        facts.sizes.push(("R", rank));
+        facts = Facts { segments: rows.into(), dropout: drop, ..facts };
+        outputs.push(activation("xa", Poison(vec![n, 2 * rank])));
+        inputs.extend([single("a", Normal(vec![2 * rank, k])), single("b", Normal(vec![2 * f, rank]))]);
+    }
+    Case {
+        op: "lora_linear_swiglu_fwd",
+        label: format!("{}{}", facts.spelled(), if drop { " drop" } else { "" }),
+        facts,
+        outputs,
+        inputs,
+        flops: 2 * n * (2 * k * f + 2 * rank * (k + f)) + 5 * n * f,
+        elements: n * (k + f + 2 * rank) + 2 * f * k + 2 * rank * (k + f),
+        unfused: chain(move |o, i| {
+            let lora = adapted.then(|| Lora { a: &i[2], b: &i[3], rows: &rows, scales: &SCALES[..2] });
+            let Some((act, y)) = o.split_first_mut() else { unreachable!() };
+            unfused::lora_linear_fwd(y, i, lora, None, None, dropout)?;
+            unfused::swiglu_fwd(act, &y[0])
+        }),
+        run: Box::new(move |d, o, i| {
+            let [act, room, xa @ ..] = o else { unreachable!() };
+            let lora = adapted.then(|| Lora { a: &i[2], b: &i[3], rows: &rows, scales: &SCALES[..2] });
+            lora_linear_swiglu_fwd(d, act, room, xa.first_mut(), &i[0], &i[1], None, lora, dropout)
+        }),
+    }
 }
 
 /// One product, one rounding: no chain.

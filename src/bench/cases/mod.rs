@@ -95,6 +95,8 @@ pub enum Role {
     Single,
     /// Row numbers, ids, starts: i32.
     Index,
+    /// Room for activations: what an op leaves there says nothing.
+    Room,
 }
 
 /// A named operand of a case.
@@ -112,6 +114,10 @@ fn activation(name: &'static str, fill: Fill) -> Operand {
     Operand { name, role: Role::Activation, fill }
 }
 
+fn room(name: &'static str, shape: Vec<usize>) -> Operand {
+    Operand { name, role: Role::Room, fill: Poison(shape) }
+}
+
 fn single(name: &'static str, fill: Fill) -> Operand {
     Operand { name, role: Role::Single, fill }
 }
@@ -124,7 +130,7 @@ impl Operand {
     /// Its element type on a GPU.
     pub fn gpu_dtype(&self) -> DType {
         match self.role {
-            Role::Activation => DType::Bf16,
+            Role::Activation | Role::Room => DType::Bf16,
             Role::Single => DType::F32,
             Role::Index => DType::I32,
         }
@@ -239,7 +245,8 @@ pub const DMEAN: f64 = 0.7;
 /// Cases that only devices run: their kernels are chosen by size, and the f64 CPU takes long for theirs, or does the same as
 /// in others.
 pub fn device_only() -> Vec<Case> {
-    linear::large_tiles().into_iter().chain(losses::masked_xent_steps()).collect()
+    let lists = [linear::large_tiles(), linear::lora_linear_swiglus(), losses::masked_xent_steps()];
+    lists.into_iter().flatten().collect()
 }
 
 /// Every case of every op.

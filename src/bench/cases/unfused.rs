@@ -183,6 +183,18 @@ fn dropped(x: &[f64], k: usize, s: usize, scale: f64, dropout: Option<Dropout>) 
 }
 
 /// Product and bias, dropout, the two products of each segment, its scale, their sum, the residual.
+/// silu, then the product.
+pub fn swiglu_fwd(act: &mut Tensor, gate_up: &Tensor) -> Result<()> {
+    let f = act.shape()[1];
+    let rows = act.host_mut::<f64>()?.chunks_mut(f).zip(gate_up.host::<f64>()?.chunks(2 * f));
+    for (act, gate_up) in rows {
+        for ((a, &g), &u) in act.iter_mut().zip(gate_up).zip(&gate_up[f..]) {
+            *a = round(round(g / (1.0 + (-g).exp())) * u);
+        }
+    }
+    Ok(())
+}
+
 pub fn lora_linear_fwd(
     o: &mut [Tensor],
     i: &[Tensor],

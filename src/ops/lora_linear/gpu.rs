@@ -58,6 +58,66 @@ fn round(gpu: &Gpu, out: &mut Tensor, parts: &Tensor, rank: usize, ends: &[usize
     unsafe { fwd::lora_linear_round(gpu, launch, arguments) }
 }
 
+const FWD: &str = "lora_linear_fwd";
+
+/// xa, with the B that it is multiplied by, where there is low rank.
+fn low_rank<'a>(
+    gpu: &Gpu,
+    xa: Option<&'a mut Tensor>,
+    x: &Tensor,
+    lora: Option<Lora<'a>>,
+    dropout: Option<Dropout>,
+    sizes: &Sizes,
+    segments: Segments,
+) -> Result<Option<(&'a Tensor, &'a Tensor)>> {
+    let (Some(lora), Some(xa)) = (lora, xa) else { return Ok(None) };
+    let [mut parts] = Tensor::workspace(gpu, [(DType::F32, &sizes.fwd_parts()[..])])?;
+    let [splits, depth] = sizes.xa_splits();
+    let blocks = sizes.n.div_ceil(fwd::XA_TOKENS as usize);
+    let launch = Launch::cube([sizes.groups(), blocks, splits], fwd::XA_THREADS as usize);
+    let arguments = LoraLinearXa {
+        xa: &mut *xa,
+        parts: (splits > 1).then_some(&mut parts),
+        x,
+        a: lora.a,
+        n: int(FWD, sizes.n)?,
+        k: int(FWD, sizes.k)?,
+        r: int(FWD, sizes.rank)?,
+        segments,
+        depth: int(FWD, depth)?,
+        dropout: Draw::new(dropout),
+    };
+    // SAFETY: the op's contract holds xa, x and a to the sizes, of which `Segments::new` has refused what is no
+    // whole vector; parts is of as many parts as there are blocks along z.
+    unsafe { fwd::lora_linear_xa(gpu, launch, arguments) }?;
+    if splits > 1 {
+        round(gpu, xa, &parts, sizes.segments.len() * sizes.rank, &[splits])?;
+    }
+    Ok(Some((&*xa, lora.b)))
+}
+
+#[allow(clippy::too_many_arguments)]
+/// Both products of a gated layer and its activation in one launch; false, and nothing done, where no kernel takes them.
+pub fn swiglu(
+    gpu: &Gpu,
+    act: &mut Tensor,
+    xa: Option<&mut Tensor>,
+    x: &Tensor,
+    w: &Tensor,
+    lora: Option<Lora>,
+    dropout: Option<Dropout>,
+    sizes: &Sizes,
+) -> Result<bool> {
+    if !hopper::takes(gpu, sizes) {
+        return Ok(false);
+    }
+    let segments = Segments::new(FWD, sizes, lora.as_ref())?;
+    whole_vectors(FWD, "F", sizes.m / 2, 8)?;
+    let low = low_rank(gpu, xa, x, lora, dropout, sizes, segments)?;
+    hopper::swiglu(gpu, act, x, w, low, sizes, segments)?;
+    Ok(true)
+}
+
 #[allow(clippy::too_many_arguments)]
 pub fn forward(
     gpu: &Gpu,
@@ -71,43 +131,17 @@ pub fn forward(
     dropout: Option<Dropout>,
     sizes: &Sizes,
 ) -> Result<()> {
-    const OP: &str = "lora_linear_fwd";
-    let segments = Segments::new(OP, sizes, lora.as_ref())?;
-    let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
-    let mut low = None;
-    if let (Some(lora), Some(xa)) = (lora, xa) {
-        let [mut parts] = Tensor::workspace(gpu, [(DType::F32, &sizes.fwd_parts()[..])])?;
-        let [splits, depth] = sizes.xa_splits();
-        let blocks = sizes.n.div_ceil(fwd::XA_TOKENS as usize);
-        let launch = Launch::cube([sizes.groups(), blocks, splits], fwd::XA_THREADS as usize);
-        let arguments = LoraLinearXa {
-            xa: &mut *xa,
-            parts: (splits > 1).then_some(&mut parts),
-            x,
-            a: lora.a,
-            n,
-            k,
-            r,
-            segments,
-            depth: int(OP, depth)?,
-            dropout: Draw::new(dropout),
-        };
-        // SAFETY: the op's contract holds xa, x and a to the sizes, of which `Segments::new` has refused what is no
-        // whole vector; parts is of as many parts as there are blocks along z.
-        unsafe { fwd::lora_linear_xa(gpu, launch, arguments) }?;
-        if splits > 1 {
-            round(gpu, xa, &parts, sizes.segments.len() * sizes.rank, &[splits])?;
-        }
-        low = Some((&*xa, lora.b));
-    }
+    let segments = Segments::new(FWD, sizes, lora.as_ref())?;
+    let low = low_rank(gpu, xa, x, lora, dropout, sizes, segments)?;
     let Some(y) = y else { return Ok(()) };
     if hopper::takes(gpu, sizes) {
         return hopper::Forward { y, x, w, bias, residual, low }.run(gpu, sizes, segments);
     }
+    let [n, k, m, r] = [int(FWD, sizes.n)?, int(FWD, sizes.k)?, int(FWD, sizes.m)?, int(FWD, sizes.rank)?];
     let side = tile(sizes.n, sizes.m);
     let tiles = sizes.n.div_ceil(side) * sizes.m.div_ceil(side);
     let launch = Launch::line(tiles, fwd::PRODUCT_THREADS as usize);
-    let ((xa, b), side) = (low.unzip(), int(OP, side)?);
+    let ((xa, b), side) = (low.unzip(), int(FWD, side)?);
     let arguments = LoraLinearFwd { side, y, x, w, bias, residual, xa, b, n, k, m, r, segments };
     // SAFETY: the op's contract holds the arrays to the sizes, of which `Segments::new` has refused what is no whole
     // vector, and the segments end within m; there is a block for each tile.

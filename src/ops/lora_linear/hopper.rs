@@ -2,10 +2,11 @@
 
 use super::plan::Sizes;
 use crate::device::DType;
-use crate::device::gpu::{Gpu, Launch};
+use crate::device::gpu::{Gpu, Launch, TensorMap};
 use crate::error::Result;
 use crate::kernels::lora_linear_sm90::{
     self as kernels, LoraLinearDxSm90, LoraLinearFwdSm90, LoraLinearPadSm90, LoraLinearStackSm90,
+    LoraLinearSwigluSm90,
 };
 use crate::kernels::{Draw, Segments};
 use crate::ops::dropout::Dropout;
@@ -54,21 +55,12 @@ impl Forward<'_> {
         const OP: &str = "lora_linear_fwd";
         let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
         let (columns, cluster, launch) = tile(gpu, sizes.n, sizes.m);
-        let [mut stacked] = Tensor::workspace(gpu, [(DType::Bf16, &sizes.stacked_factors()[..])])?;
-        let (mut of, mut low) = (Segments { count: 0, ..segments }, None);
-        if let Some((xa, b)) = self.low {
-            let launch = factors(&stacked);
-            let arguments = LoraLinearStackSm90 { stacked: &mut stacked, b, m, r, segments };
-            // SAFETY: stacked is [m, count r], a multiple of 8 by `takes`, of which every thread has 8; b is [m, r].
-            unsafe { kernels::lora_linear_stack_sm90(gpu, launch, arguments) }?;
-            (of, low) = (segments, Some(xa));
-        }
+        let (low, of) = stack(gpu, self.low, sizes, segments)?;
         let x = self.x.tiles(gpu, "x", kernels::ROWS)?;
         let y = self.y.tiles(gpu, "y", kernels::PANEL)?;
         let w = self.w.tiles(gpu, "w", columns / cluster)?;
         let residual = self.residual.map(|t| t.tiles(gpu, "residual", kernels::PANEL)).transpose()?;
-        let xa = low.map(|t| t.tiles(gpu, "xa", kernels::ROWS)).transpose()?;
-        let factors = low.map(|_| stacked.tiles(gpu, "stacked", columns / cluster)).transpose()?;
+        let (xa, stacked) = ranks(gpu, &low, columns / cluster)?.unzip();
         let arguments = LoraLinearFwdSm90 {
             columns,
             y: &y,
@@ -76,7 +68,7 @@ impl Forward<'_> {
             w: &w,
             residual: residual.as_ref().unwrap_or(&y),
             xa: xa.as_ref().unwrap_or(&x),
-            stacked: factors.as_ref().unwrap_or(&w),
+            stacked: stacked.as_ref().unwrap_or(&w),
             bias: self.bias,
             adds_residual: i32::from(residual.is_some()),
             n,
@@ -89,6 +81,68 @@ impl Forward<'_> {
         // no whole vector; maps are of the boxes that the file's head gives, and the arrays behind them outlive the call.
         unsafe { kernels::lora_linear_fwd_sm90(gpu, launch, arguments) }
     }
+}
+
+/// xa, and every segment's B beside the others'; and the segments, none where there is no low rank.
+fn stack<'a>(
+    gpu: &Gpu,
+    low: Option<(&'a Tensor, &Tensor)>,
+    sizes: &Sizes,
+    segments: Segments,
+) -> Result<(Option<(&'a Tensor, Tensor)>, Segments)> {
+    const OP: &str = "lora_linear_fwd";
+    let Some((xa, b)) = low else { return Ok((None, Segments { count: 0, ..segments })) };
+    let [mut stacked] = Tensor::workspace(gpu, [(DType::Bf16, &sizes.stacked_factors()[..])])?;
+    let [m, r] = [int(OP, sizes.m)?, int(OP, sizes.rank)?];
+    let launch = factors(&stacked);
+    let arguments = LoraLinearStackSm90 { stacked: &mut stacked, b, m, r, segments };
+    // SAFETY: stacked is [m, count r], a multiple of 8 by `takes`, of which every thread has 8; b is [m, r].
+    unsafe { kernels::lora_linear_stack_sm90(gpu, launch, arguments) }?;
+    Ok((Some((xa, stacked)), segments))
+}
+
+/// Maps of xa and of the stacked B, whose boxes have so many rows.
+fn ranks(gpu: &Gpu, low: &Option<(&Tensor, Tensor)>, rows: i32) -> Result<Option<(TensorMap, TensorMap)>> {
+    let Some((xa, stacked)) = low else { return Ok(None) };
+    Ok(Some((xa.tiles(gpu, "xa", kernels::ROWS)?, stacked.tiles(gpu, "stacked", rows)?)))
+}
+
+/// act of gate and up, in wide tiles whatever the sizes.
+pub fn swiglu(
+    gpu: &Gpu,
+    act: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    low: Option<(&Tensor, &Tensor)>,
+    sizes: &Sizes,
+    segments: Segments,
+) -> Result<()> {
+    const OP: &str = "lora_linear_swiglu_fwd";
+    let [n, k, f, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m / 2)?, int(OP, sizes.rank)?];
+    let (low, segments) = stack(gpu, low, sizes, segments)?;
+    let half = kernels::WIDE / kernels::WIDE_CLUSTER;
+    let high = (kernels::ROWS * kernels::WIDE_CLUSTER) as usize;
+    let clusters = sizes.n.div_ceil(high) * (sizes.m / 2).div_ceil(half as usize);
+    let (cluster, threads) = (kernels::WIDE_CLUSTER as usize, kernels::THREADS as usize);
+    let launch = Launch::clusters(clusters, cluster, threads, kernels::WIDE_SHARED);
+    let x = x.tiles(gpu, "x", kernels::ROWS)?;
+    let w = w.tiles(gpu, "w", half)?;
+    let act = act.tiles(gpu, "act", kernels::PANEL)?;
+    let (xa, stacked) = ranks(gpu, &low, half)?.unzip();
+    let arguments = LoraLinearSwigluSm90 {
+        act: &act,
+        x: &x,
+        w: &w,
+        xa: xa.as_ref().unwrap_or(&x),
+        stacked: stacked.as_ref().unwrap_or(&w),
+        n,
+        k,
+        f,
+        r,
+        segments,
+    };
+    // SAFETY: as in the forward; w has 2 f rows.
+    unsafe { kernels::lora_linear_swiglu_sm90(gpu, launch, arguments) }
 }
 
 /// The operands of dx; `low` are room for the factors, dxa and a.
