@@ -7,6 +7,7 @@ pub mod hf;
 pub mod input;
 pub mod instruction;
 pub(crate) mod jsonl;
+pub(crate) mod keys;
 pub mod npy;
 mod number;
 pub mod output;

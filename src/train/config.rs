@@ -9,6 +9,7 @@ mod table;
 
 pub use check::Invalid;
 
+use crate::format::keys::one_or_many;
 use crate::pretrained::pooling::PoolingMode;
 use crate::text::template::Template;
 use crate::train::blocks::Grouping;
@@ -107,7 +108,7 @@ settings! {
     flag(short, long = "model", env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")
     model_name_or_path: Option<String> = None;
     /// Adapter to merge before the new one is trained; repeat for several, in order
-    #[serde(deserialize_with = "json::one_or_many")]
+    #[serde(deserialize_with = "one_or_many")]
     flag(long = "adapter", env = "LLM2VEC_ADAPTER", value_name = "DIR")
     peft_model_name_or_path: Vec<String> = Vec::new();
     /// Train the last --adapter on instead of merging it

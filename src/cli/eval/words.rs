@@ -1,6 +1,9 @@
 //! `llm2vec eval words`: a linear probe on the words of a frozen model.
 
+mod config;
 mod table;
+
+pub use config::Words;
 
 use super::layers;
 use crate::cli::progress::Tally;
@@ -31,15 +34,19 @@ use std::rc::Rc;
   llm2vec eval words -m DIR --data word/ud-ewt --label upos              # ud-ewt.train.…, ud-ewt.dev.…
   llm2vec eval words -m DIR --adapter mntp --train eng.train --test eng.testb --label chunk --cache features
   llm2vec eval words -m DIR --data FOLDER --label ner --layers all --plot layers.svg
+  llm2vec eval words --config train_configs/word-task/Mistral-bi-mntp.json --data conll2003   # the reference's own
 Files: columns (CoNLL-2003: word, pos, chunk, ner; or any, by number from 1), .conllu, or .jsonl of {\"tokens\": […], \"ner\": […]};
 .gz and .zst too. Words of --vectors are those of the training, the validation and the test file, one row each."
 )]
-pub struct Words {
+pub struct Flags {
     #[command(flatten)]
     model: ModelFlags,
+    /// A JSON configuration of the reference's (train_configs/word-task, test_configs/word-task); flags win over it
+    #[arg(long, env = "LLM2VEC_CONFIG", value_name = "FILE.json")]
+    config: Option<PathBuf>,
     /// Folder with train, dev and test files, or FOLDER/NAME where their names begin with NAME
     #[arg(long, env = "LLM2VEC_DATA", value_name = "PATH", conflicts_with_all = ["train", "validation", "test"],
-        required_unless_present = "train")]
+        required_unless_present_any = ["train", "config"])]
     data: Option<PathBuf>,
     /// Instead of --data: the file to learn from
     #[arg(long, env = "LLM2VEC_TRAIN", value_name = "FILE", requires = "test")]
@@ -48,7 +55,7 @@ pub struct Words {
     #[arg(long, env = "LLM2VEC_VALIDATION", value_name = "FILE", requires = "train")]
     validation: Option<PathBuf>,
     /// Instead of --data: the file to answer
-    #[arg(long, env = "LLM2VEC_TEST", value_name = "FILE", requires = "train")]
+    #[arg(long, env = "LLM2VEC_TEST", value_name = "FILE")]
     test: Option<PathBuf>,
     /// Which tags: pos, chunk, ner, upos, xpos, a column's number, a key of the JSON [default: the only one]
     #[arg(long, env = "LLM2VEC_LABEL", value_name = "NAME")]
@@ -78,6 +85,9 @@ pub struct Words {
     /// Scores by class, confusion, settings and all as JSON
     #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "FILE.json")]
     output: Option<PathBuf>,
+    /// The folder of the scores, to be made.
+    #[arg(skip)]
+    folder: Option<PathBuf>,
     /// Draw accuracy and F1 by layer
     #[arg(long, env = "LLM2VEC_PLOT", value_name = "FILE.svg", requires = "layers")]
     plot: Option<PathBuf>,
@@ -86,9 +96,9 @@ pub struct Words {
     quiet: bool,
 }
 
-impl Words {
+impl Flags {
     /// Runs the command.
-    pub fn run(self) -> Result<()> {
+    fn run(self) -> Result<()> {
         let files = match (&self.data, &self.train, &self.test) {
             (Some(data), ..) => Files::find(data)?,
             (None, Some(train), Some(test)) => {
@@ -99,7 +109,8 @@ impl Words {
         let data = DataSet::read(&files, self.label.as_deref())?;
         self.check_outputs(&data)?;
         let mut head = json!({
-            "task": "words", "data": words::paths(&data), "label": data.train.label, "probe": self.probe,
+            "task": "words", "config": self.config, "data": words::paths(&data), "label": data.train.label,
+            "probe": self.probe,
         });
         let features = if self.vectors.is_empty() {
             self.by_model(&data, &mut head)?
@@ -115,6 +126,9 @@ impl Words {
 
     /// Refuses, before any work, what cannot be written or would overwrite what is read.
     fn check_outputs(&self, data: &DataSet) -> Result<()> {
+        if let Some(dir) = &self.folder {
+            std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        }
         for (flag, path) in [("--output", &self.output), ("--plot", &self.plot)] {
             let Some(path) = path else { continue };
             let vectors = self.vectors.iter().map(PathBuf::as_path);

@@ -11,6 +11,7 @@
 //! * the probe is f32 on the CPU whatever the device, starts at zero, and is deterministic for a seed;
 //! * features are made once, without dropout, and not in each step.
 
+pub mod config;
 pub mod data;
 pub mod features;
 #[cfg(feature = "cli")]

@@ -57,7 +57,7 @@ fn words_are_learnt_and_reported() {
     assert_eq!((test["words"].as_u64(), test["by_class"]["PER"]["support"].as_u64()), (Some(120), Some(40)));
     assert_eq!(json["report"]["classes"], serde_json::json!(["B-PER", "O"]));
     assert_eq!((&json["label_position"], &json["report"]["spans"]), (&"same".into(), &true.into()));
-    assert!(said.contains("label position: same, no adapter is MNTP's"), "{said}");
+    assert!(said.contains("label position: same, no adapter is known to be MNTP's"), "{said}");
     assert_eq!(report(&path, &[]).0, json, "a run is not deterministic");
     assert_ne!(report(&path, &["--seed", "7"]).0["report"], json["report"]);
     for other in [["--attention", "causal"], ["--word-pooling", "first"], ["--label-position", "before"]] {
@@ -81,6 +81,79 @@ fn an_adapter_by_mntp_is_read_one_token_earlier() {
     assert!(said.contains("label position: before") && said.contains("--label-position same"), "{said}");
     let asked = [&stacked[..], &["--label-position", "same"]].concat();
     assert_eq!(report(&path, &asked).0["label_position"], "same");
+}
+
+/// The keys of the reference's files for training (`true`) and for testing.
+fn reference_config(training: bool, model: &str, adapter: &str, out: &str) -> Value {
+    let mut all = serde_json::json!({
+        "model_name_or_path": model, "peft_addr": adapter, "model_class": "custom", "bidirectional": false,
+        "classifier_dropout": 0.2, "torch_dtype": "bfloat16", "attn_implementation": "flash_attention_2",
+        "merge_subwords": false, "retroactive_labels": "next_token", "output_dir": out,
+        "dataset_name": "conll2003", "task": "ner_tags",
+    });
+    let more = match training {
+        true => serde_json::json!({
+            "num_train_epochs": 10, "learning_rate": 0.01, "do_train": true, "save_steps": 250, "logging_steps": 50,
+            "save_strategy": "steps", "do_eval": true, "eval_steps": 500, "evaluation_strategy": "steps",
+            "overwrite_output_dir": true, "stop_after_n_steps": 60, "remove_unused_columns": false,
+        }),
+        false => serde_json::json!({ "cls_addr": "some/checkpoint-3000", "max_seq_length": 512 }),
+    };
+    all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    all
+}
+
+/// The same figures as by flags; flags win; what has no meaning is said, what is not known is refused.
+#[test]
+fn configurations_of_the_reference_run_as_they_are() {
+    let ((_dir, data), adapter, place) = (data(), folder(), folder());
+    random_adapter(adapter.path(), &config(&novel5m()), 5);
+    let (file, out) = (place.path().join("config.json"), place.path().join("output/ner/bi-mntp"));
+    let (model, adapter) = (novel5m(), str(adapter.path()).to_string());
+    let written = |json: &Value| fs::write(&file, json.to_string()).unwrap();
+    let command = ["eval", "words", "--config", str(&file)];
+    let run = |more: &[&str]| llm2vec(&[&command[..], more].concat()).output().unwrap();
+    let result =
+        || -> Value { serde_json::from_slice(&fs::read(out.join("result_summary.json")).unwrap()).unwrap() };
+    for training in [true, false] {
+        let json = reference_config(training, str(&model), &adapter, str(&out));
+        written(&json);
+        let steps = ["--lr", "0.01", "--steps", "60"];
+        let more = if training { &[][..] } else { &steps };
+        let output = run(&[&["--data", str(&data)], more].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        let ignored = said.lines().find(|l| l.contains("no meaning here")).unwrap();
+        assert!(ignored.contains("torch_dtype") && !ignored.contains("learning_rate"), "{ignored}");
+        assert!(ignored.contains(if training { "evaluation_strategy" } else { "cls_addr" }), "{ignored}");
+        let by_flags =
+            ["--adapter", &adapter, "--attention", "causal", "--dropout", "0.2", "--word-pooling", "first"];
+        let wanted =
+            report(&data, &[&by_flags[..], &["--label-position", "before", "--label", "ner"]].concat()).0;
+        assert_eq!(result()["report"], wanted["report"]);
+        assert_eq!((&result()["label"], &result()["label_position"]), (&"ner".into(), &"before".into()));
+    }
+    let output =
+        run(&["--data", str(&data), "--steps", "7", "--label-position", "same", "--attention", "full"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!((&result()["probe"]["stop_after"], &result()["label_position"]), (&7.into(), &"same".into()));
+    assert_eq!(
+        (&result()["probe"]["dropout"], &result()["settings"]["attention"]),
+        (&0.2.into(), &"full".into())
+    );
+
+    failed(run(&[]), 1, &["no data in place of \"conll2003\": give --data FOLDER"]);
+    for (key, value, words) in [
+        ("lerning_rate", 1.into(), &["unknown key \"lerning_rate\"", "\"learning_rate\" meant"][..]),
+        ("model_class", "auto".into(), &["\"model_class\" is \"auto\"", "only \"custom\""]),
+        ("num_train_epochs", 2.5.into(), &["\"num_train_epochs\" is 2.5"]),
+        ("task", "pos".into(), &["\"task\" is \"pos\"", "pos_tags"]),
+    ] {
+        let mut json = reference_config(true, str(&model), &adapter, str(&out));
+        json[key] = value;
+        written(&json);
+        failed(run(&["--data", str(&data)]), 1, words);
+    }
 }
 
 /// Features are found again, also for other tags and by a single layer of a sweep; damaged ones are made anew.
