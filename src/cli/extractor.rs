@@ -5,8 +5,10 @@ use crate::encode::Encoder;
 use crate::encode::words::{LabelPosition, WordRows};
 use crate::error::Result;
 use crate::eval::words::features::Extractor;
+use crate::pretrained::chain::{self, Link};
+use crate::pretrained::fingerprint;
+use crate::pretrained::names::stem;
 use crate::pretrained::open::{Options, Setup};
-use crate::pretrained::{chain, fingerprint};
 use crate::text::template;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -19,9 +21,17 @@ pub fn setup(options: &mut Options) -> Result<Setup> {
 
 /// The states that the stack was trained for, and why.
 pub fn position(setup: &Setup) -> (LabelPosition, String) {
-    match chain::mntp(&setup.stack.adapters, &setup.files.chain) {
-        Some(why) => (LabelPosition::Before, format!("{why}; --label-position same is the other")),
-        None => (LabelPosition::Same, "no adapter is MNTP's".to_string()),
+    match chain::mntp(&setup.files.chain) {
+        Some(link) => {
+            (LabelPosition::Before, format!("{} is MNTP's; --label-position same is the other", link.name))
+        }
+        None => {
+            let named = setup.files.chain.iter().find(|link| stem(&link.name).contains("mntp"));
+            let hint =
+                |link: &Link| format!("; {} is called so: if it is, --label-position before", link.name);
+            let hint = named.filter(|link| link.stage.is_none()).map_or(String::new(), hint);
+            (LabelPosition::Same, format!("no adapter is known to be MNTP's{hint}"))
+        }
     }
 }
 

@@ -19,13 +19,16 @@ pub struct Link {
     pub name: String,
     /// SHA-256 of what it does to the weights, whatever the form of its file.
     pub sha256: String,
+    /// The stage that trained it (`mntp`, `simcse`, `supervised`), where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
 }
 
 impl Link {
     /// The link that stands for `adapter`, which was found as `at`.
     pub fn new(at: &Located, adapter: &Adapter) -> Link {
         let name = if at.hub { at.name.clone() } else { name(&adapter.dir) };
-        Link { name, sha256: Link::hash(adapter) }
+        Link { name, sha256: Link::hash(adapter), stage: stage(at) }
     }
 
     /// SHA-256 of what `adapter` does to the weights.
@@ -70,29 +73,23 @@ pub fn implied(name: &str) -> Option<&str> {
 /// The configuration of the run that made an adapter, beside it or, of a checkpoint, in the folder of the run.
 pub const RUN_FILE: &str = "train_config.json";
 
-/// What says that a stack's states stand for the token after them: the first adapter trained by MNTP, in words.
-///
-/// The run's configuration beside it says so, else its name has `mntp` in it, as all published ones have and what an
-/// adapter records of those below it.
-pub fn mntp(adapters: &[Located], chain: &[Link]) -> Option<String> {
-    let by_name = |name: &str| stem(name).contains("mntp");
-    let by_run = adapters.iter().find_map(|at| match stage(&at.dir).as_deref() {
-        Some("mntp") => Some(format!("{} is MNTP's by its {RUN_FILE}", at.name)),
-        None if by_name(&at.name) => Some(format!("{} is MNTP's by its name", at.name)),
-        _ => None,
-    });
-    by_run.or_else(|| {
-        let below = chain.iter().find(|link| by_name(&link.name));
-        below.map(|link| format!("{} in the recorded stack is MNTP's by its name", link.name))
-    })
+/// The first adapter of a stack that MNTP trained: with it, states stand for the token after them.
+pub fn mntp(chain: &[Link]) -> Option<&Link> {
+    chain.iter().find(|link| link.stage.as_deref() == Some(MNTP))
 }
 
-/// The stage of the run that made the adapter in `dir`.
-fn stage(dir: &Path) -> Option<String> {
-    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
-    let places = [Some(dir.as_path()), dir.parent()].into_iter().flatten().map(|dir| dir.join(RUN_FILE));
-    let config = places.into_iter().find_map(|path| read_json(&path).ok())?;
-    config.get("stage")?.as_str().map(String::from)
+const MNTP: &str = "mntp";
+
+/// The stage of the run that made the adapter: by that run's configuration beside it or, of a published one, which has
+/// none, by the name of its repository. What anybody calls a folder of theirs says nothing.
+fn stage(at: &Located) -> Option<String> {
+    let dir = at.dir.canonicalize().unwrap_or_else(|_| at.dir.clone());
+    let run = dir.parent().filter(|_| name(&dir).contains("/checkpoint-"));
+    let places = [Some(dir.as_path()), run].into_iter().flatten().map(|dir| dir.join(RUN_FILE));
+    if let Some(config) = places.into_iter().find_map(|path| read_json(&path).ok()) {
+        return config.get("stage")?.as_str().map(String::from);
+    }
+    (at.hub && stem(&at.name).ends_with("-mntp")).then(|| MNTP.into())
 }
 
 /// Refuses a published adapter that is put on the bare model; in a folder of the same name, which may be anybody's,

@@ -68,7 +68,7 @@ impl Evaluator {
                 let rows = WordRows {
                     layers: vec![setup.config.layers],
                     pooling: WordPooling::Mean,
-                    position: extractor::position(&setup).0,
+                    position: flags.words.label_position.unwrap_or_else(|| extractor::position(&setup).0),
                 };
                 none.insert(extractor::of_model(setup, None, rows, |_, _| {})?)
             }

@@ -4,6 +4,7 @@ use super::plan::{Plan, Task};
 use crate::cli::KernelSetFlags;
 use crate::device::images::KernelSet;
 use crate::encode::texts::Empty;
+use crate::encode::words::LabelPosition;
 use crate::error::{Error, Result, message};
 use crate::eval::probe;
 use crate::pretrained::open::Compute;
@@ -102,6 +103,9 @@ pub struct WordFlags {
     /// Tagged words to evaluate on: --data of `eval words` and its --label, as word/ud-ewt:chunk; one pass serves all labels of a folder
     #[arg(long, env = "LLM2VEC_WORDS", value_name = "FOLDER:LABEL", num_args = 1.., value_delimiter = ',')]
     pub words: Vec<String>,
+    /// Which states stand for a word in every variant: its tokens', or those one token earlier [default: before where MNTP is below, else same]
+    #[arg(long, env = "LLM2VEC_LABEL_POSITION", value_name = "PLACE", requires = "words")]
+    pub label_position: Option<LabelPosition>,
     /// Steps of a probe
     #[arg(long = "words-steps", env = "LLM2VEC_WORDS_STEPS", value_name = "N", requires = "words",
         default_value_t = probe::Options::default().stop_after)]
@@ -316,6 +320,9 @@ impl Ablate {
             put("--words", paths(true));
             put("--words-steps", json!(self.words.steps));
             put("--words-lr", json!(self.words.rate));
+            if let Some(position) = self.words.label_position {
+                put("--label-position", json!(position.name()));
+            }
         }
         for config in configs {
             let stage = config.stage;

@@ -44,7 +44,7 @@ fn checkpoint(step: u64, size: usize) -> Checkpoint {
         m: m.clone(),
         v: normal(step, size),
     };
-    let link = Link { name: "mntp".into(), sha256: "ab".repeat(32) };
+    let link = Link { name: "mntp".into(), sha256: "ab".repeat(32), stage: Some("mntp".into()) };
     Checkpoint {
         state: State {
             step,

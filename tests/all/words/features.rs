@@ -7,6 +7,7 @@ use llm2vec::eval::probe;
 use llm2vec::eval::words::features::Extractor;
 use llm2vec::eval::words::task::WordTask;
 use llm2vec::format::input::joined;
+use llm2vec::format::peft::Adapter;
 use llm2vec::pretrained::chain::{self, Link};
 use llm2vec::pretrained::names::Located;
 use llm2vec::{Attention, Empty, Encoder, EncoderOptions, Error, Item, Level, Parts, Passage, WordPooling};
@@ -137,30 +138,38 @@ fn rows_before_are_those_of_the_paper() {
     assert!(several >= 3, "{several} words of several tokens");
 }
 
+/// By the run's own record, and by what is recorded of those below; never by what a folder is called.
 #[test]
 fn a_stack_knows_that_mntp_is_in_it() {
     let dir = folder();
     let adapter = |name: &str, stage: Option<&str>| {
         let path = dir.path().join(name);
-        fs::create_dir(&path).unwrap();
+        fs::create_dir_all(&path).unwrap();
         random_adapter(&path, &crate::common::config(&novel5m()), 1);
         if let Some(stage) = stage {
             fs::write(path.join("train_config.json"), format!("{{\"stage\": \"{stage}\"}}")).unwrap();
         }
-        Located::folder(path)
+        let opened = Adapter::open(&path).unwrap();
+        Link::new(&Located::folder(path), &opened)
     };
     let (a, b) = (adapter("first", Some("mntp")), adapter("second", Some("simcse")));
-    let said = |stack: &[Located], chain: &[Link]| chain::mntp(stack, chain);
-    assert!(said(std::slice::from_ref(&a), &[]).unwrap().contains("train_config.json"));
-    assert!(said(&[a.clone(), b.clone()], &[]).unwrap().contains("first"));
-    assert_eq!(said(std::slice::from_ref(&b), &[]), None);
-    assert_eq!(said(&[], &[]), None);
-    // A checkpoint is of the run in whose folder it lies.
-    fs::create_dir(a.dir.join("checkpoint-3")).unwrap();
-    assert!(said(&[Located::folder(a.dir.join("checkpoint-3"))], &[]).is_some());
-    let named = adapter("Some-Model-MNTP-supervised", None);
-    assert!(said(&[named], &[]).unwrap().contains("by its name"));
-    // Below what was trained by something else, or merged into the model.
-    let link = |name: &str| Link { name: name.into(), sha256: String::new() };
-    assert!(said(&[b], &[link("runs/mntp"), link("second")]).unwrap().contains("recorded"));
+    assert_eq!(chain::mntp(&[b.clone(), a.clone()]), Some(&a));
+    assert_eq!(chain::mntp(std::slice::from_ref(&b)), None);
+    // A checkpoint is of the run in whose folder it lies, another folder there is not.
+    assert!(chain::mntp(&[adapter("first/checkpoint-3", None)]).is_some());
+    assert_eq!(chain::mntp(&[adapter("first/other", None)]), None);
+    assert_eq!(chain::mntp(&[adapter("Some-Model-mntp", None), adapter("mntp", Some("supervised"))]), None);
+    // A published one has no record of its run; its repository's name is its own.
+    let at = Located {
+        name: "org/LLM2Vec-Some-Model-mntp".into(),
+        dir: dir.path().join("Some-Model-mntp"),
+        hub: true,
+    };
+    let published = Link::new(&at, &Adapter::open(&at.dir).unwrap());
+    assert_eq!(chain::mntp(std::slice::from_ref(&published)), Some(&published));
+    // What is recorded of it goes with it, and a record of before says nothing of the stage.
+    let again: Link = serde_json::from_str(&serde_json::to_string(&a).unwrap()).unwrap();
+    assert_eq!(again, a);
+    let old: Link = serde_json::from_str(r#"{"name": "mntp", "sha256": "00"}"#).unwrap();
+    assert_eq!(chain::mntp(&[old]), None);
 }
