@@ -6,7 +6,7 @@ use super::instructions::Instruction;
 use super::metrics::average_precision::average_precision;
 use super::rows::{self, Row, wrong};
 use super::scores::Scores;
-use super::similarity::{cosine, dot, euclidean, manhattan};
+use super::similarity::SIMILARITIES;
 use super::source::Vectors;
 use crate::encode::texts::Item;
 use crate::error::{Error, Result};
@@ -100,17 +100,6 @@ fn groups(scores: &[f64], labels: &[bool]) -> Vec<Group> {
     };
     tied.map(group).collect()
 }
-
-/// How alike two vectors are.
-type Similarity = fn(&[f32], &[f32]) -> f64;
-
-/// The four similarities under MTEB's names; distances are turned round.
-const SIMILARITIES: [(&str, Similarity); 4] = [
-    ("cosine", cosine),
-    ("dot", dot),
-    ("euclidean", |a, b| -euclidean(a, b)),
-    ("manhattan", |a, b| -manhattan(a, b)),
-];
 
 /// Figures of the set in `folder`.
 pub fn run(vectors: &mut Vectors, folder: &Path, instruction: &Instruction) -> Result<Scores> {

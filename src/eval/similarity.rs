@@ -21,6 +21,17 @@ pub fn manhattan(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).sum()
 }
 
+/// How alike two vectors are.
+pub type Similarity = fn(&[f32], &[f32]) -> f64;
+
+/// The four similarities under MTEB's names; distances are turned round.
+pub const SIMILARITIES: [(&str, Similarity); 4] = [
+    ("cosine", cosine),
+    ("dot", dot),
+    ("euclidean", |a, b| -euclidean(a, b)),
+    ("manhattan", |a, b| -manhattan(a, b)),
+];
+
 /// Scales every row to unit length; a row of zeros stays.
 pub fn normalize(rows: &mut [f32], width: usize) {
     for row in rows.chunks_exact_mut(width) {

@@ -2,12 +2,11 @@
 
 use super::correlation::{pearson, spearman};
 use super::scores::Scores;
-use super::similarity::{cosine, dot};
+use super::similarity::SIMILARITIES;
 use super::source::Vectors;
 use crate::encode::texts::Item;
 use crate::error::{Error, Message, Result, message};
 use crate::format::input::{self, Format, Record};
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +15,9 @@ const HEADER: [&str; 4] = ["subset", "score", "sentence1", "sentence2"];
 
 /// How the names of files end.
 pub(super) const ENDINGS: [&str; 3] = [".tsv", ".tsv.gz", ".tsv.zst"];
+
+/// MTEB's main figure.
+const MAIN: &str = "cosine_spearman";
 
 /// Pairs that are embedded at a time: only their cosines are kept.
 const WINDOW: usize = 4096;
@@ -91,71 +93,40 @@ fn pair(path: &Path, record: Record) -> Result<Pair> {
     Ok(Pair { line: record.place, subset: subset.to_string(), score, sentences })
 }
 
-/// How far the cosines and the scores agree, times 100; `None` where one of them is constant.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Agreement {
-    /// Pairs compared.
-    pub pairs: usize,
-    /// By rank.
-    pub spearman: Option<f64>,
-    /// By value.
-    pub pearson: Option<f64>,
-    /// Of inner products instead of cosines, by rank.
-    pub dot_spearman: Option<f64>,
-    /// Of inner products, by value.
-    pub dot_pearson: Option<f64>,
-}
-
-/// What pairs gave, and what people said.
+/// Pairs by each similarity, and what people said of them.
 #[derive(Clone, Debug, Default)]
 struct Judged {
-    cosines: Vec<f64>,
-    dots: Vec<f64>,
+    by_similarity: [Vec<f64>; SIMILARITIES.len()],
     scores: Vec<f64>,
 }
 
 impl Judged {
-    fn add(&mut self, other: &Judged) {
-        self.cosines.extend(&other.cosines);
-        self.dots.extend(&other.dots);
-        self.scores.extend(&other.scores);
+    fn add(&mut self, similarities: [f64; SIMILARITIES.len()], score: f64) {
+        self.by_similarity.iter_mut().zip(similarities).for_each(|(list, value)| list.push(value));
+        self.scores.push(score);
     }
 
-    fn agreement(&self) -> Agreement {
-        let percent = |r: Option<f64>| r.map(|r| 100.0 * r);
-        Agreement {
-            pairs: self.scores.len(),
-            spearman: percent(spearman(&self.cosines, &self.scores)),
-            pearson: percent(pearson(&self.cosines, &self.scores)),
-            dot_spearman: percent(spearman(&self.dots, &self.scores)),
-            dot_pearson: percent(pearson(&self.dots, &self.scores)),
+    /// MTEB's figures; none of a side that is constant.
+    fn figures(&self) -> Scores {
+        let mut scores = Scores::new(MAIN);
+        for ((name, _), list) in SIMILARITIES.iter().zip(&self.by_similarity) {
+            scores.add(format!("{name}_spearman"), spearman(list, &self.scores));
+            scores.add(format!("{name}_pearson"), pearson(list, &self.scores));
         }
+        scores.count("pairs", self.scores.len());
+        scores
     }
 }
 
-/// What one file gave.
-#[derive(Clone, Debug, Serialize)]
-pub struct FileReport {
-    /// The file.
-    pub file: PathBuf,
-    /// Over all its pairs.
-    #[serde(flatten)]
-    pub all: Agreement,
-    /// By subset, in alphabetical order.
-    pub subsets: BTreeMap<String, Agreement>,
-}
-
-/// What all files gave.
-#[derive(Clone, Debug, Serialize)]
+/// What all files gave: correlations from -1 to 1 under MTEB's names.
+#[derive(Clone, Debug)]
 pub struct Report {
-    /// File by file.
-    pub files: Vec<FileReport>,
+    /// File by file, each with its subsets in alphabetical order.
+    pub files: Vec<(PathBuf, Scores)>,
     /// Over the pairs of all files, as if they were one.
-    pub all: Agreement,
+    pub all: Scores,
     /// The average over the files.
-    pub mean: Agreement,
-    /// Texts that a length limit cut.
-    pub cut: u64,
+    pub mean: Scores,
 }
 
 /// Embeds both sides of every pair of `files` and compares; all files are read before the first is embedded.
@@ -165,7 +136,7 @@ pub fn run(vectors: &mut Vectors, files: &[PathBuf], instruction: &str) -> Resul
     let data = files.iter().map(|f| Ok((f, read(f)?))).collect::<Result<Vec<_>>>()?;
     let (mut reports, mut all, c) = (Vec::new(), Judged::default(), vectors.width());
     for (file, pairs) in data {
-        let mut judged = Judged { scores: pairs.iter().map(|p| p.score).collect(), ..Judged::default() };
+        let (mut judged, mut subsets) = (Judged::default(), BTreeMap::<&str, Judged>::new());
         for window in pairs.chunks(WINDOW) {
             let at = |i: usize, what: Message| {
                 let place = format!("line {}, sentence {}: ", window[i / 2].line, i % 2 + 1);
@@ -173,50 +144,38 @@ pub fn run(vectors: &mut Vectors, files: &[PathBuf], instruction: &str) -> Resul
             };
             let texts = window.iter().flat_map(|p| &p.sentences);
             let items: Vec<Item> = texts.map(|text| Item { instruction, text }).collect();
-            for both in vectors.rows(&items, at)?.chunks_exact(2 * c) {
-                judged.cosines.push(cosine(&both[..c], &both[c..]));
-                judged.dots.push(dot(&both[..c], &both[c..]));
+            let rows = vectors.rows(&items, at)?;
+            for (both, pair) in rows.chunks_exact(2 * c).zip(window) {
+                let similarities = SIMILARITIES.map(|(_, similarity)| similarity(&both[..c], &both[c..]));
+                for judged in [&mut judged, subsets.entry(&pair.subset).or_default(), &mut all] {
+                    judged.add(similarities, pair.score);
+                }
             }
         }
-        let mut subsets: BTreeMap<String, Judged> = BTreeMap::new();
-        for (i, pair) in pairs.into_iter().enumerate() {
-            let subset = subsets.entry(pair.subset).or_default();
-            subset.cosines.push(judged.cosines[i]);
-            subset.dots.push(judged.dots[i]);
-            subset.scores.push(pair.score);
-        }
-        reports.push(FileReport {
-            file: file.clone(),
-            all: judged.agreement(),
-            subsets: subsets.into_iter().map(|(name, judged)| (name, judged.agreement())).collect(),
-        });
-        all.add(&judged);
+        let mut figures = judged.figures();
+        figures.subsets = subsets.iter().map(|(name, judged)| (name.to_string(), judged.figures())).collect();
+        reports.push((file.clone(), figures));
     }
     vectors.finish()?;
-    let mean = |of: fn(&Agreement) -> Option<f64>| {
-        let sum = reports.iter().map(|r| of(&r.all)).sum::<Option<f64>>()?;
-        Some(sum / reports.len() as f64)
-    };
-    let mean = Agreement {
-        pairs: all.scores.len(),
-        spearman: mean(|a| a.spearman),
-        pearson: mean(|a| a.pearson),
-        dot_spearman: mean(|a| a.dot_spearman),
-        dot_pearson: mean(|a| a.dot_pearson),
-    };
-    Ok(Report { all: all.agreement(), mean, cut: vectors.cut, files: reports })
+    let all = all.figures();
+    let mut mean = Scores::new(MAIN);
+    for (name, _) in &all.values {
+        let sum = reports.iter().map(|(_, file)| file.value(name)).sum::<Option<f64>>();
+        mean.add(name.clone(), sum.map(|sum| sum / reports.len() as f64));
+    }
+    mean.counts = all.counts.clone();
+    Ok(Report { all, mean, files: reports })
 }
 
 impl Report {
-    /// The agreement over all pairs under MTEB's names.
+    /// The figures over all pairs, with those of each file, or of the only file's subsets.
     pub fn scores(&self) -> Scores {
-        let share = |percent: Option<f64>| percent.map(|p| p / 100.0);
-        let mut scores = Scores::new("cosine_spearman");
-        scores.add("cosine_spearman", share(self.all.spearman));
-        scores.add("cosine_pearson", share(self.all.pearson));
-        scores.add("dot_spearman", share(self.all.dot_spearman));
-        scores.add("dot_pearson", share(self.all.dot_pearson));
-        scores.count("pairs", self.all.pairs);
-        scores
+        match &self.files[..] {
+            [(_, only)] => only.clone(),
+            files => {
+                let named = files.iter().map(|(file, scores)| (file.display().to_string(), scores.clone()));
+                Scores { subsets: named.collect(), ..self.all.clone() }
+            }
+        }
     }
 }

@@ -242,13 +242,13 @@ fn efficiency_is_sts_of_every_checkpoint() {
         let length = ["--max-length", "512"];
         good(llm2vec(&[&own[..], &more, &length].concat()));
         let json: Value = serde_json::from_slice(&fs::read(out).unwrap()).unwrap();
-        json["report"]["mean"]["spearman"].clone()
+        json["mean_of_files"]["cosine_spearman"].clone()
     };
-    assert_eq!(points[0]["spearman"], eval(None));
+    assert_eq!(points[0]["cosine_spearman"], eval(None));
     for (step, point) in [(2, &points[1]), (6, &points[3])] {
-        assert_eq!(point["spearman"], eval(Some(run.join(format!("checkpoint-{step}")))));
+        assert_eq!(point["cosine_spearman"], eval(Some(run.join(format!("checkpoint-{step}")))));
     }
-    assert!(points[0]["spearman"] != points[3]["spearman"]);
+    assert!(points[0]["cosine_spearman"] != points[3]["cosine_spearman"]);
     assert!(table.lines().count() == 5 && svg.contains("Spearman x 100") && svg.contains("step"), "{table}");
     // The same points from single adapters.
     let single = [2, 4, 6].map(|step| format!("{step}={}", run.join(format!("checkpoint-{step}")).display()));

@@ -46,8 +46,8 @@ struct Run {
 struct Point {
     step: u64,
     adapter: Option<PathBuf>,
-    spearman: Option<f64>,
-    pearson: Option<f64>,
+    cosine_spearman: Option<f64>,
+    cosine_pearson: Option<f64>,
 }
 
 impl Efficiency {
@@ -155,7 +155,9 @@ impl Efficiency {
         let report = sts::run(&mut vectors, files, &self.flags.instruction)?;
         tally.borrow().clear();
         let adapter = adapter.cloned();
-        Ok(Point { step, adapter, spearman: report.mean.spearman, pearson: report.mean.pearson })
+        let [cosine_spearman, cosine_pearson] =
+            ["cosine_spearman", "cosine_pearson"].map(|name| report.mean.value(name));
+        Ok(Point { step, adapter, cosine_spearman, cosine_pearson })
     }
 }
 
@@ -167,8 +169,9 @@ fn with(options: &Options, adapter: Option<&Path>) -> Options {
 }
 
 fn draw(path: &Path, curves: &[(String, Vec<Point>)]) -> Result<()> {
-    let points =
-        |points: &[Point]| points.iter().filter_map(|p| Some((p.step as f64, p.spearman?))).collect();
+    let points = |points: &[Point]| {
+        points.iter().filter_map(|p| Some((p.step as f64, 100.0 * p.cosine_spearman?))).collect()
+    };
     let curve = |(name, all): &(String, Vec<Point>)| Curve { name: name.clone(), points: points(all) };
     let curves: Vec<Curve> = curves.iter().map(curve).collect();
     svg::curves(path, "STS against training steps", ["step", "Spearman x 100"], &curves)
@@ -176,10 +179,15 @@ fn draw(path: &Path, curves: &[(String, Vec<Point>)]) -> Result<()> {
 
 fn table(curves: &[(String, Vec<Point>)]) -> String {
     let mut rows = vec![["run", "step", "spearman", "pearson"].map(String::from).to_vec()];
-    let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.2}"));
+    let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
     for (name, points) in curves {
         for p in points {
-            rows.push(vec![name.clone(), p.step.to_string(), number(p.spearman), number(p.pearson)]);
+            rows.push(vec![
+                name.clone(),
+                p.step.to_string(),
+                number(p.cosine_spearman),
+                number(p.cosine_pearson),
+            ]);
         }
     }
     aligned(&rows)

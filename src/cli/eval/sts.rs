@@ -3,7 +3,8 @@
 use super::source::SourceFlags;
 use crate::cli::print;
 use crate::error::Result;
-use crate::eval::sts::{self, Agreement, Report};
+use crate::eval::scores::Scores;
+use crate::eval::sts::{self, Report};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -28,32 +29,32 @@ impl Sts {
         let lists = lists.concat();
         let mut session = self.source.open("sts", &lists)?;
         let report = sts::run(&mut session.vectors, &lists, &session.instruction.query)?;
-        session.finish(json!({ "report": report, "scores": report.scores() }))?;
+        session.finish(json!({ "scores": report.scores(), "mean_of_files": report.mean }))?;
         table(&report)
     }
 }
 
-/// The report as a table on stdout.
+/// The figures by cosine and inner product as a table on stdout.
 fn table(report: &Report) -> Result<()> {
     let heads = ["file", "subset", "pairs", "spearman", "pearson", "dot spearman", "dot pearson"];
     let mut rows = vec![heads.map(String::from)];
-    let mut row = |file: &str, subset: &str, a: Agreement| {
-        let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.2}"));
-        let [spearman, pearson] = [a.spearman, a.pearson].map(number);
-        let [dot_spearman, dot_pearson] = [a.dot_spearman, a.dot_pearson].map(number);
-        let pairs = a.pairs.to_string();
+    let mut row = |file: &str, subset: &str, scores: &Scores| {
+        let number = |name| scores.value(name).map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
+        let [spearman, pearson] = ["cosine_spearman", "cosine_pearson"].map(number);
+        let [dot_spearman, dot_pearson] = ["dot_spearman", "dot_pearson"].map(number);
+        let pairs = scores.counts.first().map_or("-".into(), |(_, pairs)| pairs.to_string());
         rows.push([file.into(), subset.into(), pairs, spearman, pearson, dot_spearman, dot_pearson]);
     };
-    for file in &report.files {
-        let name = file.file.file_name().unwrap_or(file.file.as_os_str()).to_string_lossy();
-        file.subsets.iter().for_each(|(subset, a)| row(&name, subset, *a));
-        if file.subsets.len() > 1 {
-            row(&name, "(all)", file.all);
+    for (file, scores) in &report.files {
+        let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
+        scores.subsets.iter().for_each(|(subset, scores)| row(&name, subset, scores));
+        if scores.subsets.len() > 1 {
+            row(&name, "(all)", scores);
         }
     }
     if report.files.len() > 1 {
-        row("(all pairs)", "", report.all);
-        row("(mean of files)", "", report.mean);
+        row("(all pairs)", "", &report.all);
+        row("(mean of files)", "", &report.mean);
     }
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let widths = [0, 1, 2, 3, 4, 5, 6].map(width);
