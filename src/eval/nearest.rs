@@ -2,12 +2,14 @@
 
 use crate::device::cpu::{Matrix, token_matmul};
 use rayon::prelude::*;
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 /// Queries of one product: its scores are what is held besides the vectors.
 const QUERIES: usize = 1024;
+
+/// Queries of one task: their scores of a document fill one line of a cache.
+const LANES: usize = 16;
 
 /// A document that was found.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,22 +37,44 @@ impl PartialOrd for Hit {
     }
 }
 
+/// The `k` best documents so far of a query, among at most twice as many.
+#[derive(Clone)]
+struct Best {
+    hits: Vec<Hit>,
+    /// What is below is not among the best.
+    least: f32,
+}
+
+impl Best {
+    fn push(&mut self, hit: Hit, k: usize) {
+        self.hits.push(hit);
+        if self.hits.len() == 2 * k {
+            self.hits.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+            self.hits.truncate(k);
+            self.least = self.hits[k - 1].score;
+        }
+    }
+}
+
 /// The `k` best documents so far of every query.
 pub struct Nearest {
     queries: Vec<f32>,
     width: usize,
     k: usize,
-    best: Vec<BinaryHeap<Reverse<Hit>>>,
+    best: Vec<Best>,
 }
 
 impl Nearest {
-    /// For these queries, a row each.
+    /// For these queries, a row each; `k` is at least 1.
     pub fn new(queries: Vec<f32>, width: usize, k: usize) -> Nearest {
-        let best = vec![BinaryHeap::new(); queries.len() / width];
+        assert!(k > 0, "none is to be found");
+        let best = vec![Best { hits: Vec::new(), least: f32::NEG_INFINITY }; queries.len() / width];
         Nearest { queries, width, k, best }
     }
 
     /// Takes a window of documents; `excluded(query, id)` says which may not be found.
+    ///
+    /// Beside queries and documents, the scores of one block of queries by one window are held, and `2k` documents a query.
     pub fn add(&mut self, rows: &[f32], ids: &[Arc<str>], excluded: impl Fn(usize, &str) -> bool + Sync) {
         let (c, k, n) = (self.width, self.k, ids.len());
         assert_eq!(rows.len(), n * c, "one id per row");
@@ -64,21 +88,15 @@ impl Nearest {
             // A document's scores have the same bits in whatever window it comes.
             let (a, b) = (Matrix::rows(rows, n, c, c), Matrix::rows(queries, m, c, c).t());
             token_matmul(&mut scores, m, false, 1.0, a, b, true);
-            best.par_iter_mut().enumerate().for_each(|(q, best)| {
-                for (i, id) in ids.iter().enumerate() {
-                    let score = scores[i * m + q];
-                    let full = best.len() == k;
-                    if full && best.peek().is_some_and(|Reverse(least)| score < least.score) {
-                        continue;
+            best.par_chunks_mut(LANES).enumerate().for_each(|(group, best)| {
+                let first = group * LANES;
+                for (row, id) in scores.chunks_exact(m).zip(ids) {
+                    for (lane, (&score, best)) in row[first..].iter().zip(best.iter_mut()).enumerate() {
+                        if score < best.least || excluded(block * QUERIES + first + lane, id) {
+                            continue;
+                        }
+                        best.push(Hit { score, id: Arc::clone(id) }, k);
                     }
-                    let hit = Hit { score, id: Arc::clone(id) };
-                    if excluded(block * QUERIES + q, id) || (full && best.peek().is_some_and(|l| hit < l.0)) {
-                        continue;
-                    }
-                    if full {
-                        best.pop();
-                    }
-                    best.push(Reverse(hit));
                 }
             });
         }
@@ -86,8 +104,12 @@ impl Nearest {
 
     /// The best of every query, best first.
     pub fn into_hits(self) -> Vec<Vec<Hit>> {
-        let sorted =
-            |heap: BinaryHeap<Reverse<Hit>>| heap.into_sorted_vec().into_iter().map(|r| r.0).collect();
+        let k = self.k;
+        let sorted = |mut best: Best| {
+            best.hits.sort_unstable_by(|a, b| b.cmp(a));
+            best.hits.truncate(k);
+            best.hits
+        };
         self.best.into_iter().map(sorted).collect()
     }
 }
