@@ -2,7 +2,7 @@
 //!
 //! A set may come in parts (field `set`), each clustered for itself, as in the tasks of the LLM2Vec paper. MTEB runs each
 //! part once, with seed 42; here the mean of several seeds is taken, which tells more. MTEB's newer tasks, which draw
-//! parts of a whole at random, are not made.
+//! rows of a whole at random, have files of another layout and are in [`sampled`](super::sampled).
 
 use super::kmeans::{self, mini_batch_kmeans};
 use super::labelled::{self, File};
@@ -18,23 +18,42 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 pub struct Options {
-    /// Rows of a step of k-means
-    #[cfg_attr(
-        feature = "cli",
-        arg(long, env = "LLM2VEC_CLUSTERING_BATCH_SIZE", default_value_t = 500, value_name = "N")
-    )]
-    pub clustering_batch_size: usize,
+    /// Rows of a step of k-means [default: 500, of sentences with labels 512]
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_CLUSTERING_BATCH_SIZE", value_name = "N"))]
+    pub clustering_batch_size: Option<usize>,
     /// The first seed
     #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_SEED", default_value_t = 42, value_name = "N"))]
     pub seed: u32,
     /// Seeds, one after the other, whose figures are averaged (MTEB takes 1)
     #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_REPEATS", default_value_t = 10, value_name = "N"))]
     pub repeats: u32,
+    /// Of sentences with labels: how often rows are drawn and clustered (MTEB's n_clusters)
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_BOOTSTRAPS", default_value_t = 10, value_name = "N")
+    )]
+    pub bootstraps: usize,
+    /// Likewise: rows of each draw (MTEB's max_documents_per_cluster)
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, env = "LLM2VEC_DOCUMENTS_PER_CLUSTER", default_value_t = 16384, value_name = "N")
+    )]
+    pub documents_per_cluster: usize,
+    /// Likewise: rows drawn from the file to embed (MTEB's max_document_to_embed) [default: all]
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_DOCUMENTS", value_name = "N"))]
+    pub documents: Option<usize>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { clustering_batch_size: 500, seed: 42, repeats: 10 }
+        Options {
+            clustering_batch_size: None,
+            seed: 42,
+            repeats: 10,
+            bootstraps: 10,
+            documents_per_cluster: 16384,
+            documents: None,
+        }
     }
 }
 
@@ -138,7 +157,7 @@ pub fn run(data: &DataSet, vectors: &mut Vectors, instruction: &str, options: Op
 /// [`run`] on features `[N, width]` of the rows.
 pub fn evaluate(data: &DataSet, features: &[f32], width: usize, options: Options) -> Result<Report> {
     assert_eq!(features.len(), data.0.rows.len() * width, "a row of features per row");
-    if options.repeats == 0 || options.clustering_batch_size == 0 {
+    if options.repeats == 0 || options.clustering_batch_size == Some(0) {
         return Err(Error::usage("no repeat, or no row in a batch, at least 1 of each was wanted"));
     }
     let part = |(name, rows): (&str, Vec<usize>)| {
@@ -148,7 +167,7 @@ pub fn evaluate(data: &DataSet, features: &[f32], width: usize, options: Options
         let x: Vec<f32> = rows.iter().flat_map(|&i| &features[i * width..][..width]).copied().collect();
         let seeds = (0..options.repeats).map(|i| options.seed.wrapping_add(i));
         let one_seed = |seed| -> Result<VMeasure> {
-            let (clusters, batch) = (classes.len(), options.clustering_batch_size);
+            let (clusters, batch) = (classes.len(), options.clustering_batch_size.unwrap_or(500));
             let options = kmeans::Options { clusters, batch, starts: 1, rounds: 100, seed };
             Ok(v_measure(&truth, &mini_batch_kmeans(&x, width, options)?.labels))
         };
@@ -172,7 +191,8 @@ fn part_report(name: &str, rows: usize, labels: usize, measures: &[VMeasure]) ->
     PartReport { set, rows, labels, v_measure, v_measure_std, homogeneity, completeness, v_measures }
 }
 
-fn mean_and_std(values: &[f64]) -> (f64, f64) {
+/// Mean, and standard deviation of all.
+pub(super) fn mean_and_std(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())

@@ -22,6 +22,63 @@ impl Mersenne {
         Mersenne { state, used: WORDS }
     }
 
+    /// The generator of Python's `random.Random(seed)`.
+    pub fn python(seed: u32) -> Mersenne {
+        let (mut state, mut i) = (Mersenne::new(19_650_218).state, 1);
+        for round in 1..2 * WORDS {
+            let last = state[i - 1];
+            let mixed = |factor| state[i] ^ (last ^ (last >> 30)).wrapping_mul(factor);
+            state[i] = match round <= WORDS {
+                true => mixed(1_664_525u32).wrapping_add(seed),
+                false => mixed(1_566_083_941).wrapping_sub(i as u32),
+            };
+            i += 1;
+            if i == WORDS {
+                (state[0], i) = (state[WORDS - 1], 1);
+            }
+        }
+        state[0] = 0x8000_0000;
+        Mersenne { state, used: WORDS }
+    }
+
+    /// One of `choices(range(n))`.
+    pub fn index(&mut self, n: usize) -> usize {
+        (self.unit() * n as f64) as usize
+    }
+
+    /// Python's `sample(range(n), k)`, k at most n.
+    pub fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
+        // As it draws, by the top bits of a word, those too large thrown away.
+        let mut below = |n: usize| {
+            let bits = u32::try_from(n).map_or(32, |n| u32::BITS - n.leading_zeros());
+            loop {
+                let value = (self.word() >> (32 - bits)) as usize;
+                if value < n {
+                    return value;
+                }
+            }
+        };
+        let (mut table, mut power) = (21, 1);
+        if k > 5 {
+            while power < 3 * k {
+                power *= 4;
+            }
+            table += power;
+        }
+        if n <= table {
+            let mut pool: Vec<usize> = (0..n).collect();
+            return (0..k).map(|i| pool.swap_remove(below(n - i))).collect();
+        }
+        let mut taken = std::collections::HashSet::new();
+        let mut another = || loop {
+            let value = below(n);
+            if taken.insert(value) {
+                return value;
+            }
+        };
+        (0..k).map(|_| another()).collect()
+    }
+
     fn twist(&mut self) {
         for i in 0..WORDS {
             let joined = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % WORDS] & 0x7FFF_FFFF);

@@ -20,6 +20,7 @@ pub mod ranking;
 pub mod reranking;
 pub mod retrieval;
 pub mod rows;
+pub mod sampled;
 pub mod sampling;
 pub mod scores;
 pub mod similarity;

@@ -2,6 +2,7 @@
 
 use super::instructions::{Instruction, paper_task};
 use super::rows::{self, Rows};
+use super::sampled::{self, Sampled};
 use super::scores::Scores;
 use super::source::Vectors;
 use super::{bitext, classification, clustering, pairs, reranking, retrieval, sts, summary};
@@ -28,12 +29,13 @@ pub enum Kind {
 use Kind::{Bitext, Classification, Clustering, Pairs, Reranking, Retrieval, Sts, Summary};
 
 /// Fields of the first row of `test.jsonl`, by which a type is known.
-const FIELDS: [(&[&str], Kind); 5] = [
+const FIELDS: [(&[&str], Kind); 6] = [
     (&["query", "positive", "negative"], Reranking),
     (&["text1", "text2", "label"], Pairs),
     (&["source", "target"], Bitext),
     (&["human", "machine", "relevance"], Summary),
     (&["text", "label"], Clustering),
+    (&["sentences", "labels"], Clustering),
 ];
 
 /// The 15 tasks of the paper's ablation (its table 3).
@@ -111,6 +113,9 @@ impl Set {
             Summary => summary::run(vectors, path, instruction),
             Sts => Ok(sts::run(vectors, std::slice::from_ref(&self.path), query)?.scores()),
             Clustering => {
+                if let Some(file) = sampled::find(path)? {
+                    return Sampled::read(&file)?.run(vectors, query, Default::default());
+                }
                 let data = clustering::DataSet::read(path)?;
                 Ok(clustering::run(&data, vectors, query, Default::default())?.scores())
             }

@@ -238,3 +238,15 @@ fn probes_are_deterministic_and_stop_where_told() {
     let error = Probe::train(words, 4, options, |_, _, _| {}).err().unwrap().to_string();
     assert!(error.contains("class 4") && error.contains("below 4"), "{error}");
 }
+
+/// What Python 3.11 gives for `random.Random(42)`.
+#[test]
+fn draws_equal_python() {
+    let mut random = Mersenne::python(42);
+    assert_eq!([random.unit(), random.unit()], [0.6394267984578837, 0.025010755222666936]);
+    let mut random = Mersenne::python(42);
+    assert_eq!(random.sample(30, 4), [20, 3, 0, 23]);
+    assert_eq!(random.sample(1000, 6), [281, 250, 228, 142, 754, 104]);
+    assert_eq!(random.sample(40, 7), [34, 5, 37, 27, 2, 1, 38]);
+    assert_eq!([random.index(100), random.index(100), random.index(100)], [21, 50, 2]);
+}
