@@ -85,7 +85,11 @@ def summary(task, folder):
 
 
 def classification(task, folder):
-    return {name: columns(rows(folder, name), {"text": "text", "label": "label"}) for name in ("train", "test")}
+    parts = {name: rows(folder, name) for name in ("train", "test")}
+    classes = sorted({row["label"] for row in parts["train"]})
+    for row in parts["train"] + parts["test"]:
+        row["label"] = classes.index(row["label"])  # of two names mteb would ask for a positive one
+    return {name: columns(part, {"text": "text", "label": "label"}) for name, part in parts.items()}
 
 
 def clustering(task, folder):
