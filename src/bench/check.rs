@@ -103,6 +103,22 @@ pub fn cache() -> Option<PathBuf> {
     Some(base.join("llm2vec"))
 }
 
+/// What is known of this GPU, if anything is; nothing is tried.
+pub fn known(gpu: &cuda::Description, cache: &Path) -> Option<Verdict> {
+    serde_json::from_str(&std::fs::read_to_string(file(cache, gpu)).ok()?).ok()
+}
+
+impl Verdict {
+    /// Which families run, and which are left out, and why.
+    pub fn told(&self) -> String {
+        let (wrong, right): (Vec<&str>, Vec<&str>) =
+            FAMILIES.into_iter().partition(|family| self.wrong.contains_key(*family));
+        let right = if right.is_empty() { "none".into() } else { right.join(", ") };
+        let wrong = wrong.iter().map(|family| format!("; {family} left out: {}", self.wrong[*family]));
+        format!("of the kernels for Hopper {right} passed the self-check{}", wrong.collect::<String>())
+    }
+}
+
 /// What is known of this GPU, or found out now by `child`, a process for each family, and kept if each could be started.
 ///
 /// Errors where nothing can be kept, before anything is tried: it would be tried at every start.

@@ -1,6 +1,6 @@
 //! Which kernels for Hopper `--kernels auto` takes, and the process that tries a family of them.
 
-use crate::bench::check::{cache, compare, verdict};
+use crate::bench::check::{FAMILIES, cache, compare, verdict};
 use crate::cli::say;
 use crate::device::gpu::Gpu;
 use crate::device::images::KernelSet;
@@ -49,10 +49,11 @@ pub fn checked(name: &str, gpu: Gpu) -> Result<Gpu> {
         verdict(gpu, &cache, child, say)
     })();
     match known {
-        Ok(verdict) => Ok(gpu.with_kernels(KernelSet::Hopper)?.without(verdict.wrong.into_keys())),
+        Ok(verdict) => Ok(gpu.with_kernels(KernelSet::Hopper)?.without(verdict.wrong)),
         Err(e) => {
-            say(format_args!("warning: kernels for Hopper are left out: {}", e.message()));
-            Ok(gpu)
+            let why = e.message().to_string();
+            say(format_args!("warning: kernels for Hopper are left out: {why}"));
+            Ok(gpu.without(FAMILIES.map(|family| (family.into(), why.clone())).into()))
         }
     }
 }

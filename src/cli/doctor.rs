@@ -1,5 +1,6 @@
 //! `llm2vec doctor`: what this machine and this build have to compute with.
 
+use crate::bench::check;
 use crate::cli::print;
 use crate::device::{Device, bf16, cuda, images};
 use crate::error::Result;
@@ -21,18 +22,28 @@ pub struct Doctor {
 
 /// One look; with a hint where something is missing that could be there.
 #[derive(Serialize)]
-struct Finding {
+pub struct Finding {
     name: &'static str,
     status: &'static str,
-    what: String,
+    /// What was found.
+    pub what: String,
     hint: Option<&'static str>,
 }
 
 impl Doctor {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let findings =
-            [threads(), vectors(), memory(), gpus(), driver_version(), built(), runnable(), emulator()];
+        let findings = [
+            threads(),
+            vectors(),
+            memory(),
+            gpus(),
+            driver_version(),
+            built(),
+            runnable(),
+            hopper(),
+            emulator(),
+        ];
         let line = |f: &Finding| match (self.json, f.hint) {
             (true, _) => serde_json::to_string(f).unwrap_or_default() + "\n",
             (_, None) => format!("{}  {:<9} {}\n", f.status, f.name, f.what),
@@ -136,6 +147,23 @@ fn runnable() -> Finding {
             let chosen: Vec<&str> = gpus.iter().filter_map(of).collect();
             pass("images", format!("chosen: {}", chosen.join(", ")))
         }
+    }
+}
+
+/// What the self-check found of the first GPU that runs kernels for Hopper.
+pub fn hopper() -> Finding {
+    let gpus = cuda::gpus().unwrap_or_default();
+    let Some(gpu) = gpus.iter().find(|gpu| gpu.capability == (9, 0)) else {
+        return pass("hopper", "no GPU of compute capability 9.0: portable kernels run".into());
+    };
+    match check::cache().and_then(|cache| check::known(gpu, &cache)) {
+        Some(verdict) if verdict.wrong.is_empty() => pass("hopper", verdict.told()),
+        Some(verdict) => warn("hopper", verdict.told(), "what is left out runs by portable kernels"),
+        None => warn(
+            "hopper",
+            "no self-check yet".into(),
+            "the first encode, train or bench makes it, in seconds",
+        ),
     }
 }
 

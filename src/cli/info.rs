@@ -2,7 +2,7 @@
 
 use crate::bench::record::described;
 use crate::bench::table::aligned;
-use crate::cli::doctor::listed;
+use crate::cli::doctor::{self, listed};
 use crate::cli::{FLAGS, ModelFlags, print, say};
 use crate::device::images::Resource;
 use crate::device::{Device, cuda};
@@ -155,7 +155,7 @@ fn device_lines(device: &Device) -> Vec<Line> {
         Device::Cpu(_) => format!("cpu, {} threads, {bf16}", rayon::current_num_threads()),
         Device::Gpu(gpu) => described(gpu),
     };
-    vec![("device", device), ("gpus", gpus), ("kernels", kernel_line())]
+    vec![("device", device), ("gpus", gpus), ("kernels", kernel_line()), ("hopper", doctor::hopper().what)]
 }
 
 fn kernel_line() -> String {

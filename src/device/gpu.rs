@@ -6,8 +6,9 @@ use super::cuda::Cuda;
 use super::emulated::Emulated;
 use super::emulator::Counters;
 use super::images::{File, Kernel, KernelSet};
+use super::nvtx;
 use crate::error::{Error, Result};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use super::launch::{Argument, Launch, Swizzle, TensorMap, Tiles};
@@ -20,7 +21,7 @@ pub struct Gpu {
     workspace: Arc<Mutex<Workspace>>,
     maps: Arc<Mutex<HashMap<(u64, Tiles), TensorMap>>>,
     set: KernelSet,
-    left_out: Vec<String>,
+    left_out: BTreeMap<String, String>,
 }
 
 /// Tensor maps that are kept: far more than a model and its pass have, for one number of tokens.
@@ -45,17 +46,19 @@ struct Workspace {
 impl Gpu {
     /// The GPU of this number through the CUDA driver.
     pub fn cuda(ordinal: i32) -> Result<Gpu> {
+        nvtx::check()?;
         Cuda::open(ordinal).map(|cuda| Gpu::new(Driver::Cuda(cuda)))
     }
 
     /// The emulator, running what a GPU of this compute capability would compile from PTX.
     pub fn emulated(capability: (u32, u32)) -> Result<Gpu> {
+        nvtx::check()?;
         Emulated::open(capability).map(|emulated| Gpu::new(Driver::Emulated(emulated)))
     }
 
     fn new(driver: Driver) -> Gpu {
         let set = KernelSet::Auto;
-        let (driver, left_out) = (Arc::new(driver), Vec::new());
+        let (driver, left_out) = (Arc::new(driver), BTreeMap::new());
         Gpu { driver, workspace: Arc::default(), maps: Arc::default(), set, left_out }
     }
 
@@ -72,14 +75,26 @@ impl Gpu {
         Ok(Gpu { set, ..self })
     }
 
-    /// The same GPU without the kernels for Hopper of these ops.
-    pub fn without(self, ops: impl IntoIterator<Item = String>) -> Gpu {
-        Gpu { left_out: ops.into_iter().collect(), ..self }
+    /// The same GPU without the kernels for Hopper of these ops, and why.
+    pub fn without(self, left_out: BTreeMap<String, String>) -> Gpu {
+        Gpu { left_out, ..self }
+    }
+
+    /// The kernels that run, in a few words: the set, and what is left out of it.
+    pub fn kernels(&self) -> String {
+        let out: Vec<String> =
+            self.left_out.iter().map(|(op, why)| format!("{op} left out: {why}")).collect();
+        match (self.set, out.is_empty()) {
+            (KernelSet::Hopper, true) => "hopper".into(),
+            (KernelSet::Hopper, false) => format!("hopper, {}", out.join(", ")),
+            (_, true) => "portable".into(),
+            (_, false) => format!("portable, {}", out.join(", ")),
+        }
     }
 
     /// Whether an op's kernels for Hopper are to run.
     pub fn hopper(&self, op: &str) -> bool {
-        self.set == KernelSet::Hopper && !self.left_out.iter().any(|left_out| left_out == op)
+        self.set == KernelSet::Hopper && !self.left_out.contains_key(op)
     }
 
     /// Whether it is the emulator.
@@ -182,6 +197,7 @@ impl Gpu {
     /// The arguments must be those of the kernel's signature in number, order and type, and what it reads and writes
     /// through them must be live memory that nobody else uses until it is done.
     pub unsafe fn launch(&self, kernel: &Kernel, launch: Launch, arguments: &[Argument]) -> Result<()> {
+        let _range = nvtx::range(kernel.op());
         match &*self.driver {
             // SAFETY: handed on.
             Driver::Cuda(cuda) => unsafe { cuda.launch(kernel, launch, arguments) },

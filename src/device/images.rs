@@ -30,6 +30,13 @@ pub struct Kernel {
     pub file: &'static File,
 }
 
+impl Kernel {
+    /// The op that it belongs to, as its file is named.
+    pub fn op(&self) -> &'static str {
+        self.file.stem.trim_end_matches("_sm90")
+    }
+}
+
 /// What a kernel takes on one target, by ptxas.
 pub struct Resource {
     /// C name.

@@ -12,6 +12,8 @@ pub mod gpu;
 pub mod images;
 pub mod launch;
 pub mod mapped;
+#[allow(unsafe_code)]
+pub mod nvtx;
 pub mod system;
 
 use crate::error::{Error, Result, Setting, message};
@@ -54,6 +56,14 @@ pub enum Device {
 }
 
 impl Device {
+    /// Of a GPU: the kernels that run there, in a few words.
+    pub fn kernels(&self) -> Option<String> {
+        match self {
+            Device::Cpu(_) => None,
+            Device::Gpu(gpu) => Some(gpu.kernels()),
+        }
+    }
+
     /// The CPU at `f32`.
     pub const fn cpu() -> Device {
         Device::Cpu(DType::F32)

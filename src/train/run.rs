@@ -171,6 +171,7 @@ impl Trainer {
         let log = Log::open(&options.log, step)?;
         folder.clear()?;
         setup.warnings.iter().for_each(|w| log.line(&format!("warning: {w}")));
+        setup.device.kernels().iter().for_each(|kernels| log.line(&format!("kernels: {kernels}")));
         lines.iter().for_each(|line| log.message(line));
         let config = config.clone();
         config.save(&output)?;

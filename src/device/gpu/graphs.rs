@@ -76,6 +76,7 @@ impl Graphs {
 
     /// Queues what `body` queues, under the conditions of [`Gpu::capture`]. Stretches of one name should be alike.
     pub fn run(&self, name: &'static str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _range = super::nvtx::range(name);
         let Some(gpu) = &self.gpu else { return body() };
         let old = self.ready.borrow_mut().remove(name);
         let graph = gpu.record(old, body)?;

@@ -27,7 +27,7 @@ static int set(const char *name, int otherwise) {
 }
 static FILE *log_file(void) {
     static FILE *file;
-    if (!file) file = fopen(getenv("FAKE_LOG") ? getenv("FAKE_LOG") : "/dev/null", "w");
+    if (!file) file = fopen(getenv("FAKE_LOG") ? getenv("FAKE_LOG") : "/dev/null", getenv("FAKE_APPEND") ? "a" : "w");
     return file;
 }
 #define LOG(...) (fprintf(log_file(), __VA_ARGS__), fflush(log_file()))
