@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # Tests and times what `benches/gpu/pack.sh` packed, on a machine with a GPU.
 #
-#   ./run.sh tests|sanitize|bench|pytorch|all [RESULTS]          [results, beside this script]
+#   ./run.sh selfcheck|ops|models|pytorch-ops|pytorch-encode|pytorch-train|tests|sanitize|all [RESULTS]
+#                                                                                     [results, beside this script]
 #
-# tests     every device test and the emulator's own kernels, the GPU's absence being an error
-# sanitize  the case table under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
-# bench     every op of a layer of four models; encode and train steps
-# pytorch   the same ops in turn with PyTorch ($PYTHON, python3)
+# selfcheck       each family of kernels for Hopper beside the portable ones
+# ops             every op of a layer of four models, by portable kernels and by Hopper's
+# models          encode and train steps of whole models, likewise
+# pytorch-ops     the same ops in turn with PyTorch ($PYTHON, python3)
+# pytorch-encode  whole packs in turn with it, eager and torch.compile
+# pytorch-train   steps of SimCSE, MNTP and supervised training in turn with it
+# tests           every device test and the emulator's own kernels, the GPU's absence being an error
+# sanitize        the case table under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
 #
 # A stage stays below nine minutes. Results are JSON for `bin/llm2vec bench report RESULTS`; `all` writes report.md as well.
 # Exit status: 0 all passed, 1 something failed, 3 something is missing here (said in one line; the rest was run).
@@ -126,28 +131,83 @@ sanitize() {
     publish sanitize
 }
 
-bench() {
-    if has bench; then
-        # --seconds ends after the round under way; a limit would lose what was timed.
-        attempt "bench ops" 300 "$llm2vec" bench ops --device "$device" --cases large --seconds 200 --output "$results/ops.json" --output "$results/ops.csv"
-        for shape in S-LLaMA-1.3B Mistral-7B; do
-            attempt "bench encode $shape" 50 "$llm2vec" bench encode --shape $shape --device "$device" --rounds 2 --samples 2 --output "$results/encode-$shape.json"
-            attempt "bench train $shape" 50 "$llm2vec" bench train --shape $shape --device "$device" --recompute --rounds 2 --samples 2 --output "$results/train-$shape.json"
-        done
+# Kernels for Hopper run on compute capability 9.0 alone.
+sets() { if gpu | grep -q 'sm_90,'; then echo portable hopper; else echo portable; fi; }
+
+selfcheck() {
+    if has selfcheck; then
+        if [ "$(sets)" = portable ]; then check selfcheck passed 0 "no GPU of compute capability 9.0: portable kernels run"; else
+            for family in lora_linear masked_xent; do
+                attempt "selfcheck $family" 60 "$llm2vec" self-check "$family" "$device"
+            done
+        fi
     fi
-    publish bench
+    publish selfcheck
 }
 
-pytorch() {
-    if has pytorch torch; then
-        attempt "bench ops against pytorch" 480 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
-            --seconds 240 --patience 120 --against pytorch --python "$python" --output "$results/pytorch-ops.json" --output "$results/pytorch-ops.csv"
+ops() {
+    if has ops; then
+        local set
+        for set in $(sets); do
+            # --seconds ends after the round under way; a limit would lose what was timed.
+            attempt "bench ops $set" 260 "$llm2vec" bench ops --device "$device" --kernels "$set" --cases large --seconds 160 \
+                --output "$results/ops-$set.json" --output "$results/ops-$set.csv" --plot "$results/ops-$set.svg"
+        done
     fi
-    publish pytorch
+    publish ops
+}
+
+# whole NAME LIMIT ARGS...: a bench of a whole model, its record and its picture under that name
+whole() {
+    local name=$1 limit=$2
+    shift 2
+    attempt "bench $name" "$limit" "$llm2vec" bench "$@" --device "$device" --rounds 2 --samples 3 \
+        --output "$results/$name.json" --plot "$results/$name.svg"
+}
+
+models() {
+    if has models; then
+        local set shape
+        for set in $(sets); do
+            for shape in S-LLaMA-1.3B Mistral-7B; do
+                whole "encode-$shape-$set" 60 encode --shape $shape --kernels "$set"
+                whole "train-$shape-$set" 60 train --shape $shape --kernels "$set"
+            done
+        done
+    fi
+    publish models
+}
+
+pytorch-ops() {
+    if has pytorch-ops torch; then
+        attempt "bench ops against pytorch" 480 "$llm2vec" bench ops --device "$device" --cases large --rounds 3 \
+            --seconds 240 --patience 120 --against pytorch --python "$python" --output "$results/ops-pytorch.json" \
+            --output "$results/ops-pytorch.csv" --plot "$results/ops-pytorch.svg"
+    fi
+    publish pytorch-ops
+}
+
+pytorch-encode() {
+    if has pytorch-encode torch; then
+        for shape in S-LLaMA-1.3B Mistral-7B; do
+            whole "encode-$shape-pytorch" 260 encode --shape $shape --seconds 60 --patience 90 --against pytorch --python "$python" --compile
+        done
+    fi
+    publish pytorch-encode
+}
+
+pytorch-train() {
+    if has pytorch-train torch; then
+        for loss in simcse mntp supervised; do
+            whole "train-S-LLaMA-1.3B-$loss-pytorch" 110 train --shape S-LLaMA-1.3B --stage $loss --seconds 40 --patience 60 --against pytorch --python "$python"
+        done
+        whole train-Mistral-7B-pytorch 190 train --shape Mistral-7B --recompute --seconds 60 --patience 90 --against pytorch --python "$python"
+    fi
+    publish pytorch-train
 }
 
 case $stage in
-    tests | sanitize | bench | pytorch | all) ;;
+    selfcheck | ops | models | pytorch-ops | pytorch-encode | pytorch-train | tests | sanitize | all) ;;
     *) usage ;;
 esac
 if ! mkdir -p "$results" || [ ! -x "$llm2vec" ]; then
@@ -155,7 +215,7 @@ if ! mkdir -p "$results" || [ ! -x "$llm2vec" ]; then
     exit 1
 fi
 if [ "$stage" = all ]; then
-    tests; sanitize; bench; pytorch
+    selfcheck; ops; models; pytorch-ops; pytorch-encode; pytorch-train; tests; sanitize
     if "$llm2vec" bench report "$results" >"$results/report.md"; then
         echo "report: $results/report.md"
     else

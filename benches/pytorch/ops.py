@@ -18,20 +18,13 @@ import os
 import sys
 import time
 
-try:
-    import torch
-    import torch.nn.functional as F
-except ImportError as e:  # said in one line to whoever started this
-    print(json.dumps({"error": str(e)}), flush=True)
-    sys.exit(1)
+from rival import Refused, attempt, describe, prepare, serve, torch
+
+import torch.nn.functional as F
 
 SHORTEST = 2e-3
 FLUSH = 256 << 20
 REFERENCE_DROPOUT = {"attention": 0.3, "lora_linear": 0.05}
-
-
-class Refused(Exception):
-    """A variant that does not take this case."""
 
 
 class Case:
@@ -383,15 +376,6 @@ class Clock:
         return start.elapsed_time(end) * 1e-3
 
 
-def attempt(make, name, dead):
-    """What `make` gives; nothing where it fails, and the reason under its name in `dead`."""
-    try:
-        return make()
-    except Exception as e:  # whatever a library throws is its answer, and no end of the run
-        lines = str(e).strip().splitlines() or [type(e).__name__]
-        dead[name] = lines[0][:200]
-
-
 def measure(spec, clock, count, compile_too, dead):
     """Seconds, or a reason, by variant; `dead` keeps those that failed once."""
     def variants():
@@ -410,60 +394,23 @@ def measure(spec, clock, count, compile_too, dead):
     return {**answer, **dead}
 
 
-def describe(device):
-    name = f"PyTorch {torch.__version__}"
-    if device.type == "cuda":
-        name += f" (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})"
-    for other in ("peft", "flash_attn"):
-        try:
-            name += f", {other} {__import__(other).__version__}"
-        except ImportError:
-            name += f", no {other}"
-    return name
+OTHERS = ["peft", "flash_attn"]
 
 
-def prepare(settings):
-    device = torch.device(settings["device"])
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise RuntimeError("this PyTorch sees no GPU")
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(settings["threads"])
+def answers(settings, device):
+    # A compiled backward gives its saved tensors away, and then runs but once.
     try:
-        torch._dynamo.config.recompile_limit = 4096
-    except AttributeError:
-        torch._dynamo.config.cache_size_limit = 4096
-    try:
-        # A compiled backward gives its saved tensors away, and then runs but once.
         from torch._functorch import config
         config.donated_buffer = False
     except (ImportError, AttributeError):
         pass
-    return device
-
-
-def serve():
-    # What libraries print must not get between the lines of the protocol.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def say(what):
-        out.write(json.dumps(what) + "\n")
-        out.flush()
-    settings = json.loads(sys.stdin.readline())
-    try:
-        device = prepare(settings)
-    except RuntimeError as e:
-        say({"error": str(e).splitlines()[0]})
-        return 1
-    say({"name": describe(device)})
     clock, dead = Clock(device), {}
-    for line in sys.stdin:
-        ask = json.loads(line)
-        i = ask["run"]
-        say(measure(settings["cases"][i], clock, ask["samples"], settings["compile"], dead.setdefault(i, {})))
-    return 0
+
+    def answer(order):
+        i = order["run"]
+        known = dead.setdefault(i, {})
+        return measure(settings["cases"][i], clock, order["samples"], settings["compile"], known)
+    return answer
 
 
 def main():
@@ -476,16 +423,16 @@ def main():
     p.add_argument("--compile", action="store_true", help="torch.compile too")
     a = p.parse_args()
     if a.serve:
-        return serve()
+        return serve(answers, OTHERS)
     if not a.cases:
         p.error("--cases or --serve is needed")
     with open(a.cases, encoding="utf-8") as f:
         cases = json.load(f)
     device = prepare({"device": a.device, "threads": a.threads})
-    print(f"# {describe(device)} on {a.device}", file=sys.stderr)
-    clock = Clock(device)
-    for spec in cases:
-        for name, found in measure(spec, clock, a.samples, a.compile, {}).items():
+    print(f"# {describe(device, OTHERS)} on {a.device}", file=sys.stderr)
+    answer = answers({"cases": cases, "compile": a.compile}, device)
+    for i, spec in enumerate(cases):
+        for name, found in answer({"run": i, "samples": a.samples}).items():
             text = found if isinstance(found, str) else f"{1e6 * sorted(found)[len(found) // 2]:.1f} us"
             print(f"{spec['op']}  {spec['label']}  {name}: {text}", flush=True)
     return 0

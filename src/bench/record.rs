@@ -15,6 +15,8 @@ pub struct Record {
     pub kind: String,
     /// What computed.
     pub device: String,
+    /// Of a GPU: the kernels that ran, and what the self-check left out.
+    pub kernels: Option<String>,
     /// The host's processor and how many threads were used.
     pub machine: String,
     /// The GPU's driver.
@@ -73,6 +75,12 @@ pub struct Row {
     pub failed: bool,
     /// The rival's ways to do the same, in seconds, or why not.
     pub rivals: BTreeMap<String, Rival>,
+    /// The most memory of a whole model, in bytes: on a GPU what is allocated there, on the CPU what the process has.
+    pub peak: Option<u64>,
+    /// Likewise, of the rival's ways.
+    pub rival_peaks: BTreeMap<String, u64>,
+    /// How far the rival's result of the same work without chance was from ours, relative, by what was compared.
+    pub apart: BTreeMap<String, f64>,
 }
 
 /// Statistics of the samples.
@@ -165,6 +173,7 @@ impl Record {
                 Device::Cpu(real) => format!("cpu, {real:?}").to_lowercase(),
                 Device::Gpu(gpu) => described(gpu),
             },
+            kernels: device.kernels(),
             machine: format!("{processor}, {} threads", rayon::current_num_threads()),
             driver: gpu.then(cuda::driver).flatten(),
             commit: named.or_else(|| option_env!("BUILD_COMMIT").map(Into::into)),

@@ -1,37 +1,65 @@
-//! The same cases by PyTorch, in a child process that takes turns with us: `benches/pytorch/ops.py` answers line by line.
+//! The same work by PyTorch, in child processes that take turns with us: `benches/pytorch/` answers line by line.
 //!
-//! To the child: the settings and the cases, one JSON line; then `{"run": case, "samples": n}` a line. From the child: one
-//! line that says what it is; then for each run one object of seconds (a list) or a reason (a string) by variant.
+//! To the child: its settings, one JSON line; then `{"run": case, "samples": n}` a line. From the child: one line that says
+//! what it is; then for each run one object by variant: seconds (a list, or with the peak of memory
+//! `{"seconds": [..], "peak": bytes}`), or a reason (a string).
 
 use super::cases::{Case, Facts, Fill, Operand};
 use super::record::{Rival, Spread};
 use crate::error::{Error, Message, Result, Setting, Spelling, message};
 use crate::ops::attention::Mask;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-const SCRIPT: &str = include_str!("../../benches/pytorch/ops.py");
+/// All of them in one folder: they import each other.
+const SCRIPTS: [(&str, &str); 5] = [
+    ("rival.py", include_str!("../../benches/pytorch/rival.py")),
+    ("model.py", include_str!("../../benches/pytorch/model.py")),
+    ("ops.py", include_str!("../../benches/pytorch/ops.py")),
+    ("encode.py", include_str!("../../benches/pytorch/encode.py")),
+    ("train.py", include_str!("../../benches/pytorch/train.py")),
+];
+
+/// What a child runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Script {
+    /// Cases of ops.
+    Ops,
+    /// Whole packs to vectors.
+    Encode,
+    /// Whole steps.
+    Train,
+}
+
+/// How long an answer may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Then the child is given up.
+    pub time: Duration,
+    /// How the reason names the setting.
+    pub spelling: Spelling,
+}
 
 /// A Python that times its own ways.
 pub struct Python {
     child: Child,
     to: Sender<String>,
     from: Receiver<String>,
-    /// How long it may take for an answer.
-    patience: Duration,
-    spelling: Spelling,
+    patience: Patience,
     /// What it says it is.
     pub name: String,
     /// Why it answers no more.
     pub lost: Option<String>,
+    /// The most memory that a run said it had, in bytes.
+    pub peak: Option<u64>,
     /// Samples, or why there are none: by case and variant.
     found: Vec<BTreeMap<String, Found>>,
-    // Holds the script for as long as it runs.
-    _script: tempfile::NamedTempFile,
+    // Holds the scripts for as long as they run.
+    _scripts: tempfile::TempDir,
 }
 
 enum Found {
@@ -40,49 +68,44 @@ enum Found {
 }
 
 impl Python {
-    /// Starts `python` on these cases; `gpu` is a CUDA ordinal.
+    /// Starts `python` on a script's `settings`, which are of so many cases.
     pub fn start(
         python: &str,
-        cases: &[Case],
-        gpu: Option<usize>,
-        compile: bool,
-        patience: Duration,
-        spelling: Spelling,
+        script: Script,
+        settings: &Value,
+        cases: usize,
+        patience: Patience,
     ) -> Result<Python> {
-        let mut script = tempfile::Builder::new()
-            .prefix("llm2vec-ops-")
-            .suffix(".py")
-            .tempfile()
-            .map_err(|e| Error::io("the script for PyTorch", e))?;
-        script.write_all(SCRIPT.as_bytes()).map_err(|e| Error::io(script.path(), e))?;
-        let child = Command::new(python)
-            .arg(script.path())
-            .arg("--serve")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        let mut child = child.map_err(|e| {
+        let folder = tempfile::Builder::new().prefix("llm2vec-pytorch-").tempdir();
+        let folder = folder.map_err(|e| Error::io("the scripts for PyTorch", e))?;
+        for (name, text) in SCRIPTS {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
+        }
+        let name = match script {
+            Script::Ops => "ops.py",
+            Script::Encode => "encode.py",
+            Script::Train => "train.py",
+        };
+        let mut command = Command::new(python);
+        command.arg(folder.path().join(name)).arg("--serve").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(|e| {
             let what = format!("{python} cannot be started ({e}); try ");
             failed(message![what, Setting::Python, " NAME"])
         })?;
         let (to, from) = lines(&mut child);
-        let found = cases.iter().map(|_| BTreeMap::new()).collect();
         let mut rival = Python {
             child,
             to,
             from,
             patience,
-            spelling,
             name: String::new(),
             lost: None,
-            found,
-            _script: script,
+            peak: None,
+            found: (0..cases).map(|_| BTreeMap::new()).collect(),
+            _scripts: folder,
         };
-        let device = gpu.map_or("cpu".into(), |n| format!("cuda:{n}"));
-        let threads = rayon::current_num_threads();
-        let settings =
-            json!({"device": device, "threads": threads, "compile": compile, "cases": list(cases)});
-        let answer = rival.ask(&settings).map_err(failed)?;
+        let answer = rival.ask(settings).map_err(failed)?;
         match answer["name"].as_str() {
             Some(name) => rival.name = name.to_string(),
             None => {
@@ -96,24 +119,17 @@ impl Python {
 
     /// Times every variant of a case. Once it is lost, the reason is what it gives.
     pub fn run(&mut self, case: usize, samples: usize) {
-        let answer = match &self.lost {
-            None => self.ask(&json!({"run": case, "samples": samples})),
-            Some(why) => Err(why.clone()),
-        };
-        let variants = answer.and_then(|answer| match answer {
-            Value::Object(variants) => Ok(variants),
-            other => Err(said(&other.to_string())),
-        });
-        let variants = variants.unwrap_or_else(|why| {
-            self.lost = Some(why.clone());
-            [("PyTorch".to_string(), Value::String(why))].into_iter().collect()
-        });
+        let variants = self.order(&json!({"run": case, "samples": samples}));
+        let variants = variants
+            .unwrap_or_else(|why| [("PyTorch".to_string(), Value::String(why))].into_iter().collect());
         for (name, value) in variants {
-            let found = match value {
-                Value::String(reason) => Found::Reason(reason),
-                _ => {
-                    Found::Seconds(value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect())
-                }
+            self.peak = self.peak.max(value["peak"].as_u64());
+            let seconds = if value.is_object() { &value["seconds"] } else { &value };
+            let found = match value.as_str() {
+                Some(reason) => Found::Reason(reason.into()),
+                None => Found::Seconds(
+                    seconds.as_array().into_iter().flatten().filter_map(Value::as_f64).collect(),
+                ),
             };
             match (self.found[case].get_mut(&name), found) {
                 (Some(Found::Seconds(all)), Found::Seconds(more)) => all.extend(more),
@@ -122,6 +138,18 @@ impl Python {
                 }
             }
         }
+    }
+
+    /// An order, and the object that answers it; or why it is lost.
+    pub fn order(&mut self, what: &Value) -> std::result::Result<Map<String, Value>, String> {
+        if let Some(why) = &self.lost {
+            return Err(why.clone());
+        }
+        let answer = self.ask(what).and_then(|answer| match answer {
+            Value::Object(answer) => Ok(answer),
+            other => Err(said(&other.to_string())),
+        });
+        answer.inspect_err(|why| self.lost = Some(why.clone()))
     }
 
     /// What a case's runs gave.
@@ -137,13 +165,13 @@ impl Python {
     fn ask(&mut self, what: &Value) -> std::result::Result<Value, String> {
         // Where it is gone, so is the answer.
         let _ = self.to.send(what.to_string());
-        match self.from.recv_timeout(self.patience) {
+        match self.from.recv_timeout(self.patience.time) {
             Ok(line) => serde_json::from_str(&line).map_err(|_| said(line.trim())),
             Err(RecvTimeoutError::Timeout) => {
-                let s = self.patience.as_secs();
+                let s = self.patience.time.as_secs();
                 let what =
                     message![format!("the child has not answered for {s} s ("), Setting::Patience, ")"];
-                Err(what.spelled(self.spelling))
+                Err(what.spelled(self.patience.spelling))
             }
             Err(RecvTimeoutError::Disconnected) => Err(said("nothing, and went away")),
         }
@@ -180,7 +208,7 @@ impl Drop for Python {
 /// The cases for other programs: op, label, facts, cost, and every operand's shape, type on a GPU and integers.
 pub fn list(cases: &[Case]) -> Value {
     let one = |case: &Case| {
-        let operands = |list: &[Operand]| -> serde_json::Map<String, Value> {
+        let operands = |list: &[Operand]| -> Map<String, Value> {
             let one = |operand: &Operand| {
                 let dtype = format!("{:?}", operand.gpu_dtype()).to_lowercase();
                 let ints = if let Fill::Ints(_, values) = &operand.fill { Some(values) } else { None };
@@ -199,8 +227,7 @@ pub fn list(cases: &[Case]) -> Value {
 }
 
 fn facts(facts: &Facts) -> Value {
-    let sizes: serde_json::Map<_, _> =
-        facts.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
+    let sizes: Map<_, _> = facts.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
     let mask = facts.mask.map(|mask| {
         let (kind, window) = match mask {
             Mask::Full => ("Full", None),

@@ -1,7 +1,8 @@
 //! Records as tables: text, Markdown, CSV.
 
-use super::record::{Record, Rival, Row};
+use super::record::{Record, Rival, Row, Spread};
 use crate::error::{Error, Result, Setting, message};
+use crate::memory::amount;
 
 /// How a table is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,24 +53,21 @@ impl Record {
             };
             return (vec!["check", "result", "s", "detail"], self.checks.iter().map(row).collect());
         }
+        if self.rows.iter().any(|r| r.tokens.is_some()) {
+            return (WHOLE.to_vec(), self.rows.iter().flat_map(whole).collect());
+        }
         let counted = self.rows.iter().any(|r| r.counted.is_some());
-        let tokens = self.rows.iter().any(|r| r.tokens.is_some());
         let mut head = vec!["op", "case"];
-        match (tokens, counted) {
-            (true, _) => head.extend(["ms", "least", "tokens/s", "TFLOP/s", "of roof"]),
-            (_, true) => head.extend(["bytes", "touched", "sectors", "tensor FLOPs", "conflicts", "kernels"]),
-            _ => head.extend(["us", "least", "GB/s", "TFLOP/s", "of roof"]),
+        match counted {
+            true => head.extend(["bytes", "touched", "sectors", "tensor FLOPs", "conflicts", "kernels"]),
+            false => head.extend(["us", "least", "GB/s", "TFLOP/s", "of roof"]),
         }
         if self.rival.is_some() {
             head.extend(["rival us", "by", "ratio"]);
         }
         let body = self.rows.iter().map(|row| {
             let mut cells = vec![row.op.clone(), row.label.clone()];
-            cells.extend(match (tokens, counted) {
-                (true, _) => whole(row),
-                (_, true) => cost(row),
-                _ => timed(row),
-            });
+            cells.extend(if counted { cost(row) } else { timed(row) });
             if self.rival.is_some() {
                 cells.extend(against(row));
             }
@@ -87,11 +85,13 @@ impl Record {
         let roof: Vec<String> = copy.into_iter().chain(product).collect();
         let lines = [
             ("device", Some(self.device.clone())),
+            ("kernels", self.kernels.clone()),
             ("machine", Some(self.machine.clone())),
             ("driver", self.driver.clone()),
             ("roof", (!roof.is_empty()).then(|| roof.join(", "))),
             ("rival", self.rival.clone()),
             ("no rival", self.alone()),
+            ("apart", self.apart()),
             ("commit", self.commit.clone()),
             ("command", Some(self.command.clone())),
             ("date", Some(self.date.clone())),
@@ -104,6 +104,14 @@ impl Record {
 const NONE: &str = "-";
 
 impl Record {
+    /// How far the rival's results are from ours.
+    fn apart(&self) -> Option<String> {
+        let one =
+            |row: &Row| row.apart.iter().map(|(what, off)| format!("{what} {off:.1e}")).collect::<Vec<_>>();
+        let all: Vec<String> = self.rows.iter().flat_map(one).collect();
+        (!all.is_empty()).then(|| all.join(", ") + ", of the first result, without dropout")
+    }
+
     /// Why rows have no rival, each reason once.
     fn alone(&self) -> Option<String> {
         let rows = self.rows.iter().filter(|row| self.rival.is_some() && row.best_rival().is_none());
@@ -154,11 +162,44 @@ fn timed(row: &Row) -> Vec<String> {
     vec![us(t.median), us(t.least), rate(row.bytes, 1e9), rate(row.flops, 1e12), share(row.share)]
 }
 
-fn whole(row: &Row) -> Vec<String> {
-    let (Some(t), Some(tokens)) = (row.time, row.tokens) else { return noted(row, 5) };
-    let rate = format!("{:.0}", tokens as f64 / t.median);
-    let ms = |s: f64| digits(1e3 * s);
-    vec![ms(t.median), ms(t.least), rate, digits(row.flops as f64 / t.median / 1e12), share(row.share)]
+const WHOLE: [&str; 10] =
+    ["op", "case", "by", "ms", "least", "tokens/s", "TFLOP/s", "of roof", "peak memory", "ratio"];
+
+/// A line for ours and one for each of the rival's ways, its time over ours last; or why there is none.
+fn whole(row: &Row) -> Vec<Vec<String>> {
+    let line = |by: &str, time: std::result::Result<Spread, &str>, share_of, peak: Option<u64>| {
+        let mut cells = vec![row.op.clone(), row.label.clone(), by.into()];
+        match time {
+            Ok(t) => {
+                let rate = format!("{:.0}", row.tokens.unwrap_or(0) as f64 / t.median);
+                let ms = |s: f64| digits(1e3 * s);
+                let flops = digits(row.flops as f64 / t.median / 1e12);
+                cells.extend([
+                    ms(t.median),
+                    ms(t.least),
+                    rate,
+                    flops,
+                    share(share_of),
+                    or_none(peak.map(amount)),
+                ]);
+                cells.push(or_none(row.time.map(|ours| format!("{:.2}", t.median / ours.median))));
+            }
+            Err(why) => {
+                cells.extend(vec![NONE.to_string(); WHOLE.len() - 4]);
+                cells.push(why.into());
+            }
+        }
+        cells
+    };
+    let ours = row.time.ok_or(row.note.as_deref().unwrap_or("not timed"));
+    let theirs = row.rivals.iter().map(|(name, rival)| {
+        let time = match rival {
+            Rival::Time(t) => Ok(*t),
+            Rival::Note(why) => Err(why.as_str()),
+        };
+        line(&format!("PyTorch {name}"), time, None, row.rival_peaks.get(name).copied())
+    });
+    [line("llm2vec", ours, row.share, row.peak)].into_iter().chain(theirs).collect()
 }
 
 fn cost(row: &Row) -> Vec<String> {

@@ -1,19 +1,20 @@
 //! `llm2vec bench`: how long things take here, and how long they could.
 
+mod plot;
+mod whole;
+
 use crate::bench::cases::{self, Case, large::large};
 use crate::bench::measure::{self, Settings};
 use crate::bench::record::Record;
-use crate::bench::rival::{self, Python};
+use crate::bench::rival::{self, Patience, Python, Script};
 use crate::bench::table::Form;
-use crate::bench::whole::{self, Size, Task, Timed};
 use crate::cli::{FLAGS, KernelSetFlags, print, say};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::atomic;
 use clap::builder::BoolishValueParser;
-use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,8 +25,8 @@ use std::time::Duration;
   llm2vec bench ops --filter attention
   llm2vec bench ops --device cuda --against pytorch --output ops.md --output ops.json
   llm2vec bench ops --device emulated --filter rmsnorm       what kernels cost, counted: no GPU needed
-  llm2vec bench encode --shape Mistral-7B --device cuda
-  llm2vec bench train -m DIR --tokens 2048 --length 64
+  llm2vec bench encode --shape Mistral-7B --device cuda --against pytorch --compile
+  llm2vec bench train -m DIR --stage mntp --tokens 2048 --length 64
   llm2vec bench report results > table.md")]
 pub struct Bench {
     #[command(subcommand)]
@@ -35,8 +36,8 @@ pub struct Bench {
 #[derive(Subcommand)]
 enum What {
     Ops(Box<Ops>),
-    Encode(Encode),
-    Train(Train),
+    Encode(whole::Encode),
+    Train(whole::Train),
     Report(Report),
 }
 
@@ -57,20 +58,27 @@ struct Ops {
     /// Print the cases and run none
     #[arg(long, env = "LLM2VEC_LIST", value_name = "FORM")]
     list: Option<ListForm>,
+    #[command(flatten)]
+    rival: RivalFlags,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What it is compared with.
+#[derive(Args)]
+struct RivalFlags {
     /// Time another library's ways as well, in turn with ours
     #[arg(long, env = "LLM2VEC_AGAINST", value_name = "LIBRARY")]
     against: Option<Library>,
     /// A Python that has torch
     #[arg(long, env = "LLM2VEC_PYTHON", value_name = "PROGRAM", default_value = "python3")]
     python: String,
-    /// PyTorch: torch.compile as well (compiles every case once, which takes long)
+    /// PyTorch: torch.compile as well (it compiles everything once, which takes long)
     #[arg(long, env = "LLM2VEC_COMPILE", value_parser = BoolishValueParser::new())]
     compile: bool,
     /// Give the other library up once it has not answered for so long; a compilation takes minutes
     #[arg(long, env = "LLM2VEC_PATIENCE", value_name = "SECONDS", default_value_t = 300)]
     patience: u64,
-    #[command(flatten)]
-    common: Common,
 }
 
 /// What every bench takes.
@@ -93,6 +101,9 @@ struct Common {
     /// FILE.md, .json, .csv or .txt; repeat for several. The table goes to stdout in any case
     #[arg(short, long, env = "LLM2VEC_OUTPUT", value_delimiter = ',', value_name = "FILE")]
     output: Vec<PathBuf>,
+    /// Draw roofline and ratios, or the tokens per second of each program, as FILE.svg
+    #[arg(long, env = "LLM2VEC_PLOT", value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// No progress
     #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
     quiet: bool,
@@ -115,96 +126,6 @@ enum Library {
     Pytorch,
 }
 
-/// Tokens per second of encoding whole packs to vectors, with a real model or a random one.
-#[derive(Args)]
-struct Encode {
-    #[command(flatten)]
-    whole: Whole,
-}
-
-/// Tokens per second of whole steps of SimCSE, optimiser and all, with a real model or a random one.
-#[derive(Args)]
-struct Train {
-    #[command(flatten)]
-    whole: Whole,
-    /// Keep only the input of every block
-    #[arg(long, env = "LLM2VEC_RECOMPUTE", value_parser = BoolishValueParser::new())]
-    recompute: bool,
-    /// On a GPU: queue kernel by kernel, as `train --no-graph` does
-    #[arg(long, env = "LLM2VEC_NO_GRAPH", value_parser = BoolishValueParser::new())]
-    no_graph: bool,
-}
-
-/// What both take.
-#[derive(Args)]
-struct Whole {
-    #[command(flatten)]
-    what: Subject,
-    /// Only the first N layers
-    #[arg(long, env = "LLM2VEC_LAYERS", value_name = "N")]
-    layers: Option<usize>,
-    /// Tokens in a pack, of random ids
-    #[arg(long, env = "LLM2VEC_TOKENS", value_name = "N", default_value_t = 16384)]
-    tokens: usize,
-    /// Tokens in a text
-    #[arg(long, env = "LLM2VEC_LENGTH", value_name = "N", default_value_t = 128)]
-    length: usize,
-    /// On the CPU: frozen weights packed as bf16, as `--dtype bf16` has them; a GPU computes in bf16 always
-    #[arg(long, env = "LLM2VEC_BF16", value_parser = BoolishValueParser::new())]
-    bf16: bool,
-    #[command(flatten)]
-    common: Common,
-}
-
-/// Whose weights; of one on the command line and one in the environment, the first.
-enum Subject {
-    Shape(String),
-    Model(String),
-}
-
-#[derive(Args)]
-struct SubjectFlags {
-    /// Random weights in the shape of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B or Llama-3-8B
-    #[arg(long, env = "LLM2VEC_SHAPE", value_name = "NAME")]
-    shape: Option<String>,
-    /// Model folder, or a name in the local Hugging Face cache
-    #[arg(short, long, env = "LLM2VEC_MODEL", alias = "model-id", value_name = "DIR")]
-    model: Option<String>,
-}
-
-impl FromArgMatches for Subject {
-    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Subject, clap::Error> {
-        let flags = SubjectFlags::from_arg_matches(matches)?;
-        let given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
-        match (flags.shape, flags.model) {
-            (None, None) => Err(clap::Error::raw(
-                ErrorKind::MissingRequiredArgument,
-                "expected --shape NAME or --model DIR\n",
-            )),
-            (Some(_), Some(_)) if given("shape") == given("model") => {
-                Err(clap::Error::raw(ErrorKind::ArgumentConflict, "expected one of --shape and --model\n"))
-            }
-            (Some(shape), None) => Ok(Subject::Shape(shape)),
-            (Some(shape), _) if given("shape") => Ok(Subject::Shape(shape)),
-            (_, Some(model)) => Ok(Subject::Model(model)),
-        }
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
-        Subject::from_arg_matches(matches).map(|subject| *self = subject)
-    }
-}
-
-impl Args for Subject {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        SubjectFlags::augment_args(command)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        SubjectFlags::augment_args_for_update(command)
-    }
-}
-
 /// The Markdown tables of a folder of results, as the README has them.
 #[derive(Args)]
 struct Report {
@@ -217,14 +138,34 @@ impl Bench {
     pub fn run(self) -> Result<()> {
         match self.what {
             What::Ops(ops) => ops.run(),
-            What::Encode(encode) => encode.whole.run(Task::Encode, false, true),
-            What::Train(train) => train.whole.run(Task::Train, train.recompute, !train.no_graph),
+            What::Encode(encode) => encode.run(),
+            What::Train(train) => train.run(),
             What::Report(report) => report.run(),
         }
     }
 }
 
+impl RivalFlags {
+    /// Whether there is one.
+    fn wanted(&self) -> Result<bool> {
+        match self.compile && self.against.is_none() {
+            true => Err(Error::usage("--compile: only with --against pytorch")),
+            false => Ok(self.against.is_some()),
+        }
+    }
+
+    fn patience(&self) -> Patience {
+        Patience { time: Duration::from_secs(self.patience), spelling: FLAGS }
+    }
+}
+
 impl Common {
+    /// The number of the GPU, which PyTorch is to take as well.
+    fn ordinal(&self, device: &Device) -> Option<usize> {
+        let number = self.device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+        measure::gpu(device).map(|_| number.unwrap_or(0))
+    }
+
     /// The device, with the kernels that were asked for.
     fn opened(&self) -> Result<Device> {
         self.kernels.open(&self.device)
@@ -239,6 +180,12 @@ impl Common {
             return Err(Error::usage(what));
         }
         self.output.iter().try_for_each(|file| Form::of(file).map(|_| ()))?;
+        if let Some(plot) = self.plot.as_ref().filter(|path| path.extension().is_none_or(|e| e != "svg")) {
+            return Err(Error::usage(format!(
+                "--plot {}: expected a name that ends in .svg",
+                plot.display()
+            )));
+        }
         let time = self.seconds.map(Duration::from_secs);
         Ok(Settings { rounds: self.rounds, samples: self.samples, time, spelling: FLAGS })
     }
@@ -258,6 +205,9 @@ impl Common {
             atomic::write(file, record.render(Form::of(file)?).as_bytes())?;
         }
         print(&record.render(Form::Text))?;
+        if let Some(path) = &self.plot {
+            plot::draw(path, record)?;
+        }
         let failed: Vec<_> = record.rows.iter().filter(|r| r.failed).collect();
         match failed.first() {
             None => Ok(()),
@@ -278,16 +228,14 @@ impl Ops {
         let settings = self.common.settings()?;
         let device = self.common.opened()?;
         let cases = self.selected(measure::gpu(&device).is_some())?;
-        if self.compile && self.against.is_none() {
-            return Err(Error::usage("--compile: only with --against pytorch"));
-        }
+        let rival = self.rival.wanted()?;
         if self.list.is_some() {
             return print(&format!("{:#}\n", rival::list(&cases)));
         }
         let say = self.common.progress();
         let mut record = Record::new("ops", &device, std::env::args().collect());
         if let (Some(gpu), true) = (measure::gpu(&device), self.common.device.starts_with("emulated")) {
-            if self.against.is_some() {
+            if rival {
                 return Err(Error::usage(
                     "--against: the emulator counts and times nothing; use --device cpu or cuda",
                 ));
@@ -295,20 +243,16 @@ impl Ops {
             record.rows = measure::costs(gpu, &cases, &say)?;
             return self.common.publish(&record);
         }
-        let mut python = match self.against {
-            Some(Library::Pytorch) => {
-                let patience = Duration::from_secs(self.patience);
-                Some(Python::start(
-                    &self.python,
-                    &cases,
-                    self.ordinal(&device),
-                    self.compile,
-                    patience,
-                    FLAGS,
-                )?)
-            }
-            None => None,
+        let start = || {
+            let device = self.common.ordinal(&device).map_or("cpu".into(), |n| format!("cuda:{n}"));
+            let settings = json!({
+                "device": device, "threads": rayon::current_num_threads(), "compile": self.rival.compile,
+                "cases": rival::list(&cases),
+            });
+            let RivalFlags { python, .. } = &self.rival;
+            Python::start(python, Script::Ops, &settings, cases.len(), self.rival.patience())
         };
+        let mut python = rival.then(start).transpose()?;
         record.rival = python.as_ref().map(|p| p.name.clone());
         let (rows, roof) = measure::ops(&device, &cases, settings, python.as_mut(), &say)?;
         (record.rows, record.roof) = (rows, Some(roof));
@@ -345,51 +289,6 @@ impl Ops {
         match cases.is_empty() {
             true => Err(Error::usage(format!("--filter \"{}\": no case has all these words", self.filter))),
             false => Ok(cases),
-        }
-    }
-
-    /// The number of the GPU, which PyTorch is to take as well.
-    fn ordinal(&self, device: &Device) -> Option<usize> {
-        let number = self.common.device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-        measure::gpu(device).map(|_| number.unwrap_or(0))
-    }
-}
-
-impl Whole {
-    fn run(self, task: Task, recompute: bool, graph: bool) -> Result<()> {
-        let settings = self.common.settings()?;
-        let device = self.device()?;
-        let mut model = match &self.what {
-            Subject::Model(dir) => Timed::open(dir)?,
-            Subject::Shape(name) => Timed::random(name)?,
-        };
-        if let Some(layers) = self.layers {
-            model.cut(layers)?;
-        }
-        let (kind, load) = match task {
-            Task::Encode => ("encode", "whole packs"),
-            Task::Train => ("train", "whole steps"),
-        };
-        let size = Size {
-            tokens: self.tokens,
-            length: self.length,
-            panels: self.bf16 && matches!(device, Device::Cpu(_)),
-            recompute,
-            graph,
-        };
-        let mut record = Record::new(kind, &device, std::env::args().collect());
-        self.common.progress()(format!("{load} of {}: loading", model.name));
-        let (row, roof) = whole::measure(&device, &model, task, size, settings)?;
-        (record.rows, record.roof) = (vec![row], Some(roof));
-        self.common.publish(&record)
-    }
-
-    fn device(&self) -> Result<Device> {
-        match self.common.device.starts_with("emulated") {
-            true => Err(Error::usage(
-                "--device emulated: the emulator counts ops and times nothing; see bench ops",
-            )),
-            false => self.common.opened(),
         }
     }
 }

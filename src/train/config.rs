@@ -28,6 +28,7 @@ use table::settings;
 /// The three stages of the recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Stage {
     /// Masked next-token prediction.
     Mntp,
@@ -38,6 +39,11 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// As the command has it.
+    pub fn name(self) -> &'static str {
+        self.choose(["mntp", "simcse", "supervised"])
+    }
+
     /// The value of this stage: MNTP's, SimCSE's or that of supervised training.
     fn choose<T>(self, [mntp, simcse, supervised]: [T; 3]) -> T {
         match self {

@@ -368,8 +368,8 @@ fn a_flag_beats_the_environment() {
 #[test]
 fn each_bench_has_its_own_flags() {
     let [encode, train] = ["encode", "train"].map(|task| good(llm2vec(&["bench", task, "--help"])));
-    assert!(encode.contains("encoding whole packs") && train.contains("steps of SimCSE"), "{encode}{train}");
-    for flag in ["--recompute", "--no-graph"] {
+    assert!(encode.contains("encoding whole packs") && train.contains("steps of a stage"), "{encode}{train}");
+    for flag in ["--recompute", "--no-graph", "--stage"] {
         assert!(train.contains(flag) && !encode.contains(flag), "{flag}");
         let args = ["bench", "encode", "--shape", "Mistral-7B", flag];
         failed(llm2vec(&args).output().unwrap(), 2, &[flag]);
@@ -451,6 +451,8 @@ fn the_packed_runner_says_what_is_missing() {
     fs::write(dir.path().join("COMMIT"), "abc1234\n").unwrap();
     let runner = dir.path().join("run.sh");
     fs::copy(here("benches/gpu/run.sh"), &runner).unwrap();
+    let families = format!("for family in {}; do", llm2vec::bench::check::FAMILIES.join(" "));
+    assert!(fs::read_to_string(&runner).unwrap().contains(&families), "{families}");
     let run = |stage: &str| {
         let mut command = Command::new("bash");
         command
@@ -464,7 +466,7 @@ fn the_packed_runner_says_what_is_missing() {
     let all = run("all");
     let said = String::from_utf8(all.stdout).unwrap();
     assert_eq!(all.status.code(), Some(3), "{said}{}", String::from_utf8_lossy(&all.stderr));
-    for stage in ["tests", "sanitize", "bench", "pytorch"] {
+    for stage in "selfcheck ops models pytorch-ops pytorch-encode pytorch-train tests sanitize".split(' ') {
         assert!(said.contains(&format!("skipped: {stage} (0 s): no GPU: ")), "{said}");
         let text = fs::read_to_string(dir.path().join(format!("results/{stage}.json"))).unwrap();
         let record: Record = serde_json::from_str(&text).unwrap();
@@ -475,13 +477,13 @@ fn the_packed_runner_says_what_is_missing() {
     }
     assert!(said.contains("no torch for no-such-python: "), "{said}");
     let report = fs::read_to_string(dir.path().join("results/report.md")).unwrap();
-    assert!(report.contains("| pytorch | skipped | 0.0 | no GPU: "), "{report}");
+    assert!(report.contains("| pytorch-train | skipped | 0.0 | no GPU: "), "{report}");
     // A record that is none makes no report.
     fs::write(dir.path().join("results/z.json"), "[").unwrap();
     assert_eq!(run("all").status.code(), Some(1));
     let nonsense = run("everything");
     assert_eq!(nonsense.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&nonsense.stderr).contains("run.sh tests|sanitize|bench|pytorch|all"));
+    assert!(String::from_utf8_lossy(&nonsense.stderr).contains("run.sh selfcheck|ops|models|"));
     fs::remove_file(dir.path().join("bin/llm2vec")).unwrap();
     assert_eq!(run("tests").status.code(), Some(1));
 }

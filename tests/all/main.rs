@@ -34,4 +34,5 @@ mod training;
 mod training_data;
 mod training_files;
 mod training_ops;
+mod whole;
 mod words;
