@@ -149,7 +149,7 @@ __device__ inline void wgmma_pin(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 // d = a b + (keep ? d : 0) on 64 x N x 16. d[4j], d[4j + 1] are row 16 (warp % 4) + lane / 4, columns 8j + 2 (lane % 4) and
-// one on; d[4j + 2], d[4j + 3] lie eight rows below. MN_MAJOR: how b lies.
+// one on; d[4j + 2], d[4j + 3] lie eight rows below. MN_MAJOR and A_MN_MAJOR: how b and a lie.
 #define WGMMA_8(i) \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define WGMMA_32(i) WGMMA_8(i), WGMMA_8(i + 8), WGMMA_8(i + 16), WGMMA_8(i + 24)
@@ -164,19 +164,19 @@ __device__ inline void wgmma_pin(float (&d)[N]) {
     "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
     "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "   \
     "%121, %122, %123, %124, %125, %126, %127"
-// A, B, KEEP and MAJOR number the operands behind the sums.
-#define WGMMA(N, COUNT, A, B, KEEP, MAJOR, ...)                                                                    \
-    template <bool MN_MAJOR>                                                                                       \
+// A, B, KEEP, MAJOR and A_MAJOR number the operands behind the sums.
+#define WGMMA(N, COUNT, A, B, KEEP, MAJOR, A_MAJOR, ...)                                                           \
+    template <bool MN_MAJOR, bool A_MN_MAJOR = false>                                                              \
     __device__ inline void wgmma_m64n##N##k16(float(&d)[COUNT], bytes64 a, bytes64 b, int keep) {                  \
         asm volatile("{\n.reg .pred keep;\nsetp.ne.s32 keep, %" #KEEP                                              \
                      ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_LIST_##COUNT "}, %" #A \
-                     ", %" #B ", keep, 1, 1, 0, %" #MAJOR ";\n}"                                                   \
+                     ", %" #B ", keep, 1, 1, %" #A_MAJOR ", %" #MAJOR ";\n}"                                       \
                      : __VA_ARGS__                                                                                 \
-                     : "l"(a), "l"(b), "r"(keep), "n"(int(MN_MAJOR))                                               \
+                     : "l"(a), "l"(b), "r"(keep), "n"(int(MN_MAJOR)), "n"(int(A_MN_MAJOR))                         \
                      : "memory");                                                                                  \
     }
-WGMMA(128, 64, 64, 65, 66, 67, WGMMA_32(0), WGMMA_32(32))
-WGMMA(256, 128, 128, 129, 130, 131, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
+WGMMA(128, 64, 64, 65, 66, 67, 68, WGMMA_32(0), WGMMA_32(32))
+WGMMA(256, 128, 128, 129, 130, 131, 132, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
 #undef WGMMA
 #undef WGMMA_LIST_128
 #undef WGMMA_LIST_64

@@ -45,7 +45,7 @@ EXPORT constexpr int WIDE_SHARED = 230528;
 EXPORT constexpr int NARROW_SHARED = 230560;
 
 template <int COLUMNS, bool ACROSS>
-using Tile90 = HopperTile<COLUMNS, COLUMNS == WIDE ? WIDE_CLUSTER : 1, ACROSS>;
+using Tile90 = HopperTile<COLUMNS, COLUMNS == WIDE ? WIDE_CLUSTER : 1, ACROSS ? B_ACROSS : PLAIN>;
 static_assert(Tile90<WIDE, false>::SHARED == WIDE_SHARED && Tile90<128, false>::SHARED == NARROW_SHARED &&
                   Tile90<WIDE, false>::THREADS == THREADS && Tile90<WIDE, false>::ROWS == ROWS &&
                   Tile90<WIDE, false>::DEPTH == DEPTH && PANEL == DEPTH && MOST_RANKS == DEPTH,
@@ -160,7 +160,7 @@ KERNEL void __launch_bounds__(THREADS, 1)
 lora_linear_swiglu_sm90(const __grid_constant__ CUtensorMap act, const __grid_constant__ CUtensorMap x,
                         const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap xa,
                         const __grid_constant__ CUtensorMap stacked, int N, int K, int F, int R, const Segments segments) {
-    using T = HopperTile<WIDE, WIDE_CLUSTER, false, true>;
+    using T = HopperTile<WIDE, WIDE_CLUSTER, HALVES>;
     static_assert(T::SHARED == WIDE_SHARED, "the host launches by it");
     hopper_product<T>(Gated<T>{{{{N, F}, K, act, x, w}, xa, stacked, act, nullptr, false, R, segments}});
 }

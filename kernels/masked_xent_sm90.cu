@@ -33,8 +33,8 @@ EXPORT constexpr int CLUSTER = 2;
 EXPORT constexpr int SHARED = 230528;
 EXPORT constexpr int ROW_THREADS = 256;
 
-using Logits = HopperTile<TILE, CLUSTER, false>;
-using Across = HopperTile<TILE, CLUSTER, true>;
+using Logits = HopperTile<TILE, CLUSTER>;
+using Across = HopperTile<TILE, CLUSTER, B_ACROSS>;
 static_assert(Logits::SHARED == SHARED && Across::SHARED == SHARED && Logits::THREADS == THREADS && Logits::ROWS == ROWS &&
                   Logits::DEPTH == DEPTH && PANEL == DEPTH,
               "the host launches by them");

@@ -6,7 +6,8 @@
 //           that walks GROUP rows of tiles column by column, so that those at work share what they read.
 // Ring      STAGES of 64 of the depth: a [128 rows][64], and b [COLUMNS][64], or, ACROSS, b as it lies in memory, panels of
 //           64 columns [64 deep][64]; under the 128-byte swizzle. CLUSTER blocks lie one below the other: each loads its own
-//           a and a CLUSTER-th of b, which goes to all. A GATED tile has OUT = COLUMNS / 2 columns of each half of b's. A stage is full when all its bytes are there, zeros past the ends of
+//           a and a CLUSTER-th of b, which goes to all. Numbers of PLANES bf16, one below the other in memory, lie so in a
+//           stage, too; where a lies DOWN, its rows along the depth, it has panels of 64 columns as b has. A GATED tile has OUT = COLUMNS / 2 columns of each half of b's. A stage is full when all its bytes are there, zeros past the ends of
 //           arrays included; empty when the consumers of all blocks that got a part of b from this one have let go of it.
 // Epilogue  Panels of 64 x 64 through SLOTS in shared memory: `ready` means that a slot may be written, and holds the panel of
 //           the residual where there is one; `staged` that it is written. Stores and those loads run under the next tile.
@@ -22,33 +23,37 @@
 #include "hopper.cuh"
 #include "mma.cuh"
 
-template <int COLUMNS_, int CLUSTER_, bool ACROSS_, bool GATED_ = false>
+// How operands lie: b's rows along the depth, a's too; b in two halves; and which tiles are wanted, those on the diagonal alone.
+enum Form { PLAIN = 0, B_ACROSS = 1, A_DOWN = 2, HALVES = 4, ON_DIAGONAL = 8 };
+
+template <int COLUMNS_, int CLUSTER_, int FORM = PLAIN, int PLANES_ = 1>
 struct HopperTile {
     static constexpr int ROWS = 128, COLUMNS = COLUMNS_, CLUSTER = CLUSTER_, DEPTH = 64;
-    static constexpr bool ACROSS = ACROSS_, GATED = GATED_;
+    static constexpr bool ACROSS = FORM & B_ACROSS, DOWN = FORM & A_DOWN, GATED = FORM & HALVES, DIAGONAL = FORM & ON_DIAGONAL;
     static constexpr int OUT = GATED ? COLUMNS / 2 : COLUMNS;
     static constexpr int CONSUMERS = 2, THREADS = 128 * (1 + CONSUMERS), GROUP = 16;
-    static constexpr int A = ROWS * DEPTH * 2, B = COLUMNS * DEPTH * 2, STAGE = A + B;
+    // Bytes of a plane of either, and of a stage.
+    static constexpr int PLANES = PLANES_, A = ROWS * DEPTH * 2, B = COLUMNS * DEPTH * 2, STAGE = PLANES * (A + B);
     static constexpr int PANEL = 64 * 64 * 2, PANELS = OUT / 64, SLOTS = 2, PANELS_BYTES = CONSUMERS * SLOTS * PANEL;
     // Of 227 KB: what is left beside panels, barriers and the way to a multiple of 1024.
     static constexpr int STAGES = ((227 << 10) - 1024 - 512 - PANELS_BYTES) / STAGE;
     static constexpr int BARRIERS = 2 * STAGES + 2 * CONSUMERS * SLOTS;
     static constexpr int SHARED = 1024 + STAGES * STAGE + PANELS_BYTES + 8 * BARRIERS;
     // Descriptors count in units of 16 bytes; a k-step of 16 is 32 bytes of a row, or 16 rows.
-    static constexpr int K_STEP_A = 32 >> 4, K_STEP_B = (ACROSS ? 16 * 128 : 32) >> 4;
-    static_assert(STAGES >= 3 && SHARED <= 227 << 10, "shared memory of a multiprocessor");
+    static constexpr int K_STEP_A = (DOWN ? 16 * 128 : 32) >> 4, K_STEP_B = (ACROSS ? 16 * 128 : 32) >> 4;
+    static_assert(STAGES >= 2 && SHARED <= 227 << 10, "shared memory of a multiprocessor");
     static_assert(!GATED || (CLUSTER == 2 && !ACROSS), "each block of a cluster loads one of the halves");
 
     // Sums of a consumer.
     using Sums = float[COLUMNS / 2];
 
     static __device__ __forceinline__ void multiply(Sums& d, bytes64 a, bytes64 b, int keep) {
-        if constexpr (COLUMNS == 256) wgmma_m64n256k16<ACROSS>(d, a, b, keep);
-        else wgmma_m64n128k16<ACROSS>(d, a, b, keep);
+        if constexpr (COLUMNS == 256) wgmma_m64n256k16<ACROSS, DOWN>(d, a, b, keep);
+        else wgmma_m64n128k16<ACROSS, DOWN>(d, a, b, keep);
     }
 };
 
-// The output and how its tiles are dealt.
+// The output; columns of the diagonal begin at `columns`, and go on as rows do.
 struct Extent {
     int rows, columns;
 };
@@ -56,10 +61,11 @@ struct Extent {
 // This block's tiles, one after the other.
 template <class T>
 struct Walk {
-    int down, across, index, step, row, column;
+    int down, across, start, index, step, row, column;
 
     __device__ __forceinline__ Walk(const Extent& of, int rank) {
-        down = ceil_div(of.rows, T::ROWS * T::CLUSTER), across = ceil_div(of.columns, T::OUT);
+        down = ceil_div(of.rows, T::ROWS * T::CLUSTER), across = T::DIAGONAL ? 1 : ceil_div(of.columns, T::OUT);
+        start = T::DIAGONAL ? of.columns : 0;
         index = int(blockIdx.x) / T::CLUSTER - int(gridDim.x) / T::CLUSTER, step = gridDim.x / T::CLUSTER;
         row = rank * T::ROWS, column = 0;
     }
@@ -70,6 +76,7 @@ struct Walk {
         const int height = min(T::GROUP, down - group * T::GROUP);
         if (index >= down * across) return false;
         row = ((group * T::GROUP + at % height) * T::CLUSTER + rank) * T::ROWS, column = at / height * T::OUT;
+        if (T::DIAGONAL) column = start + row;
         return true;
     }
 };
@@ -101,27 +108,41 @@ struct Places {
     }
 };
 
-// Loads a tile's stage: a's box at column `at_a` of its map, b's at `at_b` of the depth and, of its rows, for the columns of the
-// output of `width` from `column` on.
+// An operand in memory: the planes of its numbers are `pitch` rows apart.
+struct Source {
+    const CUtensorMap& map;
+    int pitch = 0;
+};
+
+// Loads a tile's stage: a's box at `at_a` of the depth, b's at `at_b` of it and, of its rows, for the columns of the output of
+// `width` from `column` on.
 template <class T>
-__device__ __forceinline__ void load_stage(const Places<T>& at, Cursor<T::STAGES>& cursor, const CUtensorMap& a,
-                                           const CUtensorMap& b, int row, int column, int width, int at_a, int at_b,
-                                           int rank) {
+__device__ __forceinline__ void load_stage(const Places<T>& at, Cursor<T::STAGES>& cursor, const Source& a, const Source& b,
+                                           int row, int column, int width, int at_a, int at_b, int rank) {
     const unsigned full = at.full(cursor.slot), to = at.stage(cursor.slot);
     mbarrier_wait(at.empty(cursor.slot), cursor.lap ^ 1);
     mbarrier_arrive_expect_tx(full, T::STAGE);
-    cp_async_bulk_tensor_load(to, a, at_a, row, full);
+#pragma unroll 1
+    for (int plane = 0; plane < T::PLANES; plane++)
+#pragma unroll 1
+        for (int p = 0; p < (T::DOWN ? T::ROWS / 64 : 1); p++) {
+            const int x = T::DOWN ? row + 64 * p : at_a, y = (T::DOWN ? at_a : row) + plane * a.pitch;
+            cp_async_bulk_tensor_load(to + plane * T::A + p * T::PANEL, a.map, x, y, full);
+        }
     constexpr unsigned short ALL_BLOCKS = (1 << T::CLUSTER) - 1;
     // This block's part of b: columns, or rows of every panel.
     constexpr int PART = (T::ACROSS ? T::DEPTH : T::COLUMNS) / T::CLUSTER;
     const int first = rank * PART, beside = T::GATED ? rank * width : first;
 #pragma unroll 1
-    for (int p = 0; p < (T::ACROSS ? T::PANELS : 1); p++) {
-        const int x = T::ACROSS ? column + 64 * p : at_b, y = T::ACROSS ? at_b + first : column + beside;
-        const unsigned there = to + T::A + p * T::PANEL + first * 128;
-        if (T::CLUSTER > 1) cp_async_bulk_tensor_multicast(there, b, x, y, full, ALL_BLOCKS);
-        else cp_async_bulk_tensor_load(there, b, x, y, full);
-    }
+    for (int plane = 0; plane < T::PLANES; plane++)
+#pragma unroll 1
+        for (int p = 0; p < (T::ACROSS ? T::COLUMNS / 64 : 1); p++) {
+            const int x = T::ACROSS ? column + 64 * p : at_b, y = T::ACROSS ? at_b + first : column + beside;
+            const unsigned there = to + T::PLANES * T::A + plane * T::B + p * T::PANEL + first * 128;
+            const int below = y + plane * b.pitch;
+            if (T::CLUSTER > 1) cp_async_bulk_tensor_multicast(there, b.map, x, below, full, ALL_BLOCKS);
+            else cp_async_bulk_tensor_load(there, b.map, x, below, full);
+        }
     cursor.advance();
 }
 
@@ -132,10 +153,11 @@ __device__ __forceinline__ void load_tiles(const Places<T>& at, const Op& op, in
     Cursor<T::STAGES> cursor;
     while (walk.next(rank)) {
         op.ranks(walk.column, [&](int at_a, int at_b) {
-            load_stage(at, cursor, op.low_a(), op.low_b(), walk.row, walk.column, op.extent.columns, at_a, at_b, rank);
+            load_stage<T>(at, cursor, {op.low_a()}, {op.low_b()}, walk.row, walk.column, op.extent.columns, at_a, at_b, rank);
         });
         for (int k = 0; k < op.depth; k += T::DEPTH)
-            load_stage(at, cursor, op.a, op.b, walk.row, walk.column, op.extent.columns, k, k, rank);
+            load_stage<T>(at, cursor, {op.a, op.pitch_a()}, {op.b, op.pitch_b()}, walk.row, walk.column, op.extent.columns, k, k,
+                          rank);
     }
 }
 
@@ -191,11 +213,11 @@ struct Consumer {
 
     // Descriptors of the current stage, once it is full.
     __device__ __forceinline__ void wait() const { mbarrier_wait(at.full(cursor.slot), cursor.lap); }
-    __device__ __forceinline__ bytes64 a() const {
-        return wgmma_descriptor(at.stage(cursor.slot) + index * 64 * 128);
+    __device__ __forceinline__ bytes64 a(int plane = 0) const {
+        return wgmma_descriptor(at.stage(cursor.slot) + plane * T::A + index * 64 * 128);
     }
-    __device__ __forceinline__ bytes64 b() const {
-        return wgmma_descriptor(at.stage(cursor.slot) + T::A, T::ACROSS ? T::PANEL : 16);
+    __device__ __forceinline__ bytes64 b(int plane = 0) const {
+        return wgmma_descriptor(at.stage(cursor.slot) + T::PLANES * T::A + plane * T::B, T::ACROSS ? T::PANEL : 16);
     }
     // Commits the products of the current stage, and gives back the one before, whose products are then over.
     __device__ __forceinline__ void advance() {
@@ -215,6 +237,10 @@ struct Consumer {
     // Gives the current stage back once all warps of the consumer have read what they wanted of it.
     __device__ __forceinline__ void leave() {
         barrier_warpgroup(1 + index);
+        pass();
+    }
+    // Gives the current stage back, whose products are over.
+    __device__ __forceinline__ void pass() {
         held = cursor.slot;
         release();
         held = -1;
@@ -264,6 +290,38 @@ __device__ __forceinline__ void add_stages(typename T::Sums& d, Consumer<T>& con
     wgmma_pin(d);
 }
 
+// Adds `stages` stages of numbers of three planes to d, smallest products first. A tensor core may cut what it adds to: HALF of
+// a stage is summed by itself, and joins d by IEEE addition.
+template <class T>
+__device__ __forceinline__ void add_exactly(typename T::Sums& d, Consumer<T>& consumer, int stages) {
+    static_assert(T::PLANES == 3, "x = planes 0 + 1 + 2, six of whose nine products are above 2^-26");
+    constexpr int HALF = T::DEPTH / 2;
+#pragma unroll 1
+    for (int i = 0; i < stages; i++) {
+        consumer.wait();
+#pragma unroll 1
+        for (int half = 0; half < T::DEPTH; half += HALF) {
+            typename T::Sums part;
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < HALF / 16; k++) {
+                const int a = (half / 16 + k) * T::K_STEP_A, b = (half / 16 + k) * T::K_STEP_B;
+#pragma unroll
+                for (int pair = 0; pair < 6; pair++) {
+                    constexpr int LEFT[] = {1, 0, 2, 0, 1, 0}, RIGHT[] = {1, 2, 0, 1, 0, 0};
+                    T::multiply(part, consumer.a(LEFT[pair]) + a, consumer.b(RIGHT[pair]) + b, k || pair);
+                }
+            }
+            wgmma_commit();
+            wgmma_wait<0>();
+            wgmma_pin(part);
+#pragma unroll
+            for (int e = 0; e < T::COLUMNS / 2; e++) d[e] += part[e];
+        }
+        consumer.pass();
+    }
+}
+
 // Rounds d into the consumer's panels, plus the residual where the op adds one. Before it `op.add(v, column)` may change eight
 // sums: columns `column` and the next of two rows, eight apart, then the same eight columns on.
 template <class T, class Op>
@@ -308,6 +366,9 @@ struct HopperOp {
     __device__ __forceinline__ void sum(typename T::Sums& d, Consumer<T>& consumer, int, int) const {
         add_stages(d, consumer, ceil_div(depth, T::DEPTH), false);
     }
+    // Rows between the planes of an operand.
+    __device__ __forceinline__ static constexpr int pitch_a() { return 0; }
+    __device__ __forceinline__ static constexpr int pitch_b() { return 0; }
     __device__ __forceinline__ static constexpr bool adds() { return false; }
     __device__ __forceinline__ static constexpr bool stores() { return true; }
     __device__ __forceinline__ static void add(float*, int) {}

@@ -3,7 +3,6 @@
 use crate::bench::check::{FAMILIES, cache, compare, verdict};
 use crate::cli::say;
 use crate::device::gpu::Gpu;
-use crate::device::images::KernelSet;
 use crate::device::{Device, cuda};
 use crate::error::{Error, Result};
 use clap::Args;
@@ -49,11 +48,11 @@ pub fn checked(name: &str, gpu: Gpu) -> Result<Gpu> {
         verdict(gpu, &cache, child, say)
     })();
     match known {
-        Ok(verdict) => Ok(gpu.with_kernels(KernelSet::Hopper)?.without(verdict.wrong)),
+        Ok(verdict) => Ok(gpu.checked(verdict.wrong)),
         Err(e) => {
             let why = e.message().to_string();
             say(format_args!("warning: kernels for Hopper are left out: {why}"));
-            Ok(gpu.without(FAMILIES.map(|family| (family.into(), why.clone())).into()))
+            Ok(gpu.checked(FAMILIES.map(|family| (family.into(), why.clone())).into()))
         }
     }
 }

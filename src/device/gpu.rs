@@ -21,7 +21,8 @@ pub struct Gpu {
     workspace: Arc<Mutex<Workspace>>,
     maps: Arc<Mutex<HashMap<(u64, Tiles), TensorMap>>>,
     set: KernelSet,
-    left_out: BTreeMap<String, String>,
+    /// Ops whose kernels for Hopper are wrong here, and why; none where nobody has looked.
+    wrong: Option<BTreeMap<String, String>>,
 }
 
 /// Tensor maps that are kept: far more than a model and its pass have, for one number of tokens.
@@ -58,8 +59,7 @@ impl Gpu {
 
     fn new(driver: Driver) -> Gpu {
         let set = KernelSet::Auto;
-        let (driver, left_out) = (Arc::new(driver), BTreeMap::new());
-        Gpu { driver, workspace: Arc::default(), maps: Arc::default(), set, left_out }
+        Gpu { driver: Arc::new(driver), workspace: Arc::default(), maps: Arc::default(), set, wrong: None }
     }
 
     /// The same GPU with this choice of kernels.
@@ -75,26 +75,34 @@ impl Gpu {
         Ok(Gpu { set, ..self })
     }
 
-    /// The same GPU without the kernels for Hopper of these ops, and why.
-    pub fn without(self, left_out: BTreeMap<String, String>) -> Gpu {
-        Gpu { left_out, ..self }
+    /// The same GPU, now that its kernels for Hopper are known to be right, but for those of these ops, and why.
+    pub fn checked(self, wrong: BTreeMap<String, String>) -> Gpu {
+        Gpu { wrong: Some(wrong), ..self }
     }
 
     /// The kernels that run, in a few words: the set, and what is left out of it.
     pub fn kernels(&self) -> String {
-        let out: Vec<String> =
-            self.left_out.iter().map(|(op, why)| format!("{op} left out: {why}")).collect();
-        match (self.set, out.is_empty()) {
-            (KernelSet::Hopper, true) => "hopper".into(),
-            (KernelSet::Hopper, false) => format!("hopper, {}", out.join(", ")),
-            (_, true) => "portable".into(),
-            (_, false) => format!("portable, {}", out.join(", ")),
+        let set = match (self.set, &self.wrong) {
+            (KernelSet::Hopper, _) => "hopper",
+            (KernelSet::Auto, Some(_)) => "auto (hopper where it is predicted to be faster)",
+            _ => "portable",
+        };
+        let out = self.wrong.iter().flatten().map(|(op, why)| format!(", {op} left out: {why}"));
+        out.fold(set.into(), |all, one| all + &one)
+    }
+
+    /// Whether an op's kernels for Hopper may run.
+    pub fn hopper(&self, op: &str) -> bool {
+        match (self.set, &self.wrong) {
+            (KernelSet::Hopper, _) => true,
+            (KernelSet::Auto, Some(wrong)) => !wrong.contains_key(op),
+            _ => false,
         }
     }
 
-    /// Whether an op's kernels for Hopper are to run.
-    pub fn hopper(&self, op: &str) -> bool {
-        self.set == KernelSet::Hopper && !self.left_out.contains_key(op)
+    /// Whether they run for those sizes alone that they are predicted to be the faster for, not for all that they take.
+    pub fn chooses(&self) -> bool {
+        self.set == KernelSet::Auto
     }
 
     /// Whether it is the emulator.

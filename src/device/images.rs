@@ -96,7 +96,8 @@ impl Kernel {
 /// Which kernels run where there are several for one thing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KernelSet {
-    /// The portable ones, unless a caller has found the others to be right where they are to run.
+    /// The portable ones, unless a caller has found the others to be right where they are to run: then those for the sizes
+    /// that they are predicted to be the faster for.
     #[default]
     Auto,
     /// Those for every GPU from compute capability 8.0 on.

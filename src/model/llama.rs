@@ -142,11 +142,9 @@ impl Pass<'_> {
         attention_fwd(d, attention, lse, qkv, starts, heads, *mask, dropout)?; //                4 attention <- qkv
         p.o.run(Some(middle), attention, Some(before))?; //                                      5 middle    <- before, attention
         rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                                 6 h2        <- middle
-        if keeps {
+        if keeps || !p.gate_up.gated(act, h2)? {
             p.gate_up.run(Some(gate_up), h2, None)?; //                                          7 gate_up   <- h2
             swiglu_fwd(d, act, gate_up)?; //                                                     8 act       <- gate_up
-        } else {
-            p.gate_up.gated(act, gate_up, h2)?; //                                               7, 8
         }
         p.down.run(after, act, Some(middle)) //                                                  9 after     <- middle, act
     }
@@ -273,11 +271,14 @@ impl LinearFwd<'_> {
         lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual, *dropout)
     }
 
-    /// The activation of a gated projection where nobody wants the projection itself, for which there is `room`.
-    fn gated(&mut self, act: &mut Tensor, room: &mut Tensor, x: &Tensor) -> Result<()> {
+    /// The activation of a gated projection alone, if this device computes it so.
+    fn gated(&mut self, act: &mut Tensor, x: &Tensor) -> Result<bool> {
         let LinearFwd { device, w, xa, dropout } = self;
         let lora = w.lora.as_ref().map(Stack::view);
-        lora_linear_swiglu_fwd(device, act, room, Some(xa), x, &w.w, w.bias.as_ref(), lora, *dropout)
+        match w.bias {
+            Some(_) => Ok(false),
+            None => lora_linear_swiglu_fwd(device, act, Some(xa), x, &w.w, lora, *dropout),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::ops::{most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use rayon::prelude::*;
 
+mod hopper;
 #[cfg(test)]
 mod tests;
 
@@ -57,6 +58,10 @@ pub fn contrastive_fwd(
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
             cpu_fwd::<R>(total, loss, lse, Scores { q: q.host()?, c: c.host()?, ids, rule, sizes });
         }),
+        Device::Gpu(gpu) if hopper::takes(gpu, sizes) => {
+            let of = hopper::Operands { q, candidates: c, ids, rule, sizes };
+            hopper::forward(gpu, [total, loss, lse], of, hopper::wave(sizes))?;
+        }
         Device::Gpu(gpu) => {
             let shares = shares(sizes[0], sizes[1], TILE);
             gpu_fwd(gpu, [total, loss, lse], [q, c], ids, rule, sizes, shares)?;
@@ -238,6 +243,10 @@ pub fn contrastive_bwd(
             let scores = Scores { q: q.host()?, c: c.host()?, ids, rule, sizes };
             cpu_bwd::<R>(dq.host_mut()?, dc.host_mut()?, lse.host()?, scores, dmean)
         }),
+        Device::Gpu(gpu) if hopper::takes(gpu, sizes) => {
+            let of = hopper::Operands { q, candidates: c, ids, rule, sizes };
+            hopper::backward(gpu, [dq, dc], lse, of, dmean, hopper::wave(sizes))?;
+        }
         Device::Gpu(gpu) => {
             let wave = wave(sizes);
             gpu_bwd(gpu, [dq, dc], [q, c, lse], ids, rule, dmean, sizes, wave)?;
@@ -339,8 +348,17 @@ fn gpu_bwd(
     Ok(())
 }
 
-/// Bytes of workspace that the forward and the backward of at most so many queries and candidates take on a GPU.
-pub fn contrastive_workspace(p: usize, m: usize) -> usize {
+/// Bytes of workspace that the forward and the backward of at most so many queries and candidates of C columns take.
+pub fn contrastive_workspace(on: &Device, p: usize, m: usize, c: usize) -> usize {
+    match on {
+        Device::Gpu(gpu) if hopper::takes(gpu, [p, m, c]) => {
+            hopper::workspace([p, m, c]).max(portable_workspace(p, m))
+        }
+        _ => portable_workspace(p, m),
+    }
+}
+
+fn portable_workspace(p: usize, m: usize) -> usize {
     // Longer waves are of more rows: the bound holds for all of them.
     let parts = most_shares(p, m, TILE);
     let stride = m.next_multiple_of(8);

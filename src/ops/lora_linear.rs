@@ -8,7 +8,6 @@ use crate::device::cpu::{Matrix, Real, matmul, token_matmul};
 use crate::device::{DType, Device};
 use crate::error::Result;
 use crate::ops::dropout::Dropout;
-use crate::ops::swiglu::swiglu_fwd;
 use crate::tensor::{Element, Tensor, dims, refuse, with_real};
 pub use plan::{Sizes, lora_linear_workspace};
 use rayon::prelude::*;
@@ -110,52 +109,46 @@ pub fn lora_linear_fwd(
     Ok(())
 }
 
-/// `act = silu(y[:, ..F]) y[:, F..]` of the `y`, M = 2 F, that [`lora_linear_fwd`] gives without a residual: the same bits, where
-/// nothing else of `y` is wanted. One launch on Hopper's kernels, in which `y` does not reach memory.
+/// `act = silu(y[:, ..F]) y[:, F..]` of the `y`, M = 2 F, that [`lora_linear_fwd`] gives without bias and residual: with the bits of
+/// that op and of swiglu's, but `y` does not reach memory. Only Hopper's kernels do this: false, and nothing done, where they do
+/// not run or do not take the sizes.
 ///
-/// | operand | shape    | dtype                                    | role                                     |
-/// |---------|----------|------------------------------------------|------------------------------------------|
-/// | `act`   | [N, F]   | activation                               | overwritten                              |
-/// | `room`  | [N, 2F]  | activation                               | for `y`; what it holds afterwards says nothing |
-/// | `xa`    | [N, S R] | activation                               | overwritten with drop(x) Aᵀ where there is a `lora` |
-/// | `x`     | [N, K]   | activation                               | read                                     |
-/// | `w`     | [2F, K]  | activation, bf16, or packed bf16 panels  | read                                     |
-/// | `bias`  | `[2F]`   | activation                               | read                                     |
+/// | operand | shape    | dtype      | role                                                |
+/// |---------|----------|------------|-----------------------------------------------------|
+/// | `act`   | [N, F]   | activation | overwritten                                         |
+/// | `xa`    | [N, S R] | activation | overwritten with drop(x) Aᵀ where there is a `lora` |
+/// | `x`     | [N, K]   | activation | read                                                |
+/// | `w`     | [2F, K]  | bf16       | read                                                |
 ///
 /// Errors as the two ops. Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
-#[allow(clippy::too_many_arguments)]
 pub fn lora_linear_swiglu_fwd(
     device: &Device,
     act: &mut Tensor,
-    room: &mut Tensor,
-    mut xa: Option<&mut Tensor>,
+    xa: Option<&mut Tensor>,
     x: &Tensor,
     w: &Tensor,
-    bias: Option<&Tensor>,
     lora: Option<Lora>,
     dropout: Option<Dropout>,
-) -> Result<()> {
+) -> Result<bool> {
     const OP: &str = "lora_linear_swiglu_fwd";
-    if let (Device::Gpu(gpu), None) = (device, bias) {
-        let mut operands =
-            vec![("act", &*act, "N F"), ("room", room, "N M"), ("x", x, "N K"), ("w", w, "M K")];
-        if let Some(l) = &lora {
-            operands.extend([("lora a", l.a, "A K"), ("lora b", l.b, "M R")]);
-            operands.extend(xa.as_deref().map(|xa| ("xa", xa, "N A")));
-        }
-        let [n, k, m, stacked, rank, f] = dims(OP, ["N", "K", "M", "A", "R", "F"], &operands)?;
-        if m != 2 * f {
-            return refuse(OP, format!("w has {m} rows, expected 2F = {}", 2 * f));
-        }
-        lora.map_or(Ok(()), |l| l.check(OP, stacked, rank, m))?;
-        Dropout::check(dropout, OP)?;
-        let sizes = Sizes::new([n, k, m, rank], lora.as_ref());
-        if gpu::swiglu(gpu, act, xa.as_deref_mut(), x, w, lora, dropout, &sizes)? {
-            return Ok(());
+    let mut operands = vec![("act", &*act, "N F"), ("x", x, "N K"), ("w", w, "M K")];
+    if let Some(l) = &lora {
+        operands.extend([("lora a", l.a, "A K"), ("lora b", l.b, "M R")]);
+        operands.extend(xa.as_deref().map(|xa| ("xa", xa, "N A")));
+    }
+    let [n, k, m, stacked, rank, f] = dims(OP, ["N", "K", "M", "A", "R", "F"], &operands)?;
+    if m != 2 * f {
+        return refuse(OP, format!("w has {m} rows, expected 2F = {}", 2 * f));
+    }
+    lora.map_or(Ok(()), |l| l.check(OP, stacked, rank, m))?;
+    Dropout::check(dropout, OP)?;
+    match device {
+        Device::Cpu(_) => Ok(false),
+        Device::Gpu(gpu) => {
+            let sizes = Sizes::new([n, k, m, rank], lora.as_ref());
+            gpu::swiglu(gpu, act, xa, x, w, lora, dropout, &sizes)
         }
     }
-    lora_linear_fwd(device, Some(room), xa, x, w, bias, lora, None, dropout)?;
-    swiglu_fwd(device, act, room)
 }
 
 /// Puts residual and bias into `y`; says whether the product is to be added.

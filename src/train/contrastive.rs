@@ -82,7 +82,8 @@ impl Contrastive {
         chunk: usize,
     ) -> Contrastive {
         // A last batch has fewer queries, and rows may have fewer negatives; the bound is for all of them.
-        arena.workspace(|| contrastive_workspace(queries, candidates));
+        let device = arena.device.clone();
+        arena.workspace(|| contrastive_workspace(&device, queries, candidates, width));
         arena.group("loss");
         let mut of = |rows: usize| arena.statistic(&[rows, width]);
         let (pooled, unit, d_pooled, d_unit) = (of(chunk), of(chunk), of(chunk), of(chunk));

@@ -26,8 +26,15 @@ const CASES: usize = 8;
 const FLOPS: usize = 1 << 28;
 
 /// Reports that a missing order has.
-const KINDS: [Kind; 6] =
-    [Kind::Race, Kind::Uninitialised, Kind::Fence, Kind::Barrier, Kind::Deadlock, Kind::Warpgroup];
+const KINDS: [Kind; 7] = [
+    Kind::Race,
+    Kind::Uninitialised,
+    Kind::Access,
+    Kind::Fence,
+    Kind::Barrier,
+    Kind::Deadlock,
+    Kind::Warpgroup,
+];
 
 /// Removals that nobody notices, and why that is right: what the kernel's name holds, words of the source line, reason.
 const REASONS: &[(&str, &str, &str)] = &[

@@ -2,6 +2,7 @@
 
 use super::{Added, Case, DROPOUT, Facts, Normal, Poison, activation, chain, room, single, unfused};
 use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd, lora_linear_swiglu_fwd};
+use crate::ops::swiglu::swiglu_fwd;
 
 pub fn lora_linears() -> Vec<Case> {
     let plain = [[1, 1, 1], [3, 5, 7], [65, 48, 40], [256, 768, 768]];
@@ -77,7 +78,11 @@ pub(super) fn swiglu([n, k, f]: [usize; 3], rank: usize, drop: bool) -> Case {
         run: Box::new(move |d, o, i| {
             let [act, room, xa @ ..] = o else { unreachable!() };
             let lora = adapted.then(|| Lora { a: &i[2], b: &i[3], rows: &rows, scales: &SCALES[..2] });
-            lora_linear_swiglu_fwd(d, act, room, xa.first_mut(), &i[0], &i[1], None, lora, dropout)
+            if lora_linear_swiglu_fwd(d, act, xa.first_mut(), &i[0], &i[1], lora, dropout)? {
+                return Ok(());
+            }
+            lora_linear_fwd(d, Some(room), xa.first_mut(), &i[0], &i[1], None, lora, None, dropout)?;
+            swiglu_fwd(d, act, room)
         }),
     }
 }

@@ -118,6 +118,12 @@ pub fn contrastives() -> Vec<Case> {
     cases.into_iter().flat_map(pair).collect()
 }
 
+/// Several tiles for each block that is there at a time, and more stages than a ring has.
+pub fn contrastive_rings() -> Vec<Case> {
+    let rule = InfoNce { scale: 0.5, margin: Some(0.25) };
+    [true, false].map(|forward| contrastive([130, 260, 136], rule, true, forward)).into()
+}
+
 pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bool) -> Case {
     let (q, cand) = (single("q", Normal(vec![p, c])), single("c", Normal(vec![m, c])));
     // Every third id returns.

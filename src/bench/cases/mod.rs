@@ -245,7 +245,12 @@ pub const DMEAN: f64 = 0.7;
 /// Cases that only devices run: their kernels are chosen by size, and the f64 CPU takes long for theirs, or does the same as
 /// in others.
 pub fn device_only() -> Vec<Case> {
-    let lists = [linear::large_tiles(), linear::lora_linear_swiglus(), losses::masked_xent_steps()];
+    let lists = [
+        linear::large_tiles(),
+        linear::lora_linear_swiglus(),
+        losses::masked_xent_steps(),
+        losses::contrastive_rings(),
+    ];
     lists.into_iter().flatten().collect()
 }
 

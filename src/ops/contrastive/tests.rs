@@ -5,11 +5,15 @@ use crate::rng::normal;
 
 /// A random problem on the CPU and on the emulator, where the build holds kernels: q, c, ids, lse.
 fn problem(sizes: [usize; 3]) -> Option<(Gpu, [Tensor; 4], [Tensor; 4])> {
+    problem_on((8, 0), sizes)
+}
+
+fn problem_on(capability: (u32, u32), sizes: [usize; 3]) -> Option<(Gpu, [Tensor; 4], [Tensor; 4])> {
     if kernels::FILE.images.is_empty() {
         println!("skipped: this build holds no kernels (nvcc was not found)");
         return None;
     }
-    let (gpu, [p, m, c]) = (Gpu::emulated((8, 0)).unwrap(), sizes);
+    let (gpu, [p, m, c]) = (Gpu::emulated(capability).unwrap(), sizes);
     let float = |seed, shape: &[usize]| {
         let values = normal(seed, shape.iter().product());
         Tensor::from_f64(DType::F32, shape, values.iter().map(|x| x / 2.0))
@@ -56,7 +60,7 @@ fn the_workspace_is_enough_for_less() {
     let sizes = [1, 7, 63, 64, 65, 127, 500, 1000, 1024, 2047, 4097, 9000, 16384, 40000, 65536];
     for (i, m) in sizes.iter().enumerate() {
         for p in &sizes[..=i] {
-            let has = contrastive_workspace(*p, *m);
+            let has = portable_workspace(*p, *m);
             for m in sizes.iter().filter(|n| *n <= m) {
                 for p in sizes.iter().filter(|n| *n <= p && *n <= m) {
                     let takes = fwd_bytes(shares(*p, *m, TILE)[1] * p, *p);
@@ -66,7 +70,32 @@ fn the_workspace_is_enough_for_less() {
             }
         }
     }
-    assert!(contrastive_workspace(65536, 131072) < 70 << 20);
+    assert!(portable_workspace(65536, 131072) < 70 << 20);
+}
+
+/// The same of the kernels for Hopper.
+#[test]
+fn waves_on_hopper_change_no_bit() {
+    let sizes @ [p, ..] = [300, 520, 72];
+    let Some((gpu, here, there)) = problem_on((9, 0), sizes) else { return };
+    let ([q, k, ids, lse], rule) = (&there, InfoNce { scale: 2.0, margin: Some(0.5) });
+    let of = hopper::Operands { q, candidates: k, ids: Some(ids), rule, sizes };
+    let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
+    let mut exact = [&[2][..], &[p], &[p]].map(zeros);
+    let [total, loss, sum] = exact.each_mut();
+    contrastive_fwd(&Device::cpu(), total, loss, sum, &here[0], &here[1], Some(&here[2]), rule).unwrap();
+    let run = |wave| {
+        let mut losses = exact.each_ref().map(|t| t.to_gpu(&gpu, DType::F32).unwrap());
+        hopper::forward(&gpu, losses.each_mut(), of, wave).unwrap();
+        let mut out = [q, k].map(|t| t.to_gpu(&gpu, DType::F32).unwrap());
+        hopper::backward(&gpu, out.each_mut(), lse, of, 0.5, wave).unwrap();
+        (losses.map(|t| t.to_f64()), out.map(|t| bits(&t)))
+    };
+    let one = run(p);
+    for (got, wanted) in one.0.iter().flatten().zip(exact.iter().flat_map(Tensor::to_f64)) {
+        assert!((got - wanted).abs() < 1e-5 * wanted.abs().max(1.0), "{got}, {wanted}");
+    }
+    assert!(one == run(128) && one == run(192));
 }
 
 /// A candidate that is the positive once more ties with it, whichever tiles the two are in.

@@ -43,7 +43,7 @@ impl<'a> Pass<'a> {
         let scratch = Scratch::new(&mut arena, config, tokens, RANK);
         let grads = Grads::new(&mut arena, &model.weights);
         // Of a loss that the caller may have.
-        arena.workspace(|| contrastive_workspace(16, 32));
+        arena.workspace(|| contrastive_workspace(device, 16, 32, config.width));
         arena.finish().unwrap();
         model.load(tiny).unwrap();
         Pass { tiny, model, state, scratch, grads }
