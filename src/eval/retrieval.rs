@@ -16,7 +16,6 @@ use crate::format::input::Lines;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Documents that are embedded and compared at a time.
 const WINDOW: usize = 4096;
@@ -189,14 +188,14 @@ pub fn run(
         let at = |i: usize, what| wrong(&set.corpus, window[i].line, "text", what);
         let mut rows = vectors.rows(&items.collect::<Vec<_>>(), at)?;
         normalize(&mut rows, c);
-        let ids: Vec<Arc<str>> = window.iter().map(|row| row.value.id.as_str().into()).collect();
+        let ids: Vec<&str> = window.iter().map(|row| row.value.id.as_str()).collect();
         nearest.add(&rows, &ids, |q, id| distinct && set.queries[places[q]].value.id == id);
     }
     vectors.finish()?;
 
     let mut ranking = Ranking::default();
-    for (hits, (_, grades)) in nearest.into_hits().iter().zip(&set.graded) {
-        let found: Vec<i64> = hits.iter().map(|h| grades.get(&*h.id).copied().unwrap_or(0)).collect();
+    for (hits, (_, grades)) in nearest.into_hits().queries().zip(&set.graded) {
+        let found: Vec<i64> = hits.iter().map(|h| grades.get(h.id).copied().unwrap_or(0)).collect();
         ranking.add(&found, &grades.values().copied().collect::<Vec<_>>());
     }
     let mut scores = ranking.scores("ndcg_at_10");

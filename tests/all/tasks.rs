@@ -14,7 +14,6 @@ use llm2vec::rng::normal;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use tempfile::TempDir;
 
 fn golden(name: &str) -> Value {
@@ -72,13 +71,14 @@ fn rankings_by_trec_eval() {
         for (query, found) in case["results"].as_object().unwrap() {
             let grades = &case["qrels"][query];
             let found = found.as_object().unwrap().iter();
-            let ids: Vec<Arc<str>> = found.clone().map(|(id, _)| id.as_str().into()).collect();
+            let ids: Vec<&String> = found.clone().map(|(id, _)| id).collect();
             // A query of one number finds documents by theirs, through the same list that retrieval keeps.
             let rows: Vec<f32> = found.map(|(_, s)| s.as_f64().unwrap() as f32).collect();
             let mut nearest = Nearest::new(vec![1.0], 1, 1000);
             nearest.add(&rows, &ids, |_, _| false);
-            let hits = nearest.into_hits().remove(0);
-            let found: Vec<i64> = hits.iter().map(|h| grades[&*h.id].as_i64().unwrap_or(0)).collect();
+            let hits = nearest.into_hits();
+            let hits = hits.queries().next().unwrap();
+            let found: Vec<i64> = hits.iter().map(|h| grades[h.id].as_i64().unwrap_or(0)).collect();
             let judged: Vec<i64> =
                 grades.as_object().unwrap().values().map(|g| g.as_i64().unwrap()).collect();
             ranking.add(&found, &judged);
@@ -116,7 +116,7 @@ fn nearest_do_not_depend_on_windows() {
     for i in (0..n / 2).step_by(10) {
         rows.copy_within(i * c..(i + 1) * c, (n - 1 - i) * c);
     }
-    let ids: Vec<Arc<str>> = (0..n).map(|i| format!("d{i}").as_str().into()).collect();
+    let ids: Vec<String> = (0..n).map(|i| format!("d{i}")).collect();
     let found = |window: usize| {
         let mut nearest = Nearest::new(queries.clone(), c, k);
         rows.chunks(window * c).zip(ids.chunks(window)).for_each(|(r, i)| nearest.add(r, i, |_, _| false));
@@ -124,13 +124,13 @@ fn nearest_do_not_depend_on_windows() {
     };
     let whole = found(n);
     assert!(whole == found(1) && whole == found(7) && whole == found(1000));
-    for (query, hits) in queries.chunks(c).zip(&whole).step_by(50) {
+    for (query, hits) in queries.chunks(c).zip(whole.queries()).step_by(50) {
         let dot =
             |row: &[f32]| row.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
         let mut all: Vec<(f64, &str)> = rows.chunks(c).map(dot).zip(ids.iter().map(|i| &**i)).collect();
         all.sort_by(|a, b| b.partial_cmp(a).unwrap());
         let wanted: Vec<&str> = all[..k].iter().map(|(_, id)| *id).collect();
-        assert_eq!(hits.iter().map(|h| &*h.id).collect::<Vec<_>>(), wanted);
+        assert_eq!(hits.iter().map(|h| h.id).collect::<Vec<_>>(), wanted);
     }
     assert_eq!(nearest_rows(&rows, &rows, c)[n - 1], 0, "the first of two equal ones");
 }
