@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// A class: a number, as MTEB's data sets have it, or a name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a label was wanted, a whole number or a name")]
 pub enum Label {
     /// By its value; numbers sort before names.
     Number(i64),

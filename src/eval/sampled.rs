@@ -2,7 +2,8 @@
 //! level where labels have several.
 //!
 //! The set is `test.jsonl` of `{"sentences": text, "labels": label}`, or of labels `[coarse, fine, …]`: the columns of those
-//! tasks, by which they are known. Rows are drawn as Python's `random.Random(seed)` draws them, so samples are MTEB's.
+//! tasks, by which they are known. A row without a level is left out of it (mteb does so where labels are numbers; where
+//! they are names it takes such rows for a class). Rows are drawn as Python's `random.Random(seed)` draws them, so samples are MTEB's.
 
 use super::clustering::{Options, mean_and_std};
 use super::kmeans::{self, mini_batch_kmeans};
@@ -26,7 +27,7 @@ struct Document {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a label, a whole number or a name, or a list of them was wanted")]
 enum Levels {
     One(Label),
     Several(Vec<Label>),
@@ -60,11 +61,22 @@ impl Sampled {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Sampled> {
         let rows = rows::read(path, r#"{"sentences": "…", "labels": … or […]}"#)?;
+        if let Some(row) = rows.iter().find(|row: &&Row<Document>| row.value.labels.depth() == 0) {
+            let what = "none in the list, at least one was wanted";
+            return Err(rows::wrong(path, row.line, "labels", what.into()));
+        }
         Ok(Sampled { path: path.to_path_buf(), rows })
     }
 
     /// Runs the task; vectors are asked for all rows in the order of the file, or of the drawn ones in the order drawn.
     pub fn run(&self, vectors: &mut Vectors, instruction: &str, options: Options) -> Result<Scores> {
+        let sizes =
+            [Some(options.bootstraps), Some(options.documents_per_cluster), options.clustering_batch_size];
+        if sizes.contains(&Some(0)) || options.documents == Some(0) {
+            return Err(Error::usage(
+                "no bootstrap, no document in all or in one, or no row in a batch, at least 1 of each was wanted",
+            ));
+        }
         let (n, mut random) = (self.rows.len(), Mersenne::python(options.seed));
         let places: Vec<usize> = match options.documents {
             Some(wanted) => random.sample(n, wanted.min(n)),
@@ -85,13 +97,6 @@ impl Sampled {
         random: &mut Mersenne,
         options: Options,
     ) -> Result<Scores> {
-        let sizes =
-            [Some(options.bootstraps), Some(options.documents_per_cluster), options.clustering_batch_size];
-        if sizes.contains(&Some(0)) || places.is_empty() {
-            return Err(Error::usage(
-                "no bootstrap, no document in one, or no row in a batch, at least 1 of each was wanted",
-            ));
-        }
         let levels = || places.iter().map(|&i| &self.rows[i].value.labels);
         let (mut all, mut scores) = (Vec::new(), Scores::new("v_measure"));
         for level in 0..levels().map(Levels::depth).max().unwrap_or(0) {

@@ -173,7 +173,8 @@ fn kind(folder: &Path) -> Result<Option<Kind>> {
     let Some(first) = first else { return Ok(None) };
     let fields = |(names, _): &&(&[&str], Kind)| names.iter().all(|name| first.value.contains_key(*name));
     let found = FIELDS.iter().find(fields).map(|(_, kind)| *kind);
-    Ok(found.map(|kind| if kind == Clustering && has("train.jsonl") { Classification } else { kind }))
+    let learnt = first.value.contains_key("label") && has("train.jsonl");
+    Ok(found.map(|kind| if kind == Clustering && learnt { Classification } else { kind }))
 }
 
 fn set(kind: Kind, path: &Path) -> Set {

@@ -1,6 +1,7 @@
 //! Measures and small learners of `eval` against scikit-learn, MTEB and PyTorch, by what `tests/golden/make_probes.py` wrote.
 
 mod real;
+mod sampled;
 
 use crate::common::here;
 use llm2vec::eval::kmeans::{self, mini_batch_kmeans};

@@ -7,6 +7,7 @@ RandomState, see `blobs`.
 """
 
 import json
+import random
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from mteb.abstasks.classification import AbsTaskClassification
+from mteb.abstasks.clustering import _evaluate_clustering_bootstrapped
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, homogeneity_completeness_v_measure
@@ -142,6 +144,32 @@ def clusterings():
     return made
 
 
+def sampled():
+    """MTEB's newer clustering; labels of a level are the row's number modulo a count, and rows that lack the last level do so
+    by their number. Of named labels mteb would make such a row one of a class -1, so names are on every level."""
+    made = []
+    for seed, rows, width, centers, spread, counts, lacking, named, documents, experiments, drawn, batch, state in [
+        (30, 300, 6, 5, 2.0, [5], 0, True, None, 4, 150, 512, 42),
+        (31, 300, 6, 5, 2.0, [3, 10], 0, True, 200, 3, 120, 64, 42),
+        (32, 240, 8, 6, 3.0, [2, 6, 12], 4, False, 230, 2, 400, 500, 7),
+    ]:
+        x, _ = blobs(seed, rows, width, centers, spread)
+        labels = [[f"l{i % n}" if named else i % n for n in counts] for i in range(rows)]
+        labels = [levels[:-1] if lacking and i % lacking == 0 else levels for i, levels in enumerate(labels)]
+        draws = random.Random(state)
+        taken = draws.sample(range(rows), k=documents) if documents else list(range(rows))
+        scores, _ = _evaluate_clustering_bootstrapped(
+            x[taken], [labels[i] for i in taken], n_clusters=experiments, cluster_size=drawn, kmean_batch_size=batch,
+            max_depth=None, rng_state=draws, seed=state,
+        )
+        made.append({
+            "blobs": [seed, rows, width, centers], "spread": spread, "labels": labels, "documents": documents,
+            "bootstraps": experiments, "documents_per_cluster": drawn, "batch": batch, "seed": state,
+            "levels": [list(values) for values in scores["v_measure"].values()],
+        })
+    return made
+
+
 def probe(orders, x, y, classes, batch, rate, decay, clip):
     """A linear layer from zero by AdamW with linearly falling rate; the loss of each step, and of all rows at the end."""
     x, y = torch.tensor(x), torch.tensor(y)
@@ -184,6 +212,6 @@ def probes():
 
 made = {
     "measures": measures(), "precisions": precisions(), "samples": samples(), "regressions": regressions(),
-    "clusterings": clusterings(), "probes": probes(),
+    "clusterings": clusterings(), "sampled": sampled(), "probes": probes(),
 }
 Path(__file__).with_name("probes.json").write_text(json.dumps(made) + "\n")
