@@ -300,6 +300,7 @@ fn refuses_other_flags(place: &Place) {
         (&["--supervised-config", "mntp.json"], &["--supervised-config: line_by_line"]),
         (&["--dtype", "bf16"], &["--dtype"]),
         (&["--kernels", "portable"], &["--kernels absent there"]),
+        (&["--label-position", "same"], &["--label-position absent there"]),
         (&["--words-steps", "5"], &["--words-steps 1500 there, 5 here"]),
     ] {
         failed(place.run("out", flags).output().unwrap(), 2, &[&["other flags"], words].concat());
@@ -309,6 +310,29 @@ fn refuses_other_flags(place: &Place) {
     place.write("mine/notes.txt", "");
     failed(place.run("mine", &[]).output().unwrap(), 2, &["holds notes.txt", "no ablation.json"]);
     assert_eq!(names(&place.dir.path().join("mine")), ["notes.txt"]);
+}
+
+/// Where a word is read is not by the stack when it is said.
+fn words_are_read_where_asked(place: &Place) {
+    let scores = |position: &str| {
+        let out = format!("words-{position}");
+        let own =
+            ["ablate", "-q", "-m", place.tiny.path(), "--words", "words/few:upos", "--words-lr", "0.05"];
+        let mut command = llm2vec(&[&own[..], &["--label-position", position, "-o", &out]].concat());
+        command.current_dir(place.dir.path());
+        good(command);
+        let own = ["eval", "words", "-q", "-m", place.tiny.path(), "--data", "words/few", "--label", "upos"];
+        let asked = ["--attention", "full", "--lr", "0.05", "--label-position", position, "-o", "eval.json"];
+        let mut command = llm2vec(&[&own[..], &asked].concat());
+        command.current_dir(place.dir.path());
+        good(command);
+        let ours = place.json(&format!("{out}/scores/bi/untrained/words/few.upos.json"));
+        let test = &place.json("eval.json")["report"]["layers"][0]["test"];
+        assert_eq!(ours["scores"]["main_score"], test["accuracy"], "{position}");
+        assert_eq!(place.json(&format!("{out}/ablation.json"))["--label-position"], position);
+        ours["scores"].clone()
+    };
+    assert_ne!(scores("before"), scores("same"));
 }
 
 /// Without data for training there are the two rows that need none.
@@ -331,6 +355,7 @@ fn untrained_variants_need_no_data() {
     let out = place.dir.path().join("words-out");
     assert_eq!(scores(&out), 2);
     assert!(out.join("words.svg").exists() && !out.join("plot.svg").exists());
+    words_are_read_where_asked(&place);
 }
 
 #[test]

@@ -85,6 +85,9 @@ pub struct Flags {
     /// Scores by class, confusion, settings and all as JSON
     #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "FILE.json")]
     output: Option<PathBuf>,
+    /// What has set the label position, where it was no flag.
+    #[arg(skip)]
+    position_by: Option<String>,
     /// The folder of the scores, to be made.
     #[arg(skip)]
     folder: Option<PathBuf>,
@@ -158,7 +161,7 @@ impl Flags {
         }
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
         let (position, why) = match self.label_position {
-            Some(asked) => (asked, "by --label-position".to_string()),
+            Some(asked) => (asked, self.position_by.clone().unwrap_or("by --label-position".into())),
             None => extractor::position(&setup),
         };
         if !self.quiet {

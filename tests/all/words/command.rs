@@ -126,6 +126,8 @@ fn configurations_of_the_reference_run_as_they_are() {
         let ignored = said.lines().find(|l| l.contains("no meaning here")).unwrap();
         assert!(ignored.contains("torch_dtype") && !ignored.contains("learning_rate"), "{ignored}");
         assert!(ignored.contains(if training { "evaluation_strategy" } else { "cls_addr" }), "{ignored}");
+        let by = format!("label position: before, by \"retroactive_labels\" of {}", str(&file));
+        assert!(said.lines().any(|line| line == by), "{said}");
         let by_flags =
             ["--adapter", &adapter, "--attention", "causal", "--dropout", "0.2", "--word-pooling", "first"];
         let wanted =
@@ -136,6 +138,8 @@ fn configurations_of_the_reference_run_as_they_are() {
     let output =
         run(&["--data", str(&data), "--steps", "7", "--label-position", "same", "--attention", "full"]);
     assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.lines().any(|line| line == "label position: same, by --label-position"), "{said}");
     assert_eq!((&result()["probe"]["stop_after"], &result()["label_position"]), (&7.into(), &"same".into()));
     assert_eq!(
         (&result()["probe"]["dropout"], &result()["settings"]["attention"]),

@@ -85,7 +85,10 @@ impl Words {
         };
         let pooling = |mean: bool| if mean { WordPooling::Mean } else { WordPooling::First };
         set(free("label"), &mut flags.label, config.task.map(|task| Some(task.label().to_string())));
-        set(free("label_position"), &mut flags.label_position, config.retroactive_labels.map(before));
+        if let Some(labels) = config.retroactive_labels.filter(|_| free("label_position")) {
+            flags.label_position = before(labels);
+            flags.position_by = Some(format!("by \"retroactive_labels\" of {}", path.display()));
+        }
         set(free("word_pooling"), &mut flags.word_pooling, config.merge_subwords.map(pooling));
 
         let probe = &mut flags.probe;
