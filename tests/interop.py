@@ -5,8 +5,8 @@ reference implementation, each used as its users do.
     python tests/interop.py --binary target/release/llm2vec [--older FOLDER] [--oldest FOLDER] [--record]
 
 Python with numpy, safetensors, torch 2.15, transformers 5.24, peft 0.21, sentence-transformers 6.2. `--older` has
-transformers 5.2 and `--oldest` transformers 4.44, peft 0.12 and llm2vec 0.2.3, each a folder of `pip install -t`. CPU, a
-few minutes. One line per check; exit status 0 only if all pass, and also 0, with a line that says so, where torch is not
+transformers 5.2 and `--oldest` transformers 4.44, peft 0.12 and llm2vec 0.2.3, each a folder of `pip install -t`. Checks against mteb (2.26) are skipped
+where it is not installed. CPU, a few minutes. One line per check; exit status 0 only if all pass, and also 0, with a line that says so, where torch is not
 installed. `--record` keeps what was seen of merged folders under tests/golden/merged, for tests without Python.
 """
 
@@ -400,6 +400,28 @@ def mteb_reads_the_results_of_a_suite(run):
     return f"main score {theirs:.4f}"
 
 
+def eval_equals_mteb(run):
+    try:
+        import mteb  # noqa: F401
+    except ImportError as e:
+        return f"skipped: no mteb ({e})"
+    data, script = run.folder / "compared", TESTS.parent / "benches" / "mteb" / "compare.py"
+    lines = (TESTS / "texts" / "sentences.txt").read_text(encoding="utf-8").splitlines()[:40]
+    halves = [(line[: len(line) // 2], line[len(line) // 2 :]) for line in lines]
+    sets = {
+        "pairs/halves": [{"text1": a, "text2": b, "label": i % 2} for i, (a, b) in enumerate(halves)],
+        "bitext/halves": [{"source": a, "target": b} for a, b in halves],
+    }
+    for name, rows in sets.items():
+        (data / name).mkdir(parents=True)
+        (data / name / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = [sys.executable, script, "--binary", run.path, *(data / name for name in sets), "--", "-m", MODEL]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    said = [line for line in done.stdout.splitlines() if line.startswith("equal\t")]
+    assert done.returncode == 0 and len(said) == len(sets), (done.stdout + done.stderr).strip()[-800:]
+    return "; ".join(" ".join(line.split("\t")[1:]) for line in said)
+
+
 def child(mode, folder, texts, out, *more):
     """In a process with other versions first on its path."""
     global TEXTS
@@ -429,6 +451,7 @@ CHECKS = [
     ("AutoModel opens a merged folder", auto_model_opens_a_merged_folder),
     ("the reference opens what we write", reference_opens_what_we_write),
     ("mteb reads the results of a suite", mteb_reads_the_results_of_a_suite),
+    ("eval equals mteb", eval_equals_mteb),
 ]
 
 
