@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   llm2vec train mntp       -m DIR --data text.txt.gz --validation valid.txt -o mntp
   llm2vec train simcse     -m DIR --adapter mntp --data sentences.txt -o simcse
-  llm2vec train supervised -m DIR --adapter mntp --data triplets.jsonl -o supervised
+  llm2vec train supervised -m DIR --adapter mntp --data triplets.jsonl -o supervised --validation sts.tsv --keep-best
   llm2vec train simcse     --config train_configs/simcse/Mistral.json --resume")]
 pub struct Train {
     #[command(subcommand)]

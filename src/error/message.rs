@@ -51,6 +51,8 @@ settings! {
     ContinueAdapter "continue_adapter"
     TrainFile "train_file"
     ValidationFile "validation_file"
+    KeepBest "load_best_model_at_end"
+    EarlyStopping "early_stopping_patience"
     Instructions "instructions"
     Strict "strict"
     OutputDir "output_dir"

@@ -57,7 +57,7 @@ fn is_named(file: &Path) -> bool {
 }
 
 /// Whether a file is one of pairs, by its name and its first line.
-pub(super) fn has_header(path: &Path) -> Result<bool> {
+pub fn has_header(path: &Path) -> Result<bool> {
     if !is_named(path) {
         return Ok(false);
     }

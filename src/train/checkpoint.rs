@@ -9,6 +9,7 @@ use crate::format::{atomic, hf::Checkpoint as Tensors};
 use crate::ops::dropout;
 use crate::pretrained::chain::hex;
 use crate::pretrained::settings::{self, Settings};
+use crate::train::best::Best;
 use crate::train::identity::Identity;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,9 @@ pub struct State {
     pub inputs: Value,
     /// The losses so far.
     pub losses: Losses,
+    /// The best evaluation, if there has been one.
+    #[serde(default)]
+    pub best: Option<Best>,
 }
 
 impl State {

@@ -131,9 +131,9 @@ settings! {
     /// reference downloads, and is replaced by files.
     flag(skip)
     dataset_name: Option<String> = None, optional(check::dataset);
-    /// mntp: text to evaluate on, with masks that never change
+    /// What to evaluate on: mntp text, with masks that never change; else pairs as `eval sts` has them, or held-out rows
     flag(long = "validation", env = "LLM2VEC_VALIDATION", value_name = "PATH")
-    validation_file: Option<String> = None, optional(check::validation);
+    validation_file: Option<String> = None;
     /// supervised: JSON map of data set to instruction
     flag(long, env = "LLM2VEC_INSTRUCTIONS", value_name = "FILE.json")
     instructions: Option<String> = None;
@@ -280,9 +280,15 @@ settings! {
     /// Checkpoints to keep [default: all]
     flag(long = "keep", env = "LLM2VEC_KEEP", value_name = "K", help_heading = "Output")
     save_total_limit: Option<usize> = None;
-    /// mntp: steps between evaluations [default: 100]
+    /// Steps between evaluations [default: 100]
     flag(long, env = "LLM2VEC_EVAL_STEPS", value_name = "N", help_heading = "Output")
     eval_steps: usize = 100, integer(1, usize::MAX);
+    /// End with the adapter of the best evaluation, by the first of its figures; it is in OUTPUT/best meanwhile
+    flag(long = "keep-best", env = "LLM2VEC_KEEP_BEST", value_parser = BoolishValueParser::new(), help_heading = "Output")
+    load_best_model_at_end: bool = false;
+    /// Stop after so many evaluations without a better one; 0 is never [default: 0]
+    flag(long = "early-stopping", env = "LLM2VEC_EARLY_STOPPING", value_name = "N", help_heading = "Output")
+    early_stopping_patience: usize = 0;
     /// Steps between lines on stderr [default: 50]
     flag(long = "log-steps", env = "LLM2VEC_LOG_STEPS", value_name = "N", help_heading = "Output")
     logging_steps: usize = 50, integer(1, usize::MAX);

@@ -72,6 +72,9 @@ pub struct Rule {
 
 const EPS: f64 = 1e-12;
 
+/// Sequences of a batch that run at a time, and their dropout.
+type Chunk = (Range<usize>, Option<Noise>);
+
 impl Contrastive {
     /// For batches of `queries` and `candidates`, `chunk` sequences at a time, in vectors of `width`.
     pub fn new(
@@ -113,31 +116,12 @@ impl Contrastive {
         noise: Option<&Noise>,
         weight: f64,
     ) -> Result<Outcome> {
-        let all = &batch.sequences;
-        let size = if rule.chunk == 0 { all.len() } else { rule.chunk };
-        let chunks: Vec<Range<usize>> =
-            (0..all.len()).step_by(size).map(|at| at..all.len().min(at + size)).collect();
-        let mut tokens = 0;
-        let mut noises = Vec::new();
-        for (v, rows) in self.vectors.iter_mut().chain(&mut self.d_vectors).zip([0, 1, 0, 1]) {
-            v.set_rows(if rows == 0 { batch.queries } else { all.len() - batch.queries })?;
-        }
-        let graphs = learner.graphs.clone();
-        for chunk in &chunks {
-            let noise = noise.map(|n| Noise { first: n.first + tokens as u64, ..*n });
-            tokens += self.take(learner, &all[chunk.clone()])?;
-            graphs.run("embed", || {
-                self.embed(learner, rule.pooling, noise.as_ref())?;
-                let mut parts = split(&mut self.vectors, chunk, batch.queries);
-                parts.try_for_each(|(vectors, to, at, rows)| vectors.copy_rows(to, &self.unit, at, rows))
-            })?;
-            learner.state.verdict()?;
-            noises.push(noise);
-        }
-        self.score(learner, batch, rule, weight)?;
+        let (all, graphs) = (&batch.sequences, learner.graphs.clone());
+        let (chunks, tokens) = self.embed_batch(learner, batch, rule, noise, "embed")?;
+        self.score(learner, batch, rule, "score", Some(weight))?;
         // The last chunk's states are still there.
-        for (i, chunk) in chunks.iter().enumerate().rev() {
-            let noise = noises[i].as_ref();
+        for (i, (chunk, noise)) in chunks.iter().enumerate().rev() {
+            let noise = noise.as_ref();
             if i + 1 < chunks.len() {
                 self.take(learner, &all[chunk.clone()])?;
                 graphs.run("again", || self.embed(learner, rule.pooling, noise))?;
@@ -153,6 +137,67 @@ impl Contrastive {
             })?;
             learner.state.verdict()?;
         }
+        self.outcome(batch, tokens)
+    }
+
+    /// The loss of a batch, without any dropout.
+    pub fn evaluate(&mut self, learner: &mut Learner, batch: &Batch, rule: Rule) -> Result<Outcome> {
+        let (_, tokens) = self.embed_batch(learner, batch, rule, None, "embed alone")?;
+        self.score(learner, batch, rule, "score alone", None)?;
+        self.outcome(batch, tokens)
+    }
+
+    /// The unit vectors of sequences, `chunk` at a time, without any dropout.
+    pub fn embed_alone(
+        &mut self,
+        learner: &mut Learner,
+        sequences: &[Sequence],
+        chunk: usize,
+        pooling: Pooling,
+    ) -> Result<Vec<f32>> {
+        let (mut vectors, graphs) = (Vec::new(), learner.graphs.clone());
+        for chunk in sequences.chunks(chunk) {
+            self.take(learner, chunk)?;
+            graphs.run("embed texts", || self.embed(learner, pooling, None))?;
+            learner.state.verdict()?;
+            vectors.extend_from_slice(&self.unit.read_f32()?);
+        }
+        Ok(vectors)
+    }
+
+    /// Leaves the vectors of a batch in `vectors`; gives its chunks, each with its own dropout, and its tokens.
+    fn embed_batch(
+        &mut self,
+        learner: &mut Learner,
+        batch: &Batch,
+        rule: Rule,
+        noise: Option<&Noise>,
+        stretch: &'static str,
+    ) -> Result<(Vec<Chunk>, usize)> {
+        let all = &batch.sequences;
+        let size = if rule.chunk == 0 { all.len() } else { rule.chunk };
+        let (mut chunks, mut tokens) = (Vec::new(), 0);
+        for (v, rows) in self.vectors.iter_mut().chain(&mut self.d_vectors).zip([0, 1, 0, 1]) {
+            v.set_rows(if rows == 0 { batch.queries } else { all.len() - batch.queries })?;
+        }
+        let graphs = learner.graphs.clone();
+        for at in (0..all.len()).step_by(size) {
+            let chunk = at..all.len().min(at + size);
+            let noise = noise.map(|n| Noise { first: n.first + tokens as u64, ..*n });
+            tokens += self.take(learner, &all[chunk.clone()])?;
+            graphs.run(stretch, || {
+                self.embed(learner, rule.pooling, noise.as_ref())?;
+                let mut parts = split(&mut self.vectors, &chunk, batch.queries);
+                parts.try_for_each(|(vectors, to, at, rows)| vectors.copy_rows(to, &self.unit, at, rows))
+            })?;
+            learner.state.verdict()?;
+            chunks.push((chunk, noise));
+        }
+        Ok((chunks, tokens))
+    }
+
+    /// Of the last batch.
+    fn outcome(&self, batch: &Batch, tokens: usize) -> Result<Outcome> {
         let total = self.total.read()?;
         Ok(Outcome { loss: total[0], hits: total[1] as usize, rows: batch.queries, tokens })
     }
@@ -180,8 +225,15 @@ impl Contrastive {
         l2norm_fwd(&learner.model.device, unit, norm, pooled, EPS)
     }
 
-    /// The loss over all vectors, and its gradient in `d_vectors`.
-    fn score(&mut self, learner: &Learner, batch: &Batch, rule: Rule, weight: f64) -> Result<()> {
+    /// The loss over all vectors, and so many times its gradient in `d_vectors`.
+    fn score(
+        &mut self,
+        learner: &Learner,
+        batch: &Batch,
+        rule: Rule,
+        stretch: &'static str,
+        weight: Option<f64>,
+    ) -> Result<()> {
         let Contrastive { vectors: [q, c], d_vectors: [dq, dc], same, loss, lse, total, .. } = self;
         [&mut *loss, lse].into_iter().try_for_each(|t| t.set_rows(batch.queries))?;
         let same = match &batch.same {
@@ -193,9 +245,12 @@ impl Contrastive {
             None => None,
         };
         let device = &learner.model.device;
-        learner.graphs.run("score", || {
+        learner.graphs.run(stretch, || {
             contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
-            contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight)
+            match weight {
+                Some(weight) => contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight),
+                None => Ok(()),
+            }
         })
     }
 }

@@ -1,8 +1,9 @@
 //! A run's folder: who may train into it, and what of an earlier run is taken over, refused or deleted.
 
 use crate::error::{Error, Message, Result, Setting, message};
+use crate::format::peft::Adapter;
 use crate::format::{atomic, hf};
-use crate::pretrained::settings;
+use crate::pretrained::settings::{self, Settings};
 use crate::train::checkpoint::{self, ADAPTER, TEMPORARY, file_names, remove};
 use crate::train::config;
 use crate::train::lock::{Lock, refused};
@@ -10,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// The trained adapter, beside the checkpoints as in each.
 const RESULT: [&str; 4] = [ADAPTER, "adapter_config.json", settings::FILE, settings::REFERENCE_FILE];
+
+/// The folder of the best adapter so far, where it is kept.
+const BEST: &str = "best";
 
 /// What to do with an output folder that holds a run already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +62,8 @@ impl Folder {
                 return Err(Error::file(path, "holds an adapter and no checkpoint to resume from"));
             }
             Existing::Overwrite => {
-                for (_, dir) in &old {
+                let best = path.join(BEST);
+                for dir in old.iter().map(|(_, dir)| dir).chain(best.exists().then_some(&best)) {
                     if let Some(name) = checkpoint::stranger(dir)? {
                         let dir = dir.file_name().unwrap_or_default().to_string_lossy();
                         return usage(
@@ -89,12 +94,33 @@ impl Folder {
         Ok(Folder { path: path.into(), resume, warning: lock.warning.take(), existing, _lock: lock })
     }
 
+    /// Keeps an adapter as the best one, in place of the one before.
+    pub fn keep_best(&self, adapter: &Adapter, settings: &Settings) -> Result<()> {
+        let (new, target) = (atomic::folder_in(&self.path, TEMPORARY)?, self.path.join(BEST));
+        checkpoint::write_adapter(new.path(), adapter, settings)?;
+        if target.exists() {
+            remove(&target)?;
+        }
+        atomic::publish_folder(new, &target)
+    }
+
+    /// The adapter that was kept.
+    pub fn best(&self) -> Result<Adapter> {
+        let dir = self.path.join(BEST);
+        match dir.exists() {
+            true => Adapter::open(&dir),
+            false => Err(Error::file(&dir, "is gone, and with it the best adapter; train again")),
+        }
+    }
+
     /// Deletes the run that is to be overwritten, if one is: its checkpoints and its adapter.
     pub fn clear(&self) -> Result<()> {
         if self.existing != Existing::Overwrite {
             return Ok(());
         }
-        checkpoint::steps(&self.path)?.iter().try_for_each(|(_, dir)| remove(dir))?;
+        let best = self.path.join(BEST);
+        let folders = checkpoint::steps(&self.path)?.into_iter().map(|(_, dir)| dir);
+        folders.chain(best.exists().then_some(best)).try_for_each(|dir| remove(&dir))?;
         for path in RESULT.map(|name| self.path.join(name)).iter().filter(|path| path.exists()) {
             std::fs::remove_file(path).map_err(|e| Error::io(path, e))?;
         }

@@ -10,6 +10,9 @@ use std::io::{BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// The first figure of an evaluation has one of these names; one that has both is of the former.
+const FIRST: [&str; 2] = ["spearman", "loss"];
+
 /// Where the log goes.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -66,13 +69,15 @@ pub struct Log {
     events: Option<Events>,
     /// All steps of the run: those before a resume too, where there is a JSONL file.
     pub points: Vec<Point>,
+    /// Likewise the step and the first figure of every evaluation.
+    pub evaluations: Vec<(u64, f64)>,
 }
 
 impl Log {
     /// Opens the log of a run that has `done` steps behind it: what is in the files beyond them is forgotten.
     pub fn open(options: &Options, done: u64) -> Result<Log> {
-        let mut points = Vec::new();
-        let jsonl = options.jsonl.as_ref().map(|path| Ok((path.clone(), rewind(path, done, &mut points)?)));
+        let mut told = Told::default();
+        let jsonl = options.jsonl.as_ref().map(|path| Ok((path.clone(), rewind(path, done, &mut told)?)));
         let progress = Progress::steps(options.steps, done, options.quiet);
         Ok(Log {
             steps: options.steps,
@@ -82,7 +87,8 @@ impl Log {
             progress,
             jsonl: jsonl.transpose()?,
             events: options.tensorboard.as_ref().map(|dir| Events::create(dir, done + 1)).transpose()?,
-            points,
+            points: told.points,
+            evaluations: told.evaluations,
         })
     }
 
@@ -123,6 +129,7 @@ impl Log {
     pub fn evaluation(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
         let list: Vec<_> = values.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
         self.line(&format!("step {step}  evaluation: {}", list.join("  ")));
+        self.evaluations.extend(values.first().map(|(_, value)| (step, *value)));
         self.write(step, "eval", values)
     }
 
@@ -154,8 +161,15 @@ impl Log {
     }
 }
 
-/// Opens the JSONL file behind its lines up to step `done`, whose steps it adds to `points`. One run at a time has it.
-fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
+/// What the lines of a file tell.
+#[derive(Default)]
+struct Told {
+    points: Vec<Point>,
+    evaluations: Vec<(u64, f64)>,
+}
+
+/// Opens the JSONL file behind its lines up to step `done`, which it adds to `told`. One run at a time has it.
+fn rewind(path: &Path, done: u64, told: &mut Told) -> Result<File> {
     let io = |e| Error::io(path, e);
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
@@ -165,7 +179,7 @@ fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
             format!(" {} is another run's; name another", path.display())
         ]));
     }
-    let keep = kept(path, &file, done, points)?;
+    let keep = kept(path, &file, done, told)?;
     file.set_len(keep).map_err(io)?;
     file.seek(std::io::SeekFrom::End(0)).map_err(io)?;
     Ok(file)
@@ -174,14 +188,14 @@ fn rewind(path: &Path, done: u64, points: &mut Vec<Point>) -> Result<File> {
 /// Refuses a file that is there and is no log.
 pub(super) fn check(path: &Path) -> Result<()> {
     match File::open(path) {
-        Ok(file) => kept(path, &file, u64::MAX, &mut Vec::new()).map(|_| ()),
+        Ok(file) => kept(path, &file, u64::MAX, &mut Told::default()).map(|_| ()),
         Err(_) => Ok(()),
     }
 }
 
-/// Bytes of the lines up to step `done`, whose steps it adds to `points`. A line that is not ours is an error, so that
+/// Bytes of the lines up to step `done`, which it adds to `told`. A line that is not ours is an error, so that
 /// a wrong file name costs nobody a file; a last line cut short by a kill is none.
-fn kept(path: &Path, file: &File, done: u64, points: &mut Vec<Point>) -> Result<u64> {
+fn kept(path: &Path, file: &File, done: u64, told: &mut Told) -> Result<u64> {
     let io = |e| Error::io(path, e);
     let mut reader = BufReader::new(file);
     let (mut keep, mut number, mut line) = (0, 0, Vec::new());
@@ -209,7 +223,11 @@ fn kept(path: &Path, file: &File, done: u64, points: &mut Vec<Point>) -> Result<
         if let (Some(loss), Some(lr), Some("train")) =
             (json["loss"].as_f64(), json["lr"].as_f64(), json["kind"].as_str())
         {
-            points.push(Point { step, loss, lr });
+            told.points.push(Point { step, loss, lr });
+        }
+        if json["kind"] == "eval" {
+            let figure = FIRST.iter().find_map(|name| json[name].as_f64());
+            told.evaluations.extend(figure.map(|figure| (step, figure)));
         }
     }
 }

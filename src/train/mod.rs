@@ -1,8 +1,9 @@
 //! Training ([`run`], by `stage`): what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]),
-//! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), what it keeps on disk ([`checkpoint`] in a [`folder`]
+//! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), by what it is measured (`validation`, [`best`]), what it keeps on disk ([`checkpoint`] in a [`folder`]
 //! under a [`lock`], apart from what it reads by `paths`; [`identity`] tells one run from another) and what it shows meanwhile ([`log`], `tensorboard`, and with feature `cli` a bar and a plot).
 
 pub mod adapter;
+pub mod best;
 pub mod blocks;
 pub mod checkpoint;
 pub mod config;
@@ -20,8 +21,10 @@ pub(crate) mod paths;
 #[cfg(feature = "cli")]
 pub mod plot;
 pub(crate) mod progress;
+pub(crate) mod resume;
 pub(crate) mod rows;
 pub mod run;
 pub mod schedule;
 pub(crate) mod stage;
 pub(crate) mod tensorboard;
+pub(crate) mod validation;

@@ -1,4 +1,4 @@
-//! Loss and learning rate of a run as an SVG file.
+//! Loss, evaluations and learning rate of a run as an SVG file.
 
 use super::log::Point;
 use crate::error::{Error, Result};
@@ -8,11 +8,12 @@ use plotters::prelude::*;
 use std::path::Path;
 
 const SIZE: (u32, u32) = (900, 640);
-/// Height of the loss's panel; the learning rate has the rest.
+/// Height of the loss's panel, and of that of evaluations, by which the picture grows; the learning rate has the rest.
 const LOSS: u32 = 440;
+const EVALUATIONS: u32 = 240;
 
-/// Draws all `points`, the loss also smoothed.
-pub fn draw(path: &Path, points: &[Point]) -> Result<()> {
+/// Draws all `points`, the loss also smoothed; and of evaluations, if there were any, the step and the first figure.
+pub fn draw(path: &Path, points: &[Point], evaluations: &[(u64, f64)]) -> Result<()> {
     if points.is_empty() {
         return Err(Error::file(path, "there is no step to draw"));
     }
@@ -20,12 +21,19 @@ pub fn draw(path: &Path, points: &[Point]) -> Result<()> {
     let lr: Vec<(f64, f64)> = points.iter().map(|p| (p.step as f64, p.lr)).collect();
     let mut svg = String::new();
     {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let (upper, lower) = root.split_vertically(LOSS);
+        let evaluations: Vec<(f64, f64)> = evaluations.iter().map(|&(step, v)| (step as f64, v)).collect();
+        let middle = if evaluations.is_empty() { 0 } else { EVALUATIONS };
+        let root = SVGBackend::with_string(&mut svg, (SIZE.0, SIZE.1 + middle)).into_drawing_area();
+        let (upper, rest) = root.split_vertically(LOSS);
+        let (between, lower) = rest.split_vertically(middle);
         let drawn = root
             .fill(&WHITE)
             .map_err(|e| e.to_string())
             .and_then(|()| panel(&upper, "loss", &loss, Some(&smoothed(&loss))))
+            .and_then(|()| match middle {
+                0 => Ok(()),
+                _ => panel(&between, "first figure of the evaluations", &evaluations, None),
+            })
             .and_then(|()| panel(&lower, "learning rate", &lr, None))
             .and_then(|()| root.present().map_err(|e| e.to_string()));
         drawn.map_err(|e| Error::file(path, format!("cannot be drawn: {e}")))?;

@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::device::gpu::Graphs;
-use crate::error::{Error, Result, Setting, message};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::format::hf::copy_side_files;
 use crate::format::peft::Adapter;
 use crate::memory::{Arena, amount};
@@ -18,9 +18,9 @@ use crate::pretrained::settings::Settings;
 use crate::tensor::Tensor;
 use crate::text::template::NONE;
 use crate::train::adapter;
+use crate::train::best::Best;
 use crate::train::checkpoint::{self, Checkpoint, Losses, Moments, Named, State};
 use crate::train::config::{Stage, TrainConfig};
-use crate::train::data::Position;
 use crate::train::folder::{self, Existing, Folder};
 use crate::train::identity::Identity;
 use crate::train::learner::{Head, Learner, Size};
@@ -29,9 +29,10 @@ use crate::train::mntp::Outcome;
 use crate::train::paths::{Outputs, inputs};
 #[cfg(feature = "cli")]
 use crate::train::plot;
+use crate::train::resume::{HEAD, go_on, restore, resumed};
 use crate::train::schedule::Schedule;
 use crate::train::stage::{Feed, Loss, tokens};
-use serde::Deserialize;
+use crate::train::validation::{self, Validation};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -91,6 +92,8 @@ pub struct Trainer {
     learner: Learner,
     loss: Loss,
     losses: Losses,
+    validation: Option<Validation>,
+    best: Option<Best>,
     /// Steps done.
     step: u64,
     log: Log,
@@ -107,20 +110,27 @@ impl Trainer {
         if self.step == 0 {
             self.evaluate()?;
         }
-        while self.step < self.schedule.steps as u64 {
+        while !self.is_over() {
             self.one_step()?;
             let signal = self.stop.load(Ordering::Relaxed) as u8;
-            let due = self.step.is_multiple_of(self.config.save_steps as u64);
-            if signal != 0 || due || self.step == self.schedule.steps as u64 {
+            let (due, over) = (self.step.is_multiple_of(self.config.save_steps as u64), self.is_over());
+            if signal != 0 || due || over {
                 self.save()?;
             }
-            if signal != 0 && self.step < self.schedule.steps as u64 {
+            if signal != 0 && !over {
                 self.log.finish();
                 let what = message![format!("step {} is saved; ", self.step), Setting::Resume, " goes on"];
                 return Err(Error::Stopped { signal, what });
             }
         }
         self.finish()
+    }
+
+    /// Whether the last step is done, or no evaluation has been better for long enough.
+    fn is_over(&self) -> bool {
+        let patience = self.config.early_stopping_patience;
+        let stale = self.best.is_some_and(|best| patience > 0 && best.since >= patience);
+        stale || self.step >= self.schedule.steps as u64
     }
 
     /// Prepares a run: opens and checks all that it reads and writes, plans its memory, and resumes where it is to.
@@ -133,6 +143,7 @@ impl Trainer {
         check_outputs(options, &setup, &output, start.as_ref().map(|(_, dir)| dir.as_path()))?;
         let config = &options.config;
         let (mut feed, mut lines) = Feed::open(config, &setup)?;
+        let validation = Validation::open(config, &setup, &feed, &mut lines)?;
         let schedule = Schedule::new(config.learning_rate, &config.plan(feed.per_epoch()))?;
         let plan = plan(config, &setup, start.as_ref().map(|(adapter, _)| adapter.clone()))?;
         lines.push(plan_line(&plan).into());
@@ -160,9 +171,9 @@ impl Trainer {
         if !options.graph {
             learner.graphs = Graphs::default();
         }
-        let (mut step, mut losses) = (0, Losses::default());
+        let (mut step, mut losses, mut best) = (0, Losses::default(), None);
         if let Some(saved) = saved {
-            (step, losses) = (saved.state.step, saved.state.losses);
+            (step, losses, best) = (saved.state.step, saved.state.losses, saved.state.best);
             go_on(&mut feed, &saved.state, config)?;
             restore(&mut learner, saved)?;
         }
@@ -170,9 +181,7 @@ impl Trainer {
         options.log.every = config.logging_steps as u64;
         let log = Log::open(&options.log, step)?;
         folder.clear()?;
-        setup.warnings.iter().for_each(|w| log.line(&format!("warning: {w}")));
-        setup.device.kernels().iter().for_each(|kernels| log.line(&format!("kernels: {kernels}")));
-        lines.iter().for_each(|line| log.message(line));
+        tell(&log, &setup, &lines);
         let config = config.clone();
         config.save(&output)?;
         Ok(Trainer {
@@ -185,6 +194,8 @@ impl Trainer {
             learner,
             loss,
             losses,
+            validation,
+            best,
             step,
             log,
             #[cfg(feature = "cli")]
@@ -225,11 +236,15 @@ impl Trainer {
     }
 
     fn evaluate(&mut self) -> Result<()> {
-        let Trainer { config, feed, learner, loss, .. } = self;
-        match feed.evaluate(learner, loss, config)? {
-            Some(values) => self.log.evaluation(self.step, &values),
-            None => Ok(()),
+        let Trainer { config, setup, validation, learner, loss, .. } = self;
+        let Some(validation) = validation else { return Ok(()) };
+        let (figures, rises) = (validation.evaluate(learner, loss, config, setup)?, validation.rises());
+        self.log.evaluation(self.step, &figures)?;
+        let first = figures.first().map_or(f64::NAN, |figure| figure.1);
+        if Best::judge(&mut self.best, self.step, first, rises) && self.config.load_best_model_at_end {
+            self.folder.keep_best(&self.adapter()?, &self.settings())?;
         }
+        Ok(())
     }
 
     fn noise(&self, step: u64, first: u64) -> Noise {
@@ -280,6 +295,7 @@ impl Trainer {
                 configuration: self.identity.configuration.clone(),
                 inputs: self.identity.inputs.clone(),
                 losses: self.losses,
+                best: self.best,
             },
             adapter: self.adapter()?,
             settings: self.settings(),
@@ -300,30 +316,39 @@ impl Trainer {
     /// The adapter, the tokenizer's files and the picture.
     fn finish(self) -> Result<Losses> {
         // A run that was killed within its last save and resumed has nothing more to save.
-        let (output, adapter) = (&self.folder.path, self.adapter()?);
+        let (output, mut adapter) = (&self.folder.path, self.adapter()?);
         checkpoint::prune(output, self.keep())?;
         if let Some(what) = checkpoint::not_finite(&adapter) {
             return Err(Error::Diverged { step: self.step, what });
+        }
+        let best = self.best.filter(|_| self.config.load_best_model_at_end);
+        if best.is_some_and(|best| best.step != self.step) {
+            adapter = self.folder.best()?;
         }
         copy_side_files(&self.setup.dir, output)?;
         checkpoint::write_adapter(output, &adapter, &self.settings())?;
         #[cfg(feature = "cli")]
         if let Some(path) = &self.plot {
-            plot::draw(path, &self.log.points)?;
+            plot::draw(path, &self.log.points, &self.log.evaluations)?;
         }
         let Losses { first, last, steps, sum, .. } = self.losses;
         let mean = sum / steps.max(1) as f64;
+        let of = best.map_or(String::new(), |best| format!(" of step {}", best.step));
         self.log.finish();
         self.log.line(&format!(
-            "{steps} steps: loss {first:.4} at the first, {last:.4} at the last, {mean:.4} on average; adapter in {}",
+            "{steps} steps: loss {first:.4} at the first, {last:.4} at the last, {mean:.4} on average; adapter{of} in {}",
             output.display()
         ));
         Ok(self.losses)
     }
 }
 
-/// The name of the trained head in a checkpoint.
-const HEAD: &str = "lm_head.weight";
+/// What a run says before its first step.
+fn tell(log: &Log, setup: &Setup, lines: &[Message]) {
+    setup.warnings.iter().for_each(|w| log.line(&format!("warning: {w}")));
+    setup.device.kernels().iter().for_each(|kernels| log.line(&format!("kernels: {kernels}")));
+    lines.iter().for_each(|line| log.message(line));
+}
 
 /// The model with the adapters below the trained one, and the adapter to train on and its folder, if there is one.
 fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> {
@@ -350,6 +375,7 @@ fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> 
         None => None,
     };
     config.validate().map_err(|invalid| Error::usage(invalid.message()))?;
+    validation::check(config)?;
     let setup = Setup::open(&open::Options {
         adapters: below,
         pooling: Some(config.pooling_mode),
@@ -441,53 +467,6 @@ fn check_outputs(options: &Options, setup: &Setup, output: &Path, start: Option<
     };
     outputs.spare(&inputs(&options.config, setup, start, options.source.as_deref()))?;
     outputs.probe()
-}
-
-/// The checkpoint in `dir`, if it is this run's.
-fn resumed(dir: &Path, identity: &Identity, setup: &Setup) -> Result<Checkpoint> {
-    let saved = Checkpoint::load(dir, identity)?;
-    adapter::on_its_layers(dir, &setup.files.chain)?;
-    Ok(saved)
-}
-
-/// Takes the data to where the checkpoint left it, which must be where its step leaves it.
-fn go_on(feed: &mut Feed, state: &State, config: &TrainConfig) -> Result<()> {
-    let position = Position::deserialize(&state.position)
-        .map_err(|e| Error::unsupported(format!("the checkpoint's data position cannot be read: {e}")))?;
-    feed.seek(position)?;
-    let batches = state.step.saturating_mul(config.gradient_accumulation_steps as u64);
-    let (size, before) = (feed.per_epoch() as u64, batches.saturating_sub(1));
-    let wanted = if batches == 0 { (0, 0) } else { (before / size, before % size + 1) };
-    if (position.epoch, position.batch) != wanted {
-        let Position { epoch, batch, .. } = position;
-        let what = format!("the checkpoint stands at batch {batch} of epoch {epoch} of its data");
-        let (step, (epoch, batch)) = (state.step, wanted);
-        return Err(Error::unsupported(format!(
-            "{what}, after step {step} it is batch {batch} of epoch {epoch}; delete this checkpoint to resume from the \
-             one before it"
-        )));
-    }
-    Ok(())
-}
-
-/// Puts back what the optimiser knew, and a trained head.
-fn restore(learner: &mut Learner, saved: Checkpoint) -> Result<()> {
-    let wrong =
-        |name: &str| Error::unsupported(format!("the checkpoint has no {name} of the learner's shape"));
-    for (i, name) in learner.names().iter().enumerate() {
-        let found = saved.moments.iter().find(|s| s.name == *name);
-        let [m, v] = &mut learner.moments_mut()[i];
-        let found = found.filter(|s| s.shape == m.shape()).ok_or_else(|| wrong(name))?;
-        m.write(&found.m)?;
-        v.write(&found.v)?;
-    }
-    if learner.head().1.is_some() {
-        let head = saved.extra.iter().find(|t| t.name == HEAD).ok_or_else(|| wrong(HEAD))?;
-        let own = learner.model.weights.trained_mut().last().filter(|t| t.shape() == head.shape);
-        own.ok_or_else(|| wrong(HEAD))?.write(&head.values)?;
-        learner.model.weights.round_head(&learner.model.device)?;
-    }
-    Ok(())
 }
 
 fn plan_line(plan: &Arena) -> String {

@@ -6,10 +6,10 @@ use crate::model::config::Config;
 use crate::model::llama::Noise;
 use crate::ops::contrastive::InfoNce;
 use crate::pretrained::open::Setup;
-use crate::train::blocks::{Block, Blocks};
+use crate::train::blocks::Blocks;
 use crate::train::config::{Stage, TrainConfig};
 use crate::train::contrastive::{Batch, Contrastive, Rule, Sequence};
-use crate::train::data::{Batches, Batching, Items, Position, Texts, Triple, Triples};
+use crate::train::data::{Batches, Batching, Position, Texts, Triple, Triples};
 use crate::train::instructions::Instructions;
 use crate::train::learner::Learner;
 use crate::train::mask::{Draw, Masking};
@@ -27,8 +27,6 @@ pub enum Feed {
         batches: Batches<Blocks>,
         /// How they are masked.
         masking: Masking,
-        /// Blocks to evaluate on.
-        validation: Option<Blocks>,
     },
     /// Texts, each its own positive.
     Simcse(Batches<Texts>),
@@ -78,16 +76,10 @@ impl Feed {
         match config.stage {
             Stage::Mntp => {
                 let mut texts = Texts::lines(data, config.strict)?;
-                let mut lines = found(texts.report());
+                let mut lines = found("data", texts.report());
                 let blocks = blocks(&mut texts, config, setup)?;
                 let (count, tokens) = (blocks.len(), blocks.tokens());
                 lines.push(format!("data: {count} blocks of {tokens} tokens in all").into());
-                let validation = match &config.validation_file {
-                    Some(file) => {
-                        Some(self::blocks(&mut Texts::lines(Path::new(file), config.strict)?, config, setup)?)
-                    }
-                    None => None,
-                };
                 let tokenizer = setup.prompter.tokenizer();
                 let masking = Masking {
                     probability: config.mlm_probability,
@@ -97,21 +89,16 @@ impl Feed {
                     seed: config.seed,
                 };
                 let batches = Batches::new(blocks, batching, config.seed)?;
-                Ok((Feed::Mntp { batches, masking, validation }, lines))
+                Ok((Feed::Mntp { batches, masking }, lines))
             }
             Stage::Simcse => {
                 let texts = Texts::open(data, config.strict)?;
-                let lines = found(texts.report());
+                let lines = found("data", texts.report());
                 Ok((Feed::Simcse(Batches::new(texts, batching, config.seed)?), lines))
             }
             Stage::Supervised => {
-                let instructions = match (&config.instructions, config.dataset_name.as_deref()) {
-                    (Some(file), _) => Instructions::read(Path::new(file))?,
-                    (None, Some("E5")) => Instructions::e5(config.document_instructions),
-                    _ => Instructions::none(),
-                };
-                let triples = Triples::open(data, &instructions, config.strict)?;
-                let lines = found(triples.report());
+                let triples = Triples::open(data, &instructions(config)?, config.strict)?;
+                let lines = found("data", triples.report());
                 Ok((Feed::Supervised(Batches::new(triples, batching, config.seed)?), lines))
             }
         }
@@ -156,7 +143,7 @@ impl Feed {
     ) -> Result<Outcome> {
         let (config, setup) = run;
         let batch = match self {
-            Feed::Mntp { batches, masking, .. } => {
+            Feed::Mntp { batches, masking } => {
                 let blocks = batches.next()?.items;
                 let first = turn * config.per_device_train_batch_size;
                 let pack = masking.apply(Draw::Step(u64::from(noise.step)), first, &blocks);
@@ -168,29 +155,6 @@ impl Feed {
         };
         let Loss::Contrastive(loss) = loss else { return other_stage() };
         loss.learn(learner, &batch, rule(config, setup), Some(noise), weight)
-    }
-
-    /// Mean loss, perplexity and accuracy over the validation data, if there is any, with masks that never change.
-    pub fn evaluate(
-        &mut self,
-        learner: &mut Learner,
-        loss: &mut Loss,
-        config: &TrainConfig,
-    ) -> Result<Option<[(&'static str, f64); 3]>> {
-        let (Feed::Mntp { masking, validation: Some(blocks), .. }, Loss::Mntp(mntp)) = (self, loss) else {
-            return Ok(None);
-        };
-        let (mut sum, mut hits, mut rows) = (0.0, 0, 0);
-        let size = config.per_device_eval_batch_size;
-        for first in (0..blocks.len()).step_by(size) {
-            let end = blocks.len().min(first + size);
-            let batch = (first..end).map(|i| blocks.read(i)).collect::<Result<Vec<Block>>>()?;
-            let got = mntp.evaluate(learner, &masking.apply(Draw::Evaluation, first, &batch))?;
-            sum += got.loss * got.rows as f64;
-            (hits, rows) = (hits + got.hits, rows + got.rows);
-        }
-        let mean = sum / rows as f64;
-        Ok(Some([("loss", mean), ("perplexity", mean.exp()), ("accuracy", hits as f64 / rows as f64)]))
     }
 }
 
@@ -205,16 +169,30 @@ impl Loss {
     }
 }
 
-fn other_stage<T>() -> Result<T> {
+pub(super) fn other_stage<T>() -> Result<T> {
     Err(Error::unsupported("the loss is of another stage than the data"))
 }
 
 /// Queries and candidates of a contrastive batch, and sequences that are run at a time.
-fn rows(config: &TrainConfig) -> [usize; 3] {
+pub(super) fn rows(config: &TrainConfig) -> [usize; 3] {
     let size = config.per_device_train_batch_size;
-    let candidates = if config.stage == Stage::Simcse { size } else { size * (1 + config.hard_negatives) };
+    let candidates = size * (1 + hard_negatives(config));
     let all = size + candidates;
     [size, candidates, if config.grad_cache == 0 { all } else { config.grad_cache.min(all) }]
+}
+
+/// Hard negatives that are taken from a row.
+fn hard_negatives(config: &TrainConfig) -> usize {
+    if config.stage == Stage::Simcse { 0 } else { config.hard_negatives }
+}
+
+/// What stands in front of the texts of each data set.
+pub(super) fn instructions(config: &TrainConfig) -> Result<Instructions> {
+    match (&config.instructions, config.dataset_name.as_deref()) {
+        (Some(file), _) => Instructions::read(Path::new(file)),
+        (None, Some("E5")) => Ok(Instructions::e5(config.document_instructions)),
+        _ => Ok(Instructions::none()),
+    }
 }
 
 /// The most tokens of a pack.
@@ -229,18 +207,18 @@ pub fn tokens(config: &TrainConfig) -> usize {
     sequences * config.max_seq_length
 }
 
-fn rule(config: &TrainConfig, setup: &Setup) -> Rule {
+pub(super) fn rule(config: &TrainConfig, setup: &Setup) -> Rule {
     let loss = InfoNce { scale: config.loss_scale, margin: config.false_negative_margin };
     Rule { pooling: setup.pooling.op(), loss, chunk: config.grad_cache }
 }
 
-fn blocks(texts: &mut Texts, config: &TrainConfig, setup: &Setup) -> Result<Blocks> {
+pub(super) fn blocks(texts: &mut Texts, config: &TrainConfig, setup: &Setup) -> Result<Blocks> {
     Blocks::new(texts, setup.prompter.tokenizer(), config.grouping, config.max_seq_length)
 }
 
 /// What a file held, in lines to show.
-fn found(report: &Report) -> Vec<Message> {
-    let mut lines = vec![format!("data: {} rows", report.rows).into()];
+pub(super) fn found(what: &str, report: &Report) -> Vec<Message> {
+    let mut lines = vec![format!("{what}: {} rows", report.rows).into()];
     if report.bad > 0 {
         let bad = format!("warning: {} bad rows were left out (", report.bad);
         lines.push(message![bad, Setting::Strict, " stops at the first)"]);
@@ -251,7 +229,7 @@ fn found(report: &Report) -> Vec<Message> {
     lines
 }
 
-fn sequence(setup: &Setup, instruction: &str, text: &str) -> Result<Sequence> {
+pub(super) fn sequence(setup: &Setup, instruction: &str, text: &str) -> Result<Sequence> {
     let prompt = setup.prompter.prompt(instruction, text)?;
     let span = setup.span(&prompt)?;
     Ok(Sequence { ids: prompt.ids, span })
@@ -265,10 +243,10 @@ fn twice(texts: &[String], config: &TrainConfig, setup: &Setup) -> Result<Batch>
 }
 
 /// Queries; then positives, then the negatives of every row.
-fn triples(rows: &[Triple], config: &TrainConfig, setup: &Setup) -> Result<Batch> {
+pub(super) fn triples(rows: &[Triple], config: &TrainConfig, setup: &Setup) -> Result<Batch> {
     let queries = rows.iter().map(|t| (&t.query_instruction, &t.query));
     let positives = rows.iter().map(|t| (&t.document_instruction, &t.positive));
-    let taken = |t: &'_ Triple| t.negatives.len().min(config.hard_negatives);
+    let taken = |t: &'_ Triple| t.negatives.len().min(hard_negatives(config));
     let negatives =
         rows.iter().flat_map(|t| t.negatives[..taken(t)].iter().map(|n| (&t.document_instruction, n)));
     let candidates: Vec<_> = positives.chain(negatives).collect();

@@ -33,7 +33,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("eval", &["error", "device", "tensor", "rng", "ops", "format", "encode"]),
     (
         "train",
-        &["error", "device", "tensor", "memory", "rng", "ops", "model", "format", "text", "pretrained"],
+        // A run may be measured as its adapter is.
+        &[
+            "error",
+            "device",
+            "tensor",
+            "memory",
+            "rng",
+            "ops",
+            "model",
+            "format",
+            "text",
+            "pretrained",
+            "eval",
+        ],
     ),
     (
         "bench",

@@ -1,7 +1,7 @@
 //! What a setting's value may be.
 
 use super::{Stage, TargetModule};
-use crate::error::{Message, Setting, message};
+use crate::error::{Message, message};
 use crate::text::template::{NONE, Template};
 use std::fmt;
 
@@ -101,16 +101,6 @@ pub(super) fn template(template: &Template, stage: Stage) -> Verdict {
     match stage == Stage::Supervised || *template == NONE {
         true => Ok(()),
         false => Err(format!("is {:?}: {what}", template.name).into()),
-    }
-}
-
-pub(super) fn validation(file: &String, stage: Stage) -> Verdict {
-    let what = ") evaluates while it trains; remove it, and see eval for the adapter";
-    match stage {
-        Stage::Mntp => Ok(()),
-        Stage::Simcse | Stage::Supervised => {
-            Err(message![format!("is {file:?}: only mntp ("), Setting::ValidationFile, what])
-        }
     }
 }
 

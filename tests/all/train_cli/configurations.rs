@@ -149,11 +149,21 @@ fn settings_of_another_stage() {
         good(run);
     }
     fs::remove_dir_all(place.path("run")).unwrap();
-    for stage in &STAGES[1..] {
-        let words = ["\"validation_file\" is", "only mntp", "remove it"];
-        refused(stage, json!({"validation_file": "valid.txt"}), &words);
-        let words = ["--validation is \"valid.txt\"", "only mntp", "remove it"];
-        place.refused(stage, &place.data(stage), &["--validation", "valid.txt"], 2, &words);
+    for stage in STAGES {
+        place.refused(
+            stage,
+            &place.data(stage),
+            &["--keep-best"],
+            2,
+            &["--keep-best goes by", "--validation"],
+        );
+        place.refused(
+            stage,
+            &place.data(stage),
+            &["--early-stopping", "2"],
+            2,
+            &["--early-stopping goes by"],
+        );
     }
     refused(
         "simcse",

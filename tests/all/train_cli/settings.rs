@@ -34,6 +34,18 @@ fn files(place: &Place) -> Vec<Row> {
         ("save_steps", "simcse", json!(1), json!({})),
         ("save_total_limit", "simcse", json!(1), json!({"save_steps": 1})),
         ("eval_steps", "mntp", json!(1), json!({"validation_file": path("other.txt")})),
+        (
+            "load_best_model_at_end",
+            "mntp",
+            json!(true),
+            json!({"validation_file": path("other.txt"), "eval_steps": 1}),
+        ),
+        (
+            "early_stopping_patience",
+            "mntp",
+            json!(1),
+            json!({"validation_file": path("other.txt"), "eval_steps": 1, "learning_rate": 1e-30}),
+        ),
         // Too many for any machine, which the plan finds.
         ("per_device_eval_batch_size", "mntp", json!(1 << 24), json!({"validation_file": path("other.txt")})),
         ("logging_steps", "simcse", json!(1), json!({})),

@@ -31,7 +31,7 @@ impl Case {
     }
 
     fn run(&self, out: &Path, flags: &[&str]) -> Command {
-        let valid = self.data.validation();
+        let (valid, pairs) = (self.data.validation(), self.data.pairs());
         let below = str(self.below.path());
         let own: &[&str] = match self.stage {
             "mntp" => &[
@@ -47,7 +47,19 @@ impl Case {
                 "--grouping",
                 "apart",
             ],
-            "simcse" => &["--batch", "6", "--grad-cache", "5", "--weight-decay", "0.1"],
+            "simcse" => &[
+                "--batch",
+                "6",
+                "--grad-cache",
+                "5",
+                "--weight-decay",
+                "0.1",
+                "--validation",
+                str(&pairs),
+                "--eval-steps",
+                "3",
+                "--keep-best",
+            ],
             _ => &[
                 "--batch",
                 "5",

@@ -138,6 +138,7 @@ fn older_spellings_are_the_same_settings() {
         configuration: saved,
         inputs: json!({}),
         losses: Losses::default(),
+        best: None,
     };
     identity(wanted).check(Path::new("here"), &state.configuration, &state.inputs).unwrap();
     refused(

@@ -6,6 +6,7 @@ use llm2vec::format::peft::Adapter;
 use llm2vec::ops::dropout;
 use llm2vec::pretrained::chain::Link;
 use llm2vec::pretrained::settings::Settings;
+use llm2vec::train::best::Best;
 use llm2vec::train::checkpoint::{Checkpoint, Losses, Moments, Named, State, latest};
 use llm2vec::train::folder::{Existing, Folder};
 use llm2vec::train::identity::Identity;
@@ -54,6 +55,7 @@ fn checkpoint(step: u64, size: usize) -> Checkpoint {
             configuration: configuration(),
             inputs: identity().inputs,
             losses,
+            best: Some(Best { step: step / 2, value: 0.1 + 0.7, since: 3 }),
         },
         adapter: adapter(step),
         settings: Settings {

@@ -204,7 +204,7 @@ fn the_plot_draws_every_point() {
     let tmp = tempfile::tempdir().unwrap();
     let file = tmp.path().join("plot.svg");
     let point = |n: u64| Point { step: n, loss: step(n).loss, lr: step(n).lr };
-    let draw = |points: &[Point]| plot::draw(&file, points).map(|()| fs::read_to_string(&file).unwrap());
+    let draw = |points: &[Point]| plot::draw(&file, points, &[]).map(|()| fs::read_to_string(&file).unwrap());
     let svg = draw(&(1..=250).map(point).collect::<Vec<_>>()).unwrap();
     assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"), "{svg}");
     assert!(svg.contains("loss") && svg.contains("learning rate"));
@@ -215,5 +215,8 @@ fn the_plot_draws_every_point() {
     // One step, and a run that stands still, have no extent of their own.
     draw(&[point(1)]).unwrap();
     draw(&[point(1), Point { step: 2, ..point(1) }]).unwrap();
-    refused(plot::draw(&file, &[]), &["plot.svg", "no step"]);
+    refused(plot::draw(&file, &[], &[]), &["plot.svg", "no step"]);
+    plot::draw(&file, &[point(1), point(2)], &[(0, 0.5), (2, 0.7)]).unwrap();
+    let svg = fs::read_to_string(&file).unwrap();
+    assert!(svg.contains("evaluations") && svg.contains("learning rate"));
 }
