@@ -1,13 +1,15 @@
 //! `llm2vec encode`: texts in, vectors out.
 
 use crate::cli::peer::{self, Peer, WINDOW_BYTES};
-use crate::cli::{FLAGS, KernelSetFlags, ModelFlags, TextFlags, nearest::Nearest, progress::Tally, say};
+use crate::cli::{
+    FLAGS, KernelSetFlags, ModelFlags, ReadingFlags, TextFlags, nearest::Nearest, progress::Tally, say,
+};
 use crate::encode::Encoder;
 use crate::encode::texts::{Item, Rows};
 use crate::encode::tokens::{Level, Parts, Passage, WordPooling};
 use crate::error::{Error, Message, Result, message};
 use crate::format::atomic;
-use crate::format::input::{self, Format, Record};
+use crate::format::input::{self, Record};
 use crate::format::output::{Output, OutputDtype};
 use crate::pretrained::open::{Options, Setup};
 use clap::Args;
@@ -35,12 +37,11 @@ pub struct Encode {
     model: ModelFlags,
     #[command(flatten)]
     kernels: KernelSetFlags,
-    /// One text per line, or .jsonl with {"text"} or {"tokens": [words]}, "instruction" and "id" if wanted; .gz and .zst too; - is stdin
+    /// One text per line; or JSON lines, a JSON array, CSV or TSV with a header, Parquet, Arrow with "text" or "tokens": [words], "instruction" and "id" if wanted, known by content; .gz and .zst too; - is stdin
     #[arg(short, long, env = "LLM2VEC_INPUT", default_value = "-", value_name = "FILE")]
     input: String,
-    /// What the input is, where its name does not say
-    #[arg(long, env = "LLM2VEC_INPUT_FORMAT", value_name = "FORMAT")]
-    input_format: Option<Format>,
+    #[command(flatten)]
+    reading: ReadingFlags,
     /// FILE.npy, FILE.safetensors or FILE.jsonl; - is JSONL to stdout
     #[arg(short, long, env = "LLM2VEC_OUTPUT", required_unless_present = "nearest", value_name = "FILE")]
     output: Option<String>,
@@ -96,7 +97,7 @@ impl Encode {
         let Some(mut records) = records else {
             let Some(output) = output else { return Ok(()) };
             let peer = Peer { encoder, output, parts, instruction: &self.texts.instruction };
-            return peer.answer(peer::lines(self.input_format)?, &mut tally);
+            return peer.answer(peer::lines(self.reading.reading())?, &mut tally);
         };
         let mut nearest = self.nearest.map(|k| Nearest::new(k, encoder.width()));
         loop {
@@ -105,7 +106,7 @@ impl Encode {
                 break;
             }
             let at = |i: usize, what: Message| {
-                Error::file(self.name(), message![format!("line {}: ", window[i].place), what])
+                Error::file(self.name(), message![format!("{}: ", window[i].place), what])
             };
             if let (Some(output), Level::Token | Level::Word) = (&mut output, self.level) {
                 let passages: Vec<Passage> =
@@ -180,7 +181,7 @@ impl Encode {
     }
 
     fn records(&self) -> Result<input::Records> {
-        input::open(&self.input, self.input_format)
+        input::open(&self.input, &self.reading.reading())
     }
 
     /// The records of this shard: parts of equal size in the input's order, so the input is counted first.

@@ -23,6 +23,7 @@ use crate::device::Device;
 use crate::device::images::KernelSet;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result, one_line};
+use crate::format::input::{Format, Reading};
 use crate::pretrained::open::Options;
 use clap::builder::BoolishValueParser;
 use clap::builder::Resettable;
@@ -179,6 +180,23 @@ impl ModelFlags {
     /// Likewise, of a command that makes vectors.
     fn options_for(&self, texts: &TextFlags) -> Result<Options> {
         Ok(Options { layer: texts.layer, ..self.options()? })
+    }
+}
+
+/// Flags that say how a file of texts is read.
+#[derive(Args)]
+struct ReadingFlags {
+    /// What the input is, where its content does not say
+    #[arg(long, env = "LLM2VEC_INPUT_FORMAT", value_name = "FORMAT")]
+    input_format: Option<Format>,
+    /// The column of a table, or the key of JSON, that holds the text [default: text]
+    #[arg(long, env = "LLM2VEC_TEXT_COLUMN", value_name = "NAME")]
+    text_column: Option<String>,
+}
+
+impl ReadingFlags {
+    fn reading(&self) -> Reading {
+        Reading { format: self.input_format, text_column: self.text_column.clone() }
     }
 }
 

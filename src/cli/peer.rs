@@ -5,7 +5,7 @@ use crate::encode::Encoder;
 use crate::encode::texts::Item;
 use crate::encode::tokens::{Level, Parts, Passage};
 use crate::error::{Error, Result, message};
-use crate::format::input::{Entry, Format, Record, Records};
+use crate::format::input::{Entry, Reading, Record, Records};
 use crate::format::output::Output;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError, sync_channel};
 
@@ -61,9 +61,9 @@ pub struct Lines {
 }
 
 /// Starts to read.
-pub fn lines(format: Option<Format>) -> Result<Lines> {
+pub fn lines(reading: Reading) -> Result<Lines> {
     let (sender, events) = sync_channel(AHEAD);
-    let read = move || read(format, &sender);
+    let read = move || read(&reading, &sender);
     let thread = std::thread::Builder::new().name("input".into()).spawn(read);
     thread.map_err(|e| {
         Error::device(format!("cannot start a thread: {e}; raise the limit of processes (ulimit -u)"))
@@ -72,21 +72,22 @@ pub fn lines(format: Option<Format>) -> Result<Lines> {
 }
 
 /// Sends line after line; ends with the input, or when nobody listens any more.
-fn read(format: Option<Format>, sender: &SyncSender<Event>) {
+fn read(reading: &Reading, sender: &SyncSender<Event>) {
     let pause = sender.clone();
     let before_wait = move || {
         let _ = pause.send(Event::Pause);
     };
-    let sent = Records::from_peer(format, before_wait).and_then(|mut records| {
-        while let Some(entry) = records.entry()? {
-            if sender.send(Event::Line(entry)).is_err() {
-                break;
-            }
+    let mut records = Records::from_peer(reading, before_wait);
+    loop {
+        let event = match records.entry() {
+            Ok(Some(entry)) => Event::Line(entry),
+            Ok(None) => return,
+            Err(e) => Event::Failed(e),
+        };
+        let failed = matches!(event, Event::Failed(_));
+        if sender.send(event).is_err() || failed {
+            return;
         }
-        Ok(())
-    });
-    if let Err(e) = sent {
-        let _ = sender.send(Event::Failed(e));
     }
 }
 
@@ -183,7 +184,7 @@ impl Peer<'_> {
             let (id, answer) = match entry {
                 Entry::Record(record) => {
                     let at = |e: Error| {
-                        let place = format!("line {}: ", record.place);
+                        let place = format!("{}: ", record.place);
                         Error::file("stdin", message![place, e.message()])
                     };
                     (record.id.as_ref(), answers.next().map(|answer| answer.map_err(at)))

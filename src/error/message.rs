@@ -45,6 +45,7 @@ settings! {
     Instruction "instruction"
     Empty "empty"
     InputFormat "input_format"
+    TextColumn "text_column"
     // Of `TrainConfig`.
     TrainModel "model_name_or_path"
     TrainAdapters "peft_model_name_or_path"

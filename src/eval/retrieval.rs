@@ -12,7 +12,7 @@ use super::similarity::normalize;
 use super::source::Vectors;
 use crate::encode::texts::Item;
 use crate::error::{Error, Result};
-use crate::format::input::Lines;
+use crate::format::lines::Lines;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -1,12 +1,12 @@
-//! The rows of a set: JSON lines in `NAME.jsonl`, `NAME.jsonl.gz` or `NAME.jsonl.zst` of a folder.
+//! The rows of a set: `NAME.jsonl` of a folder, or the same rows as a JSON array, CSV, TSV, Parquet or Arrow, packed or not.
 
 use crate::error::{Error, Message, Result, message};
-use crate::format::input::Lines;
 use crate::format::jsonl;
+use crate::format::table::{Format, Reading, Table, list};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
-/// A row and the line it stood in, from 1.
+/// A row and the line it began in, from 1; of a file without lines, its number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row<T> {
     /// The line.
@@ -15,15 +15,24 @@ pub struct Row<T> {
     pub value: T,
 }
 
-/// The file `NAME.ending` of a folder, packed or not.
+/// Endings of other files of rows, in the order in which they are looked for.
+const TABLES: [&str; 5] = ["json", "csv", "tsv", "parquet", "arrow"];
+
+/// The file `NAME.ending` of a folder, packed or not; where JSON lines are wanted, another table of this name.
 pub fn file(folder: &Path, name: &str) -> Result<PathBuf> {
     if !folder.is_dir() {
         let what = format!("is no folder, one of a set was wanted, with {name} in it");
         return Err(Error::file(folder, what));
     }
-    let names = ["", ".gz", ".zst"].map(|packing| folder.join(format!("{name}{packing}")));
-    let found = names.into_iter().find(|path| path.is_file());
-    found.ok_or_else(|| Error::file(folder, format!("holds no {name} ({name}.gz, {name}.zst)")))
+    let packed = |name: &str| ["", ".gz", ".zst"].map(|packing| folder.join(format!("{name}{packing}")));
+    let tables = match name.strip_suffix(".jsonl") {
+        Some(stem) => TABLES.iter().map(|ending| format!("{stem}.{ending}")).collect(),
+        None => Vec::new(),
+    };
+    let mut names = packed(name).into_iter().chain(tables.iter().flat_map(|name| packed(name)));
+    let or_tables = if tables.is_empty() { String::new() } else { format!(", or .{}", TABLES.join(", .")) };
+    let missing = || Error::file(folder, format!("holds no {name} ({name}.gz, {name}.zst{or_tables})"));
+    names.find(|path| path.is_file()).ok_or_else(missing)
 }
 
 /// All rows of a file; `wanted` shows one. A row that is not one is an error naming its line and what it lacks.
@@ -37,7 +46,7 @@ pub fn read<T: DeserializeOwned>(path: &Path, wanted: &str) -> Result<Vec<Row<T>
 
 /// The rows of a file, one at a time; ends after the first error.
 pub struct Rows<T> {
-    lines: Lines,
+    table: Table,
     wanted: String,
     done: bool,
     kind: std::marker::PhantomData<T>,
@@ -46,24 +55,34 @@ pub struct Rows<T> {
 impl<T: DeserializeOwned> Rows<T> {
     /// Opens a file.
     pub fn open(path: &Path, wanted: &str) -> Result<Rows<T>> {
-        let (lines, wanted) = (Lines::open(path)?, wanted.into());
-        Ok(Rows { lines, wanted, done: false, kind: std::marker::PhantomData })
+        let (table, wanted) = (Table::open(path, &Reading::default(), Message::default())?, wanted.into());
+        Ok(Rows { table, wanted, done: false, kind: std::marker::PhantomData })
+    }
+
+    /// The columns, where the file has a header.
+    pub fn columns(&self) -> Option<&[String]> {
+        self.table.columns()
     }
 
     fn row(&mut self) -> Result<Option<Row<T>>> {
-        while self.lines.read()? {
-            let text = self.lines.text()?;
+        while self.table.read()? {
+            let text = self.table.text()?;
             if text.trim().is_empty() {
                 continue;
             }
             let wanted = &self.wanted;
+            let columns = match self.table.columns() {
+                Some(columns) => format!("; the columns are {}", list(columns)),
+                None => String::new(),
+            };
             // Asked here because serde would take an array for the fields in their order.
-            if !text.trim_start().starts_with('{') {
-                return Err(self.lines.wrong(format_args!("not a JSON object; {wanted} was wanted")));
+            if self.table.format() == Format::Text || !text.trim_start().starts_with('{') {
+                return Err(self.table.wrong(format!("not a JSON object; {wanted} was wanted")));
             }
             let value = jsonl::parse(text)
-                .map_err(|what| self.lines.wrong(format_args!("{what}; {wanted} was wanted")))?;
-            return Ok(Some(Row { line: self.lines.place(), value }));
+                .map_err(|what| self.table.wrong(format!("{what}; {wanted} was wanted{columns}")))?;
+            let place = self.table.place();
+            return Ok(Some(Row { line: if place.line > 0 { place.line } else { place.number }, value }));
         }
         Ok(None)
     }

@@ -1,16 +1,19 @@
 //! Semantic textual similarity: whether the cosine of two vectors orders pairs of sentences as people do.
 
 use super::correlation::{pearson, spearman};
+use super::rows::{Row, Rows};
 use super::scores::Scores;
 use super::similarity::SIMILARITIES;
 use super::source::Vectors;
 use crate::encode::texts::Item;
 use crate::error::{Error, Message, Result, message};
-use crate::format::input::{self, Format, Record};
+use crate::format::lines::Lines;
+use crate::format::table::list;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The first line of every file.
+/// The first line of a file without quoting.
 const HEADER: [&str; 4] = ["subset", "score", "sentence1", "sentence2"];
 
 /// How the names of files end.
@@ -61,36 +64,63 @@ pub fn has_header(path: &Path) -> Result<bool> {
     if !is_named(path) {
         return Ok(false);
     }
-    let first = input::open(&path.to_string_lossy(), Some(Format::Text))?.next().transpose()?;
-    Ok(first.is_some_and(|line| line.text.split('\t').eq(HEADER)))
+    let mut lines = Lines::open(path)?;
+    Ok(lines.read()? && lines.text()?.split('\t').eq(HEADER))
 }
 
-/// The pairs of a TSV file (no quoting; `.gz` and `.zst` too). A row that is not one is an error naming its line.
+/// The pairs of a file: TSV under exactly this header, without quoting, or any table with a score and two sentences. A row that
+/// is not one is an error naming its line.
 pub fn read(path: &Path) -> Result<Vec<Pair>> {
-    let mut records = input::open(&path.to_string_lossy(), Some(Format::Text))?;
-    let header = records.next().transpose()?.map_or(String::new(), |r| r.text);
-    if header.split('\t').ne(HEADER) {
-        let what = format!("line 1: the header was wanted: {} (tabs between)", HEADER.join(", "));
-        return Err(Error::file(path, what));
-    }
-    let pairs = records.map(|r| pair(path, r?)).collect::<Result<Vec<_>>>()?;
+    let mut lines = Lines::open(path)?;
+    let plain = lines.read()? && lines.text().is_ok_and(|header| header.split('\t').eq(HEADER));
+    let pairs = if plain { plain_rows(lines)? } else { table_rows(path)? };
     if pairs.is_empty() {
         return Err(Error::file(path, "holds no pair, only the header"));
     }
     Ok(pairs)
 }
 
-fn pair(path: &Path, record: Record) -> Result<Pair> {
-    let wrong = |what: String| Error::file(path, format!("line {}: {what}", record.place));
-    let fields: Vec<&str> = record.text.split('\t').collect();
-    let &[subset, score, one, two] = fields.as_slice() else {
-        let (n, wanted) = (fields.len(), HEADER.join(", "));
-        return Err(wrong(format!("{n} fields between tabs, 4 were wanted: {wanted}")));
+/// Rows of tabs alone, as MTEB's sets are kept here.
+fn plain_rows(mut lines: Lines) -> Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    while lines.read()? {
+        let fields: Vec<&str> = lines.text()?.split('\t').collect();
+        let &[subset, score, one, two] = fields.as_slice() else {
+            let (n, wanted) = (fields.len(), HEADER.join(", "));
+            return Err(lines.wrong(format_args!("{n} fields between tabs, 4 were wanted: {wanted}")));
+        };
+        let number = score.trim().parse().ok().filter(|s: &f64| s.is_finite());
+        let score =
+            number.ok_or_else(|| lines.wrong(format_args!("score {score:?}, a number was wanted")))?;
+        let sentences = [one.to_string(), two.to_string()];
+        pairs.push(Pair { line: lines.place(), subset: subset.to_string(), score, sentences });
+    }
+    Ok(pairs)
+}
+
+fn table_rows(path: &Path) -> Result<Vec<Pair>> {
+    #[derive(Deserialize)]
+    struct Fields {
+        #[serde(default)]
+        subset: Option<String>,
+        score: f64,
+        sentence1: String,
+        sentence2: String,
+    }
+    const WANTED: &str = r#"{"score": …, "sentence1": …, "sentence2": …}, with "subset" or without,"#;
+    let pair = |row: Result<Row<Fields>>| {
+        let Row { line, value } = row?;
+        let sentences = [value.sentence1, value.sentence2];
+        Ok(Pair { line, subset: value.subset.unwrap_or_default(), score: value.score, sentences })
     };
-    let number = score.trim().parse().ok().filter(|s: &f64| s.is_finite());
-    let score = number.ok_or_else(|| wrong(format!("score {score:?}, a number was wanted")))?;
-    let sentences = [one.to_string(), two.to_string()];
-    Ok(Pair { line: record.place, subset: subset.to_string(), score, sentences })
+    let rows = Rows::open(path, WANTED)?;
+    if let Some(columns) = rows.columns()
+        && HEADER[1..].iter().any(|name| !columns.iter().any(|column| column == name))
+    {
+        let what = format!("line 1: the header was wanted: {} (the first may be missing)", HEADER.join(", "));
+        return Err(Error::file(path, format!("{what}; the columns are {}", list(columns))));
+    }
+    rows.map(pair).collect()
 }
 
 /// Pairs by each similarity, and what people said of them.

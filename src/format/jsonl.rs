@@ -1,16 +1,17 @@
-//! One line of JSONL, as Python's `json` writes it too.
+//! One line of JSONL, or one element of an array, as Python's `json` writes it too.
 
 use serde::de::DeserializeOwned;
 
-/// Parses one line. `NaN`, `Infinity` and `-Infinity`, which JSON does not have, are read as null, and half a
-/// surrogate pair as U+FFFD: they do no harm in fields that are not read. The error is what is wrong, and the column.
+/// Parses one value. `NaN`, `Infinity` and `-Infinity`, which JSON does not have, are read as null, and half a
+/// surrogate pair as U+FFFD: they do no harm in fields that are not read. The error is what is wrong, and where.
 pub fn parse<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     serde_json::from_str(line)
         .or_else(|e| mended(line).map_or(Err(e), |line| serde_json::from_str(&line)))
         .map_err(|e| {
             let said = e.to_string();
             let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
-            format!("column {}: {said}", e.column())
+            let line = if e.line() > 1 { format!("line {} of it, ", e.line()) } else { String::new() };
+            format!("{line}column {}: {said}", e.column())
         })
 }
 

@@ -2,16 +2,18 @@
 
 mod answer;
 pub(crate) mod atomic;
-mod content;
 pub mod hf;
 pub mod input;
 pub mod instruction;
 pub(crate) mod jsonl;
 pub(crate) mod keys;
+pub(crate) mod lines;
 pub mod npy;
 mod number;
 pub mod output;
 pub mod peft;
 #[cfg(feature = "cli")]
 pub(crate) mod svg;
+pub(crate) mod table;
+pub(crate) mod unpack;
 pub mod vectors;

@@ -121,7 +121,7 @@ settings! {
     // The paper's MNTP + SimCSE + supervised.
     flag(long = "continue", env = "LLM2VEC_CONTINUE", value_parser = BoolishValueParser::new())
     continue_adapter: bool = false;
-    /// Training data (.gz and .zst too)
+    /// Training data: text, or JSON lines, a JSON array, CSV, TSV, Parquet, Arrow by content (.gz and .zst too)
     flag(long = "data", env = "LLM2VEC_DATA", value_name = "PATH")
     train_file: Option<String> = None;
     /// Training data where `train_file` is absent: a file or a folder of files.
@@ -140,6 +140,9 @@ settings! {
     /// Symmetric tasks of E5 have their instruction on both sides; `false` is the released code (Q-D2).
     flag(skip)
     document_instructions: bool = true;
+    /// The column of a table, or the key of JSON, that holds a text [default: text]
+    flag(long, env = "LLM2VEC_TEXT_COLUMN", value_name = "NAME")
+    text_column: Option<String> = None;
     /// Stop at the first bad row
     flag(long, env = "LLM2VEC_STRICT", value_parser = BoolishValueParser::new())
     strict: bool = false;

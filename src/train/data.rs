@@ -1,10 +1,11 @@
 //! Batches of training data: shuffled by seed and epoch, from a position that can be saved.
 
 use crate::error::{Error, Result};
-use crate::format::input::Format;
+use crate::format::table::Format;
 use crate::rng::Stream;
+use crate::train::forms::{self, Form};
 use crate::train::instructions::{Instruction, Instructions};
-use crate::train::rows::{Kind, Report, Rows, text, triple};
+use crate::train::rows::{Kind, Report, Rows};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::Path;
@@ -19,23 +20,38 @@ pub trait Items {
     fn hash(&self) -> u64;
     /// Item `i`.
     fn read(&mut self, i: usize) -> Result<Self::Item>;
+    /// What is read from now on is of this epoch, from 0.
+    fn begin(&mut self, _epoch: u64) {}
 }
 
-/// Texts: lines, or `{"text": …}`.
+/// Texts: lines, or the column of a table or key of JSON that holds them.
 pub struct Texts {
     rows: Rows,
+    column: Option<String>,
     trim: bool,
 }
 
 impl Texts {
     /// Running text for masked training, as it stands: a blank line is a line.
     pub fn lines(path: &Path, strict: bool) -> Result<Texts> {
-        Ok(Texts { rows: Rows::open(path, Kind::Line, strict)?, trim: false })
+        Texts::lines_in(path, None, strict)
     }
 
     /// Texts to embed, without the white space around them; a blank one is a bad row.
     pub fn open(path: &Path, strict: bool) -> Result<Texts> {
-        Ok(Texts { rows: Rows::open(path, Kind::Text, strict)?, trim: true })
+        Texts::open_in(path, None, strict)
+    }
+
+    /// [`Texts::lines`] of another column than `text`.
+    pub fn lines_in(path: &Path, column: Option<&str>, strict: bool) -> Result<Texts> {
+        let rows = Rows::open(path, Kind::Line, column, strict)?;
+        Ok(Texts { rows, column: column.map(String::from), trim: false })
+    }
+
+    /// [`Texts::open`] of another column than `text`.
+    pub fn open_in(path: &Path, column: Option<&str>, strict: bool) -> Result<Texts> {
+        let rows = Rows::open(path, Kind::Text, column, strict)?;
+        Ok(Texts { rows, column: column.map(String::from), trim: true })
     }
 
     /// What was found.
@@ -59,7 +75,10 @@ impl Items for Texts {
         let row = self.rows.read(i)?;
         let text = match self.rows.format(row.set) {
             Format::Text => row.text,
-            Format::Jsonl => text(&row.text).map_err(|_| self.rows.changed(&row))?,
+            _ => {
+                let column = self.column.as_deref().unwrap_or("text");
+                forms::text(&row.text, column).map_err(|_| self.rows.changed(&row))?
+            }
         };
         Ok(if self.trim { text.trim().to_string() } else { text })
     }
@@ -83,15 +102,16 @@ pub struct Triple {
 /// Triples, one data set a file, instructions by data set.
 pub struct Triples {
     rows: Rows,
+    epoch: u64,
     instructions: Vec<Vec<Instruction>>,
 }
 
 impl Triples {
     /// Every data set must have an instruction, unless there are none at all.
     pub fn open(path: &Path, instructions: &Instructions, strict: bool) -> Result<Triples> {
-        let rows = Rows::open(path, Kind::Triple, strict)?;
+        let rows = Rows::open(path, Kind::Triple, None, strict)?;
         let instructions = rows.sets().map(|set| instructions.of(set)).collect::<Result<_>>()?;
-        Ok(Triples { rows, instructions })
+        Ok(Triples { rows, epoch: 0, instructions })
     }
 
     /// What was found.
@@ -116,15 +136,23 @@ impl Items for Triples {
         self.rows.hash()
     }
 
+    fn begin(&mut self, epoch: u64) {
+        self.epoch = epoch;
+    }
+
     fn read(&mut self, i: usize) -> Result<Triple> {
         let row = self.rows.read(i)?;
-        let (query, positive, negatives) = triple(&row.text).map_err(|_| self.rows.changed(&row))?;
+        let form = forms::triple(&row.text).map_err(|_| self.rows.changed(&row))?;
+        let Form { prompt, query, mut positives, negatives } = form;
+        // All of them have their turn, one an epoch: two in a batch would be each other's negatives.
+        let positive = positives.swap_remove((self.epoch % positives.len() as u64) as usize);
         // Where a data set has several instructions the line decides, counted from 0 as the reference does.
         let of_set = &self.instructions[row.set];
         let (query_instruction, document_instruction) = match of_set.len() {
             0 => Default::default(),
             n => of_set[(row.line - 1) % n].clone().into_pair(),
         };
+        let query_instruction = prompt.unwrap_or(query_instruction);
         Ok(Triple { query_instruction, query, document_instruction, positive, negatives })
     }
 }
@@ -281,6 +309,7 @@ impl<I: Items> Batches<I> {
         let cut = self.cuts[position.batch as usize].clone();
         let taken = &self.order[cut.start as usize..cut.end as usize];
         let set = self.starts.partition_point(|&start| start <= taken[0] as usize) - 1;
+        self.items.begin(position.epoch);
         let items = taken.iter().map(|&i| self.items.read(i as usize)).collect::<Result<_>>()?;
         self.position.batch += 1;
         Ok(Batch { position, set, items })

@@ -10,6 +10,7 @@ pub mod config;
 pub mod contrastive;
 pub mod data;
 pub mod folder;
+pub(crate) mod forms;
 pub mod identity;
 pub mod instructions;
 pub mod learner;

@@ -1,13 +1,13 @@
-//! Rows of files larger than memory: one pass checks every line and notes where it is, then any row is one seek away.
+//! Rows of files larger than memory: one pass checks every row and notes where it is, then any row is one seek away.
 //!
-//! A packed file (gzip, zstd) is unpacked once into an unnamed temporary file, where a shuffle buffer would have spared
-//! the disk: the whole corpus is shuffled alike, packed or not (ours are sorted by book), resuming is a seek instead of
+//! A packed file (gzip, zstd), an array or a table is written once, row by row, into an unnamed temporary file, where a
+//! shuffle buffer would have spared the disk: the whole corpus is shuffled alike, packed or not (ours are sorted by book), resuming is a seek instead of
 //! reading everything again, and bad rows are all known before the first step. Memory is 16 bytes a row.
 
 use crate::error::{Error, Message, Result};
-use crate::format::input::{Format, Lines, unpacked};
-use crate::format::jsonl;
-use serde_json::Value;
+use crate::format::table::{Format, Reading, Table};
+use crate::format::unpack::unpacked;
+use crate::train::forms;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub enum Kind {
     Line,
     /// A text to embed: not blank.
     Text,
-    /// `{"query": …, "positive": …, "negative": …}`.
+    /// A query, its positive and negatives, in one of the forms of [`forms`].
     Triple,
 }
 
@@ -72,20 +72,22 @@ pub struct Rows {
 pub struct RowText {
     /// The data set, by number.
     pub set: usize,
-    /// The line in its file, from 1.
+    /// The line in its file, from 1; in an array or a table, the row.
     pub line: usize,
     /// What stands there: text, or for JSON the whole object.
     pub text: String,
 }
 
 impl Rows {
-    /// Reads through `path`, a file or a folder of files; `strict` stops at the first bad row.
-    pub fn open(path: &Path, kind: Kind, strict: bool) -> Result<Rows> {
+    /// Reads through `path`, a file or a folder of files; `column` holds the text of rows that are texts, `strict` stops at
+    /// the first bad row.
+    pub fn open(path: &Path, kind: Kind, column: Option<&str>, strict: bool) -> Result<Rows> {
+        let reading = Reading { format: None, text_column: column.map(String::from) };
         let mut report = Report::default();
         let mut files: Vec<Indexed> = Vec::new();
         let mut hash = Hash::new();
         for path in listed(path, kind, &mut report)? {
-            let file = index(&path, kind, strict, &mut report, &mut hash)?;
+            let file = index(&path, kind, &reading, strict, &mut report, &mut hash)?;
             if let Some(other) = files.iter().find(|f| f.name == file.name) {
                 let what =
                     format!("and {} are one data set by their names; rename one", other.path.display());
@@ -164,7 +166,7 @@ fn listed(path: &Path, kind: Kind, report: &mut Report) -> Result<Vec<PathBuf>> 
         let file = entry.map_err(|e| Error::io(path, e))?.path();
         let hidden = file.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
         let text = unpacked(&file).extension().is_some_and(|e| e.eq_ignore_ascii_case("txt"));
-        let wanted = Format::of(&file) == Format::Jsonl || text && kind != Kind::Triple;
+        let wanted = Format::of(&file) != Format::Text || text && kind != Kind::Triple;
         match file.is_file() && !hidden {
             true if wanted => files.push(file),
             true => report.ignored.push(file),
@@ -174,50 +176,66 @@ fn listed(path: &Path, kind: Kind, report: &mut Report) -> Result<Vec<PathBuf>> 
     files.sort();
     report.ignored.sort();
     if files.is_empty() {
-        let wanted = if kind == Kind::Triple { ".jsonl" } else { ".txt or .jsonl" };
-        return Err(Error::file(path, format!("holds no {wanted} file (plain, .gz or .zst)")));
+        let text = if kind == Kind::Triple { "" } else { ".txt, " };
+        let what =
+            format!("holds no {text}.jsonl, .json, .csv, .tsv (plain, .gz or .zst), .parquet or .arrow file");
+        return Err(Error::file(path, what));
     }
     Ok(files)
 }
 
-/// One pass over a file: notes the good rows, names the bad ones, unpacks what is packed.
-fn index(path: &Path, kind: Kind, strict: bool, report: &mut Report, hash: &mut Hash) -> Result<Indexed> {
+/// One pass over a file: notes the good rows, names the bad ones, copies those that do not stand in it as they are read.
+fn index(
+    path: &Path,
+    kind: Kind,
+    reading: &Reading,
+    strict: bool,
+    report: &mut Report,
+    hash: &mut Hash,
+) -> Result<Indexed> {
     let plain = unpacked(path);
     let name = plain.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let mut lines = Lines::open(path)?;
-    let format = match (lines.format(Message::default())?, kind) {
-        (_, Kind::Triple) => Format::Jsonl,
+    let mut table = Table::open(path, reading, Message::default())?;
+    let format = match (table.format(), kind) {
+        (Format::Text, Kind::Triple) => Format::Jsonl,
         (format, _) => format,
     };
+    match (table.columns(), kind) {
+        (Some(columns), Kind::Triple) => {
+            forms::keys(columns.iter()).map_err(|what| table.refused(what))?;
+        }
+        _ => table.check_text(reading)?,
+    }
     let temporary = |e| Error::io(std::env::temp_dir(), e);
-    let mut copy = match plain == path {
+    let mut copy = match table.is_in_place() {
         true => None,
         false => Some(BufWriter::new(tempfile::tempfile().map_err(temporary)?)),
     };
     let (mut rows, mut copied) = (Vec::new(), 0);
     hash.add(name.as_bytes());
-    while lines.read()? {
-        if format == Format::Jsonl && lines.line().trim_ascii().is_empty() {
+    while table.read()? {
+        if format == Format::Jsonl && table.is_blank() {
             continue;
         }
-        if let Err(e) = check(&lines, kind, format) {
-            if strict {
-                return Err(e);
+        let row = match check(&table, kind, format, reading.column()) {
+            Ok(row) => row,
+            Err(e) if strict => return Err(e),
+            Err(e) => {
+                report.bad += 1;
+                if report.named.len() < NAMED {
+                    report.named.push(e.to_string());
+                }
+                continue;
             }
-            report.bad += 1;
-            if report.named.len() < NAMED {
-                report.named.push(e.to_string());
-            }
-            continue;
-        }
-        let line = lines.line();
-        let at = if copy.is_some() { copied } else { lines.start() };
-        let number = u32::try_from(lines.place()).map_err(|_| lines.wrong("more than 2^32 lines"))?;
-        rows.push(Row { at, bytes: line.len() as u32, line: number });
-        hash.add(line);
+        };
+        let row = row.as_bytes();
+        let at = if copy.is_some() { copied } else { table.start() };
+        let number = u32::try_from(table.place().number).map_err(|_| table.wrong("more than 2^32 rows"))?;
+        rows.push(Row { at, bytes: row.len() as u32, line: number });
+        hash.add(row);
         if let Some(copy) = &mut copy {
-            copy.write_all(line).map_err(temporary)?;
-            copied += line.len() as u64;
+            copy.write_all(row).map_err(temporary)?;
+            copied += row.len() as u64;
         }
     }
     let file = match copy {
@@ -227,20 +245,20 @@ fn index(path: &Path, kind: Kind, strict: bool, report: &mut Report, hash: &mut 
     Ok(Indexed { name, path: path.to_path_buf(), format, file, rows })
 }
 
-/// Whether the current line is a row of this kind.
-fn check(lines: &Lines, kind: Kind, format: Format) -> Result<()> {
-    let line = lines.text()?;
-    match (kind, format) {
+/// The current row, if it is one of this kind.
+fn check<'a>(table: &'a Table, kind: Kind, format: Format, column: &str) -> Result<&'a str> {
+    let row = table.text()?;
+    let checked = match (kind, format) {
         (Kind::Line, Format::Text) => Ok(()),
-        (Kind::Text, Format::Text) if line.trim().is_empty() => Err(lines.wrong("blank")),
+        (Kind::Text, Format::Text) if row.trim().is_empty() => Err("blank".into()),
         (Kind::Text, Format::Text) => Ok(()),
-        (Kind::Triple, _) => triple(line).map(|_| ()).map_err(|what| lines.wrong(what)),
-        (_, Format::Jsonl) => match text(line) {
-            Ok(text) if kind == Kind::Text && text.trim().is_empty() => Err(lines.wrong("\"text\" is blank")),
-            Ok(_) => Ok(()),
-            Err(what) => Err(lines.wrong(what)),
-        },
-    }
+        (Kind::Triple, _) => forms::triple(row).map(|_| ()),
+        _ => forms::text(row, column).and_then(|text| match kind == Kind::Text && text.trim().is_empty() {
+            true => Err(format!("{column:?} is blank")),
+            false => Ok(()),
+        }),
+    };
+    checked.map(|()| row).map_err(|what| table.wrong(what))
 }
 
 /// FNV-1a of 64 bits, a length after each piece.
@@ -256,38 +274,4 @@ impl Hash {
             self.0 = (self.0 ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3);
         }
     }
-}
-
-/// The fields of an object, or what is wrong with it.
-fn object(line: &str, wanted: &str) -> std::result::Result<serde_json::Map<String, Value>, String> {
-    match jsonl::parse(line) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(format!("not a JSON object; {wanted} was wanted")),
-        Err(what) => Err(format!("{what}; {wanted} was wanted")),
-    }
-}
-
-/// `{"text": …}`.
-pub(super) fn text(line: &str) -> std::result::Result<String, String> {
-    let fields = object(line, r#"{"text": …}"#)?;
-    fields.get("text").and_then(Value::as_str).map(str::to_string).ok_or("\"text\" is not a string".into())
-}
-
-/// Query, positive and negatives.
-pub(super) fn triple(line: &str) -> std::result::Result<(String, String, Vec<String>), String> {
-    let fields = object(line, r#"{"query": …, "positive": …, "negative": …}"#)?;
-    let filled = |key: &str, value: &Value| match value.as_str() {
-        Some(text) if !text.trim().is_empty() => Ok(text.to_string()),
-        Some(_) => Err(format!("\"{key}\" is blank")),
-        None => Err(format!("\"{key}\" is not a string")),
-    };
-    let field = |key: &str| filled(key, fields.get(key).ok_or(format!("no \"{key}\""))?);
-    let negatives = match fields.get("negative") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(list)) => {
-            list.iter().map(|v| filled("negative", v)).collect::<std::result::Result<_, String>>()?
-        }
-        Some(one) => vec![filled("negative", one)?],
-    };
-    Ok((field("query")?, field("positive")?, negatives))
 }

@@ -73,9 +73,10 @@ impl Feed {
             smallest: if whole { size } else { least },
             same_set: config.stage == Stage::Supervised,
         };
+        let column = config.text_column.as_deref();
         match config.stage {
             Stage::Mntp => {
-                let mut texts = Texts::lines(data, config.strict)?;
+                let mut texts = Texts::lines_in(data, column, config.strict)?;
                 let mut lines = found("data", texts.report());
                 let blocks = blocks(&mut texts, config, setup)?;
                 let (count, tokens) = (blocks.len(), blocks.tokens());
@@ -92,7 +93,7 @@ impl Feed {
                 Ok((Feed::Mntp { batches, masking }, lines))
             }
             Stage::Simcse => {
-                let texts = Texts::open(data, config.strict)?;
+                let texts = Texts::open_in(data, column, config.strict)?;
                 let lines = found("data", texts.report());
                 Ok((Feed::Simcse(Batches::new(texts, batching, config.seed)?), lines))
             }

@@ -42,7 +42,8 @@ impl Validation {
             return Ok(None);
         };
         if let Feed::Mntp { masking, .. } = feed {
-            let blocks = stage::blocks(&mut Texts::lines(path, config.strict)?, config, setup)?;
+            let mut texts = Texts::lines_in(path, config.text_column.as_deref(), config.strict)?;
+            let blocks = stage::blocks(&mut texts, config, setup)?;
             return Ok(Some(Validation::Blocks(blocks, *masking)));
         }
         if sts::has_header(path)? {

@@ -67,6 +67,37 @@ fn bad_rows_name_file_and_line() {
     assert!(error.contains("no .tsv file"), "{error}");
 }
 
+/// Any table with the columns: the pairs of the TSV file.
+#[test]
+fn pairs_come_from_any_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        sts::read(&path)
+    };
+    let want = read("a.tsv", &format!("{HEADER}\n\t4.5\tx, y\tz\n\t1\t\"u\tv\n")).unwrap();
+    let csv = "score,id,sentence1,sentence2\n4.5,1,\"x, y\",z\n1,2,\"\"\"u\",v\n";
+    let rows = "{\"score\": 4.5, \"sentence1\": \"x, y\", \"sentence2\": \"z\"}\n\
+                {\"score\": 1, \"sentence1\": \"\\\"u\", \"sentence2\": \"v\"}\n";
+    let array = format!("[{}]", rows.trim().replace('\n', ",\n"));
+    for (name, text) in [("a.csv", csv), ("b.txt", csv), ("a.jsonl", rows), ("a.json", &array)] {
+        let mut got = read(name, text).unwrap();
+        for (got, want) in got.iter_mut().zip(&want) {
+            got.line = want.line;
+        }
+        assert_eq!(got, want, "{name}");
+    }
+    for (text, words) in [
+        ("score,sentence1\n1,a\n", ["line 1", "the columns are \"score\", \"sentence1\""]),
+        ("score,sentence1,sentence2\nhigh,a,b\n", ["row 1, line 2", "invalid type: string \"high\""]),
+        ("score,sentence1,sentence2\n1,a,b\n,a,b\n", ["row 2, line 3", "invalid type: null"]),
+    ] {
+        let error = read("b.csv", text).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{words:?} are not all in: {error}");
+    }
+}
+
 fn eval_sts(data: &[&Path], flags: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llm2vec"));
     command.env("LLM2VEC_DEVICE", "cpu").args(["eval", "sts", "--quiet", "--model"]).arg(novel5m());

@@ -23,6 +23,7 @@ use tempfile::TempDir;
 mod adapters;
 mod folders;
 mod hostile;
+mod tables;
 mod texts;
 mod vectors;
 

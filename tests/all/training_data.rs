@@ -2,6 +2,7 @@
 
 use crate::common;
 
+mod forms;
 mod masks;
 mod setup;
 
@@ -242,25 +243,9 @@ fn json_lines_as_python_writes_them_are_rows() {
 }
 
 #[test]
-fn a_table_or_an_array_is_not_trained_on_as_text() {
-    let dir = folder();
-    for (name, text, word) in [
-        ("list.json", "[{\"text\": \"a\"},\n{\"text\": \"b\"}]\n", "JSON array"),
-        ("x.csv", "id,text\n1,\"a\"\n", "table"),
-        ("x.txt", "query\tpositive\nq\tp\n", "tab-separated"),
-        ("x.txt", "PAR1\u{15}\u{4}", "Parquet"),
-    ] {
-        let path = write(&dir, name, text);
-        refused(Texts::lines(&path, false), &[name, word, "JSONL"]);
-        refused(Texts::open(&path, false), &[name, word, "JSONL"]);
-        refused(Triples::open(&path, &Instructions::none(), false), &[name, word, "JSONL"]);
-    }
-}
-
-#[test]
 fn no_data_is_an_error_that_says_what_is_missing() {
     let dir = folder();
-    refused(Texts::open(dir.path(), false), &["holds no .txt or .jsonl"]);
+    refused(Texts::open(dir.path(), false), &["holds no .txt, .jsonl, .json, .csv"]);
     refused(Texts::open(&dir.path().join("absent.txt"), false), &["absent.txt"]);
     refused(Texts::open(&write(&dir, "a.txt", ""), false), &["a.txt", "no row", "empty"]);
     refused(Texts::open(&write(&dir, "b.txt", "\n\n"), false), &["no row", "line 1", "blank"]);
@@ -337,7 +322,7 @@ proptest! {
             ],
             0..30,
         ),
-        name in prop::sample::select(vec!["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst"]),
+        name in prop::sample::select(vec!["a.txt", "a.jsonl", "a.json", "a.csv", "a.txt.gz", "a.jsonl.zst"]),
     ) {
         let dir = folder();
         let path = dir.path().join(name);

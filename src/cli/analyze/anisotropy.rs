@@ -6,7 +6,7 @@ use crate::cli::{print, say};
 use crate::encode::texts::Item;
 use crate::error::{Error, Result, message};
 use crate::eval::analyze::anisotropy::{self, Layer, Report};
-use crate::format::input;
+use crate::format::input::{self, Reading};
 use crate::format::svg::{self, Curve};
 use clap::Args;
 use serde_json::{Map, json};
@@ -39,7 +39,7 @@ impl Anisotropy {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         self.flags.check_outputs(&[&self.text])?;
-        let records = input::open(&self.text.to_string_lossy(), None)?;
+        let records = input::open(&self.text.to_string_lossy(), &Reading::default())?;
         let records = records.take(self.limit.unwrap_or(usize::MAX)).collect::<Result<Vec<_>>>()?;
         if records.len() < 2 {
             let what = format!("{} texts, at least two were wanted to compare", records.len());
@@ -50,7 +50,7 @@ impl Anisotropy {
         let item = |r| -> Item { item(r, own) };
         let items: Vec<Item> = records.iter().map(item).collect();
         let at = |i: usize, e: Error| {
-            Error::file(&self.text, message![format!("line {}: ", records[i].place), e.message()])
+            Error::file(&self.text, message![format!("{}: ", records[i].place), e.message()])
         };
         let mut reports: Vec<(&str, Report)> = Vec::new();
         for mask in self.flags.attentions() {

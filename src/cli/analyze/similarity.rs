@@ -5,7 +5,7 @@ use crate::cli::table::aligned;
 use crate::cli::{print, say};
 use crate::error::{Error, Result};
 use crate::eval::analyze::{plot, similarity};
-use crate::format::input::{self, Format};
+use crate::format::input::{self, Format, Reading};
 use crate::model::config::Attention;
 use clap::Args;
 use serde_json::json;
@@ -70,7 +70,7 @@ impl Similarity {
             }
             return Ok(self.text.clone());
         }
-        let records = input::open(&self.text, Some(Format::Text))?;
+        let records = input::open(&self.text, &Reading { format: Some(Format::Text), text_column: None })?;
         let mut lines = records.map(|record| Ok(record?.text)).collect::<Result<Vec<_>>>()?;
         lines.retain(|line| !line.trim().is_empty());
         match lines.is_empty() {

@@ -3,7 +3,7 @@
 use super::reader::Tagged;
 use super::spans;
 use crate::error::{Error, Result};
-use crate::format::input::unpacked;
+use crate::format::unpack::unpacked;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

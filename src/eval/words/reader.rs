@@ -6,8 +6,10 @@
 //! * JSON lines (`.jsonl`, `.ndjson`): `{"tokens": […], "ner": […], …}`, a list for each layer of tags.
 
 use crate::error::{Error, Result};
-use crate::format::input::{Format, Lines, unpacked};
 use crate::format::jsonl;
+use crate::format::lines::Lines;
+use crate::format::table::Format;
+use crate::format::unpack::unpacked;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -48,7 +50,7 @@ impl Tagged {
         let conllu = unpacked(path).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("conllu"));
         match Format::of(path) {
             Format::Jsonl => file.json_lines(&mut lines, label)?,
-            Format::Text => file.columns(&mut lines, label, conllu)?,
+            _ => file.columns(&mut lines, label, conllu)?,
         }
         if file.sentences.is_empty() {
             return Err(Error::file(path, "holds no word; sentences of tagged words were wanted"));

@@ -27,7 +27,7 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
 fn texts() {
     let tiny = Tiny::new();
     let packed = gz(&fs::read(prose()).unwrap());
-    let cases: [(&str, &[u8], &[&str]); 19] = [
+    let cases: [(&str, &[u8], &[&str]); 21] = [
         ("a.txt", b"", &["holds no text"]),
         ("a.jsonl", b"", &["holds no text"]),
         ("a.txt.gz", &gz(b""), &["holds no text"]),
@@ -36,11 +36,13 @@ fn texts() {
         ("a.txt", b"one\ntwo\n\xc3\x28\n", &["line 3", "UTF-8"]),
         ("a.jsonl", b"{\"text\": \"\xff\"}\n", &["line 1", "UTF-8"]),
         ("a.jsonl", b"{\"text\": \"one\"}\n{\"text\": \"tw", &["line 2", "EOF"]),
-        ("list.json", b"[{\"text\": \"one\"}]\n", &["JSON array", "JSONL", "--input-format text"]),
-        ("x.csv", b"id,text\n1,one\n", &["table", "JSONL", "--input-format text"]),
-        ("x.txt", b"id,text\n1,one\n", &["comma-separated", "JSONL"]),
-        ("x.txt", b"PAR1\x15\x04\x00", &["Parquet", "JSONL"]),
-        ("a.jsonl", b"{\"texts\": \"one\"}\n", &["line 1", "`text`"]),
+        ("list.json", b"[{\"text\": \"one\"},\n7]\n", &["element 2, line 2", "not a JSON object"]),
+        ("x.csv", b"id,body\n1,one\n", &["there are \"id\", \"body\"", "--text-column"]),
+        ("x.csv", b"id,text\n1,one\n2,\n", &["row 2, line 3", "--empty zero"]),
+        ("f.csv", b"A heavy rain fell.\nThe dog ran.\n", &["no column \"text\"", "A heavy rain fell."]),
+        ("x.txt", b"PAR1\x15\x04\x00", &["x.txt"]),
+        ("a.txt", b"{\n\"text\": \"a\"\n}\n", &["several lines", "--input-format text"]),
+        ("a.jsonl", b"{\"texts\": \"one\"}\n", &["line 1", "there are \"texts\"", "--text-column"]),
         ("a.jsonl", b"{\"text\": 7}\n", &["line 1", "string"]),
         ("a.jsonl", b"[\"one\"]\n", &["line 1", "not a JSON object"]),
         ("a.txt.gz", &packed[..packed.len() / 2], &["gzip", "cut short"]),
@@ -85,6 +87,15 @@ fn json_lines_under_any_name() {
     }
     let prose = b"A dog, it ran.\nA cat, it sat.\n";
     assert_eq!(run("f.csv", prose, &["--input-format", "text"]), run("f.txt", prose, &[]));
+    for (name, bytes) in [
+        ("a.json", &b"[{\"text\": \"one\", \"score\": NaN}, \"half \\ud83d\"]"[..]),
+        ("a.txt", "id,text\n1,one\n2,half \u{fffd}\n".as_bytes()),
+        ("a.tsv.gz", &gz("id\ttext\n1\tone\n2\thalf \u{fffd}\n".as_bytes())),
+    ] {
+        assert_eq!(run(name, bytes, &[]), want, "{name}");
+    }
+    let column = b"text,body\nno,one\nno,two\n";
+    assert_eq!(run("a.csv", column, &["--text-column", "body"])[..32], want[..32]);
     let as_text = run("a.json", b"{\"text\": \"one\"}\n", &["--input-format", "text"]);
     assert_ne!(as_text, want[..32]);
 }

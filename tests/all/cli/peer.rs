@@ -110,7 +110,7 @@ fn a_line_that_has_no_vector_has_an_error_and_ends_nothing() {
         (b"no JSON\n", &["line 2", "not a JSON object"]),
         (b"{\"text\": \"\xff\"}\n", &["line 3", "UTF-8"]),
         (b"{\"tokens\": [\"a\", 5]}\n", &["line 4", "list of words"]),
-        (b"{\"id\": 1}\n", &["line 5", "missing field `text`"]),
+        (b"{\"id\": 1}\n", &["line 5", "no column \"text\", there are \"id\""]),
     ] {
         run.write(line);
         let answer = run.answer();

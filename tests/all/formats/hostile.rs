@@ -4,7 +4,7 @@ use std::fs;
 
 use llm2vec::format::{
     hf::Checkpoint,
-    input::{self, Format, Records},
+    input::{self, Format, Reading, Records},
     npy,
     peft::Adapter,
 };
@@ -137,7 +137,7 @@ proptest! {
     #[test]
     fn jsonl_lines(text in prop_oneof![any_json(), ".*"], bytes in any::<Vec<u8>>()) {
         for source in [text.into_bytes(), bytes] {
-            for format in [Format::Text, Format::Jsonl] {
+            for format in [Format::Text, Format::Jsonl, Format::Json, Format::Csv, Format::Tsv] {
                 for record in Records::from_reader("x", format, std::io::Cursor::new(source.clone())) {
                     if let Err(error) = record {
                         prop_assert!(!error.to_string().contains('\n'));
@@ -164,10 +164,10 @@ proptest! {
         any::<Vec<u8>>(),
     ]) {
         let dir = folder();
-        for name in ["a.zst", "a.gz"] {
+        for name in ["a.zst", "a.gz", "a.json", "a.csv", "a.parquet", "a.arrow", "a"] {
             let path = dir.path().join(name);
             fs::write(&path, &bytes).unwrap();
-            let _ = input::open(path.to_str().unwrap(), None).map(|records| records.count());
+            let _ = input::open(path.to_str().unwrap(), &Reading::default()).map(|records| records.count());
         }
     }
 }

@@ -8,33 +8,37 @@ use std::{
 
 use llm2vec::{
     error::Result,
-    format::input::{self, Format, Record, Records},
+    format::input::{self, Format, Reading, Record, Records},
 };
 
 use super::{folder, refused};
 
-fn write(dir: &Path, name: &str, bytes: &[u8]) -> String {
+pub(super) fn write(dir: &Path, name: &str, bytes: &[u8]) -> String {
     let path = dir.join(name);
     fs::write(&path, bytes).unwrap();
     path.to_str().unwrap().to_string()
 }
 
-fn all(name: &str, bytes: &[u8]) -> Result<Vec<Record>> {
+pub(super) fn all(name: &str, bytes: &[u8]) -> Result<Vec<Record>> {
     let dir = folder();
-    input::open(&write(dir.path(), name, bytes), None)?.collect()
+    input::open(&write(dir.path(), name, bytes), &Reading::default())?.collect()
 }
 
-fn texts(name: &str, bytes: &[u8]) -> Vec<String> {
+pub(super) fn texts(name: &str, bytes: &[u8]) -> Vec<String> {
     all(name, bytes).unwrap().into_iter().map(|r| r.text).collect()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+fn as_is(format: Format) -> Reading {
+    Reading { format: Some(format), text_column: None }
+}
+
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-fn zstd(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn zstd(bytes: &[u8]) -> Vec<u8> {
     ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
 }
 
@@ -44,7 +48,7 @@ fn lines_lose_their_ends_and_nothing_else() {
     assert_eq!(texts("a.txt", b"one\r\n two \n\nlast"), ["one", " two ", "", "last"]);
     assert_eq!(texts("a.txt", b"a\rb\r\r\nc\r"), ["a\rb\r", "c\r"]);
     assert_eq!(texts("a.txt", "\u{feff}x\n\u{feff}y\n".as_bytes()), ["x", "\u{feff}y"]);
-    let places: Vec<u64> = all("a", b"x\ny\n").unwrap().iter().map(|r| r.place).collect();
+    let places: Vec<u64> = all("a", b"x\ny\n").unwrap().iter().map(|r| r.place.line).collect();
     assert_eq!(places, [1, 2]);
 }
 
@@ -52,7 +56,7 @@ fn lines_lose_their_ends_and_nothing_else() {
 fn invalid_utf8_names_line_and_byte() {
     let dir = folder();
     let path = write(dir.path(), "a.txt", b"good\nbad \xff here\nnever\n");
-    let mut records = input::open(&path, None).unwrap();
+    let mut records = input::open(&path, &Reading::default()).unwrap();
     assert_eq!(records.next().unwrap().unwrap().text, "good");
     refused(records.next().unwrap(), &["a.txt", "line 2: invalid UTF-8 at byte 5"]);
     assert!(records.next().is_none(), "nothing follows an error");
@@ -62,12 +66,15 @@ fn invalid_utf8_names_line_and_byte() {
 fn jsonl_fields() {
     let lines = b"{\"text\": \"a\"}\r\n {\"instruction\": \"do\", \"text\": \"b\\n\", \"id\": [1, {}]} \n{\"text\":\"\",\"instruction\":null}";
     let records = all("a.jsonl", lines).unwrap();
-    let got: Vec<_> = records.iter().map(|r| (r.place, r.instruction.as_deref(), r.text.as_str())).collect();
+    let got: Vec<_> =
+        records.iter().map(|r| (r.place.line, r.instruction.as_deref(), r.text.as_str())).collect();
     assert_eq!(got, [(1, None, "a"), (2, Some("do"), "b\n"), (3, None, "")]);
     let deep = format!("{{\"text\":\"a\",\"x\":{}", "[".repeat(1 << 20));
     for (line, words) in [
-        ("{}", &["line 2", "missing field `text`", "column 2"][..]),
-        ("{\"text\": 5}", &["line 2", "column 10", "expected a string"]),
+        ("{}", &["line 2", "no column \"text\", there are none", "text_column"][..]),
+        ("{\"texts\": \"a\"}", &["line 2", "no column \"text\", there are \"texts\""]),
+        ("{\"text\": {\"0\": \"a\"}}", &["line 2", "\"text\" is an object", "orient"]),
+        ("{\"text\": 5}", &["line 2", "\"text\" is a number, a string was wanted"]),
         ("{\"text\": \"a\"", &["line 2", "column 12"]),
         ("{\"text\": \"a\"} x", &["line 2", "column 15"]),
         ("{\"text\": \"a\", \"instruction\": 1}", &["line 2", "string"]),
@@ -96,17 +103,18 @@ fn format_follows_the_name_unless_said() {
     assert_eq!(texts("a.json", long.as_bytes())[0].len(), 250_000);
     let dir = folder();
     let path = write(dir.path(), "a.dat", line);
-    let records: Vec<_> = input::open(&path, Some(Format::Jsonl)).unwrap().map(|r| r.unwrap().text).collect();
+    let records: Vec<_> =
+        input::open(&path, &as_is(Format::Jsonl)).unwrap().map(|r| r.unwrap().text).collect();
     assert_eq!(records, ["a"]);
-    refused(input::open(dir.path().to_str().unwrap(), None), &["folder"]);
-    refused(input::open(dir.path().join("none").to_str().unwrap(), None), &["none"]);
+    refused(input::open(dir.path().to_str().unwrap(), &Reading::default()), &["folder"]);
+    refused(input::open(dir.path().join("none").to_str().unwrap(), &Reading::default()), &["none"]);
 }
 
 #[test]
 fn jsonl_as_python_writes_it() {
     assert_eq!(texts("a.jsonl", b"\n{\"text\": \"a\"}\n \t\r\n{\"text\": \"b\"}\n\n"), ["a", "b"]);
     let places: Vec<u64> =
-        all("a.jsonl", b"\n{\"text\": \"a\"}\n").unwrap().iter().map(|r| r.place).collect();
+        all("a.jsonl", b"\n{\"text\": \"a\"}\n").unwrap().iter().map(|r| r.place.line).collect();
     assert_eq!(places, [2], "a blank line is a line, but no record");
     for (line, text) in [
         (r#"{"text":"a","score":NaN}"#, "a"),
@@ -118,61 +126,47 @@ fn jsonl_as_python_writes_it() {
     ] {
         assert_eq!(texts("a.jsonl", line.as_bytes()), [text], "{line}");
     }
-    refused(all("a.jsonl", br#"{"text": NaN}"#), &["line 1", "null, expected a string"]);
+    refused(all("a.jsonl", br#"{"text": NaN}"#), &["line 1", "is null, a string was wanted"]);
     refused(all("a.jsonl", br#"{"text": "\ud83d", "x": }"#), &["line 1", "column 25", "expected value"]);
     refused(all("a.jsonl", br#"{"text": "\ud83"#), &["line 1", "EOF"]);
 }
 
 /// What is certainly no text is refused by its content with what to do, unless it is said to be text.
 #[test]
-fn what_is_not_text_is_refused_by_content() {
-    let list = b"[{\"text\": \"A heavy rain fell.\"},\n{\"text\": \"The dog ran home.\"}]\n";
+fn what_is_neither_text_nor_data_is_refused_by_content() {
     let pretty = b"{\n  \"text\": \"a\",\n  \"score\": NaN\n}\n";
-    let long = format!("[\n{}", "  {\"text\": \"a\", \"score\": NaN},\n".repeat(5000));
+    let nested = b"{\n  \"version\": 1,\n  \"data\": [{\"rows\": [{\"text\": \"a\"}]}]\n}\n";
+    let long = [&b"{\n\"data\": [\n"[..], &b"{\"text\": \"a\"},\n".repeat(9000)].concat();
     let wide: Vec<u8> = "some words of text\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let marked = [&b"\xff\xfe"[..], &wide].concat();
-    let csv = "id,text\r\n1,\"A heavy, heavy\nrain \"\"fell\"\".\"\r\n2,\"The dog, it ran.\"\r\n";
-    let rows: String = (0..5000).map(|i| format!("{i},a text of some words\n")).collect();
     let safe = [&64u64.to_le_bytes()[..], b"{\"a\":{\"dtype\":\"F32\""].concat();
-    let cases: [(&str, &[u8], &str); 29] = [
-        ("a.json", list, "JSON array"),
-        ("a.txt", list, "JSON array"),
-        ("a.jsonl", list, "JSON array"),
-        ("a.txt", long.as_bytes(), "JSON array"),
-        ("a.json", b"[\"one\"]", "JSON array"),
-        ("a.txt", b"[\n\"one\",\n\"two\"\n]\n", "JSON array"),
-        ("a.json", b"[\"one\", \"two\"]\n[\"three\", \"four\"]\n", "JSON array"),
-        ("a.json", b"[{\"text\": \"cut", "JSON array"),
+    let cases: [(&str, &[u8], &str); 17] = [
         ("a.json", pretty, "several lines"),
-        ("a.txt", pretty, "several lines"),
-        ("a.txt", b"{\"sentence\": \"a\"}\n{\"sentence\": \"b\"}\n", "without a \"text\""),
-        ("a.csv", b"A heavy rain fell.\nThe dog ran, it seems.\n", "table"),
-        ("a.tsv", b"one\ttwo\n", "table"),
-        ("a.txt", csv.as_bytes(), "comma-separated"),
-        ("a", &[b"id,text\n", rows.as_bytes()].concat(), "comma-separated"),
-        ("a.txt", b",sentence\n0,a\n1,b\n", "comma-separated"),
-        ("a.txt", b"query\tpositive\tnegative\na\tb\tc\n", "tab-separated"),
-        ("a.parquet", b"PAR1\x15\x04", "Parquet"),
-        ("a.txt", b"ARROW1\0\0", "Arrow"),
+        ("a.txt", pretty, "several lines, of \"score\", \"text\""),
+        ("a.txt", &[&pretty[..], pretty].concat(), "several lines"),
+        ("a.json", nested, "several lines, of \"data\", \"version\""),
+        ("a.txt", &long, "several lines"),
         ("a.npy", b"\x93NUMPY\x01\0", "NumPy"),
         ("a.docx", b"PK\x03\x04\x14\0", "zip"),
-        ("a.txt", &gzip(b"some text\n"), "gzip"),
-        ("a.txt", &zstd(b"some text\n"), "zstd"),
+        ("a.txt.gz", &gzip(&gzip(b"some text\n")), "gzip, twice"),
+        ("a.txt", &zstd(&zstd(b"some text\n")), "zstd, twice"),
         ("a.txt", &wide, "UTF-16"),
         ("a.txt", &marked, "UTF-16"),
         ("a.safetensors", &safe, "safetensors"),
         ("a.txt", b"%PDF-1.7\n", "PDF"),
-        ("a.txt.gz", &gzip(list), "JSON array"),
-        ("a.csv.gz", &gzip(b"one\n"), "table"),
+        ("a.parquet", b"A heavy rain fell.\n", "not what its name says (.parquet)"),
+        ("a.arrow", b"id,text\n1,a\n", "not what its name says (.arrow)"),
+        ("a.csv", b"PK\x03\x04\x14\0", "zip"),
+        ("a.txt.gz", &gzip(pretty), "several lines"),
     ];
     for (name, bytes, what) in cases {
         refused(all(name, bytes), &[name, what, "wanted: ", "input_format text"]);
     }
     let dir = folder();
-    let path = write(dir.path(), "a.csv", csv.as_bytes());
-    assert_eq!(input::open(&path, Some(Format::Text)).unwrap().count(), 4);
-    let path = write(dir.path(), "list.json", list);
-    assert_eq!(input::open(&path, Some(Format::Text)).unwrap().count(), 2);
+    let path = write(dir.path(), "a.csv", b"id,text\n1,\"a\nb\"\n");
+    assert_eq!(input::open(&path, &as_is(Format::Text)).unwrap().count(), 3);
+    let path = write(dir.path(), "list.json", b"[{\"text\": \"a\"},\n{\"text\": \"b\"}]\n");
+    assert_eq!(input::open(&path, &as_is(Format::Text)).unwrap().count(), 2);
 }
 
 /// Prose may begin like JSON, and have commas and tabs on every line.
@@ -219,10 +213,10 @@ fn text_is_never_taken_for_data() {
             if !path.to_str().unwrap().trim_end_matches(".gz").ends_with(".txt") {
                 continue;
             }
-            let read = |format| -> Vec<Record> {
-                input::open(path.to_str().unwrap(), format).unwrap().collect::<Result<_>>().unwrap()
+            let read = |format: Reading| -> Vec<Record> {
+                input::open(path.to_str().unwrap(), &format).unwrap().collect::<Result<_>>().unwrap()
             };
-            assert!(read(None) == read(Some(Format::Text)), "{}", path.display());
+            assert!(read(Reading::default()) == read(as_is(Format::Text)), "{}", path.display());
             files += 1;
         }
     }

@@ -5,7 +5,7 @@ use proc_macro2::{LineColumn, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// Flags of other programs: of PyTorch's script below `--against`, and of zstd.
-const OF_OTHERS: [&str; 2] = ["--serve", "--long=31"];
+const OF_OTHERS: [&str; 3] = ["--serve", "--long=31", "--features parquet"];
 
 /// Every string that the code holds, those in macros too; documentation and tests are none of it.
 #[derive(Default)]

@@ -28,6 +28,7 @@ fn files(place: &Place) -> Vec<Row> {
         ("validation_file", "mntp", path("other.txt"), json!({})),
         ("instructions", "supervised", path("instructions.json"), e5(json!({}))),
         ("document_instructions", "supervised", json!(false), e5(json!({"dataset_name": "E5"}))),
+        ("text_column", "simcse", json!("body"), json!({"dataset_file_path": path("columns.csv")})),
         ("strict", "supervised", json!(true), json!({"dataset_file_path": path("holes.jsonl")})),
         ("output_dir", "simcse", path("elsewhere"), json!({})),
         ("overwrite_output_dir", "simcse", json!(true), json!({})),
@@ -134,6 +135,8 @@ fn prepared() -> Place {
     place.write("holes.jsonl", &format!("{rows}nonsense\n"));
     let equal = (0..8).map(|i| format!("{}\n", json!({"query": format!("question {i}"), "positive": "yes"})));
     place.write("equal.jsonl", &equal.collect::<String>());
+    let columns = (0..16).map(|i| format!("word {i},\"a body, of {i} words\"\n"));
+    place.write("columns.csv", &format!("text,body\n{}", columns.collect::<String>()));
     let text = shipped("persuasion.train.txt.gz", 80);
     place.write("other.txt", &text.split_inclusive('\n').skip(40).collect::<String>());
     place.write("six.txt", &text.split_inclusive('\n').filter(|l| l.len() > 1).take(6).collect::<String>());
