@@ -365,7 +365,7 @@ fn bad_tasks_are_refused_before_anything_is_made() {
     for (tasks, status, words) in [
         ("nothing", 1, &["nothing: holds no set of any type", "test.jsonl"][..]),
         ("nowhere", 1, &["nowhere", "No such file"]),
-        ("text.txt", 1, &["text.txt: line 1: the header was wanted", "sentence1"]),
+        ("text.txt", 1, &["text.txt: line 1: not a JSON object", "sentence1"]),
         ("tasks/sts", 2, &["--tasks", "both sts/few"]),
     ] {
         failed(place.run("out", &["--tasks", tasks]).output().unwrap(), status, words);

