@@ -148,16 +148,29 @@ __device__ inline void wgmma_pin(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
+// The same of an operand in registers.
+template <int N>
+__device__ inline void wgmma_pin(unsigned (&a)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(a[i])::"memory");
+}
 // d = a b + (keep ? d : 0) on 64 x N x 16. d[4j], d[4j + 1] are row 16 (warp % 4) + lane / 4, columns 8j + 2 (lane % 4) and
 // one on; d[4j + 2], d[4j + 3] lie eight rows below. MN_MAJOR and A_MN_MAJOR: how b and a lie.
+#define WGMMA_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_8(i) \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define WGMMA_32(i) WGMMA_8(i), WGMMA_8(i + 8), WGMMA_8(i + 16), WGMMA_8(i + 24)
-#define WGMMA_LIST_64                                                                              \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "   \
-    "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "   \
-    "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "   \
-    "%56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_LIST_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define WGMMA_LIST_12 WGMMA_LIST_8 ", %8, %9, %10, %11"
+#define WGMMA_LIST_16 WGMMA_LIST_12 ", %12, %13, %14, %15"
+#define WGMMA_LIST_20 WGMMA_LIST_16 ", %16, %17, %18, %19"
+#define WGMMA_LIST_24 WGMMA_LIST_20 ", %20, %21, %22, %23"
+#define WGMMA_LIST_28 WGMMA_LIST_24 ", %24, %25, %26, %27"
+#define WGMMA_LIST_32 WGMMA_LIST_28 ", %28, %29, %30, %31"
+#define WGMMA_LIST_48                                                                              \
+    WGMMA_LIST_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define WGMMA_LIST_64                                                                                            \
+    WGMMA_LIST_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define WGMMA_LIST_128                                                                                          \
     WGMMA_LIST_64                                                                                               \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "    \
@@ -175,17 +188,56 @@ __device__ inline void wgmma_pin(float (&d)[N]) {
                      : "l"(a), "l"(b), "r"(keep), "n"(int(MN_MAJOR)), "n"(int(A_MN_MAJOR))                         \
                      : "memory");                                                                                  \
     }
+WGMMA(16, 8, 8, 9, 10, 11, 12, WGMMA_8(0))
+WGMMA(24, 12, 12, 13, 14, 15, 16, WGMMA_8(0), WGMMA_4(8))
+WGMMA(32, 16, 16, 17, 18, 19, 20, WGMMA_8(0), WGMMA_8(8))
+WGMMA(40, 20, 20, 21, 22, 23, 24, WGMMA_8(0), WGMMA_8(8), WGMMA_4(16))
+WGMMA(48, 24, 24, 25, 26, 27, 28, WGMMA_8(0), WGMMA_8(8), WGMMA_8(16))
+WGMMA(56, 28, 28, 29, 30, 31, 32, WGMMA_8(0), WGMMA_8(8), WGMMA_8(16), WGMMA_4(24))
+WGMMA(64, 32, 32, 33, 34, 35, 36, WGMMA_32(0))
+WGMMA(96, 48, 48, 49, 50, 51, 52, WGMMA_32(0), WGMMA_8(32), WGMMA_8(40))
 WGMMA(128, 64, 64, 65, 66, 67, 68, WGMMA_32(0), WGMMA_32(32))
 WGMMA(256, 128, 128, 129, 130, 131, 132, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
+// The same with a in registers: a[0] is row 16 (warp % 4) + lane / 4, columns 2 (lane % 4) and one on; a[1] lies eight rows below,
+// a[2] and a[3] eight columns on, as in mma.sync. They are read until the products are over.
+#define WGMMA_A(N, COUNT, A0, A1, A2, A3, B, KEEP, MAJOR, ...)                                                    \
+    template <bool MN_MAJOR>                                                                                       \
+    __device__ inline void wgmma_m64n##N##k16(float(&d)[COUNT], const unsigned* a, bytes64 b, int keep) {         \
+        asm volatile("{\n.reg .pred keep;\nsetp.ne.s32 keep, %" #KEEP                                              \
+                     ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_LIST_##COUNT          \
+                     "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", keep, 1, 1, %" #MAJOR ";\n}"            \
+                     : __VA_ARGS__                                                                                 \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep), "n"(int(MN_MAJOR))           \
+                     : "memory");                                                                                  \
+    }
+WGMMA_A(64, 32, 32, 33, 34, 35, 36, 37, 38, WGMMA_32(0))
+WGMMA_A(128, 64, 64, 65, 66, 67, 68, 69, 70, WGMMA_32(0), WGMMA_32(32))
+#undef WGMMA_A
 #undef WGMMA
 #undef WGMMA_LIST_128
 #undef WGMMA_LIST_64
+#undef WGMMA_LIST_48
+#undef WGMMA_LIST_32
+#undef WGMMA_LIST_28
+#undef WGMMA_LIST_24
+#undef WGMMA_LIST_20
+#undef WGMMA_LIST_16
+#undef WGMMA_LIST_12
+#undef WGMMA_LIST_8
 #undef WGMMA_32
 #undef WGMMA_8
+#undef WGMMA_4
 
 // ---- Registers and matrices ----
 
-// The 128 threads of a warpgroup; `name` is 1 to 15, 0 is __syncthreads'.
+// Once `threads` threads have come, of which those that only arrive go on at once; `name` is 1 to 15, 0 is __syncthreads'.
+__device__ inline void barrier_sync(int name, int threads) {
+    asm volatile("barrier.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+__device__ inline void barrier_arrive(int name, int threads) {
+    asm volatile("barrier.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+// The 128 threads of a warpgroup.
 __device__ inline void barrier_warpgroup(int name) { asm volatile("barrier.sync %0, 128;" ::"r"(name) : "memory"); }
 
 template <int REGISTERS>
@@ -201,6 +253,14 @@ __device__ inline bool elect_sync() {
     int elected;
     asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.s32 %0, 1, 0, p;\n}" : "=r"(elected));
     return elected;
+}
+__device__ inline uint4 ld_shared(unsigned from) {
+    uint4 x;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(from)
+                 : "memory");
+    return x;
 }
 // Four 8x8 matrices of 16-bit elements; lanes 8i .. 8i + 8 name the rows of matrix i.
 __device__ inline void stmatrix_x4(unsigned to, unsigned a, unsigned b, unsigned c, unsigned d) {

@@ -137,7 +137,7 @@ sets() { if gpu | grep -q 'sm_90,'; then echo portable hopper; else echo portabl
 selfcheck() {
     if has selfcheck; then
         if [ "$(sets)" = portable ]; then check selfcheck passed 0 "no GPU of compute capability 9.0: portable kernels run"; else
-            for family in lora_linear masked_xent contrastive; do
+            for family in attention lora_linear masked_xent contrastive; do
                 attempt "selfcheck $family" 60 "$llm2vec" self-check "$family" "$device"
             done
         fi

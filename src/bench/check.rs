@@ -21,7 +21,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Families of kernels for Hopper, each named like its op.
-pub const FAMILIES: [&str; 3] = ["lora_linear", "masked_xent", "contrastive"];
+pub const FAMILIES: [&str; 4] = ["attention", "lora_linear", "masked_xent", "contrastive"];
 /// What a family may take: its driver, its images, its cases.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Cases of more operations are left to the tests.

@@ -10,6 +10,7 @@ use std::ops::Range;
 use tile::{BLOCK, Rule, Scratch, Tile, softmax};
 
 mod gpu;
+mod hopper;
 mod tile;
 
 pub use gpu::{WIDTHS, attention_workspace};
@@ -106,6 +107,9 @@ pub fn attention_fwd(
             let lse = lse.map(Tensor::host_mut::<R>).transpose()?;
             cpu_fwd::<R>(out.host_mut()?, lse, qkv.host()?, starts, rule)
         }),
+        Device::Gpu(gpu) if hopper::takes(gpu, heads.width) => {
+            hopper::forward(gpu, out, lse, qkv, starts, rule)?
+        }
         Device::Gpu(gpu) => gpu::forward(gpu, out, lse, qkv, starts, rule)?,
     }
     Ok(())

@@ -59,6 +59,10 @@ fn the_main_loops_of_hopper_hold_wgmma_and_nothing_that_waits_for_memory() {
     for file in FILES.iter().filter(|file| file.stem.ends_with("_sm90")) {
         let Some(image) = file.images.iter().find(|image| image.target == "sm_90a") else { continue };
         for (kernel, code) in instructions(&nvdisasm, file.stem, image.bytes) {
+            if kernel.starts_with("attention") {
+                softmax_runs_under_products(&kernel, &code);
+                continue;
+            }
             let is = |at: usize, name: &str| code[at].split('.').next() == Some(name);
             let wgmma: Vec<usize> = (0..code.len()).filter(|&at| is(at, "HGMMA")).collect();
             let Some(&[first, .., last]) = wgmma.last_chunk::<4>() else { continue };
@@ -80,5 +84,27 @@ fn the_main_loops_of_hopper_hold_wgmma_and_nothing_that_waits_for_memory() {
         let mut wanted = PRODUCTS.to_vec();
         wanted.sort_unstable();
         assert_eq!(seen, wanted);
+    }
+}
+
+/// Attention's main loop: the products of a tile's scores (D / 16 wgmma of 128 columns) and of the probabilities before (8), then
+/// a wait for the former, and all exponentials before the wait for the latter.
+fn softmax_runs_under_products(kernel: &str, code: &[String]) {
+    let is = |at: &usize, name: &str| code[*at].split('.').next() == Some(name);
+    let all = 0..code.len();
+    assert!(!all.clone().any(|at| is(&at, "LDL") || is(&at, "STL")), "{kernel} spills");
+    let waits: Vec<usize> = all.filter(|at| code[*at].starts_with("WARPGROUP.DEPBAR")).collect();
+    let count = |name: &str, from: usize, to: usize| (from..to).filter(|at| is(at, name)).count();
+    let scores = if kernel.ends_with("128") { 8 } else { 4 };
+    let main = waits.windows(3).find(|w| count("HGMMA", w[0], w[1]) == scores + 8);
+    let &[before, one, other] = main.unwrap_or_else(|| panic!("{kernel} has no main loop")) else {
+        unreachable!()
+    };
+    assert_eq!(count("HGMMA", one, other), 0, "{kernel}");
+    let under = count("MUFU", one, other);
+    assert!(under >= 64, "{kernel}: {under} exponentials under the products");
+    let first = (before..one).find(|at| is(at, "HGMMA")).unwrap();
+    for flushes in ["MEMBAR", "CCTL", "ERRBAR"] {
+        assert_eq!(count(flushes, first, other), 0, "{kernel}: {flushes} in the main loop");
     }
 }

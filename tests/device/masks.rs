@@ -1,7 +1,9 @@
 //! Dropout masks of kernels are those of the CPU, element by element: operands of zeros and ones show each by itself.
 
 use crate::answers::{built, cuda};
+use crate::run;
 use llm2vec::device::gpu::Gpu;
+use llm2vec::device::images::KernelSet;
 use llm2vec::device::{DType, Device};
 use llm2vec::ops::attention::{Heads, Mask, attention_bwd, attention_fwd};
 use llm2vec::ops::dropout::{Dropout, dropout_fwd};
@@ -157,6 +159,52 @@ fn probabilities(gpu: &Gpu, dropout: Dropout, texts: &[usize], mask: Mask) {
     }
 }
 
+/// The forward by tiles of 128 keys: as above, but column c shows keys c, c + 128 and c + 256 by weights 1, 2 and 4.
+fn tiles_of_keys(gpu: &Gpu, dropout: Dropout, texts: &[usize], mask: Mask) {
+    const D: usize = 128;
+    let (device, heads) = (Device::Gpu(gpu.clone()), Heads { query: 4, key: 2, width: D });
+    let place: Vec<usize> = texts.iter().flat_map(|&len| 0..len).collect();
+    let length: Vec<usize> = texts.iter().flat_map(|&len| std::iter::repeat_n(len, len)).collect();
+    let ends = texts.iter().scan(0, |end, &len| {
+        *end += len as i32;
+        Some(*end)
+    });
+    let starts: Vec<i32> = std::iter::once(0).chain(ends).collect();
+    let starts = Tensor::from_i32(&starts).to_gpu(gpu, DType::I32).unwrap();
+    let (n, width, first_value) = (place.len(), heads.query * D, (heads.query + heads.key) * D);
+    let weight = |j: usize, c: usize| one_if(j % D == c % D) * f64::from(1 << (j / D));
+    let value = |row: usize, c: usize| if c < first_value { 0.0 } else { weight(place[row], c) };
+    let qkv = on(gpu, DType::Bf16, &[n, heads.columns()], value);
+    let mut out = on(gpu, DType::Bf16, &[n, width], |_, _| 7.0);
+    attention_fwd(&device, &mut out, None, &qkv, &starts, heads, mask, Some(dropout)).unwrap();
+    let longest = *texts.iter().max().unwrap();
+    let masks: Vec<_> = (0..heads.query).map(|h| kept(dropout, h, n, longest)).collect();
+    for (at, out) in out.to_f64().into_iter().enumerate() {
+        let (row, h, c) = (at / width, at % width / D, at % D);
+        let keys = mask.keys(place[row], length[row]);
+        let stays = keys.clone().filter(|&j| j % D == c && masks[h][row][j]);
+        let wanted: f64 = stays.map(|j| weight(j, c)).sum();
+        let got = (out * keys.len() as f64 / dropout.scale()).round();
+        assert!(got == wanted, "out of {row}, head {h}, keys {c} on: {got}, not {wanted}: {dropout:?}");
+    }
+}
+
+/// The kernels for Hopper: texts that begin anywhere, with tiles whole, narrow, and seen in part.
+fn on_hopper(open: impl Fn() -> Gpu + Sync, threads: usize) {
+    let rates = [0.1, 0.3, 0.5, 1e-9, 1.0 - 1e-9];
+    let cases: Vec<_> = FIRST.iter().flat_map(|&first| rates.map(|rate| dropout(first, rate))).collect();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| {
+        cases.par_iter().enumerate().for_each(|(i, &dropout)| {
+            let gpu = open();
+            low_rank(&gpu, dropout, [64, 65, 5, 130][i % 4]);
+            probabilities(&gpu, dropout, &[33, 5, 1, 61, 40, 3], [Mask::Full, Mask::Causal][i % 2]);
+            let mask = [Mask::Full, Mask::Causal, Mask::Window(70), Mask::CausalWindow(140)][i % 4];
+            tiles_of_keys(&gpu, dropout, &[[5, 300, 64, 90], [257, 1, 17, 130]][i / 4 % 2], mask);
+        })
+    });
+}
+
 fn all_on(open: impl Fn() -> Gpu + Sync, threads: usize) {
     let cases: Vec<_> = FIRST.iter().flat_map(|&first| RATES.map(|rate| dropout(first, rate))).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -180,8 +228,18 @@ fn masks_are_those_of_the_cpu_on_the_emulator() {
 }
 
 #[test]
+fn masks_by_kernels_for_hopper_are_those_of_the_cpu_on_the_emulator() {
+    if built() {
+        on_hopper(|| run::emulated((9, 0)), 2);
+    }
+}
+
+#[test]
 fn masks_are_those_of_the_cpu_on_a_gpu() {
     if let Some(gpu) = cuda().filter(|_| built()) {
         all_on(|| gpu.clone(), 1);
+        if gpu.capability() == (9, 0) {
+            on_hopper(|| gpu.clone().with_kernels(KernelSet::Hopper).unwrap(), 1);
+        }
     }
 }

@@ -10,19 +10,20 @@ use crate::run as device;
 use device::{Failure, all, bits, emulated, on_hopper, run};
 use llm2vec::bench::cases::Case;
 use llm2vec::device::emulator::Kind;
+use llm2vec::device::gpu::Gpu;
 use llm2vec::device::images::{File, choose_ptx};
 use llm2vec::error::Error;
 use llm2vec::launches as kernels;
 use ptx::{synchronising, without};
 use rayon::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Schedules that each removal is tried under, until one notices.
 const SEEDS: u64 = 4;
-/// Cases of its kernel that it is tried with, small ones first: so many between the smallest and the largest of at most
-/// so many operations. A loop that is passed once has nothing to wait for.
-const CASES: usize = 8;
+/// Cases that pass its line, and that it is tried with: so many from the smallest to the largest of at most so many
+/// operations, and as many that pass it oftenest for what they cost. A loop that is passed once has nothing to wait for.
+const CASES: usize = 4;
 const FLOPS: usize = 1 << 28;
 
 /// Reports that a missing order has.
@@ -49,6 +50,21 @@ const REASONS: &[(&str, &str, &str)] = &[
         "between stages nothing touches the sums; ptxas puts one there itself where it is not",
     ),
     ("_sm90", "wgmma_wait<1>", "a tile's first stage has none before it, unless it has ranks"),
+    (
+        "attention_fwd_sm90",
+        "barrier_sync(1",
+        "the two consumers' turns are for speed; no result depends on them",
+    ),
+    (
+        "attention_fwd_sm90",
+        "at.keys_full(n)",
+        "of a tile that is skipped: its values, which were sent for later, have come, and the other waits for its keys",
+    ),
+    (
+        "attention_fwd_sm90_d64",
+        "at.values_full(n)",
+        "one consumer would have to be a ring of four stages behind the other; at D = 128 it has two, and this is noticed",
+    ),
     ("_sm90", "at.ready(", "one try of two, of a slot that was ready long before in all of these runs"),
     ("_sm90", "at.staged(", "one try of two, of a panel that was staged long before in all of these runs"),
     (
@@ -58,28 +74,59 @@ const REASONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// A case that ran, with the kernels that it launched and its right outputs.
+/// A case that ran, with its right outputs.
 struct Ran {
     case: Case,
-    launched: BTreeSet<&'static str>,
+    /// Lanes that passed a line of the kernels' PTX: file and line, as reports name them.
+    passed: BTreeMap<String, u64>,
+    /// Instructions of all kernels.
+    issued: u64,
     outputs: Vec<u64>,
 }
 
-fn all_cases(capability: (u32, u32)) -> Vec<Ran> {
+/// An emulator that counts by lines of these files' PTX, as it does where their sources are not named.
+fn by_lines(capability: (u32, u32), files: &[&'static File]) -> Gpu {
+    let gpu = emulated(capability);
+    for file in files {
+        let named = |l: &&str| l.trim_start().starts_with(".loc");
+        let lines = ptx_of(file, capability).lines().map(|l| if named(&l) { "" } else { l });
+        gpu.substitute(file, &lines.collect::<Vec<_>>().join("\n")).unwrap();
+    }
+    gpu
+}
+
+fn all_cases(capability: (u32, u32), files: &[&'static File]) -> Vec<Ran> {
     let cases = all().into_par_iter().filter(|case| capability == (8, 0) || on_hopper(case));
-    let ran = cases.filter_map(|case| {
-        let gpu = emulated(capability);
-        let mut outputs = None;
-        let counted = gpu.count(|| {
-            outputs = run(&gpu, &case, 0).ok();
-            Ok(())
-        });
-        let launched = counted.unwrap().into_iter().map(|(kernel, _)| kernel).collect();
-        Some(Ran { case, launched, outputs: bits(&outputs?) })
-    });
-    let mut ran: Vec<Ran> = ran.collect();
-    ran.sort_by_key(|r| r.case.flops);
+    let ran = cases.map_init(
+        || by_lines(capability, files),
+        |gpu, case| {
+            let mut outputs = None;
+            let counted = gpu.count(|| {
+                outputs = match run(gpu, &case, 0) {
+                    Err(Failure::Refused(Error::Finding { what, .. })) => panic!("{}: {what}", case.label),
+                    ran => ran.ok(),
+                };
+                Ok(())
+            });
+            let (mut passed, mut issued) = (BTreeMap::new(), 0);
+            for (_, counters) in counted.unwrap() {
+                issued += counters.total.issued;
+                for (line, count) in counters.lines.into_iter().filter(|(_, count)| count.lanes > 0) {
+                    *passed.entry(line).or_default() += count.lanes;
+                }
+            }
+            Some(Ran { case, passed, issued, outputs: bits(&outputs?) })
+        },
+    );
+    let mut ran: Vec<Ran> = ran.flatten().collect();
+    ran.sort_by_key(|r| r.issued);
     ran
+}
+
+/// The text that an emulator of this compute capability runs.
+fn ptx_of(file: &'static File, capability: (u32, u32)) -> &'static str {
+    let image = choose_ptx(file.images, capability).unwrap();
+    std::str::from_utf8(image.bytes).unwrap().trim_end_matches('\0')
 }
 
 /// One line taken out.
@@ -96,9 +143,18 @@ struct Removal {
 fn noticed(removal: &Removal, ptx: &str, capability: (u32, u32), ran: &[Ran]) -> Option<String> {
     let gpu = emulated(capability);
     gpu.substitute(removal.file, &without(ptx, removal.line)).unwrap();
-    let fits = |r: &&Ran| r.launched.contains(removal.kernel) && r.case.flops <= FLOPS;
-    let fits: Vec<&Ran> = ran.iter().filter(fits).collect();
-    for ran in fits.iter().step_by(fits.len().div_ceil(CASES).max(1)).chain(fits.iter().rev().take(2)) {
+    let place = format!("{}.ptx:{}", removal.file.stem, removal.line + 1);
+    let passes = |r: &Ran| r.passed.get(&place).copied();
+    let fits: Vec<&Ran> = ran.iter().filter(|r| passes(r).is_some() && r.case.flops <= FLOPS).collect();
+    let last = fits.len().saturating_sub(1);
+    let mut spread: Vec<usize> =
+        (0..CASES.min(fits.len())).map(|i| i * last / (CASES - 1).min(last).max(1)).collect();
+    spread.dedup();
+    let mut often: Vec<usize> = (0..fits.len()).collect();
+    often.sort_by_key(|&i| std::cmp::Reverse(1_000_000 * passes(fits[i]).unwrap_or(0) / fits[i].issued));
+    often.truncate(CASES);
+    often.retain(|i| !spread.contains(i));
+    for ran in spread.iter().chain(&often).map(|&i| fits[i]) {
         for seed in 0..SEEDS {
             gpu.seed(seed);
             match run(&gpu, &ran.case, 0) {
@@ -177,10 +233,9 @@ fn every_barrier_wait_and_fence_of_our_kernels_is_needed() {
         if files.is_empty() {
             continue;
         }
-        let ran = all_cases(capability);
+        let ran = all_cases(capability, &files);
         for file in files {
-            let image = choose_ptx(file.images, capability).unwrap();
-            let ptx = std::str::from_utf8(image.bytes).unwrap().trim_end_matches('\0');
+            let ptx = ptx_of(file, capability);
             found.par_extend(removals(file, ptx).into_par_iter().map(|removal| {
                 let how = noticed(&removal, ptx, capability, &ran);
                 (removal, how)

@@ -23,6 +23,7 @@ pub fn attentions() -> Vec<Case> {
     let heads = Heads { query: 2, key: 1, width: 20 };
     list.extend([true, false].map(|forward| attention(&[7, 190], heads, Mask::Window(33), true, forward)));
     list.extend(token_tiles());
+    list.extend(slices());
     list
 }
 
@@ -56,6 +57,38 @@ fn token_tiles() -> Vec<Case> {
         both.map(|(mask, drop)| [true, false].map(|forward| attention(lengths, heads, mask, drop, forward)))
     });
     each.flatten().collect()
+}
+
+/// What the forward's kernel for Hopper tiles: slices of 128 rows of one text, halves of them, heads side by side and one after
+/// the other, tiles of 128 keys and narrower last ones.
+fn slices() -> Vec<Case> {
+    let sentences = [20, 60, 33, 47, 25, 1, 38, 52, 29, 16, 17, 64];
+    let tiny = [3, 1, 2, 390, 1, 1, 1, 2, 5, 40];
+    let [full, causal] = [Mask::Full, Mask::Causal];
+    let [near, before] = [Mask::Window(7), Mask::CausalWindow(70)];
+    let packs: [(&[usize], [usize; 3], [Mask; 2]); 13] = [
+        (&[1], [2, 1, 64], [full, causal]),
+        (&sentences, [8, 2, 128], [full, causal]),
+        (&sentences, [4, 4, 64], [near, full]),
+        (&sentences, [3, 3, 128], [causal, full]),
+        (&tiny, [8, 1, 64], [full, before]),
+        (&[63, 64, 65, 128, 129], [6, 2, 128], [before, full]),
+        (&[191, 192, 193], [2, 2, 64], [causal, near]),
+        (&[257, 300], [4, 1, 128], [near, causal]),
+        (&[450], [2, 1, 128], [full, full]),
+        // A last slice whose two heads have several tiles of keys each, beside slices of both halves.
+        (&[390], [2, 2, 64], [full, causal]),
+        (&[390], [2, 2, 128], [causal, full]),
+        // First halves that see a tile less than their slices, item after item.
+        (&[300], [4, 4, 128], [near, near]),
+        // A third head that is alone with keys which are there.
+        (&[5, 64, 40, 9], [3, 1, 64], [full, causal]),
+    ];
+    let each = packs.into_iter().flat_map(|(lengths, [query, key, width], masks)| {
+        let heads = Heads { query, key, width };
+        [(masks[0], false), (masks[1], true)].map(|(mask, drop)| attention(lengths, heads, mask, drop, true))
+    });
+    each.collect()
 }
 
 pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: bool) -> Case {

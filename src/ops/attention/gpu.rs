@@ -20,16 +20,16 @@ pub const WIDTHS: [usize; 6] = {
 };
 
 /// The numbers that all kernels take.
-struct Numbers {
+pub struct Numbers {
     /// N, B, H, G, D
-    sizes: [i32; 5],
-    reach: Reach,
-    dropout: Draw,
+    pub sizes: [i32; 5],
+    pub reach: Reach,
+    pub dropout: Draw,
 }
 
 impl Numbers {
     /// Refuses what no kernel takes.
-    fn new(op: &'static str, n: usize, starts: &Tensor, rule: Rule) -> Result<Numbers> {
+    pub fn new(op: &'static str, n: usize, starts: &Tensor, rule: Rule) -> Result<Numbers> {
         let Rule { heads, mask, dropout } = rule;
         if !WIDTHS.contains(&heads.width) {
             return limited(op, format!("D = {}", heads.width), format!("D in {WIDTHS:?}"));
