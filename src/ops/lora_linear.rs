@@ -116,7 +116,7 @@ pub fn lora_linear_fwd(
 /// | operand | shape    | dtype      | role                                                |
 /// |---------|----------|------------|-----------------------------------------------------|
 /// | `act`   | [N, F]   | activation | overwritten                                         |
-/// | `xa`    | [N, S R] | activation | overwritten with drop(x) Aᵀ where there is a `lora` |
+/// | `xa`    | [N, S R] | activation | overwritten with drop(x) Aᵀ; needed with `lora`     |
 /// | `x`     | [N, K]   | activation | read                                                |
 /// | `w`     | [2F, K]  | bf16       | read                                                |
 ///
@@ -140,7 +140,12 @@ pub fn lora_linear_swiglu_fwd(
     if m != 2 * f {
         return refuse(OP, format!("w has {m} rows, expected 2F = {}", 2 * f));
     }
-    lora.map_or(Ok(()), |l| l.check(OP, stacked, rank, m))?;
+    if let Some(l) = &lora {
+        if xa.is_none() {
+            return refuse(OP, "lora needs room for drop(x) Aᵀ in xa".into());
+        }
+        l.check(OP, stacked, rank, m)?;
+    }
     Dropout::check(dropout, OP)?;
     match device {
         Device::Cpu(_) => Ok(false),

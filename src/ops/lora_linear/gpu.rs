@@ -96,8 +96,8 @@ fn low_rank<'a>(
     Ok(Some((&*xa, lora.b)))
 }
 
-#[allow(clippy::too_many_arguments)]
 /// Both products of a gated layer and its activation in one launch; false, and nothing done, where no kernel takes them.
+#[allow(clippy::too_many_arguments)]
 pub fn swiglu(
     gpu: &Gpu,
     act: &mut Tensor,
