@@ -60,12 +60,20 @@ fn is_named(file: &Path) -> bool {
 }
 
 /// Whether a file is one of pairs, by its name and its first line.
-pub fn has_header(path: &Path) -> Result<bool> {
+pub(super) fn has_header(path: &Path) -> Result<bool> {
     if !is_named(path) {
         return Ok(false);
     }
     let mut lines = Lines::open(path)?;
     Ok(lines.read()? && lines.text()?.split('\t').eq(HEADER))
+}
+
+/// Whether a file is one that [`read`] takes, by its header or its first row.
+pub fn holds_pairs(path: &Path) -> Result<bool> {
+    let table = || {
+        Rows::<Fields>::open(path, WANTED).is_ok_and(|mut rows| rows.next().is_some_and(|row| row.is_ok()))
+    };
+    Ok(has_header(path)? || table())
 }
 
 /// The pairs of a file: TSV under exactly this header, without quoting, or any table with a score and two sentences. A row that
@@ -79,6 +87,17 @@ pub fn read(path: &Path) -> Result<Vec<Pair>> {
     }
     Ok(pairs)
 }
+
+/// A row of any other table.
+#[derive(Deserialize)]
+struct Fields {
+    #[serde(default)]
+    subset: Option<String>,
+    score: f64,
+    sentence1: String,
+    sentence2: String,
+}
+const WANTED: &str = r#"{"score": …, "sentence1": …, "sentence2": …}, with "subset" or without,"#;
 
 /// Rows of tabs alone, as MTEB's sets are kept here.
 fn plain_rows(mut lines: Lines) -> Result<Vec<Pair>> {
@@ -99,15 +118,6 @@ fn plain_rows(mut lines: Lines) -> Result<Vec<Pair>> {
 }
 
 fn table_rows(path: &Path) -> Result<Vec<Pair>> {
-    #[derive(Deserialize)]
-    struct Fields {
-        #[serde(default)]
-        subset: Option<String>,
-        score: f64,
-        sentence1: String,
-        sentence2: String,
-    }
-    const WANTED: &str = r#"{"score": …, "sentence1": …, "sentence2": …}, with "subset" or without,"#;
     let pair = |row: Result<Row<Fields>>| {
         let Row { line, value } = row?;
         let sentences = [value.sentence1, value.sentence2];

@@ -46,7 +46,7 @@ impl Validation {
             let blocks = stage::blocks(&mut texts, config, setup)?;
             return Ok(Some(Validation::Blocks(blocks, *masking)));
         }
-        if sts::has_header(path)? {
+        if sts::holds_pairs(path)? {
             let pairs = sts::read(path)?;
             lines.push(format!("validation: {} pairs of sentences", pairs.len()).into());
             return Ok(Some(Validation::Pairs(pairs)));

@@ -3,7 +3,7 @@
 use super::{Data, log, train, values};
 use crate::command::{folder, good, llm2vec, str};
 use crate::common;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
@@ -47,6 +47,28 @@ fn pairs_are_judged_as_eval_does_of_the_adapter() {
             assert!(name != "pearson" || got[0] != got[2], "{stage}: nothing was learned");
         }
     }
+}
+
+/// Whatever table they stand in.
+#[test]
+fn pairs_of_any_table_are_judged_alike() {
+    let (data, dir) = (Data::new(60), folder());
+    let tsv = data.pairs();
+    let jsonl = dir.path().join("pairs.jsonl");
+    let text = fs::read_to_string(&tsv).unwrap();
+    let row = |line: &str| {
+        let [_, score, one, two] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let score: f64 = score.parse().unwrap();
+        json!({"sentence1": one, "sentence2": two, "score": score}).to_string() + "\n"
+    };
+    fs::write(&jsonl, text.lines().skip(1).map(row).collect::<String>()).unwrap();
+    let figures = [&tsv, &jsonl].map(|pairs| {
+        let out = dir.path().join(pairs.extension().unwrap());
+        let flags = [&COMMON[..], &["--steps", "2", "--validation", str(pairs)]].concat();
+        good(train("simcse", &common::novel5m(), &data, &out, &flags));
+        values(&log(&out), "eval", "pearson")
+    });
+    assert_eq!(figures[0], figures[1]);
 }
 
 /// Held-out rows of a model that has learned them score higher than of one that has not.
