@@ -222,9 +222,6 @@ contrastive_limit(float* __restrict__ limit, const float* __restrict__ q, const 
             }
 }
 
-// The larger; a NaN if one is.
-__device__ inline float rival_of(float a, float b) { return a > b || a != a ? a : b; }
-
 KERNEL void __launch_bounds__(THREADS)
 contrastive_fwd(float* __restrict__ most, float* __restrict__ sum, float* __restrict__ rival, float* __restrict__ positive,
                 const float* __restrict__ q, const float* __restrict__ candidates, const int* __restrict__ ids_or_null,

@@ -1,22 +1,22 @@
 // contrastive_sm90: contrastive.cu's products on Hopper, where there are many: six of bf16 for each of f32, by wgmma.
 //
 // Shapes    q, dq [P, C], c, dc [M, C], limit, positive, lse [P] f32, ids [M] i32 or null; planes of c [3, M, C], of a wave of q
-//           [3, W, C] and its dz [3, up64(W), stride] bf16: a number is the sum of its three, stride M rounded up to 8. most, sum, rival
-//           [tiles, W] f32, then [P]. Maps, by 64 columns: what has the output's rows by ROWS, in
-//           contrastive_dc_sm90 by DEPTH rows; c by TILE / CLUSTER rows, on the diagonal TILE, across by DEPTH / CLUSTER.
-// Plan      contrastive_split_sm90 takes numbers apart, once for all products. tile_sm90.cuh with tiles of 128 by 128, whose second
-//           set of sums is what joins the first every 32 of the depth. With a margin contrastive_limit_sm90 first takes the
-//           tiles on the diagonal. By waves of W rows: contrastive_fwd_sm90 ends in (most, sum, rival) of a row and a tile, and
-//           contrastive_fold_sm90 in those of a row, a warp each, for contrastive_total. contrastive_bwd_sm90 ends in dz, taken
-//           apart as it is written; contrastive_dq_sm90 and contrastive_dc_sm90 multiply it by candidates and queries as they lie;
-//           dc goes on where the wave before stopped.
-// Cost      WW, MM are W, M rounded up to 256 (W to 128 in contrastive_limit_sm90), M', C' M and C to 128, tiles M' / 128. Planes are
-//           read to the ends of tiles, past which the next plane lies: rows to R of r are 2 R + r, below r:R. Flops: products
+//           [3, W, C] and its dz [3, up64(W), stride] bf16: a number is the sum of its three, stride M rounded up to 8. most,
+//           sum, rival [tiles, W] f32, then [P]. Maps, by 64 columns: what has the output's rows by ROWS, in contrastive_dc_sm90
+//           by DEPTH rows; c by TILE / CLUSTER rows, on the diagonal TILE, across by DEPTH / CLUSTER.
+// Plan      contrastive_split_sm90 takes numbers apart, once for all products. tile_sm90.cuh with tiles of 128 by 128, whose
+//           second set of sums is what joins the first every 32 of the depth. With a margin contrastive_limit_sm90 first takes
+//           the tiles on the diagonal. By waves of W rows: contrastive_fwd_sm90 ends in (most, sum, rival) of a row and a tile,
+//           and contrastive_fold_sm90 in those of a row, a warp each, for contrastive_total. contrastive_bwd_sm90 ends in dz,
+//           taken apart as it is written; contrastive_dq_sm90 and contrastive_dc_sm90 multiply it by candidates and queries as
+//           they lie; dc goes on where the wave before stopped.
+// Cost      WW, MM are W, M rounded up to 256 (W to 128 in contrastive_limit_sm90), M', C' M and C to 128, tiles M' / 128. Planes
+//           are read to the ends of tiles, past which the next plane lies: rows to R of r are 2 R + r, below r:R. Flops: products
 //           of scores 12 WW M' up64(C), limit 12 WW 128 up64(C), dq 12 WW C' up64(M), dc 12 MM C' up64(W). Bytes: split 10 a
-//           number; scores 2 C (W:WW M' / 128 + M:M' WW / 256), with ids 4 W M + 16 W tiles and with a margin 16 W tiles more, and
-//           forward 12 W tiles + 4 W, backward 6 up64(W) stride + 16 W tiles; limit 2 C (W:WW + 3 WW) + 4 W; fold 12 W tiles +
-//           12 W; dq 2 stride up64(W):WW C' / 128 + 2 C M:up64(M) WW / 256 + 4 W C; dc 6 up64(W) stride C' / 128 +
-//           2 C W:up64(W) MM / 256 + 4 M C, from the second wave on 4 M C more.
+//           number; scores 2 C (W:WW M' / 128 + M:M' WW / 256), with ids 4 W M + 16 W tiles and with a margin 16 W tiles more,
+//           and forward 12 W tiles + 4 W, backward 6 up64(W) stride + 16 W tiles; limit 2 C (W:WW + 3 WW) + 4 W; fold 12 W tiles
+//           + 12 W; dq 2 stride up64(W):WW C' / 128 + 2 C M:up64(M) WW / 256 + 4 W C; dc 6 up64(W) stride C' / 128 + 2 C
+//           W:up64(W) MM / 256 + 4 M C, from the second wave on 4 M C more.
 // Numerics  As contrastive.cu, whose order of the sums over a depth this is.
 // Sectors   more than bytes / 32 where threads have four bytes of a row: dz's planes (contrastive_bwd_sm90); where they read ids
 //           and limits for themselves (contrastive_fwd_sm90); rows of tiles that lie apart (contrastive_fold_sm90); eight floats
@@ -139,9 +139,6 @@ contrastive_limit_sm90(const __grid_constant__ CUtensorMap q, const __grid_const
                        float* __restrict__ limit, int first, int rows, int M, int C, float margin) {
     hopper_product<DiagonalTile>(LimitOp{{{{rows, first}, C, q, q, candidates}, rows, M}, limit, margin});
 }
-
-// The larger; a NaN if one is.
-__device__ inline float rival_of(float a, float b) { return a > b || a != a ? a : b; }
 
 struct ForwardOp : Exact<ScoreTile> {
     Rule rule;

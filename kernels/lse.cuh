@@ -30,6 +30,9 @@ struct Lse {
     }
 };
 
+// The larger; a NaN if one is.
+__device__ inline float rival_of(float a, float b) { return a > b || a != a ? a : b; }
+
 // What is known of a row: its logits' sum of exponentials, and the first of the largest.
 struct Seen {
     Lse lse;

@@ -7,8 +7,9 @@
 // Ring      STAGES of 64 of the depth: a [128 rows][64], and b [COLUMNS][64], or, ACROSS, b as it lies in memory, panels of
 //           64 columns [64 deep][64]; under the 128-byte swizzle. CLUSTER blocks lie one below the other: each loads its own
 //           a and a CLUSTER-th of b, which goes to all. Numbers of PLANES bf16, one below the other in memory, lie so in a
-//           stage, too; where a lies DOWN, its rows along the depth, it has panels of 64 columns as b has. A GATED tile has OUT = COLUMNS / 2 columns of each half of b's. A stage is full when all its bytes are there, zeros past the ends of
-//           arrays included; empty when the consumers of all blocks that got a part of b from this one have let go of it.
+//           stage, too; where a lies DOWN, its rows along the depth, it has panels of 64 columns as b has. A GATED tile
+//           has OUT = COLUMNS / 2 columns of each half of b's. A stage is full when all its bytes are there, zeros past the ends
+//           of arrays included; empty when the consumers of all blocks that got a part of b from this one have let go of it.
 // Epilogue  Panels of 64 x 64 through SLOTS in shared memory: `ready` means that a slot may be written, and holds the panel of
 //           the residual where there is one; `staged` that it is written. Stores and those loads run under the next tile.
 // Sums      A row's terms are added in the same order whatever the tile: first stage to last, k-step by k-step.
