@@ -45,7 +45,7 @@ pub struct Encode {
     /// FILE.npy, FILE.safetensors or FILE.jsonl; - is JSONL to stdout
     #[arg(short, long, env = "LLM2VEC_OUTPUT", required_unless_present = "nearest", value_name = "FILE")]
     output: Option<String>,
-    /// f32, f16, or i8 with a scale per row
+    /// f32, f16, i8 with a scale per row, or a bit a number: binary (as i8) or ubinary (as u8), as sentence-transformers packs them
     #[arg(long, env = "LLM2VEC_OUTPUT_DTYPE", default_value = "f32", value_name = "DTYPE")]
     output_dtype: OutputDtype,
     #[command(flatten)]
@@ -147,6 +147,9 @@ impl Encode {
         }
         if self.nearest.is_some() && self.level != Level::Text {
             return Err(Error::usage("--nearest compares texts; leave out --level"));
+        }
+        if self.level != Level::Text {
+            self.model.check_states()?;
         }
         let input = if self.input == "-" { "/dev/stdin" } else { &self.input };
         if let Some(output) =

@@ -172,6 +172,14 @@ fn threads(n: Option<usize>) -> Result<()> {
 }
 
 impl ModelFlags {
+    /// Refuses what only vectors of texts have, where states of tokens or words are wanted.
+    fn check_states(&self) -> Result<()> {
+        match self.options.dimensions {
+            Some(_) => Err(Error::usage("--dimensions cuts the vectors of texts; here are none")),
+            None => Ok(()),
+        }
+    }
+
     /// The library's options, with the device opened.
     fn options(&self) -> Result<Options> {
         Ok(Options { device: Device::by_name(&self.device)?, ..self.options.clone() })

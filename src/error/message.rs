@@ -39,6 +39,7 @@ settings! {
     Dtype "dtype"
     Tokens "tokens"
     Layer "layer"
+    Dimensions "dimensions"
     CheckFinite "check_finite"
     Device "device"
     // Of a text, and of what holds texts.

@@ -8,7 +8,7 @@ use std::{
 use half::f16;
 use serde_json::Value;
 
-use super::number::{OutputDtype, quantized, row_scale};
+use super::number::{OutputDtype, packed, quantized, row_scale};
 
 /// `{"index": …, "id": …`, the latter where the text has one.
 pub(super) fn start(line: &mut Vec<u8>, index: u64, id: Option<&Value>) -> io::Result<()> {
@@ -69,6 +69,17 @@ pub(super) fn error(line: &mut Vec<u8>, what: &str) -> io::Result<()> {
 fn numbers(line: &mut Vec<u8>, row: &[f32], dtype: OutputDtype) -> io::Result<Option<f32>> {
     let scale = row_scale(row, dtype);
     line.push(b'[');
+    if dtype.is_packed() {
+        for (i, byte) in packed(row, dtype).enumerate() {
+            line.extend(if i > 0 { &b","[..] } else { b"" });
+            match dtype {
+                OutputDtype::Binary => write!(line, "{}", byte as i8)?,
+                _ => write!(line, "{byte}")?,
+            }
+        }
+        line.push(b']');
+        return Ok(None);
+    }
     for (i, value) in row.iter().enumerate() {
         if i > 0 {
             line.push(b',');

@@ -10,6 +10,29 @@ pub enum OutputDtype {
     F16,
     /// 8-bit integers and one scale per row: value = integer · scale, scale = max|v| / 127.
     I8,
+    /// One bit a number, 1 where it is above 0, the first the highest of its byte; the byte less 128.
+    Binary,
+    /// Likewise, the byte itself.
+    Ubinary,
+}
+
+impl OutputDtype {
+    /// Columns of a file for rows of `dim` numbers.
+    pub(super) fn columns(self, dim: usize) -> usize {
+        if self.is_packed() { dim / 8 } else { dim }
+    }
+
+    /// Whether a byte holds eight numbers.
+    pub(super) fn is_packed(self) -> bool {
+        matches!(self, OutputDtype::Binary | OutputDtype::Ubinary)
+    }
+}
+
+/// The bytes of a row whose numbers are bits.
+pub(super) fn packed(row: &[f32], dtype: OutputDtype) -> impl Iterator<Item = u8> {
+    let flip = if dtype == OutputDtype::Binary { 0x80 } else { 0 };
+    let byte = move |eight: &[f32]| eight.iter().fold(0, |bits, &v| bits << 1 | u8::from(v > 0.0)) ^ flip;
+    row.chunks_exact(8).map(byte)
 }
 
 /// The step between two integers, where there is one; 0 for a row of zeros, whose integers are then all 0.

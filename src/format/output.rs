@@ -17,7 +17,7 @@ use half::f16;
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
-use super::number::{quantized, row_scale};
+use super::number::{packed, quantized, row_scale};
 use super::{answer, atomic, npy};
 use crate::error::{Error, Result};
 
@@ -174,6 +174,10 @@ impl Output {
                 path.display()
             )));
         }
+        if dtype.is_packed() && !dim.is_multiple_of(8) {
+            let what = format!("rows of {dim} elements, a multiple of 8 was wanted for a bit each");
+            return Err(Error::usage(format!("output {}: {what}", path.display())));
+        }
         let (bytes, broken) = (Vec::new(), false);
         let mut output =
             Output { path, kind, dtype, dim, name, rows: 0, texts: 0, sink, sides, bytes, broken };
@@ -194,11 +198,12 @@ impl Output {
 
     /// The main file's header for the rows so far; its size never changes.
     fn header(&self) -> Vec<u8> {
-        let dim = self.dim as u64;
+        let dim = self.dtype.columns(self.dim) as u64;
         let (descr, dtype, width) = match self.dtype {
             OutputDtype::F32 => ("<f4", "F32", 4),
             OutputDtype::F16 => ("<f2", "F16", 2),
-            OutputDtype::I8 => ("|i1", "I8", 1),
+            OutputDtype::I8 | OutputDtype::Binary => ("|i1", "I8", 1),
+            OutputDtype::Ubinary => ("|u1", "U8", 1),
         };
         match self.kind {
             Kind::Jsonl => Vec::new(),
@@ -322,6 +327,7 @@ impl Output {
             (OutputDtype::F16, _) => {
                 self.bytes.extend(row.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()))
             }
+            (OutputDtype::Binary | OutputDtype::Ubinary, _) => self.bytes.extend(packed(row, self.dtype)),
             (_, Some(scale)) => self.bytes.extend(row.iter().map(|v| quantized(*v, scale).to_le_bytes()[0])),
             _ => self.bytes.extend(row.iter().flat_map(|v| v.to_le_bytes())),
         }

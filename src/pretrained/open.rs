@@ -11,7 +11,7 @@ use crate::model::weights::{Storage, Weights};
 use crate::ops::attention::Mask;
 use crate::pretrained::files::{ModelFiles, Stack};
 use crate::pretrained::pooling::PoolingMode;
-use crate::pretrained::sentence_transformers::{Modules, Step};
+use crate::pretrained::sentence_transformers::{Modules, Step, last_steps, outputs};
 use crate::pretrained::settings::{self, Settings};
 use crate::text::prompt::{Compat, Prompter, Rules};
 use crate::text::reference::eos_text;
@@ -94,6 +94,9 @@ pub struct Options {
             require_equals = true, default_missing_value = "true", value_name = "WHETHER")
     )]
     pub normalize: Option<bool>,
+    /// The first N numbers of every vector alone (a Matryoshka model's), before --normalize [default: all]
+    #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_DIMENSIONS", value_name = "N"))]
+    pub dimensions: Option<usize>,
     /// Reproduce the reference implementation's ids and pooled span, quirks included
     #[cfg_attr(feature = "cli", arg(long, env = "LLM2VEC_COMPAT", value_name = "reference"))]
     pub compat: Option<Compat>,
@@ -140,6 +143,7 @@ impl Options {
             max_length: None,
             doc_max_length: None,
             normalize: None,
+            dimensions: None,
             compat: None,
             dtype: Compute::F32,
             tokens: None,
@@ -200,6 +204,10 @@ const CPU_TOKENS: usize = 2048;
 /// Tokens in a pack on a GPU: enough tiles for all its multiprocessors, in every product.
 const GPU_TOKENS: usize = 16384;
 
+fn usual_tokens(device: &Device) -> usize {
+    if let Device::Cpu(_) = device { CPU_TOKENS } else { GPU_TOKENS }
+}
+
 /// The most that a length or a pack may be: keeps the sizes that follow from it far from overflow.
 pub const MOST_TOKENS: usize = 1 << 24;
 
@@ -230,12 +238,12 @@ impl Setup {
             tokenizer.lower_case()?;
         }
         let limits = limits(o, &saved, modules, &tokenizer, &config)?;
-        let usual = if let Device::Cpu(_) = o.device { CPU_TOKENS } else { GPU_TOKENS };
-        let tokens = o.tokens.unwrap_or(usual).max(limits.max_length);
+        let tokens = o.tokens.unwrap_or(usual_tokens(&o.device)).max(limits.max_length);
         let storage = storage(o, &config, &files, tokens, limits.max_length)?;
         let pool_all = o.pool_over.map(|over| over == PoolOver::All);
         let pool_all = pool_all.or(saved.skip_instruction.map(|skip| !skip)).unwrap_or(modules.is_some());
-        let (normalize, steps) = after_pooling(o.normalize, saved.normalize, modules);
+        let asked = [o.normalize, saved.normalize];
+        let (normalize, steps) = last_steps(asked, o.dimensions, modules, config.width)?;
         let rules = Rules {
             template,
             limits,
@@ -283,11 +291,7 @@ impl Setup {
 
     /// The numbers in a vector.
     pub fn dimensions(&self) -> usize {
-        self.steps.iter().fold(self.config.width, |width, step| match step {
-            Step::Normalize => width,
-            Step::Dense(dense) => dense.outputs,
-            Step::Cut(most) => width.min(*most),
-        })
+        outputs(&self.steps, self.config.width)
     }
 
     /// One line that says which attention is taken, and why.
@@ -475,15 +479,4 @@ fn attention(
         }
         None => (Attention::Full, "LLM2Vec's default".into()),
     })
-}
-
-/// What happens after pooling: whether vectors are scaled to unit length at the end, and other modules before that.
-fn after_pooling(flag: Option<bool>, saved: Option<bool>, modules: Option<&Modules>) -> (bool, Vec<Step>) {
-    let mut steps = modules.map_or(Vec::new(), |m| m.steps.clone());
-    let unit = |step: &Step| matches!(step, Step::Normalize);
-    let last = steps.last().is_some_and(unit);
-    while steps.last().is_some_and(unit) {
-        steps.pop();
-    }
-    (flag.or(saved).unwrap_or(last), steps)
 }

@@ -4,7 +4,7 @@
 //! Both forms are read, those before version 5.4 (`sentence_transformers.models.Pooling`, a boolean a mode) and after
 //! (`sentence_transformers.sentence_transformer.modules.pooling.Pooling`, `"pooling_mode": "mean"`).
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Setting, message};
 use crate::format::hf::{Checkpoint, RawTensor, is_file_name, read_json};
 use crate::format::peft::floats;
 use crate::pretrained::pooling::PoolingMode;
@@ -53,6 +53,40 @@ pub enum Step {
     Dense(Dense),
     /// The first numbers only (`truncate_dim`).
     Cut(usize),
+}
+
+/// The numbers that steps make of a vector of `width`.
+pub fn outputs(steps: &[Step], width: usize) -> usize {
+    steps.iter().fold(width, |width, step| match step {
+        Step::Normalize => width,
+        Step::Dense(dense) => dense.outputs,
+        Step::Cut(most) => width.min(*most),
+    })
+}
+
+/// What happens after pooling to vectors of `width`: whether they are scaled to unit length at the end, as asked for or as
+/// saved, and other modules and a cut before that.
+pub(super) fn last_steps(
+    [asked, saved]: [Option<bool>; 2],
+    cut: Option<usize>,
+    modules: Option<&Modules>,
+    width: usize,
+) -> Result<(bool, Vec<Step>)> {
+    let mut steps = modules.map_or(Vec::new(), |m| m.steps.clone());
+    let unit = |step: &Step| matches!(step, Step::Normalize);
+    let last = steps.last().is_some_and(unit);
+    while steps.last().is_some_and(unit) {
+        steps.pop();
+    }
+    if let Some(n) = cut {
+        let most = outputs(&steps, width);
+        if !(1..=most).contains(&n) {
+            let wanted = format!(" {n}: 1 to {most} were wanted");
+            return Err(Error::usage(message![Setting::Dimensions, wanted]));
+        }
+        steps.push(Step::Cut(n));
+    }
+    Ok((asked.or(saved).unwrap_or(last), steps))
 }
 
 /// `y = f(x Wᵀ + b) (+ x, or x Rᵀ)`.

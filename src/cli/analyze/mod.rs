@@ -94,6 +94,7 @@ impl AnalysisFlags {
 
     /// The library's options with the device opened.
     fn options(&self) -> Result<Options> {
+        self.model.check_states()?;
         let options = self.model.options()?;
         Ok(Options { device: self.kernels.apply(&self.model.device, options.device)?, ..options })
     }

@@ -145,6 +145,7 @@ impl Flags {
     }
 
     fn by_model(&self, data: &DataSet, head: &mut Value) -> Result<(Vec<Features>, Option<Extractor>)> {
+        self.model.check_states()?;
         let mut options = Options { layer: self.layer, ..self.model.options()? };
         if options.model.is_empty() {
             return Err(Error::usage("nothing to evaluate: give a model (--model DIR) or --vectors FILE"));

@@ -301,3 +301,35 @@ fn a_model_by_its_name_in_the_cache() {
     let by_name = embeddings(&passed(command.output().unwrap()));
     assert_eq!(by_name, vectors(&["-m", tiny.path(), "-i", prose()]));
 }
+
+/// The first numbers, then unit length, as sentence-transformers' `truncate_dim` with `normalize_embeddings`; a merged folder
+/// keeps the cut; what makes no vectors of texts refuses it.
+#[test]
+fn dimensions_cut_and_then_normalise() {
+    let (model, dir) = (novel(), folder());
+    let whole = vectors(&["-m", &model, "-i", prose()]);
+    let cut = vectors(&["-m", &model, "-i", prose(), "--dimensions", "48"]);
+    let first: Vec<f32> = whole.chunks(256).flat_map(|row| &row[..48]).copied().collect();
+    assert_eq!(cut, first);
+    let unit = vectors(&["-m", &model, "-i", prose(), "--dimensions", "48", "--normalize"]);
+    for (row, wanted) in unit.chunks(48).zip(first.chunks(48)) {
+        let norm = wanted.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        assert!(row.iter().zip(wanted).all(|(x, w)| (f64::from(*x) - f64::from(*w) / norm).abs() < 1e-7));
+    }
+    let merged = dir.path().join("merged");
+    good(llm2vec(&["merge", "-m", &model, "--dimensions", "48", "--pool-over", "all", "-o", str(&merged)]));
+    let again = vectors(&["-m", str(&merged), "-i", prose()]);
+    assert_eq!(again.len(), 21 * 48);
+
+    let bits = vectors(&["-m", &model, "-i", prose(), "--dimensions", "48", "--output-dtype", "binary"]);
+    assert_eq!(bits.len(), 21 * 6);
+    let run = |more: &[&str]| {
+        let out = dir.path().join("v.npy");
+        let base = ["encode", "-m", &model, "-i", prose(), "-o", str(&out)];
+        llm2vec(&[&base[..], more].concat()).output().unwrap()
+    };
+    failed(run(&["--dimensions", "257"]), 2, &["--dimensions 257: 1 to 256"]);
+    failed(run(&["--dimensions", "0"]), 2, &["--dimensions 0: 1 to 256"]);
+    failed(run(&["--dimensions", "48", "--level", "word"]), 2, &["--dimensions cuts the vectors of texts"]);
+    failed(run(&["--dimensions", "44", "--output-dtype", "ubinary"]), 2, &["44 elements", "multiple of 8"]);
+}

@@ -56,6 +56,7 @@ fn check(got: &[f32], scales: &[f32], dtype: OutputDtype) {
                 assert!(scale >= 0.0 && (scale - most / 127.0).abs() <= 1e-6 * most);
                 assert!((got * scale - value).abs() <= bound, "{i}: {got} * {scale} for {value}");
             }
+            OutputDtype::Binary | OutputDtype::Ubinary => unreachable!("bits have a test of their own"),
         }
     }
 }
@@ -256,4 +257,54 @@ fn npy_of_other_writers() {
         assert!(error.contains(word), "{word:?} is not in: {error}");
     }
     assert!(npy::parse(b"").is_err() && npy::parse(b"\x93NUMPY\x01\0\xff\xff{").is_err());
+}
+
+/// `np.packbits(rows > 0)`, and for `binary` less 128, as sentence-transformers' quantize_embeddings gives them.
+#[test]
+fn bits_are_packed_as_numpy_packs_them() {
+    let row = [
+        0.5,
+        -0.1,
+        0.0,
+        2.0,
+        -3.0,
+        1e-9,
+        f32::MIN_POSITIVE,
+        -0.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        -1.0,
+        -1.0,
+        -1.0,
+        -1.0,
+    ];
+    for (dtype, name, want) in
+        [(OutputDtype::Ubinary, "U8", [0b1001_0110, 0xf0]), (OutputDtype::Binary, "I8", [0x16, 0x70])]
+    {
+        let dir = folder();
+        for file in ["v.npy", "v.safetensors", "v.jsonl"] {
+            let mut output = Output::create(dir.path().join(file).to_str().unwrap(), 16, dtype).unwrap();
+            output.write_rows(&[row, row].concat()).unwrap();
+            output.finish().unwrap();
+        }
+        let npy = fs::read(dir.path().join("v.npy")).unwrap();
+        let descr = if name == "U8" { "'|u1'" } else { "'|i1'" };
+        let header = String::from_utf8_lossy(&npy[..128]).into_owned();
+        assert!(header.contains(descr) && header.contains("(2, 2)"), "{header}");
+        assert_eq!(npy[128..], [want, want].concat());
+        let file = Checkpoint::open_file(&dir.path().join("v.safetensors")).unwrap();
+        let tensor = file.get("embeddings").unwrap();
+        assert_eq!(
+            (format!("{:?}", tensor.dtype).as_str(), tensor.shape, tensor.data),
+            (name, vec![2, 2], &[want, want].concat()[..])
+        );
+        let line = fs::read_to_string(dir.path().join("v.jsonl")).unwrap();
+        let shown = if name == "U8" { "[150,240]" } else { "[22,112]" };
+        assert!(line.contains(shown), "{line}");
+    }
+    let dir = folder();
+    let odd = Output::create(dir.path().join("v.npy").to_str().unwrap(), 12, OutputDtype::Binary);
+    refused(odd.map(|_| ()), &["12 elements", "multiple of 8"]);
 }
