@@ -2,6 +2,7 @@
 
 use crate::cli::{FLAGS, KernelSetFlags, say, signal};
 use crate::error::{Error, Result, message};
+use crate::format::keys;
 use crate::pretrained::open::Compute;
 use crate::train::config::{Invalid, Stage, TrainConfig};
 use crate::train::folder::Existing;
@@ -175,7 +176,11 @@ impl Flags {
             Some(path) => {
                 let (config, ignored) = TrainConfig::read(path, stage)?;
                 if !ignored.is_empty() && !self.run.quiet {
-                    say(format_args!("warning: {}: no meaning here: {}", path.display(), ignored.join(", ")));
+                    say(format_args!(
+                        "warning: {}: no meaning here: {}",
+                        path.display(),
+                        keys::explained(&ignored)
+                    ));
                 }
                 config
             }

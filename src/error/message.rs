@@ -55,6 +55,7 @@ settings! {
     ValidationFile "validation_file"
     KeepBest "load_best_model_at_end"
     EarlyStopping "early_stopping_patience"
+    Matryoshka "matryoshka_dims"
     Instructions "instructions"
     Strict "strict"
     OutputDir "output_dir"

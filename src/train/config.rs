@@ -14,7 +14,7 @@ use crate::pretrained::pooling::PoolingMode;
 use crate::text::template::Template;
 use crate::train::blocks::Grouping;
 use crate::train::mask::{MaskToken, Strategy};
-use crate::train::schedule::{Decay, Plan};
+use crate::train::schedule::{Decay, Plan, Shape};
 use check::{
     MOST, fraction, fraction_above_0, fraction_below_1, integer, number_above_0, number_from_0, optional,
 };
@@ -92,13 +92,19 @@ impl TargetModule {
     }
 }
 
-/// The shape of the learning rate; there is one.
+/// The optimiser; there is one, under the names that Transformers has for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scheduler {
+pub enum Optimizer {
     #[default]
-    /// Up to the peak and down to 0, in straight lines.
-    Linear,
+    /// AdamW with its moments in f32.
+    #[serde(
+        alias = "adamw_torch_fused",
+        alias = "adamw_hf",
+        alias = "adamw_apex_fused",
+        alias = "adamw_torch_xla"
+    )]
+    AdamwTorch,
 }
 
 /// The contrastive loss; there is one.
@@ -156,6 +162,9 @@ settings! {
     /// Steps of the optimiser, if the data's epochs do not end before [default: 1000]
     flag(long = "steps", env = "LLM2VEC_STEPS", value_name = "N", help_heading = "Recipe")
     stop_after_n_steps: usize = 1000, integer(1, usize::MAX);
+    /// Steps of the schedule in place of the epochs', where above 0. In a file it is what `stop_after_n_steps` is by default.
+    flag(skip)
+    max_steps: i64 = -1;
     /// Passes over the data [default: 3]
     flag(long = "epochs", env = "LLM2VEC_EPOCHS", value_name = "N", help_heading = "Recipe")
     num_train_epochs: f64 = 3.0, number_above_0();
@@ -166,7 +175,7 @@ settings! {
     /// Rows of an evaluation batch.
     flag(skip)
     per_device_eval_batch_size: usize = 32, integer(1, MOST);
-    /// Batches of a step [default: 1]
+    /// Batches of a step; the last of an epoch may have fewer [default: 1]
     flag(long = "accumulation", env = "LLM2VEC_ACCUMULATION", value_name = "N", help_heading = "Recipe")
     gradient_accumulation_steps: usize = 1, integer(1, MOST);
     /// Drop a last batch that is not whole.
@@ -187,9 +196,12 @@ settings! {
     /// Where the learning rate reaches 0: at the end of all epochs, or of the steps that are run [default: epochs]
     flag(long, env = "LLM2VEC_DECAY", value_name = "WHERE", help_heading = "Recipe")
     decay: Decay = Decay::Epochs;
-    /// The shape of the learning rate; there is one.
+    /// linear, cosine, constant or constant_with_warmup [default: linear]
+    flag(long = "schedule", env = "LLM2VEC_SCHEDULE", value_name = "SHAPE", hide_possible_values = true, help_heading = "Recipe")
+    lr_scheduler_type: Shape = Shape::Linear;
+    /// The optimiser; there is one.
     flag(skip)
-    lr_scheduler_type: Scheduler = Scheduler::Linear;
+    optim: Optimizer = Optimizer::AdamwTorch;
     /// Decoupled weight decay [default: 0]
     flag(long, env = "LLM2VEC_WEIGHT_DECAY", value_name = "RATE", help_heading = "Recipe")
     weight_decay: f64 = 0.0, number_from_0();
@@ -263,6 +275,12 @@ settings! {
     /// supervised: hard negatives that are taken from a row at most [default: 1]
     flag(long, env = "LLM2VEC_HARD_NEGATIVES", value_name = "K", help_heading = "Contrastive")
     hard_negatives: usize = 1, integer(0, 1000);
+    /// Matryoshka dimensions, commas between: the loss is the sum of those of the vectors' first so many numbers
+    flag(long = "matryoshka", env = "LLM2VEC_MATRYOSHKA", value_delimiter = ',', value_name = "DIMS", help_heading = "Contrastive")
+    matryoshka_dims: Vec<usize> = Vec::new(), check::dims;
+    /// Weights of the Matryoshka dimensions' losses, in their order; 1 each where there are none.
+    flag(skip)
+    matryoshka_weights: Vec<f64> = Vec::new(), check::weights;
     /// A candidate that is the same text as the positive is no negative
     flag(long, env = "LLM2VEC_MASK_FALSE_NEGATIVES", value_parser = BoolishValueParser::new(), help_heading = "Contrastive")
     mask_false_negatives: bool = false;
@@ -297,6 +315,8 @@ settings! {
     logging_steps: usize = 50, integer(1, usize::MAX);
 }
 
+pub use crate::format::keys::explained;
+
 impl TrainConfig {
     /// The name of data that the reference would download, in whose place files are read.
     pub fn downloaded(&self) -> Option<&str> {
@@ -318,16 +338,24 @@ impl TrainConfig {
         self.train_file.as_deref().or(self.dataset_file_path.as_deref())
     }
 
+    /// The Matryoshka dimensions with their weights.
+    pub fn levels(&self) -> Vec<(usize, f64)> {
+        let weights = self.matryoshka_weights.iter().copied().chain(std::iter::repeat(1.0));
+        self.matryoshka_dims.iter().copied().zip(weights).collect()
+    }
+
     /// What the learning rate follows, for `batches` an epoch.
     pub fn plan(&self, batches: usize) -> Plan {
         Plan {
             batches,
             accumulation: self.gradient_accumulation_steps,
             epochs: self.num_train_epochs,
+            max_steps: usize::try_from(self.max_steps).ok().filter(|&n| n > 0),
             stop: self.stop_after_n_steps,
             warmup: self.warmup_steps,
             warmup_ratio: self.warmup_ratio,
             decay: self.decay,
+            shape: self.lr_scheduler_type,
         }
     }
 }

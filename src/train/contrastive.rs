@@ -2,6 +2,9 @@
 //!
 //! In chunks the batch is embedded twice: once for the loss, once more, a chunk at a time, for the gradient (Gao et al.
 //! 2021, arXiv:2101.06983). Dropout masks are drawn from counters, so both passes have the same ones.
+//!
+//! With Matryoshka dimensions the loss is the sum of those of the vectors' first columns, each unit vectors of their own
+//! (Kusupati et al. 2022, arXiv:2205.13147, as sentence-transformers' MatryoshkaLoss weighs them: 1 each by default).
 
 use crate::device::DType;
 use crate::error::Result;
@@ -57,6 +60,21 @@ pub struct Contrastive {
     lse: Tensor,
     /// [2]
     total: Tensor,
+    /// Each of the Matryoshka dimensions; none for the whole vectors alone.
+    levels: Vec<Level>,
+}
+
+/// The loss of the vectors' first D columns, `d` of them: vectors and norms of queries and candidates, and loss.
+struct Level {
+    weight: f64,
+    d: usize,
+    /// [P, D] and [M, D]
+    unit: [Tensor; 2],
+    d_unit: [Tensor; 2],
+    /// `[P]` and `[M]`
+    norm: [Tensor; 2],
+    /// [2]
+    total: Tensor,
 }
 
 /// How a batch is scored.
@@ -76,18 +94,23 @@ const EPS: f64 = 1e-12;
 type Chunk = (Range<usize>, Option<Noise>);
 
 impl Contrastive {
-    /// For batches of `queries` and `candidates`, `chunk` sequences at a time, in vectors of `width`.
+    /// For batches of `queries` and `candidates`, `chunk` sequences at a time, in vectors of `width`; `levels` are the
+    /// Matryoshka dimensions and their weights, none for the whole vectors alone.
     pub fn new(
         arena: &mut Arena,
         width: usize,
         queries: usize,
         candidates: usize,
         chunk: usize,
+        levels: &[(usize, f64)],
     ) -> Contrastive {
         // A last batch has fewer queries, and rows may have fewer negatives; the bound is for all of them.
         let device = arena.device.clone();
-        arena.workspace(|| contrastive_workspace(&device, queries, candidates, width));
+        for d in levels.iter().map(|level| level.0).chain([width]) {
+            arena.workspace(|| contrastive_workspace(&device, queries, candidates, d));
+        }
         arena.group("loss");
+        let levels = levels.iter().map(|&level| Level::new(arena, queries, candidates, level)).collect();
         let mut of = |rows: usize| arena.statistic(&[rows, width]);
         let (pooled, unit, d_pooled, d_unit) = (of(chunk), of(chunk), of(chunk), of(chunk));
         let vectors = [of(queries), of(candidates)];
@@ -104,6 +127,7 @@ impl Contrastive {
             loss: arena.statistic(&[queries]),
             lse: arena.statistic(&[queries]),
             total: arena.statistic(&[2]),
+            levels,
         }
     }
 
@@ -131,7 +155,7 @@ impl Contrastive {
             graphs.run("backward", || {
                 let mut parts = split(d_vectors, chunk, batch.queries);
                 parts.try_for_each(|(vectors, to, at, rows)| d_unit.copy_rows(at, vectors, to, rows))?;
-                l2norm_bwd(&learner.model.device, d_pooled, d_unit, unit, norm, EPS)?;
+                l2norm_bwd(&learner.model.device, d_pooled, d_unit, unit, norm, EPS, false)?;
                 pool_bwd(&learner.model.device, &mut learner.scratch.h, d_pooled, spans, rule.pooling)?;
                 learner.backward(noise)
             })?;
@@ -198,8 +222,15 @@ impl Contrastive {
 
     /// Of the last batch.
     fn outcome(&self, batch: &Batch, tokens: usize) -> Result<Outcome> {
-        let total = self.total.read()?;
-        Ok(Outcome { loss: total[0], hits: total[1] as usize, rows: batch.queries, tokens })
+        let of_level = |l: &Level| l.total.read().map(|total| (l.d, l.weight * total[0], total[1]));
+        let levels = self.levels.iter().map(of_level).collect::<Result<Vec<_>>>()?;
+        // Hits are those of the widest.
+        let widest = levels.iter().max_by_key(|level| level.0);
+        let (loss, hits) = match widest {
+            Some(&(_, _, hits)) => (levels.iter().map(|level| level.1).sum(), hits),
+            None => self.total.read().map(|total| (total[0], total[1]))?,
+        };
+        Ok(Outcome { loss, hits: hits as usize, rows: batch.queries, tokens })
     }
 
     /// The unit vectors of the queries and of the candidates of the last batch.
@@ -234,7 +265,7 @@ impl Contrastive {
         stretch: &'static str,
         weight: Option<f64>,
     ) -> Result<()> {
-        let Contrastive { vectors: [q, c], d_vectors: [dq, dc], same, loss, lse, total, .. } = self;
+        let Contrastive { vectors: [q, c], d_vectors: [dq, dc], same, loss, lse, total, levels, .. } = self;
         [&mut *loss, lse].into_iter().try_for_each(|t| t.set_rows(batch.queries))?;
         let same = match &batch.same {
             Some(numbers) => {
@@ -245,13 +276,49 @@ impl Contrastive {
             None => None,
         };
         let device = &learner.model.device;
+        levels.iter_mut().try_for_each(|level| level.set_rows(q.shape()[0], c.shape()[0]))?;
         learner.graphs.run(stretch, || {
-            contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
-            match weight {
-                Some(weight) => contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight),
-                None => Ok(()),
+            if levels.is_empty() {
+                contrastive_fwd(device, total, loss, lse, q, c, same, rule.loss)?;
+                return match weight {
+                    Some(weight) => contrastive_bwd(device, dq, dc, q, c, same, lse, rule.loss, weight),
+                    None => Ok(()),
+                };
             }
+            [&mut *dq, dc].into_iter().try_for_each(Tensor::clear)?;
+            for Level { weight: share, unit: [uq, uc], d_unit: [duq, duc], norm: [nq, nc], total, .. } in
+                levels
+            {
+                l2norm_fwd(device, uq, nq, q, EPS)?;
+                l2norm_fwd(device, uc, nc, c, EPS)?;
+                contrastive_fwd(device, total, loss, lse, uq, uc, same, rule.loss)?;
+                if let Some(weight) = weight {
+                    contrastive_bwd(device, duq, duc, uq, uc, same, lse, rule.loss, weight * *share)?;
+                    l2norm_bwd(device, dq, duq, uq, nq, EPS, true)?;
+                    l2norm_bwd(device, dc, duc, uc, nc, EPS, true)?;
+                }
+            }
+            Ok(())
         })
+    }
+}
+
+impl Level {
+    fn new(arena: &mut Arena, queries: usize, candidates: usize, (d, weight): (usize, f64)) -> Level {
+        let mut both =
+            |shape: &dyn Fn(usize) -> Vec<usize>| [queries, candidates].map(|n| arena.statistic(&shape(n)));
+        let wide = |n: usize| vec![n, d];
+        let [unit, d_unit, norm] = [both(&wide), both(&wide), both(&|n| vec![n])];
+        Level { weight, d, unit, d_unit, norm, total: arena.statistic(&[2]) }
+    }
+
+    fn set_rows(&mut self, queries: usize, candidates: usize) -> Result<()> {
+        let Level { unit, d_unit, norm, .. } = self;
+        [unit, d_unit, norm]
+            .into_iter()
+            .flatten()
+            .zip([queries, candidates].into_iter().cycle())
+            .try_for_each(|(tensor, rows)| tensor.set_rows(rows))
     }
 }
 

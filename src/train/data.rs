@@ -263,6 +263,14 @@ impl<I: Items> Batches<I> {
         self.position
     }
 
+    /// Batches from the next one to the end of its epoch, at least one.
+    pub fn left(&self) -> usize {
+        match self.per_epoch().saturating_sub(self.position.batch as usize) {
+            0 => self.per_epoch(),
+            left => left,
+        }
+    }
+
     /// Goes on at a saved position, which must come from the same data, batches and seed.
     pub fn seek(&mut self, to: Position) -> Result<()> {
         if (to.hash, to.seed) != (self.position.hash, self.position.seed) {

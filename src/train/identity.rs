@@ -81,7 +81,7 @@ impl Identity {
         if let (true, Value::Object(all), Value::Object(paths)) = (by_path, &mut wanted, &self.paths) {
             all.extend(paths.clone());
         }
-        let lines = differences(&TrainConfig::respelled(configuration), &wanted);
+        let lines = differences(&TrainConfig::respelled(configuration, &wanted), &wanted);
         if !lines.is_empty() {
             let what = format!("is of another configuration ({lines}); give the same to resume");
             return Err(Error::file(dir, what));

@@ -27,9 +27,13 @@ pub fn go_on(feed: &mut Feed, state: &State, config: &TrainConfig) -> Result<()>
     let position = Position::deserialize(&state.position)
         .map_err(|e| Error::unsupported(format!("the checkpoint's data position cannot be read: {e}")))?;
     feed.seek(position)?;
-    let batches = state.step.saturating_mul(config.gradient_accumulation_steps as u64);
-    let (size, before) = (feed.per_epoch() as u64, batches.saturating_sub(1));
-    let wanted = if batches == 0 { (0, 0) } else { (before / size, before % size + 1) };
+    // A step ends with its epoch.
+    let (size, turns) = (feed.per_epoch() as u64, config.gradient_accumulation_steps as u64);
+    let steps = size.div_ceil(turns);
+    let wanted = match state.step.checked_sub(1) {
+        Some(before) => (before / steps, ((before % steps + 1) * turns).min(size)),
+        None => (0, 0),
+    };
     if (position.epoch, position.batch) != wanted {
         let Position { epoch, batch, .. } = position;
         let what = format!("the checkpoint stands at batch {batch} of epoch {epoch} of its data");

@@ -31,7 +31,7 @@ use crate::train::paths::{Outputs, inputs};
 use crate::train::plot;
 use crate::train::resume::{HEAD, go_on, restore, resumed};
 use crate::train::schedule::Schedule;
-use crate::train::stage::{Feed, Loss, tokens};
+use crate::train::stage::{self, Feed, Loss, tokens};
 use crate::train::validation::{self, Validation};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -207,7 +207,8 @@ impl Trainer {
     /// One step of the optimiser: every batch of it, the update, the log, and the evaluation if it is due.
     fn one_step(&mut self) -> Result<()> {
         let (started, step) = (Instant::now(), self.step + 1);
-        let turns = self.config.gradient_accumulation_steps;
+        // A step ends with its epoch.
+        let turns = self.config.gradient_accumulation_steps.min(self.feed.left());
         let (mut sum, mut with_rows, mut tokens) = (0.0, 0usize, 0);
         for turn in 0..turns {
             let noise = self.noise(step, tokens);
@@ -392,6 +393,7 @@ fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> 
         let what = "has modules after its pooling (Dense, truncate_dim) that training would pass over; train its base";
         return Err(Error::unsupported(format!("{}: {what}", setup.dir.display())));
     }
+    stage::check_levels(config, &setup)?;
     if let Some((_, dir)) = &start {
         adapter::on_its_layers(dir, &setup.files.chain)?;
     }

@@ -1,5 +1,6 @@
 //! What a stage feeds the learner: its data, and the batch that a step makes of it.
 
+use crate::device::Device;
 use crate::error::{Error, Message, Result, Setting, message};
 use crate::memory::Arena;
 use crate::model::config::Config;
@@ -99,7 +100,8 @@ impl Feed {
             }
             Stage::Supervised => {
                 let triples = Triples::open(data, &instructions(config)?, config.strict)?;
-                let lines = found("data", triples.report());
+                let mut lines = found("data", triples.report());
+                lines.push(compared(config));
                 Ok((Feed::Supervised(Batches::new(triples, batching, config.seed)?), lines))
             }
         }
@@ -120,6 +122,15 @@ impl Feed {
             Feed::Mntp { batches, .. } => batches.position(),
             Feed::Simcse(batches) => batches.position(),
             Feed::Supervised(batches) => batches.position(),
+        }
+    }
+
+    /// Batches from the next one to the end of its epoch, at least one.
+    pub fn left(&self) -> usize {
+        match self {
+            Feed::Mntp { batches, .. } => batches.left(),
+            Feed::Simcse(batches) => batches.left(),
+            Feed::Supervised(batches) => batches.left(),
         }
     }
 
@@ -165,7 +176,47 @@ impl Loss {
         let [queries, candidates, chunk] = rows(config);
         match config.stage {
             Stage::Mntp => Loss::Mntp(Mntp::new(arena, model, tokens(config))),
-            _ => Loss::Contrastive(Contrastive::new(arena, model.width, queries, candidates, chunk)),
+            _ => {
+                let (width, levels) = (model.width, config.levels());
+                Loss::Contrastive(Contrastive::new(arena, width, queries, candidates, chunk, &levels))
+            }
+        }
+    }
+}
+
+/// Refuses Matryoshka dimensions that this model's vectors, or the kernels, do not have.
+pub(super) fn check_levels(config: &TrainConfig, setup: &Setup) -> Result<()> {
+    let (width, dims) = (setup.config.width, &config.matryoshka_dims);
+    let wrong = |what: String| Err(Error::usage(message![Setting::Matryoshka, what]));
+    if let Some(d) = dims.iter().find(|&&d| d > width) {
+        return wrong(format!(" has {d}, the model's vectors have {width} numbers"));
+    }
+    if let (Device::Gpu(_), Some(d)) = (&setup.device, dims.iter().find(|d| !d.is_multiple_of(8))) {
+        return wrong(format!(" has {d}, a GPU takes multiples of 8"));
+    }
+    match config.matryoshka_weights.len() {
+        0 => Ok(()),
+        n if n == dims.len() => Ok(()),
+        n => wrong(format!(" has {} numbers, \"matryoshka_weights\" {n}", dims.len())),
+    }
+}
+
+/// What a supervised query is compared with, and what the paper's are: there a batch is of one device among eight, whose
+/// texts are all each other's negatives.
+fn compared(config: &TrainConfig) -> Message {
+    let (rows, hard) = (config.per_device_train_batch_size, hard_negatives(config));
+    let line = format!(
+        "batch: {rows} rows, each query against {rows} positives and {} hard negatives at most",
+        rows * hard
+    );
+    let paper = TrainConfig::new(Stage::Supervised);
+    match (rows, hard) == (paper.per_device_train_batch_size, paper.hard_negatives) {
+        true => line.into(),
+        false => {
+            let paper = paper.per_device_train_batch_size;
+            let theirs =
+                format!("; the paper's eight devices share {paper} rows and {paper} hard negatives: ");
+            message![line, theirs, Setting::Batch, format!(" {paper}, if need be with "), Setting::GradCache]
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod chain;
 mod chunks;
+mod matryoshka;
 mod validation;
 use crate::command;
 use crate::common;
@@ -122,6 +123,31 @@ fn same_run(a: &Path, b: &Path) {
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// 24 rows make three batches; with 200 batches a step an epoch is one step of three, as in Transformers, and no step goes
+/// through the data many times.
+#[test]
+fn a_step_ends_with_its_epoch() {
+    let (data, model, out) = (Data::new(24), common::here("tests/models/novel5m"), folder());
+    let logged = |accumulation: &str, dir: &str| {
+        let out = out.path().join(dir);
+        let more = ["--batch", "8", "--epochs", "3", "--accumulation", accumulation, "--max-length", "16"];
+        good(train("supervised", &model, &data, &out, &more));
+        let log = log(&out);
+        (values(&log, "train", "step"), checkpoint_position(&out))
+    };
+    assert_eq!(logged("200", "many"), (vec![1.0, 2.0, 3.0], (2, 3)));
+    assert_eq!(logged("2", "two"), ((1..=6).map(f64::from).collect(), (2, 3)));
+}
+
+/// Epoch and batch where the last checkpoint's data stand.
+fn checkpoint_position(out: &Path) -> (u64, u64) {
+    let last = names(out).into_iter().filter(|name| name.starts_with("checkpoint-")).max().unwrap();
+    let state = fs::read_to_string(out.join(last).join("trainer_state.json")).unwrap();
+    let state: Value = serde_json::from_str(&state).unwrap();
+    let number = |key: &str| state["position"][key].as_u64().unwrap();
+    (number("epoch"), number("batch"))
 }
 
 /// On the model that ships with the repository, at the paper's settings but for size and rate.

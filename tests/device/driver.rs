@@ -71,7 +71,7 @@ fn on(gpu: &Gpu, shape: &[usize], value: f64) -> Tensor {
 
 /// Rows of 8, by the launcher: without the op's own launch.
 fn launched(gpu: &Gpu, launch: Launch, y: &mut Tensor, norm: &mut Tensor, x: &Tensor) -> Result<(), Error> {
-    let arguments = L2normFwd { y, norm, x, c: 8, eps: 0.25 };
+    let arguments = L2normFwd { y, norm, x, c: 8, k: 8, eps: 0.25 };
     // SAFETY: the false driver runs nothing.
     unsafe { l2norm::l2norm_fwd(gpu, launch, arguments) }
 }
@@ -138,7 +138,7 @@ fn a_launch_has_the_arguments_of_its_op() {
     if let Some(log) = log {
         // keep, rate / (1 - b1), 1 - b1, b2, 1 - b2, root of 1 - b2, eps
         let step = "adamw_step 2,1,1 256,1,1 0 [4] [5] [6] [7] null 1026 0 0.75 1 0.5 0.75 0.25 0.5 0.125";
-        let norm = "l2norm_fwd 3,1,1 256,1,1 0 [1] [2] [3] 8 0.25";
+        let norm = "l2norm_fwd 3,1,1 256,1,1 0 [1] [2] [3] 8 8 0.25";
         assert_eq!(log.lines().next(), Some("load cubin"), "{log}");
         assert!(log.contains(norm) && log.contains(step), "{log}");
     }

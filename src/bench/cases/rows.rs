@@ -208,8 +208,35 @@ pub fn dropouts() -> Vec<Case> {
 pub fn l2norms() -> Vec<Case> {
     let plain = ROWS.iter().map(|&shape| (shape, 1e-12));
     // Rows shorter than eps: only divided by it.
-    let cases = plain.chain([([3, 17], 100.0)]);
-    cases.flat_map(|(shape, eps)| [l2norm(shape, eps, true), l2norm(shape, eps, false)]).collect()
+    let whole = plain.chain([([3, 17], 100.0)]);
+    let whole = whole.flat_map(|(shape, eps)| [l2norm(shape, eps, true), l2norm(shape, eps, false)]);
+    // The first columns of wider rows, as Matryoshka losses take them.
+    let cut = [([5, 24], 88), ([3, 256], 1024)];
+    whole
+        .chain(
+            cut.into_iter()
+                .flat_map(|(shape, k)| [true, false].map(|forward| first_columns(shape, k, forward))),
+        )
+        .collect()
+}
+
+/// l2norm of the first C of K columns, whose gradient is added to that of all.
+fn first_columns([b, c]: [usize; 2], k: usize, forward: bool) -> Case {
+    let facts = Facts::sizes([("B", b), ("C", c), ("K", k)]);
+    let whole = l2norm([b, c], 1e-12, forward);
+    let (label, elements) = (facts.spelled(), whole.elements);
+    match forward {
+        true => Case { label, facts, inputs: vec![single("x", Normal(vec![b, k]))], ..whole },
+        false => Case {
+            label,
+            facts,
+            outputs: vec![single("dx", Fill::Added(vec![b, k]))],
+            flops: 6 * b * c,
+            elements: elements + b * c,
+            run: Box::new(move |d, o, i| l2norm_bwd(d, &mut o[0], &i[0], &i[1], &i[2], 1e-12, true)),
+            ..whole
+        },
+    }
 }
 
 pub fn l2norm([b, c]: [usize; 2], eps: f64, forward: bool) -> Case {
@@ -243,7 +270,7 @@ pub fn l2norm([b, c]: [usize; 2], eps: f64, forward: bool) -> Case {
             flops: 5 * b * c,
             elements: 3 * b * c + b,
             unfused: None,
-            run: Box::new(move |d, o, i| l2norm_bwd(d, &mut o[0], &i[0], &i[1], &i[2], eps)),
+            run: Box::new(move |d, o, i| l2norm_bwd(d, &mut o[0], &i[0], &i[1], &i[2], eps, false)),
         },
     }
 }

@@ -195,7 +195,7 @@ fn contrastive(device: &Device, timed: &Timed, stage: Stage, size: Size) -> Resu
     let all = batch.sequences.len();
     let ((learner, mut loss), bytes) = allocated(device, |arena| {
         let learner = learner(arena, timed, &deltas, size, Head::None);
-        (learner, Contrastive::new(arena, config.width, batch.queries, all - batch.queries, all))
+        (learner, Contrastive::new(arena, config.width, batch.queries, all - batch.queries, all, &[]))
     })?;
     let scale = recipe(task).scale;
     let rule = Rule { pooling: Pooling::Mean, loss: InfoNce { scale, margin: None }, chunk: 0 };

@@ -96,6 +96,22 @@ pub(super) fn modules(list: &[TargetModule], _: Stage) -> Verdict {
     }
 }
 
+pub(super) fn dims(list: &[usize], stage: Stage) -> Verdict {
+    let twice = |&(i, d): &(usize, &usize)| list[..i].contains(d);
+    match list.iter().enumerate().find(|at| *at.1 == 0 || twice(at)) {
+        _ if stage == Stage::Mntp && !list.is_empty() => {
+            Err(format!("is {list:?}: masked prediction makes no vectors; remove it").into())
+        }
+        Some((_, 0)) => Err(format!("is {list:?}, numbers from 1 were wanted").into()),
+        Some((_, d)) => Err(format!("is {list:?}, which has {d} twice").into()),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn weights(list: &[f64], _: Stage) -> Verdict {
+    list.iter().try_for_each(|weight| number_from_0()(weight, Stage::Simcse))
+}
+
 pub(super) fn template(template: &Template, stage: Stage) -> Verdict {
     let what = "only supervised training puts a template around its texts, as in the reference; remove it";
     match stage == Stage::Supervised || *template == NONE {

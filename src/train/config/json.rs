@@ -28,6 +28,7 @@ impl TrainConfig {
         if let Some(other) = given.get("stage").filter(|other| !other.is_null() && **other != stage) {
             return Err(format!("it is a configuration of stage {other}, {stage} is run"));
         }
+        let given = &respelled(given);
         let ignored = keys::take_over(self, given, &[])?;
         // What the flag made of a saved run's `line_by_line` stands in its `grouping`.
         if self.line_by_line && given.get("grouping").is_none_or(Value::is_null) {
@@ -36,8 +37,9 @@ impl TrainConfig {
         Ok(ignored)
     }
 
-    /// Settings that were saved by any version of ours, as this one spells them; as they are where it cannot.
-    pub fn respelled(saved: &Value) -> Value {
+    /// Settings that were saved by any version of ours, as this one spells them, and its defaults of what it has in `others`
+    /// more; as they are where it cannot.
+    pub fn respelled(saved: &Value, others: &Value) -> Value {
         let (Value::Object(given), Ok(stage)) = (saved, Stage::deserialize(&saved["stage"])) else {
             return saved.clone();
         };
@@ -46,11 +48,39 @@ impl TrainConfig {
             return saved.clone();
         }
         let today = json!(config);
-        given.keys().map(|key| (key.clone(), today[key].clone())).collect::<Map<_, _>>().into()
+        let others = others.as_object().into_iter().flat_map(Map::keys);
+        given.keys().chain(others).map(|key| (key.clone(), today[key].clone())).collect::<Map<_, _>>().into()
     }
 
     /// Writes the effective configuration into the run's folder.
     pub fn save(&self, dir: &Path) -> Result<()> {
         atomic::write_json(&dir.join(FILE), self)
     }
+}
+
+/// Keys of Transformers' trainer by ours, where ours says the same in other words.
+fn respelled(given: &Map<String, Value>) -> Map<String, Value> {
+    let mut keys = given.clone();
+    let mut rename = |from: &str, to: &str, value: Option<Value>| {
+        if let (Some(value), false) = (value, given.contains_key(to)) {
+            keys.remove(from);
+            keys.insert(to.into(), value);
+        }
+    };
+    // Transformers 5 writes a part of the schedule as steps below 1.
+    let part =
+        given.get("warmup_steps").filter(|v| v.as_f64().is_some_and(|steps| steps > 0.0 && steps < 1.0));
+    rename("warmup_steps", "warmup_ratio", part.cloned());
+    rename(
+        "activation_checkpointing",
+        "gradient_checkpointing",
+        given.get("activation_checkpointing").cloned(),
+    );
+    // Else the default would end the run before them.
+    if let Some(steps) = given.get("max_steps").filter(|v| v.as_i64().is_some_and(|steps| steps > 0))
+        && !given.contains_key("stop_after_n_steps")
+    {
+        keys.insert("stop_after_n_steps".into(), steps.clone());
+    }
+    keys
 }

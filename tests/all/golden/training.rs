@@ -127,7 +127,7 @@ impl Golden {
             let rule = Rule { pooling: Pooling::Mean, loss: InfoNce { scale: 20.0, margin: None }, chunk };
             let (mut learner, mut arena) = self.learner(folder, adapter);
             let c = learner.model.config.width;
-            let mut loss = Contrastive::new(&mut arena, c, queries, texts.len() - queries, texts.len());
+            let mut loss = Contrastive::new(&mut arena, c, queries, texts.len() - queries, texts.len(), &[]);
             let outcome = loss.learn(&mut learner, &batch, rule, None, 1.0).unwrap();
             let want = self.floats(&format!("{stage}.loss")).unwrap()[0];
             assert!(

@@ -65,6 +65,7 @@ fn files(place: &Place) -> Vec<Row> {
 fn recipe() -> Vec<Row> {
     let plain = [
         ("stop_after_n_steps", "simcse", json!(2)),
+        ("max_steps", "simcse", json!(2)),
         ("num_train_epochs", "simcse", json!(0.2)),
         ("per_device_train_batch_size", "simcse", json!(5)),
         ("gradient_accumulation_steps", "simcse", json!(2)),
@@ -74,6 +75,7 @@ fn recipe() -> Vec<Row> {
         ("warmup_ratio", "simcse", json!(0.5)),
         ("decay", "simcse", json!("steps")),
         ("lr_scheduler_type", "simcse", json!("cosine")),
+        ("optim", "simcse", json!("adafactor")),
         ("weight_decay", "simcse", json!(0.5)),
         ("adam_beta1", "simcse", json!(0.5)),
         ("adam_beta2", "simcse", json!(0.5)),
@@ -98,8 +100,11 @@ fn recipe() -> Vec<Row> {
         ("simcse_dropout", "simcse", json!(0.5)),
         ("hard_negatives", "supervised", json!(0)),
         ("false_negative_margin", "supervised", json!(0.0)),
+        ("matryoshka_dims", "simcse", json!([32, 8])),
     ];
-    plain.map(|(key, stage, value)| (key, stage, value, json!({}))).into()
+    let plain = plain.map(|(key, stage, value)| (key, stage, value, json!({})));
+    let weights = ("matryoshka_weights", "simcse", json!([1.0, 0.5]), json!({"matryoshka_dims": [32, 8]}));
+    plain.into_iter().chain([weights]).collect()
 }
 
 fn merged(fields: &Value, more: &Value) -> Value {

@@ -14,11 +14,11 @@ use llm2vec::train::mntp::Outcome;
 use std::path::Path;
 
 const NOISE: Noise = Noise { attention: 0.3, lora: 0.2, seed: 5, step: 2, first: 77 };
-const QUERIES: usize = 5;
-const ALL: usize = 13;
+pub const QUERIES: usize = 5;
+pub const ALL: usize = 13;
 
 /// Texts of 2 to 11 tokens, pooled over the second on; candidates 1 and 6 are the same text.
-fn batch(vocab: usize, same: bool) -> Batch {
+pub fn batch(vocab: usize, same: bool) -> Batch {
     let draw = |s: usize, t: usize| philox([s as u32, t as u32, 1, 0], [8, 0])[0];
     let sequence = |s: usize| {
         let s = if s == QUERIES + 6 { QUERIES + 1 } else { s };
@@ -34,7 +34,7 @@ fn gradients(dir: &Path, device: &Device, keep: Keep, rule: Rule, same: bool) ->
     let batch = batch(crate::common::config(dir).vocab, same);
     let tokens: usize = batch.sequences.iter().map(|s| s.ids.len()).sum();
     let (mut learner, mut arena) = learner(dir, device, &MODULES, Mask::Full, keep, tokens);
-    let mut loss = Contrastive::new(&mut arena, learner.model.config.width, QUERIES, ALL - QUERIES, ALL);
+    let mut loss = Contrastive::new(&mut arena, learner.model.config.width, QUERIES, ALL - QUERIES, ALL, &[]);
     loss.learn(&mut learner, &batch, rule, Some(&NOISE), 0.5).unwrap();
     let second = Noise { first: NOISE.first + tokens as u64, ..NOISE };
     let outcome = loss.learn(&mut learner, &batch, rule, Some(&second), 0.5).unwrap();

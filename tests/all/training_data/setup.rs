@@ -7,7 +7,7 @@ use llm2vec::train::checkpoint::{Losses, State};
 use llm2vec::train::config::{FILE, Stage, TrainConfig};
 use llm2vec::train::identity::Identity;
 use llm2vec::train::mask::{MaskToken, Strategy};
-use llm2vec::train::schedule::{Decay, Plan, Schedule};
+use llm2vec::train::schedule::{Decay, Plan, Schedule, Shape};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -146,7 +146,34 @@ fn older_spellings_are_the_same_settings() {
         &["pooling_mode \"weighted-mean\" there, \"last\" here"],
     );
     let unknown = json!({"stage": "simcse", "pooling_mode": "weighted_mean", "of_tomorrow": 1});
-    assert_eq!(TrainConfig::respelled(&unknown), unknown);
+    assert_eq!(TrainConfig::respelled(&unknown, &json!({})), unknown);
+}
+
+/// What Transformers' trainer says in other words, or does by itself.
+#[test]
+fn a_trainers_keys_are_mapped_or_explained() {
+    let taken = |json: Value| read(&json, Stage::Mntp).unwrap();
+    let config = taken(json!({"max_steps": 5000, "optim": "adamw_torch_fused", "warmup_steps": 0.1})).0;
+    assert_eq!((config.max_steps, config.stop_after_n_steps, config.warmup_ratio), (5000, 5000, 0.1));
+    assert_eq!((config.warmup_steps, json!(config.optim)), (0, json!("adamw_torch")));
+    let config = taken(json!({"max_steps": 5000, "stop_after_n_steps": 70})).0;
+    assert_eq!((config.max_steps, config.stop_after_n_steps), (5000, 70));
+    assert_eq!(taken(json!({"max_steps": -1})).0, TrainConfig::new(Stage::Mntp));
+    assert!(taken(json!({"activation_checkpointing": true})).0.gradient_checkpointing);
+
+    let (config, ignored) = taken(json!({
+        "bf16": true, "torch_compile": false, "report_to": ["wandb"], "deepspeed": "", "neftune_noise_alpha": 0,
+        "metric_for_best_model": "eval_loss", "label_smoothing_factor": 0.0, "data_seed": 7,
+    }));
+    assert_eq!(config, TrainConfig::new(Stage::Mntp));
+    let said = llm2vec::train::config::explained(&ignored);
+    let groups: Vec<&str> = said.split("; ").map(|group| group.split(" (").next().unwrap()).collect();
+    let others = "deepspeed, label_smoothing_factor, metric_for_best_model, neftune_noise_alpha";
+    assert_eq!(
+        (groups[0], groups[1], groups[2], groups[3]),
+        ("bf16, torch_compile", "report_to", "data_seed", others),
+        "{said}"
+    );
 }
 
 /// Our own key goes over the reference's name for one of its values, as a saved run has both.
@@ -162,7 +189,9 @@ fn line_by_line_is_a_grouping() {
 fn a_wrong_key_or_value_is_named() {
     let cases = [
         (json!({"mlm_probabilty": 0.2}), vec!["unknown key \"mlm_probabilty\"", "\"mlm_probability\" meant"]),
-        (json!({"deepspeed": "x"}), vec!["unknown key \"deepspeed\""]),
+        (json!({"deepspeed": "x"}), vec!["\"deepspeed\" is \"x\"", "one device trains", "remove it"]),
+        (json!({"label_smoothing_factor": 0.1}), vec!["\"label_smoothing_factor\" is 0.1", "no counterpart"]),
+        (json!({"optim": "adamw_8bit"}), vec!["\"optim\" is \"adamw_8bit\"", "adamw_torch"]),
         (json!({"lora_r": "x"}), vec!["\"lora_r\" is \"x\"", "invalid type"]),
         (json!({"lora_r": 0}), vec!["\"lora_r\" is 0"]),
         (json!({"lora_r": -1}), vec!["\"lora_r\" is -1"]),
@@ -171,9 +200,12 @@ fn a_wrong_key_or_value_is_named() {
         (json!({"learning_rate": 0}), vec!["\"learning_rate\" is 0"]),
         (json!({"mask_token_type": "star"}), vec!["\"mask_token_type\" is \"star\"", "blank"]),
         (json!({"data_collator_type": "bert"}), vec!["\"data_collator_type\"", "all_mask"]),
-        (json!({"lr_scheduler_type": "cosine"}), vec!["\"cosine\"", "linear"]),
+        (json!({"lr_scheduler_type": "polynomial"}), vec!["\"polynomial\"", "linear", "cosine"]),
         (json!({"loss_class": "Triplet"}), vec!["\"Triplet\"", "HardNegativeNLLLoss"]),
         (json!({"lora_modules": ["lm_head"]}), vec!["\"lm_head\"", "q_proj"]),
+        (json!({"matryoshka_dims": [8, 0]}), vec!["\"matryoshka_dims\" is [8, 0]", "from 1"]),
+        (json!({"matryoshka_dims": [8, 8]}), vec!["8 twice"]),
+        (json!({"matryoshka_weights": [-1.0]}), vec!["\"matryoshka_weights\" is -1"]),
         (json!({"lora_modules": []}), vec!["\"lora_modules\" is empty"]),
         (json!({"per_device_train_batch_size": 1}), vec!["negatives", "at least 2"]),
         (json!([]), vec!["object was wanted"]),
@@ -220,12 +252,52 @@ fn rates_are_transformers() {
         (5, 3, &[(0, 0.0), (3, 0.00012), (4, 0.00016)]),
     ];
     for (warmup, total, rates) in cases {
-        let schedule = Schedule { peak: 2e-4, warmup, total, steps: total };
+        let schedule = Schedule { peak: 2e-4, warmup, total, steps: total, shape: Shape::Linear };
         for &(step, wanted) in rates {
             let got = schedule.rate(step);
             assert!(
                 (got - wanted).abs() <= 1e-15 * 2e-4 + 1e-15 * wanted,
                 "{step} of {total}: {got}, not {wanted}"
+            );
+        }
+    }
+}
+
+/// Against PyTorch's AdamW under Transformers' `get_scheduler`, peak 2e-4, likewise.
+#[test]
+fn the_other_shapes_are_transformers_too() {
+    type Rates = &'static [(usize, f64)];
+    let cases: [(Shape, usize, usize, Rates); 4] = [
+        (
+            Shape::Cosine,
+            3,
+            10,
+            &[
+                (0, 0.0),
+                (1, 6.666666666666667e-05),
+                (3, 0.0002),
+                (4, 0.0001900968867902419),
+                (7, 7.774790660436858e-05),
+                (9, 9.903113209758096e-06),
+                (10, 0.0),
+            ],
+        ),
+        (Shape::Cosine, 0, 5, &[(0, 0.0002), (1, 0.00018090169943749476), (4, 1.9098300562505266e-05)]),
+        (Shape::Cosine, 5, 3, &[(0, 0.0), (2, 8e-05)]),
+        (
+            Shape::ConstantWithWarmup,
+            3,
+            10,
+            &[(0, 0.0), (2, 0.00013333333333333334), (3, 0.0002), (9, 0.0002)],
+        ),
+    ];
+    for (shape, warmup, total, rates) in cases {
+        let schedule = Schedule { peak: 2e-4, warmup, total, steps: total, shape };
+        for &(step, wanted) in rates {
+            let got = schedule.rate(step);
+            assert!(
+                (got - wanted).abs() <= 1e-19 + 1e-14 * wanted,
+                "{shape:?} {step} of {total}: {got}, not {wanted}"
             );
         }
     }
@@ -239,10 +311,19 @@ fn decay_goes_over_the_epochs_or_over_the_steps() {
     assert!((over_epochs.rate(1000) / 3e-5 - 0.957).abs() < 5e-4);
     let over_steps = Schedule::new(3e-5, &Plan { decay: Decay::Steps, ..plan }).unwrap();
     assert_eq!((over_steps.total, over_steps.rate(1000)), (1000, 0.0));
-    // Transformers: a rest of an epoch that is no whole step is none, half epochs count, a ratio is rounded up.
+    // Transformers 5: a rest of an epoch is a step, half epochs count, a ratio is rounded up.
     let plan =
         Plan { batches: 11, accumulation: 4, epochs: 2.3, stop: 99, warmup: 0, warmup_ratio: 0.21, ..plan };
     let schedule = Schedule::new(1.0, &plan).unwrap();
-    assert_eq!((schedule.total, schedule.steps, schedule.warmup), (5, 5, 2));
+    assert_eq!((schedule.total, schedule.steps, schedule.warmup), (7, 7, 2));
+    let few = Schedule::new(1.0, &Plan { batches: 3, accumulation: 200, epochs: 3.0, ..plan }).unwrap();
+    assert_eq!(few.steps, 3, "a step an epoch");
+    let by_steps = Plan { max_steps: Some(40), warmup_ratio: 0.25, ..plan };
+    let schedule = Schedule::new(1.0, &by_steps).unwrap();
+    assert_eq!((schedule.total, schedule.steps, schedule.warmup), (40, 40, 10), "in place of the epochs");
+    let stopped = Schedule::new(1.0, &Plan { stop: 12, ..by_steps }).unwrap();
+    assert_eq!((stopped.total, stopped.steps), (40, 12));
+    let constant = Schedule::new(1.0, &Plan { shape: Shape::Constant, ..by_steps }).unwrap();
+    assert_eq!((constant.warmup, constant.rate(0), constant.rate(39)), (0, 1.0, 1.0));
     refused(Schedule::new(1.0, &Plan { stop: 0, ..plan }), &["no step to train"]);
 }

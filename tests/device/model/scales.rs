@@ -61,7 +61,7 @@ impl Batch {
         contrastive_bwd(device, &mut dq, &mut dk, &q, &k, None, &lse, rule, QUERIES as f64).unwrap();
         d_unit.copy_rows(0, &dq, 0, QUERIES).unwrap();
         d_unit.copy_rows(QUERIES, &dk, 0, texts - QUERIES).unwrap();
-        l2norm_bwd(device, &mut d_pooled, &d_unit, &unit, &norm, EPS).unwrap();
+        l2norm_bwd(device, &mut d_pooled, &d_unit, &unit, &norm, EPS, false).unwrap();
         pool_bwd(device, dh, &d_pooled, &spans, Pooling::Mean).unwrap();
         loss.to_f64()
     }

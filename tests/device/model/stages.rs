@@ -97,7 +97,8 @@ impl Run {
         let delta = |layer, module: &str| tiny.delta(layer, module);
         let mut learner = Learner::new(&mut arena, &tiny.config, tiny.mask, size, delta);
         let mntp = Mntp::new(&mut arena, &tiny.config, TOKENS);
-        let contrastive = Contrastive::new(&mut arena, 64, QUERIES, 2 * QUERIES, 3 * QUERIES);
+        let levels: &[_] = if stage == Stage::Supervised { &[(64, 1.0), (24, 0.5)] } else { &[] };
+        let contrastive = Contrastive::new(&mut arena, 64, QUERIES, 2 * QUERIES, 3 * QUERIES, levels);
         arena.finish().unwrap();
         learner.load(tiny).unwrap();
         Run { stage, learner, mntp, contrastive, chunk, step: 0, tokens: 0 }

@@ -6,6 +6,7 @@ use crate::encode::tokens::WordPooling;
 use crate::encode::words::LabelPosition;
 use crate::error::{Error, Result};
 use crate::eval::words::config::{RetroactiveLabels, WordConfig};
+use crate::format::keys;
 use crate::model::config::Attention;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
@@ -50,7 +51,11 @@ impl Words {
         if let Some(path) = self.flags.config.clone() {
             let (config, ignored) = WordConfig::read(&path)?;
             if !ignored.is_empty() && !self.flags.quiet {
-                say(format_args!("warning: {}: no meaning here: {}", path.display(), ignored.join(", ")));
+                say(format_args!(
+                    "warning: {}: no meaning here: {}",
+                    path.display(),
+                    keys::explained(&ignored)
+                ));
             }
             self.fill(config, &path)?;
         }
