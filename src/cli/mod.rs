@@ -12,6 +12,7 @@ mod extractor;
 mod info;
 mod merge;
 mod nearest;
+mod pages;
 mod peer;
 mod progress;
 pub mod signal;
@@ -54,6 +55,8 @@ enum Command {
     Bench(bench::Bench),
     Info(info::Info),
     Doctor(doctor::Doctor),
+    Completions(pages::Completions),
+    Man(pages::Man),
     Emulate(emulate::Emulate),
     #[command(hide = true)]
     SelfCheck(check::SelfCheck),
@@ -91,6 +94,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
         Command::Doctor(c) => c.run(),
+        Command::Completions(c) => c.run(),
+        Command::Man(c) => c.run(),
         Command::Emulate(c) => c.run(),
         Command::SelfCheck(c) => c.run(),
     })
