@@ -56,8 +56,10 @@ impl Names {
     }
 
     /// The better first: by score, and where that is equal by name, of which the later is the better, as trec_eval has it.
+    /// Documents without names go by their numbers.
     fn order(&self, a: Candidate, b: Candidate) -> Ordering {
-        (a >> 32).cmp(&(b >> 32)).then_with(|| self.get(b).cmp(self.get(a)))
+        let equal = || if self.ends.is_empty() { a.cmp(&b) } else { self.get(b).cmp(self.get(a)) };
+        (a >> 32).cmp(&(b >> 32)).then_with(equal)
     }
 
     /// Lengthens a list, and cuts it to the `k` best where it is full; the worst of those is then its threshold.
@@ -86,6 +88,7 @@ pub struct Nearest {
     lists: Vec<Vec<Candidate>>,
     /// By query: what is below is not among the best. Each block of queries is filled to whole lines, which nothing reaches.
     least: Vec<f32>,
+    documents: usize,
     names: Names,
     scores: Vec<f32>,
 }
@@ -98,7 +101,12 @@ impl Nearest {
         let mut least = vec![f32::NEG_INFINITY; n];
         least.resize(n.next_multiple_of(LANES), f32::INFINITY);
         let (lists, names, scores) = (vec![Vec::new(); n], Names::default(), Vec::new());
-        Nearest { queries, width, k, lists, least, names, scores }
+        Nearest { queries, width, k, lists, least, documents: 0, names, scores }
+    }
+
+    /// The row of a query.
+    pub fn query(&self, query: usize) -> &[f32] {
+        &self.queries[query * self.width..][..self.width]
     }
 
     /// Takes a window of documents, a row and an id each; `excluded(query, id)` says which may not be found.
@@ -108,10 +116,18 @@ impl Nearest {
         ids: &[S],
         excluded: impl Fn(usize, &str) -> bool + Sync,
     ) {
-        let (c, k, n, before) = (self.width, self.k, ids.len(), self.names.ends.len());
-        assert_eq!(rows.len(), n * c, "one id per row");
-        u32::try_from(before + n).expect("fewer than 2^32 documents");
+        assert_eq!(rows.len(), ids.len() * self.width, "one id per row");
         ids.iter().for_each(|id| self.names.push(id.as_ref()));
+        self.add_numbered(rows, |query, i| excluded(query, ids[i].as_ref()));
+    }
+
+    /// Takes a window of documents, known by their numbers alone in the order in which they come: of equal ones the first
+    /// is the better. `excluded(query, i)` says of the window's rows which may not be found. Either all windows have
+    /// names, or none has.
+    pub fn add_numbered(&mut self, rows: &[f32], excluded: impl Fn(usize, usize) -> bool + Sync) {
+        let (c, k, n, before) = (self.width, self.k, rows.len() / self.width, self.documents);
+        self.documents += n;
+        u32::try_from(self.documents).expect("fewer than 2^32 documents");
         let blocks = self.queries.chunks(QUERIES * c).zip(self.lists.chunks_mut(QUERIES));
         for (block, ((queries, lists), least)) in blocks.zip(self.least.chunks_mut(QUERIES)).enumerate() {
             let (m, stride) = (lists.len(), least.len());
@@ -133,7 +149,7 @@ impl Nearest {
                             let lane = passed.trailing_zeros() as usize;
                             passed &= passed - 1;
                             let query = line * LANES + lane;
-                            if excluded(block * QUERIES + first + query, ids[i].as_ref()) {
+                            if excluded(block * QUERIES + first + query, i) {
                                 continue;
                             }
                             let found = candidate(scores[lane], (before + i) as u32);
@@ -175,6 +191,11 @@ impl Hits {
     pub fn queries(&self) -> impl Iterator<Item = Vec<Hit<'_>>> {
         let hit = |found: &Candidate| Hit { score: score(*found), id: self.names.get(*found) };
         self.lists.iter().map(move |list| list.iter().map(hit).collect())
+    }
+
+    /// Likewise, score and number of each.
+    pub fn numbered(&self) -> impl Iterator<Item = Vec<(f32, u32)>> {
+        self.lists.iter().map(|list| list.iter().map(|found| (score(*found), *found as u32)).collect())
     }
 }
 

@@ -4,7 +4,7 @@ mod classification;
 mod clustering;
 mod layers;
 mod retrieval;
-mod source;
+pub mod source;
 mod sts;
 mod suite;
 mod words;

@@ -1,4 +1,4 @@
-//! What every evaluation shares: where vectors come from, instructions, and where the scores go.
+//! What every evaluation shares: where vectors come from, instructions, and where the scores go. Mining has the first two.
 
 use crate::cli::progress::Tally;
 use crate::cli::table::aligned;
@@ -18,11 +18,11 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// Flags of every evaluation.
+/// Flags that say where vectors come from, and what texts are read for.
 #[derive(Args)]
 // Vectors take the place of a model; that one of the two is given is asked in `open`.
 #[command(mut_arg("model", |arg| arg.required(false).default_value("").hide_default_value(true)))]
-pub struct SourceFlags {
+pub struct VectorFlags {
     #[command(flatten)]
     model: ModelFlags,
     #[command(flatten)]
@@ -33,15 +33,12 @@ pub struct SourceFlags {
     /// An MTEB task, for its instruction in the paper's table or in --instructions
     #[arg(long, env = "LLM2VEC_TASK", value_name = "NAME")]
     task: Option<String>,
-    /// JSON {"task": "instruction"} or {"task": {"query", "document"}}, looked up by --task, else by the name of the folder of data; wins over the table
+    /// JSON {"task": "instruction"} or {"task": {"query", "document"}}, looked up by --task, else by the name of the data; wins over the table
     #[arg(long, env = "LLM2VEC_INSTRUCTIONS", value_name = "FILE")]
     instructions: Option<PathBuf>,
     /// Instruction in front of queries, or of all texts of a task that has none [default: none, or that of --task]
     #[arg(long, env = "LLM2VEC_INSTRUCTION", value_name = "TEXT", conflicts_with_all = ["instructions", "task"])]
     instruction: Option<String>,
-    /// Scores, settings and all as JSON
-    #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "FILE.json")]
-    output: Option<PathBuf>,
     /// Take the states after block N: 0 is the embedding, -1 the last, which alone has the final norm [default: -1]
     #[arg(long, env = "LLM2VEC_LAYER", value_name = "N", allow_negative_numbers = true)]
     layer: Option<i64>,
@@ -50,7 +47,17 @@ pub struct SourceFlags {
     empty: Empty,
     /// No progress, no summary
     #[arg(short, long, env = "LLM2VEC_QUIET", value_parser = BoolishValueParser::new())]
-    quiet: bool,
+    pub quiet: bool,
+}
+
+/// Flags of every evaluation.
+#[derive(Args)]
+pub struct SourceFlags {
+    #[command(flatten)]
+    vectors: VectorFlags,
+    /// Scores, settings and all as JSON
+    #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "FILE.json")]
+    output: Option<PathBuf>,
 }
 
 /// Flags of an evaluation on one set.
@@ -81,7 +88,7 @@ impl SetFlags {
     }
 }
 
-/// An evaluation that runs: the vectors, and what is said of it at the end.
+/// What makes vectors, and what is said of it at the end.
 pub struct Session {
     /// Where vectors come from.
     pub vectors: Vectors,
@@ -95,15 +102,34 @@ pub struct Session {
 impl SourceFlags {
     /// Opens model or vectors for a task on `data`, after all that can be refused without them.
     pub fn open(&self, kind: &str, data: &[PathBuf]) -> Result<Session> {
-        let instruction = self.instruction(data)?;
-        if let Some(output) = &self.output
-            && data.iter().chain(&self.vectors).any(|data| atomic::same_file(data, output))
-        {
-            let what = "is one of the files read; give another name";
-            return Err(Error::usage(format!("--output {} {what}", output.display())));
+        if let Some(output) = &self.output {
+            refuse_inputs(output, data.iter().chain(self.vectors.files()))?;
         }
         // Now, not after minutes of work: can it be written at all?
         self.output.as_deref().map(atomic::beside).transpose()?;
+        let session = self.vectors.open(kind, data)?;
+        Ok(Session { output: self.output.clone(), ..session })
+    }
+}
+
+/// Refuses an output that is one of the files read.
+pub fn refuse_inputs<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a PathBuf>) -> Result<()> {
+    if inputs.any(|input| atomic::same_file(input, output)) {
+        let what = "is one of the files read; give another name";
+        return Err(Error::usage(format!("--output {} {what}", output.display())));
+    }
+    Ok(())
+}
+
+impl VectorFlags {
+    /// The files of vectors.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.vectors
+    }
+
+    /// Opens model or vectors for a task on `data`, whose name tells the instruction if nothing else does.
+    pub fn open(&self, kind: &str, data: &[PathBuf]) -> Result<Session> {
+        let instruction = self.instruction(data)?;
         let tally = Rc::new(RefCell::new(Tally::new(self.quiet)));
         let added = Rc::clone(&tally);
         let progress = move |texts, tokens| added.borrow_mut().add(texts, tokens);
@@ -118,7 +144,7 @@ impl SourceFlags {
             head["vectors"] = json!(self.vectors);
             Vectors::files(&self.vectors, progress)?
         } else if options.model.is_empty() {
-            return Err(Error::usage("nothing to evaluate: give a model (--model DIR) or --vectors FILE"));
+            return Err(Error::usage("nothing makes vectors: give a model (--model DIR) or --vectors FILE"));
         } else {
             let encoder = Encoder::open(&options)?;
             encoder.setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
@@ -130,7 +156,7 @@ impl SourceFlags {
             head["settings"] = json!(encoder.setup.settings());
             Vectors::model(encoder, self.empty, progress)
         };
-        Ok(Session { vectors, instruction, tally, head, output: self.output.clone() })
+        Ok(Session { vectors, instruction, tally, head, output: None })
     }
 
     fn instruction(&self, data: &[PathBuf]) -> Result<Instruction> {
