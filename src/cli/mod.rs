@@ -11,6 +11,7 @@ mod eval;
 mod extractor;
 mod info;
 mod merge;
+mod mine;
 mod nearest;
 mod pages;
 mod peer;
@@ -49,6 +50,7 @@ enum Command {
     Encode(encode::Encode),
     Merge(merge::Merge),
     Train(Box<train::Train>),
+    Mine(Box<mine::Mine>),
     Eval(eval::Eval),
     Ablate(Box<ablate::Ablate>),
     Analyze(Box<analyze::Analyze>),
@@ -88,6 +90,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Encode(c) => c.run().or_else(encode::unread),
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
+        Command::Mine(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Ablate(c) => c.run(),
         Command::Analyze(c) => c.run(),

@@ -71,6 +71,10 @@ settings! {
     Log "log"
     Plot "plot"
     Tensorboard "tensorboard"
+    // Of mining.
+    Negatives "negatives"
+    RangeMin "range_min"
+    RangeMax "range_max"
     // Of a bench.
     Against "against"
     Python "python"

@@ -1,6 +1,7 @@
 //! Training ([`run`], by `stage`): what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]),
 //! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), by what it is measured (`validation`, [`best`]), what it keeps on disk ([`checkpoint`] in a [`folder`]
 //! under a [`lock`], apart from what it reads by `paths`; [`identity`] tells one run from another) and what it shows meanwhile ([`log`], `tensorboard`, and with feature `cli` a bar and a plot).
+//! Before it, hard negatives for its rows by a model ([`mine`]).
 
 pub mod adapter;
 pub mod best;
@@ -17,6 +18,7 @@ pub mod learner;
 pub mod lock;
 pub mod log;
 pub mod mask;
+pub mod mine;
 pub mod mntp;
 pub(crate) mod paths;
 #[cfg(feature = "cli")]

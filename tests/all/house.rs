@@ -33,7 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("eval", &["error", "device", "tensor", "rng", "ops", "format", "encode"]),
     (
         "train",
-        // A run may be measured as its adapter is.
+        // A run may be measured as its adapter is; negatives are mined by an encoder.
         &[
             "error",
             "device",
@@ -45,6 +45,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "format",
             "text",
             "pretrained",
+            "encode",
             "eval",
         ],
     ),

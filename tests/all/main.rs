@@ -23,6 +23,7 @@ mod gradients;
 mod house;
 mod kernels;
 mod machine_code;
+mod mine;
 mod model;
 mod ops;
 mod suite;
