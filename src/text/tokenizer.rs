@@ -1,10 +1,14 @@
 //! `tokenizer.json`, through the `tokenizers` library.
 
 use crate::error::{Error, Result, panic_message};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use tokenizers::{
+    DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+};
 
 /// A tokenizer and the special tokens its folder names.
 pub struct Tokenizer {
@@ -15,6 +19,35 @@ pub struct Tokenizer {
     mask: Option<u32>,
     specials: Vec<u32>,
     max_length: Option<usize>,
+}
+
+/// What the file has that the library does not read; the library itself says of most parts only that no kind of them fits.
+fn unreadable(path: &Path, otherwise: &str) -> String {
+    let json = std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    let json = json.unwrap_or_default();
+    let parts: [(&str, fn(&Value) -> Option<String>); 5] = [
+        ("normalizer", |part| unknown::<NormalizerWrapper>(part, "normalizers")),
+        ("pre_tokenizer", |part| unknown::<PreTokenizerWrapper>(part, "pretokenizers")),
+        ("model", |part| unknown::<ModelWrapper>(part, "")),
+        ("post_processor", |part| unknown::<PostProcessorWrapper>(part, "processors")),
+        ("decoder", |part| unknown::<DecoderWrapper>(part, "decoders")),
+    ];
+    let wrong = parts.iter().find_map(|(name, unknown)| {
+        let part = json.get(name).filter(|part| !part.is_null())?;
+        Some(format!("its {name} cannot be read: {}; a newer tokenizers library may know it", unknown(part)?))
+    });
+    wrong.unwrap_or_else(|| format!("not a tokenizer that can be read: {otherwise}"))
+}
+
+/// The first part of the list under `key`, or else this part, that is no `T`: its type, or its beginning.
+fn unknown<T: DeserializeOwned>(part: &Value, key: &str) -> Option<String> {
+    guarded(|| Ok(T::deserialize(part)?)).err()?;
+    let inside = part.get(key).and_then(Value::as_array).into_iter().flatten();
+    let own = || match part.get("type") {
+        Some(kind) => format!("type {kind}"),
+        None => part.to_string().chars().take(60).collect(),
+    };
+    Some(inside.filter_map(|inner| unknown::<T>(inner, key)).next().unwrap_or_else(own))
 }
 
 /// A tokenised text.
@@ -40,7 +73,7 @@ impl Tokenizer {
             return Err(Error::file(path, what));
         }
         let mut inner = guarded(|| tokenizers::Tokenizer::from_file(&path))
-            .map_err(|e| Error::file(&path, format!("not a tokenizer that can be read: {e}")))?;
+            .map_err(|e| Error::file(&path, unreadable(&path, &e.to_string())))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
         let config = dir.join("tokenizer_config.json");

@@ -157,6 +157,23 @@ fn other_files_of_a_model() {
     // Files that the tokenizers library reads and then panics on: here at their first use, or at once.
     let path = tiny.file("tokenizer.json");
     let whole = hf::read_json(&path).unwrap();
+    // A part of a kind that nobody knows is named, inside a list too.
+    for (at, value, words) in [
+        ("/normalizer", json!({"type": "Fancy"}), ["its normalizer", "\"Fancy\""]),
+        (
+            "/pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true},
+            {"type": "Fancy"}]}),
+            ["its pre_tokenizer", "\"Fancy\""],
+        ),
+        ("/decoder", json!({"type": "Fuse2"}), ["its decoder", "\"Fuse2\""]),
+        ("/model", json!({"type": "BPE2", "vocab": {}}), ["its model", "\"BPE2\""]),
+    ] {
+        let mut broken = whole.clone();
+        *broken.pointer_mut(at).unwrap() = value;
+        fs::write(&path, broken.to_string()).unwrap();
+        tiny.refused(&["tokenizer.json", words[0], words[1]]);
+    }
     for (at, value) in
         [("/post_processor/special_tokens", json!({})), ("/model/continuing_subword_prefix", json!("abc"))]
     {
