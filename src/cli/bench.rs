@@ -8,6 +8,7 @@ use crate::bench::measure::{self, Settings};
 use crate::bench::record::Record;
 use crate::bench::rival::{self, Patience, Python, Script};
 use crate::bench::table::Form;
+use crate::cli::lists::{Listed, paths};
 use crate::cli::{FLAGS, KernelSetFlags, print, say};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -99,8 +100,8 @@ struct Common {
     #[arg(long, env = "LLM2VEC_SECONDS", value_name = "N")]
     seconds: Option<u64>,
     /// FILE.md, .json, .csv or .txt; repeat for several. The table goes to stdout in any case
-    #[arg(short, long, env = "LLM2VEC_OUTPUT", value_delimiter = ',', value_name = "FILE")]
-    output: Vec<PathBuf>,
+    #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "FILE")]
+    output: Vec<Listed>,
     /// Draw roofline and ratios, or the tokens per second of each program, as FILE.svg
     #[arg(long, env = "LLM2VEC_PLOT", value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -179,7 +180,7 @@ impl Common {
             );
             return Err(Error::usage(what));
         }
-        self.output.iter().try_for_each(|file| Form::of(file).map(|_| ()))?;
+        paths(&self.output).iter().try_for_each(|file| Form::of(file).map(|_| ()))?;
         if let Some(plot) = self.plot.as_ref().filter(|path| path.extension().is_none_or(|e| e != "svg")) {
             return Err(Error::usage(format!(
                 "--plot {}: expected a name that ends in .svg",
@@ -201,7 +202,7 @@ impl Common {
 
     /// To stdout and to every file; an error if a case failed.
     fn publish(&self, record: &Record) -> Result<()> {
-        for file in &self.output {
+        for file in &paths(&self.output) {
             atomic::write(file, record.render(Form::of(file)?).as_bytes())?;
         }
         print(&record.render(Form::Text))?;

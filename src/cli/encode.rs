@@ -1,9 +1,9 @@
 //! `llm2vec encode`: texts in, vectors out.
 
+use crate::cli::info::tell;
 use crate::cli::peer::{self, Peer, WINDOW_BYTES};
-use crate::cli::{
-    FLAGS, KernelSetFlags, ModelFlags, ReadingFlags, TextFlags, nearest::Nearest, progress::Tally, say,
-};
+use crate::cli::progress::{End, Tally};
+use crate::cli::{KernelSetFlags, ModelFlags, ReadingFlags, TextFlags, nearest::Nearest};
 use crate::encode::Encoder;
 use crate::encode::texts::{Item, Rows};
 use crate::encode::tokens::{Level, Parts, Passage, WordPooling};
@@ -87,13 +87,14 @@ struct Started {
     records: Option<std::iter::Skip<input::Records>>,
     left: u64,
     parts: Parts,
+    end: End,
 }
 
 impl Encode {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let Started { mut encoder, mut output, records, mut left, parts } = self.start()?;
-        let mut tally = Tally::new(self.texts.quiet);
+        let Started { mut encoder, mut output, records, mut left, parts, end } = self.start()?;
+        let mut tally = Tally::to(end, self.texts.quiet);
         let Some(mut records) = records else {
             let Some(output) = output else { return Ok(()) };
             let peer = Peer { encoder, output, parts, instruction: &self.texts.instruction };
@@ -162,12 +163,14 @@ impl Encode {
         let options = Options { device, ..options };
         let range = self.range()?;
         let peer = self.input == "-" && self.output.as_deref() == Some("-");
-        let records = if peer { None } else { Some(self.records()?.skip(range.start as usize)) };
+        let records = if peer { None } else { Some(self.records()?) };
+        let end = match records.as_ref().and_then(input::Records::progress) {
+            Some(_) if self.shard.is_some() => End::Texts(range.end - range.start),
+            file => file.map_or(End::Unknown, End::File),
+        };
+        let records = records.map(|records| records.skip(range.start as usize));
         let setup = Setup::open(&options)?;
-        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
-        if !self.texts.quiet {
-            say(setup.attention_line().spelled(FLAGS));
-        }
+        tell(&setup, self.texts.quiet);
         let c = if self.level == Level::Text { setup.dimensions() } else { setup.config.width };
         // Before the weights: a wrong name or a missing folder should not cost the time to load them.
         let create = if self.level == Level::Text { Output::create } else { Output::of_blocks };
@@ -176,7 +179,7 @@ impl Encode {
         let normalize = options.normalize == Some(true);
         let parts =
             Parts { level: self.level, word_pooling: self.word_pooling, empty: self.texts.empty, normalize };
-        Ok(Started { encoder, output, records, left: range.end - range.start, parts })
+        Ok(Started { encoder, output, records, left: range.end - range.start, parts, end })
     }
 
     fn name(&self) -> &str {

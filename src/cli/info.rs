@@ -3,7 +3,7 @@
 use crate::bench::record::described;
 use crate::bench::table::aligned;
 use crate::cli::doctor::{self, listed};
-use crate::cli::{FLAGS, ModelFlags, print, say};
+use crate::cli::{FLAGS, ModelFlags, is_verbose, print, say};
 use crate::device::images::Resource;
 use crate::device::{Device, cuda};
 use crate::error::{Error, Result};
@@ -84,13 +84,25 @@ impl Info {
         };
         let setup = Setup::open(&model.options()?)?;
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
-        let mut lines = model_lines(&setup);
-        lines.extend(setting_lines(&setup));
-        lines.extend(device_lines(&setup.device));
-        lines.extend(memory_lines(&setup));
-        let text: String = lines.iter().map(|(key, value)| format!("{key:<12} {value}\n")).collect();
-        print(&text)
+        print(&(described_setup(&setup).join("\n") + "\n"))
     }
+}
+
+/// Says what is to be known before a command computes: warnings; of what was opened its attention, or all that `info` says
+/// where the user wants more words.
+pub fn tell(setup: &Setup, quiet: bool) {
+    setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+    match (is_verbose(), quiet) {
+        (true, _) => described_setup(setup).iter().for_each(say),
+        (false, true) => {}
+        (false, false) => say(setup.attention_line().spelled(FLAGS)),
+    }
+}
+
+/// Lines of what would run: the model, the settings, the device, the memory plan.
+fn described_setup(setup: &Setup) -> Vec<String> {
+    let lines = [model_lines(setup), setting_lines(setup), device_lines(&setup.device), memory_lines(setup)];
+    lines.concat().iter().map(|(key, value)| format!("{key:<12} {value}")).collect()
 }
 
 type Line = (&'static str, String);

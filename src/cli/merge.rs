@@ -1,6 +1,7 @@
 //! `llm2vec merge`: adapters, if any, folded into the weights, as a folder that Transformers, sentence-transformers and
 //! the reference open to the same vectors.
 
+use crate::cli::info::tell;
 use crate::cli::{FLAGS, ModelFlags, say};
 use crate::device::DType;
 use crate::error::{Error, Result};
@@ -39,7 +40,7 @@ impl Merge {
             )));
         }
         let setup = Setup::open(&options)?;
-        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+        tell(&setup, true);
         let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(".".as_ref());
         let folder = atomic::folder_in(parent, ".merge-")?;
         let notes = export::write(&setup, folder.path())?;

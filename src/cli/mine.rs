@@ -56,7 +56,7 @@ impl Mine {
     pub fn run(self) -> Result<()> {
         refuse_inputs(
             &self.output,
-            std::iter::once(&self.data).chain(&self.corpus).chain(self.vectors.files()),
+            std::iter::once(&self.data).chain(&self.corpus).chain(&self.vectors.files()),
         )?;
         let rule = self.rule.clone();
         let miner = Miner::open(Options {

@@ -10,6 +10,7 @@ mod encode;
 mod eval;
 mod extractor;
 mod info;
+mod lists;
 mod merge;
 mod mine;
 mod nearest;
@@ -31,6 +32,7 @@ use clap::builder::BoolishValueParser;
 use clap::builder::Resettable;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use spelling::{FLAGS, LESS_MEMORY};
 
@@ -43,6 +45,16 @@ pub struct Cli {
     /// CPU threads [default: all cores]
     #[arg(short, long, global = true, env = "LLM2VEC_THREADS", value_name = "N")]
     threads: Option<usize>,
+    /// Say more: model, settings, device and memory plan before the work, as `info` does
+    #[arg(short, long, global = true, env = "LLM2VEC_VERBOSE", value_parser = BoolishValueParser::new())]
+    verbose: bool,
+}
+
+/// Whether more is said, once the command line is read.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+fn is_verbose() -> bool {
+    VERBOSE.load(Ordering::Relaxed)
 }
 
 #[derive(Subcommand)]
@@ -86,6 +98,7 @@ fn prepared_command(command: clap::Command) -> clap::Command {
 pub fn run(cli: Cli) -> Result<()> {
     signal::watch()?;
     threads(cli.threads)?;
+    VERBOSE.store(cli.verbose, Ordering::Relaxed);
     rayon::scope(|_| match cli.command {
         Command::Encode(c) => c.run().or_else(encode::unread),
         Command::Merge(c) => c.run(),

@@ -2,6 +2,7 @@
 
 use crate::cli::say;
 use crate::device::cpu::memory;
+use crate::format::input;
 use crate::train::progress::Progress;
 use std::time::Instant;
 
@@ -13,21 +14,47 @@ pub struct Tally {
     /// Texts that a length limit cut.
     pub cut: u64,
     start: Instant,
-    spinner: Progress,
+    shown: Progress,
+    end: End,
     quiet: bool,
 }
 
+/// What says how far the end is.
+pub enum End {
+    /// Nothing.
+    Unknown,
+    /// So many texts.
+    Texts(u64),
+    /// A file that is read to its end.
+    File(input::Progress),
+}
+
 impl Tally {
-    /// Starts the clock, and the spinner where stderr is a terminal.
+    /// Starts the clock, and a spinner where stderr is a terminal.
     pub fn new(quiet: bool) -> Tally {
-        Tally { texts: 0, tokens: 0, cut: 0, start: Instant::now(), spinner: Progress::spinner(quiet), quiet }
+        Tally::to(End::Unknown, quiet)
+    }
+
+    /// Likewise, and a bar in place of the spinner where the end is known.
+    pub fn to(end: End, quiet: bool) -> Tally {
+        let shown = match &end {
+            End::Unknown => Progress::spinner(quiet),
+            End::Texts(total) => Progress::parts(*total, quiet),
+            End::File(file) => Progress::parts(file.total, quiet),
+        };
+        Tally { texts: 0, tokens: 0, cut: 0, start: Instant::now(), shown, end, quiet }
     }
 
     /// So many more have gone through.
     pub fn add(&mut self, texts: usize, tokens: usize) {
         self.texts += texts as u64;
         self.tokens += tokens as u64;
-        self.spinner.message(&format!("{} texts  {}", self.texts, self.rates()));
+        let message = format!("{} texts  {}", self.texts, self.rates());
+        match &self.end {
+            End::Unknown => self.shown.message(&message),
+            End::Texts(_) => self.shown.step(self.texts, &message),
+            End::File(file) => self.shown.step(file.read(), &message),
+        }
     }
 
     fn rates(&self) -> String {
@@ -35,12 +62,12 @@ impl Tally {
         format!("{:.1} texts/s, {:.0} tokens/s", self.texts as f64 / s, self.tokens as f64 / s)
     }
 
-    /// Takes the spinner away.
+    /// Takes the bar away.
     pub fn clear(&self) {
-        self.spinner.finish();
+        self.shown.finish();
     }
 
-    /// Takes the spinner away and says what was done.
+    /// Takes the bar away and says what was done.
     pub fn finish(&self) {
         self.clear();
         if self.quiet {

@@ -1,6 +1,6 @@
 //! `llm2vec train`: the three stages of the recipe.
 
-use crate::cli::{FLAGS, KernelSetFlags, say, signal};
+use crate::cli::{FLAGS, KernelSetFlags, is_verbose, say, signal};
 use crate::error::{Error, Result, message};
 use crate::format::keys;
 use crate::pretrained::open::Compute;
@@ -11,6 +11,7 @@ use crate::train::run::{Options, Trainer};
 use clap::builder::BoolishValueParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Train an adapter: masked next-token prediction, then contrastive learning.
@@ -148,6 +149,9 @@ impl Flags {
             (false, false) => Existing::Refuse,
         };
         let beside = config.output_dir.as_ref().map(|dir| Path::new(dir).join("log.jsonl"));
+        if is_verbose() {
+            changed(&config).iter().for_each(say);
+        }
         let trainer = Trainer::open(Options {
             config,
             device: run.kernels.open(&run.device)?,
@@ -211,4 +215,11 @@ impl Flags {
             name.map_or_else(|| invalid.message(), |name| message![format!("{name} "), invalid.what.clone()]),
         )
     }
+}
+
+/// The settings that are not the stage's own, as a configuration has them.
+fn changed(config: &TrainConfig) -> Vec<String> {
+    let (ours, theirs) = (json!(config), json!(TrainConfig::new(config.stage)));
+    let fields = ours.as_object().into_iter().flatten().filter(|(key, value)| theirs[key] != **value);
+    fields.map(|(key, value)| format!("{key}: {value}")).collect()
 }

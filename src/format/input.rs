@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::jsonl;
+pub use super::lines::Progress;
 use super::lines::Source;
 use super::table::{Table, lacking};
 use crate::error::{Error, Message, Result, Setting, message};
@@ -47,6 +48,7 @@ pub struct Records {
     reading: Reading,
     /// Of something that is no file, till its first record: reading ahead would wait for whoever writes.
     source: Source,
+    progress: Option<Progress>,
     /// Judge it by its first line alone: whoever writes waits for the answer.
     soon: bool,
     table: Option<Table>,
@@ -80,8 +82,8 @@ fn otherwise() -> Message {
 
 impl Records {
     fn new(path: &Path, source: Source, reading: &Reading) -> Records {
-        let (path, reading) = (path.to_path_buf(), reading.clone());
-        Records { path, reading, source, soon: false, table: None, first: None, done: false }
+        let (path, reading, progress) = (path.to_path_buf(), reading.clone(), source.progress().cloned());
+        Records { path, reading, source, progress, soon: false, table: None, first: None, done: false }
     }
 
     /// Reads records from anything, for instance from memory; `name` stands in for the file's in errors.
@@ -95,6 +97,12 @@ impl Records {
     pub fn from_peer(reading: &Reading, before_wait: impl FnMut() + Send + 'static) -> Records {
         let (path, source) = (Path::new("stdin"), Waiting { source: io::stdin(), before_wait });
         Records { soon: true, ..Records::new(path, Source::new(path, source), reading) }
+    }
+
+    /// How much of the file has been read; `None` where nobody knows the end, or all is read before the first record.
+    pub fn progress(&self) -> Option<Progress> {
+        let whole = self.table.as_ref().is_some_and(|table| table.format().is_binary());
+        self.progress.clone().filter(|_| !whole)
     }
 
     /// The table that they are rows of, which has a text.

@@ -4,6 +4,8 @@ use std::{
     fs::File,
     io::{self, BufRead, Read},
     path::{Path, PathBuf},
+    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use super::unpack::Unpacked;
@@ -28,12 +30,44 @@ pub(super) struct Source {
     /// What looking ran into, which comes again in its place: behind an error a decoder may say that all is over.
     failed: Option<io::Error>,
     rest: Unpacked,
+    /// Of a file.
+    progress: Option<Progress>,
+}
+
+/// How much of a file has been read, packed as it lies there.
+#[derive(Clone)]
+pub struct Progress {
+    read: Arc<AtomicU64>,
+    /// Its bytes.
+    pub total: u64,
+}
+
+impl Progress {
+    /// Bytes that have been read.
+    pub fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+}
+
+/// A file that counts what is read of it.
+struct Counted {
+    file: File,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.read.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
 }
 
 impl Source {
     /// Bytes from anything; `path` stands in for it in errors.
     pub(super) fn new(path: &Path, source: impl Read + Send + 'static) -> Source {
-        Source { head: io::Cursor::default(), failed: None, rest: Unpacked::new(path, source) }
+        let rest = Unpacked::new(path, source);
+        Source { head: io::Cursor::default(), failed: None, rest, progress: None }
     }
 
     /// Opens a file, or what can be read like one.
@@ -45,7 +79,15 @@ impl Source {
             ));
         }
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        Ok(Source::new(path, file))
+        let total = file.metadata().ok().filter(|there| there.is_file()).map(|there| there.len());
+        let read = Arc::default();
+        let source = Source::new(path, Counted { file, read: Arc::clone(&read) });
+        Ok(Source { progress: total.map(|total| Progress { read, total }), ..source })
+    }
+
+    /// How much of it has been read, where it is a file.
+    pub(super) fn progress(&self) -> Option<&Progress> {
+        self.progress.as_ref()
     }
 
     /// This source, leaving an empty one.

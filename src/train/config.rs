@@ -6,8 +6,12 @@
 mod check;
 mod json;
 mod table;
+#[cfg(feature = "cli")]
+mod trimmed;
 
 pub use check::Invalid;
+#[cfg(feature = "cli")]
+pub use trimmed::Trimmed;
 
 use crate::format::keys::one_or_many;
 use crate::pretrained::pooling::PoolingMode;
@@ -21,7 +25,7 @@ use check::{
 #[cfg(feature = "cli")]
 use clap::ArgAction;
 #[cfg(feature = "cli")]
-use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::{BoolishValueParser, EnumValueParser, PossibleValuesParser, TypedValueParser};
 use serde::{Deserialize, Serialize};
 use table::settings;
 
@@ -230,7 +234,8 @@ settings! {
     flag(long, env = "LLM2VEC_LORA_DROPOUT", value_name = "RATE", help_heading = "Recipe")
     lora_dropout: f64 = 0.05, fraction_below_1();
     /// Projections with LoRA, commas between [default: all seven]
-    flag(long = "modules", env = "LLM2VEC_MODULES", value_delimiter = ',', value_name = "NAMES", help_heading = "Recipe")
+    flag(long = "modules", env = "LLM2VEC_MODULES", value_delimiter = ',', value_name = "NAMES", help_heading = "Recipe",
+         value_parser = Trimmed(EnumValueParser::<TargetModule>::new()))
     lora_modules: Vec<TargetModule> = TargetModule::ALL.to_vec(), check::modules;
     /// full, or causal to train without bidirectional attention [default: full]
     flag(long = "attention", env = "LLM2VEC_ATTENTION", value_name = "MASK", help_heading = "Recipe",
@@ -276,7 +281,8 @@ settings! {
     flag(long, env = "LLM2VEC_HARD_NEGATIVES", value_name = "K", help_heading = "Contrastive")
     hard_negatives: usize = 1, integer(0, 1000);
     /// Matryoshka dimensions, commas between: the loss is the sum of those of the vectors' first so many numbers
-    flag(long = "matryoshka", env = "LLM2VEC_MATRYOSHKA", value_delimiter = ',', value_name = "DIMS", help_heading = "Contrastive")
+    flag(long = "matryoshka", env = "LLM2VEC_MATRYOSHKA", value_delimiter = ',', value_name = "DIMS", help_heading = "Contrastive",
+         value_parser = |text: &str| text.trim().parse::<usize>())
     matryoshka_dims: Vec<usize> = Vec::new(), check::dims;
     /// Weights of the Matryoshka dimensions' losses, in their order; 1 each where there are none.
     flag(skip)

@@ -19,6 +19,11 @@ impl Progress {
         shown
     }
 
+    /// A bar of work whose size is known, in parts of a hundred, beside what [`Progress::step`] says.
+    pub fn parts(total: u64, quiet: bool) -> Progress {
+        Progress::new(Some(total), "{bar:30} {percent} %  {msg}  {elapsed}, {eta} left", quiet)
+    }
+
     /// A spinner beside what [`Progress::message`] says, where nobody knows the end.
     pub fn spinner(quiet: bool) -> Progress {
         let shown = Progress::new(None, "{spinner} {msg}  {elapsed}", quiet);

@@ -42,3 +42,42 @@ fn completions_and_manual_know_every_flag() {
     failed(llm2vec(&["man", "-o", "/no/such/folder"]).output().unwrap(), 1, &["/no/such/folder"]);
     failed(llm2vec(&["completions", "tcsh"]).output().unwrap(), 2, &["tcsh"]);
 }
+
+/// A comma is a folder's as long as the folder is there; behind the comma of a list there may be a space.
+#[test]
+fn commas_in_paths_and_spaces_in_lists() {
+    let (model, dir) = (str(&common::novel5m()).to_string(), folder());
+    let inside = dir.path().join("one, two");
+    fs::create_dir(&inside).unwrap();
+    let (sts, vectors) = (inside.join("sts.tsv"), inside.join("v.npy"));
+    fs::write(&sts, "subset\tscore\tsentence1\tsentence2\na\t1\tx\ty z\na\t2\tx y\tx y\na\t3\tz\tz z\n")
+        .unwrap();
+    let whole = good(llm2vec(&["eval", "sts", "-m", &model, "--data", str(&sts), "-q"]));
+    let texts = inside.join("texts.txt");
+    fs::write(&texts, "x\ny z\nx y\nx y\nz\nz z\n").unwrap();
+    good(llm2vec(&["encode", "-m", &model, "-i", str(&texts), "-o", str(&vectors), "-q"]));
+    assert_eq!(good(llm2vec(&["eval", "sts", "--vectors", str(&vectors), "--data", str(&sts)])), whole);
+    let plain = dir.path().join("sts.tsv");
+    fs::copy(&sts, &plain).unwrap();
+    let two = format!("{0} , {0}", str(&plain));
+    assert!(good(llm2vec(&["eval", "sts", "-m", &model, "--data", &two, "-q"])).contains("(all pairs)"));
+    let run = inside.join("run");
+    let train =
+        ["train", "simcse", "-m", &model, "--data", str(&texts), "-o", str(&run), "--steps", "1", "-q"];
+    let lists = ["--batch", "4", "--modules", "q_proj, v_proj", "--matryoshka", "64, 32", "-v"];
+    let output = llm2vec(&[&train[..], &lists].concat()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.lines().any(|line| line == r#"lora_modules: ["q_proj","v_proj"]"#), "{said}");
+}
+
+/// What `info` says, before the work.
+#[test]
+fn verbose_says_what_runs() {
+    let (model, dir) = (str(&common::novel5m()).to_string(), folder());
+    let out = dir.path().join("v.npy");
+    let run = llm2vec(&["encode", "-v", "-m", &model, "-i", prose(), "-o", str(&out)]).output().unwrap();
+    let said = String::from_utf8(run.stderr).unwrap();
+    let info = good(llm2vec(&["info", "-m", &model]));
+    assert!(run.status.success() && info.lines().filter(|line| said.contains(line)).count() >= 10, "{said}");
+}

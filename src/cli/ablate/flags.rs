@@ -2,6 +2,7 @@
 
 use super::plan::{Plan, Task};
 use crate::cli::KernelSetFlags;
+use crate::cli::lists::Listed;
 use crate::device::images::KernelSet;
 use crate::encode::texts::Empty;
 use crate::encode::words::LabelPosition;
@@ -10,10 +11,10 @@ use crate::eval::probe;
 use crate::pretrained::open::Compute;
 use crate::pretrained::pooling::PoolingMode;
 use crate::train::blocks::Grouping;
-use crate::train::config::{Stage, TrainConfig};
+use crate::train::config::{Stage, TrainConfig, Trimmed};
 use crate::train::schedule::Decay;
 use clap::Args;
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, EnumValueParser, NonEmptyStringValueParser};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -43,13 +44,13 @@ pub struct Ablate {
     #[arg(long, env = "LLM2VEC_SUPERVISED", value_name = "TRIPLETS")]
     pub supervised: Option<PathBuf>,
     /// What to evaluate on: sets as `eval` takes them, STS files (.tsv), or folders of such; a set's type is seen from its files
-    #[arg(long, env = "LLM2VEC_TASKS", value_name = "PATH", num_args = 1.., value_delimiter = ',', required_unless_present = "words")]
-    pub tasks: Vec<PathBuf>,
+    #[arg(long, env = "LLM2VEC_TASKS", value_name = "PATH", num_args = 1.., required_unless_present = "words")]
+    pub tasks: Vec<Listed>,
     /// Folder of the ablation
     #[arg(short, long, env = "LLM2VEC_OUTPUT", value_name = "DIR")]
     pub output: PathBuf,
     /// Train everything with each of these seeds
-    #[arg(long, env = "LLM2VEC_SEEDS", value_delimiter = ',', default_value = "1,2,3", value_name = "N,…")]
+    #[arg(long, env = "LLM2VEC_SEEDS", value_delimiter = ',', default_value = "1,2,3", value_name = "N,…", value_parser = |text: &str| text.trim().parse::<u64>())]
     pub seeds: Vec<u64>,
     /// Evaluate by each of these poolings; contrastive training is by the mean
     #[arg(
@@ -58,6 +59,7 @@ pub struct Ablate {
         value_delimiter = ',',
         default_value = "eos,mean,weighted-mean",
         value_name = "MODE,…",
+        value_parser = Trimmed(EnumValueParser::<PoolingMode>::new()),
         hide_possible_values = true
     )]
     pub pooling: Vec<PoolingMode>,
@@ -101,7 +103,7 @@ pub struct Ablate {
 #[command(next_help_heading = "Words")]
 pub struct WordFlags {
     /// Tagged words to evaluate on: --data of `eval words` and its --label, as word/ud-ewt:chunk; one pass serves all labels of a folder
-    #[arg(long, env = "LLM2VEC_WORDS", value_name = "FOLDER:LABEL", num_args = 1.., value_delimiter = ',')]
+    #[arg(long, env = "LLM2VEC_WORDS", value_name = "FOLDER:LABEL", num_args = 1.., value_delimiter = ',', value_parser = Trimmed(NonEmptyStringValueParser::new()))]
     pub words: Vec<String>,
     /// Which states stand for a word in every variant: its tokens', or those one token earlier [default: before where MNTP is below, else same]
     #[arg(long, env = "LLM2VEC_LABEL_POSITION", value_name = "PLACE", requires = "words")]

@@ -8,6 +8,7 @@ mod record;
 mod report;
 mod work;
 
+use crate::cli::lists::paths;
 use crate::cli::{print, say, signal};
 use crate::error::{Error, Result};
 use crate::eval::suite::{self, Set};
@@ -74,7 +75,7 @@ impl Ablate {
 
     fn sentences(&self) -> Result<Section> {
         let mut sets: Vec<Set> = Vec::new();
-        for path in &self.tasks {
+        for path in &paths(&self.tasks) {
             sets.extend(suite::sets(path)?);
         }
         sets.sort_by_key(|set| set.kind);

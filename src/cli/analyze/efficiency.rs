@@ -1,6 +1,7 @@
 //! `llm2vec analyze efficiency`: STS against the steps of training runs.
 
 use super::AnalysisFlags;
+use crate::cli::lists::{Listed, paths, strings};
 use crate::cli::progress::Tally;
 use crate::cli::table::aligned;
 use crate::cli::{print, say};
@@ -28,11 +29,11 @@ pub struct Efficiency {
     #[command(flatten)]
     flags: AnalysisFlags,
     /// A folder of `train`, all of whose checkpoints are measured; or STEP=FOLDER of one adapter; may be repeated
-    #[arg(long, env = "LLM2VEC_RUN", value_delimiter = ',', required = true, value_name = "DIR")]
-    run: Vec<String>,
+    #[arg(long, env = "LLM2VEC_RUN", required = true, value_name = "DIR")]
+    run: Vec<Listed>,
     /// TSV with the header subset, score, sentence1, sentence2 (.gz and .zst too), or a folder of such; may be repeated
-    #[arg(long, env = "LLM2VEC_DATA", value_delimiter = ',', required = true, value_name = "PATH")]
-    data: Vec<PathBuf>,
+    #[arg(long, env = "LLM2VEC_DATA", required = true, value_name = "PATH")]
+    data: Vec<Listed>,
 }
 
 /// A curve before it is measured: its name, its adapters by step.
@@ -54,7 +55,7 @@ impl Efficiency {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
         let runs = self.runs()?;
-        let lists = self.data.iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
+        let lists = paths(&self.data).iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
         let files = lists.concat();
         files.iter().try_for_each(|file| sts::read(file).map(drop))?;
         self.flags.check_outputs(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
@@ -107,7 +108,7 @@ impl Efficiency {
     /// The curves: a run each, and all adapters with a step of their own as one more.
     fn runs(&self) -> Result<Vec<Run>> {
         let (mut runs, mut single) = (Vec::new(), Vec::new());
-        for text in &self.run {
+        for text in &strings(&self.run) {
             let split = text.split_once('=').and_then(|(step, dir)| Some((step.parse::<u64>().ok()?, dir)));
             if let Some((step, dir)) = split {
                 if step == 0 {

@@ -5,8 +5,9 @@ mod efficiency;
 mod prefix;
 mod similarity;
 
+use crate::cli::info::tell;
 use crate::cli::progress::Tally;
-use crate::cli::{KernelSetFlags, ModelFlags, say};
+use crate::cli::{KernelSetFlags, ModelFlags};
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::format::atomic;
@@ -115,7 +116,8 @@ impl AnalysisFlags {
             let what = "takes a token outside of the text, which is asked about; try --pooling mean";
             return Err(Error::usage(format!("--pooling {} {what}", pooling.name())));
         }
-        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+        // It asks about both masks.
+        tell(&setup, true);
         let mut settings = json!(setup.settings());
         if let Value::Object(settings) = &mut settings {
             settings.remove("attention");

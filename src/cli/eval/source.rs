@@ -1,8 +1,10 @@
 //! What every evaluation shares: where vectors come from, instructions, and where the scores go. Mining has the first two.
 
+use crate::cli::info::tell;
+use crate::cli::lists::{Listed, paths};
 use crate::cli::progress::Tally;
 use crate::cli::table::aligned;
-use crate::cli::{KernelSetFlags, ModelFlags, print, say};
+use crate::cli::{KernelSetFlags, ModelFlags, print};
 use crate::encode::Encoder;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result};
@@ -28,8 +30,8 @@ pub struct VectorFlags {
     #[command(flatten)]
     kernels: KernelSetFlags,
     /// Instead of a model: its vectors, made by any program, .npy or .safetensors, a row for each text in the order of the texts; repeat for several files, read as one
-    #[arg(long, env = "LLM2VEC_VECTORS", value_delimiter = ',', value_name = "FILE")]
-    vectors: Vec<PathBuf>,
+    #[arg(long, env = "LLM2VEC_VECTORS", value_name = "FILE")]
+    vectors: Vec<Listed>,
     /// An MTEB task, for its instruction in the paper's table or in --instructions
     #[arg(long, env = "LLM2VEC_TASK", value_name = "NAME")]
     task: Option<String>,
@@ -103,7 +105,7 @@ impl SourceFlags {
     /// Opens model or vectors for a task on `data`, after all that can be refused without them.
     pub fn open(&self, kind: &str, data: &[PathBuf]) -> Result<Session> {
         if let Some(output) = &self.output {
-            refuse_inputs(output, data.iter().chain(self.vectors.files()))?;
+            refuse_inputs(output, data.iter().chain(&self.vectors.files()))?;
         }
         // Now, not after minutes of work: can it be written at all?
         self.output.as_deref().map(atomic::beside).transpose()?;
@@ -123,8 +125,8 @@ pub fn refuse_inputs<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Pat
 
 impl VectorFlags {
     /// The files of vectors.
-    pub fn files(&self) -> &[PathBuf] {
-        &self.vectors
+    pub fn files(&self) -> Vec<PathBuf> {
+        paths(&self.vectors)
     }
 
     /// Opens model or vectors for a task on `data`, whose name tells the instruction if nothing else does.
@@ -141,16 +143,13 @@ impl VectorFlags {
             head["task_name"] = json!(task);
         }
         let vectors = if !self.vectors.is_empty() {
-            head["vectors"] = json!(self.vectors);
-            Vectors::files(&self.vectors, progress)?
+            head["vectors"] = json!(self.files());
+            Vectors::files(&self.files(), progress)?
         } else if options.model.is_empty() {
             return Err(Error::usage("nothing makes vectors: give a model (--model DIR) or --vectors FILE"));
         } else {
             let encoder = Encoder::open(&options)?;
-            encoder.setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
-            if !self.quiet {
-                say(encoder.setup.attention_line().spelled(crate::cli::FLAGS));
-            }
+            tell(&encoder.setup, self.quiet);
             head["model"] = json!(encoder.setup.dir);
             head["adapters"] = json!(options.adapters);
             head["settings"] = json!(encoder.setup.settings());

@@ -1,13 +1,13 @@
 //! `llm2vec eval sts`: semantic textual similarity.
 
 use super::source::SourceFlags;
+use crate::cli::lists::{Listed, paths};
 use crate::cli::print;
 use crate::error::Result;
 use crate::eval::scores::Scores;
 use crate::eval::sts::{self, Report};
 use clap::Args;
 use serde_json::json;
-use std::path::PathBuf;
 
 /// Semantic similarity: Spearman and Pearson correlation (x 100) of cosines and of inner products with people's judgement.
 #[derive(Args)]
@@ -16,8 +16,8 @@ use std::path::PathBuf;
   llm2vec eval sts -m DIR --adapter mntp --adapter simcse --data FOLDER -o scores.json")]
 pub struct Sts {
     /// TSV with the header subset, score, sentence1, sentence2 (.gz and .zst too), or a folder of such; may be repeated
-    #[arg(long, env = "LLM2VEC_DATA", value_delimiter = ',', required = true, value_name = "PATH")]
-    data: Vec<PathBuf>,
+    #[arg(long, env = "LLM2VEC_DATA", required = true, value_name = "PATH")]
+    data: Vec<Listed>,
     #[command(flatten)]
     source: SourceFlags,
 }
@@ -25,7 +25,7 @@ pub struct Sts {
 impl Sts {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let lists = self.data.iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
+        let lists = paths(&self.data).iter().map(|path| sts::files(path)).collect::<Result<Vec<_>>>()?;
         let lists = lists.concat();
         let mut session = self.source.open("sts", &lists)?;
         let report = sts::run(&mut session.vectors, &lists, &session.instruction.query)?;

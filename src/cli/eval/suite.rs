@@ -3,9 +3,11 @@
 mod record;
 
 use crate::cli::extractor::decisive;
+use crate::cli::info::tell;
+use crate::cli::lists::{Listed, paths};
 use crate::cli::progress::Tally;
 use crate::cli::table::aligned;
-use crate::cli::{FLAGS, KernelSetFlags, ModelFlags, print, say};
+use crate::cli::{KernelSetFlags, ModelFlags, print, say};
 use crate::encode::Encoder;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result};
@@ -14,7 +16,8 @@ use crate::eval::source::Vectors;
 use crate::eval::suite::{self, Kind, Set};
 use crate::pretrained::fingerprint;
 use crate::pretrained::open::{Options, Setup};
-use clap::builder::BoolishValueParser;
+use crate::train::config::Trimmed;
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{Args, ValueEnum};
 use record::{Kept, Record};
 use serde_json::{Value, json};
@@ -37,10 +40,10 @@ pub struct Suite {
     #[command(flatten)]
     kernels: KernelSetFlags,
     /// A folder of sets, or of folders of such; may be repeated
-    #[arg(long, env = "LLM2VEC_DATA", value_delimiter = ',', required = true, value_name = "FOLDER")]
-    data: Vec<PathBuf>,
+    #[arg(long, env = "LLM2VEC_DATA", required = true, value_name = "FOLDER")]
+    data: Vec<Listed>,
     /// Of these the ones of these names: as scifact, or sts/stsb.test
-    #[arg(long, env = "LLM2VEC_TASKS", value_delimiter = ',', value_name = "NAME,…")]
+    #[arg(long, env = "LLM2VEC_TASKS", value_delimiter = ',', value_name = "NAME,…", value_parser = Trimmed(NonEmptyStringValueParser::new()))]
     tasks: Vec<String>,
     /// Of these the paper's 15 tasks, by MTEB's names (SciFact, scifact; sick-r.test; banking77)
     #[arg(long, env = "LLM2VEC_SUBSET", value_name = "SUBSET", conflicts_with = "tasks")]
@@ -113,7 +116,8 @@ impl Suite {
 
     /// The sets that are asked for.
     fn chosen(&self) -> Result<Choice> {
-        let found = self.data.iter().map(|path| suite::sets(path)).collect::<Result<Vec<_>>>()?;
+        let data = paths(&self.data);
+        let found = data.iter().map(|path| suite::sets(path)).collect::<Result<Vec<_>>>()?;
         let mut sets = found.concat();
         sets.sort_by_key(|set| set.kind);
         let (mut chosen, mut missing): (Vec<(String, Set)>, Vec<&str>) = (Vec::new(), Vec::new());
@@ -126,7 +130,7 @@ impl Suite {
             }
             if chosen.is_empty() {
                 let what = "holds none of the paper's 15 tasks";
-                return Err(Error::file(&self.data[0], format!("{what}: {}", missing.join(", "))));
+                return Err(Error::file(&data[0], format!("{what}: {}", missing.join(", "))));
             }
             if !missing.is_empty() {
                 let (n, names) = (missing.len(), missing.join(", "));
@@ -219,8 +223,7 @@ impl Suite {
                 continue;
             }
             if let Some(setup) = setup.take() {
-                setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
-                self.say(&setup.attention_line().spelled(FLAGS).to_string());
+                tell(&setup, self.quiet);
                 let added = Rc::clone(&tally);
                 let progress = move |texts, tokens| added.borrow_mut().add(texts, tokens);
                 open = Some(Vectors::model(Encoder::load(setup)?, self.empty, progress));

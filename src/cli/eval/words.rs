@@ -6,6 +6,8 @@ mod table;
 pub use config::Words;
 
 use super::layers;
+use crate::cli::info::tell;
+use crate::cli::lists::{Listed, paths};
 use crate::cli::progress::Tally;
 use crate::cli::{FLAGS, KernelSetFlags, ModelFlags, extractor, print, say};
 use crate::encode::tokens::WordPooling;
@@ -76,8 +78,8 @@ pub struct Flags {
     #[arg(long, env = "LLM2VEC_CACHE", value_name = "DIR", conflicts_with = "vectors")]
     cache: Option<PathBuf>,
     /// Instead of a model: features made by any program, .npy or .safetensors, a row for each word; repeat for several files, read as one
-    #[arg(long, env = "LLM2VEC_VECTORS", value_delimiter = ',', value_name = "FILE")]
-    vectors: Vec<PathBuf>,
+    #[arg(long, env = "LLM2VEC_VECTORS", value_name = "FILE")]
+    vectors: Vec<Listed>,
     #[command(flatten)]
     kernels: KernelSetFlags,
     #[command(flatten)]
@@ -118,8 +120,9 @@ impl Flags {
         let features = if self.vectors.is_empty() {
             self.by_model(&data, &mut head)?
         } else {
-            head["vectors"] = json!(self.vectors);
-            (vec![words::from_files(&data, &self.vectors)?], None)
+            let files = paths(&self.vectors);
+            head["vectors"] = json!(files);
+            (vec![words::from_files(&data, &files)?], None)
         };
         // The extractor's temporary folder lives as long as the features.
         let (features, _extractor) = features;
@@ -134,7 +137,8 @@ impl Flags {
         }
         for (flag, path) in [("--output", &self.output), ("--plot", &self.plot)] {
             let Some(path) = path else { continue };
-            let vectors = self.vectors.iter().map(PathBuf::as_path);
+            let vectors = paths(&self.vectors);
+            let vectors = vectors.iter().map(PathBuf::as_path);
             if words::paths(data).into_iter().chain(vectors).any(|read| atomic::same_file(read, path)) {
                 let what = "is one of the files read; give another name";
                 return Err(Error::usage(format!("{flag} {} {what}", path.display())));
@@ -160,14 +164,13 @@ impl Flags {
             options.layer = list.last().map(|last| *last as i64);
             setup = Setup::open(&options)?;
         }
-        setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
+        tell(&setup, self.quiet);
         let (position, why) = match self.label_position {
             Some(asked) => (asked, self.position_by.clone().unwrap_or("by --label-position".into())),
             None => extractor::position(&setup),
         };
         if !self.quiet {
             say(format_args!("label position: {}, {why}", position.name()));
-            say(setup.attention_line().spelled(FLAGS));
         }
         let rows = WordRows { layers: list, pooling: self.word_pooling, position };
         head["model"] = json!(setup.dir);

@@ -45,6 +45,11 @@ impl Format {
         named(path).unwrap_or(Format::Text)
     }
 
+    /// Whether it is read whole before the first row.
+    pub(crate) fn is_binary(self) -> bool {
+        matches!(self, Format::Parquet | Format::Arrow)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Format::Text => "text",

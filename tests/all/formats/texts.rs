@@ -259,3 +259,20 @@ fn long_lines() {
     let endless = Records::from_reader("endless", Format::Text, std::io::repeat(b'a').take(1 << 40));
     refused(endless.collect::<Result<Vec<_>>>(), &["endless", "line 1", "256 MiB"]);
 }
+
+/// Counted as the bytes lie in the file, packed or not: all of them are read at the end, and of a large file not all before.
+#[test]
+fn a_file_knows_how_far_it_has_been_read() {
+    let (dir, text) = (folder(), "a line of some words\n".repeat(40_000));
+    for (name, bytes) in [("a.txt", text.clone().into_bytes()), ("a.txt.gz", gzip(text.as_bytes()))] {
+        let path = write(dir.path(), name, &bytes);
+        let mut records = input::open(&path, &Reading::default()).unwrap();
+        let progress = records.progress().unwrap();
+        assert_eq!(progress.total, bytes.len() as u64);
+        records.next().unwrap().unwrap();
+        assert!(0 < progress.read() && (progress.read() < progress.total || name.ends_with("gz")));
+        assert_eq!(records.by_ref().count(), 39_999);
+        assert_eq!(progress.read(), progress.total, "{name}");
+    }
+    assert!(Records::from_reader("memory", Format::Text, &b"x"[..]).progress().is_none());
+}
