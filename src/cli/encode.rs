@@ -3,8 +3,11 @@
 use crate::cli::info::tell;
 use crate::cli::peer::{self, Peer, WINDOW_BYTES};
 use crate::cli::progress::{End, Tally};
-use crate::cli::{KernelSetFlags, ModelFlags, ReadingFlags, TextFlags, nearest::Nearest};
+use crate::cli::shard::{self, Shard};
+use crate::cli::{KernelSetFlags, ModelFlags, ReadingFlags, TextFlags, nearest::Nearest, say};
+use crate::device::Device;
 use crate::encode::Encoder;
+use crate::encode::part::{Part, PartRecord};
 use crate::encode::texts::{Item, Rows};
 use crate::encode::tokens::{Level, Parts, Passage, WordPooling};
 use crate::error::{Error, Message, Result, message};
@@ -13,6 +16,9 @@ use crate::format::input::{self, Record};
 use crate::format::output::{Output, OutputDtype};
 use crate::pretrained::open::{Options, Setup};
 use clap::Args;
+use clap::builder::BoolishValueParser;
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
 
 /// Turn texts into vectors.
 #[derive(Args)]
@@ -56,19 +62,15 @@ pub struct Encode {
     /// The vector of a word of several tokens: the first's, the last's, or their mean
     #[arg(long, env = "LLM2VEC_WORD_POOLING", default_value = "mean", value_name = "MODE")]
     word_pooling: WordPooling,
-    /// Encode only part I of N (1/4 … 4/4); the parts' outputs, one after the other, are the whole's
-    #[arg(long, env = "LLM2VEC_SHARD", value_name = "I/N", value_parser = shard)]
-    shard: Option<(u64, u64)>,
+    /// Encode only part I of N (1/4 … 4/4), which `join` makes one file of; auto: this process's rank among those that mpirun, srun or torchrun started; auto/N: in a job array 1-N its task. With auto the file is NAME-00003-of-00016.npy
+    #[arg(long, env = "LLM2VEC_SHARD", value_name = "I/N|auto|auto/N")]
+    shard: Option<Shard>,
+    /// Leave a part alone that is there, whole and of this very run
+    #[arg(long, env = "LLM2VEC_SKIP_DONE", requires = "shard", value_parser = BoolishValueParser::new())]
+    skip_done: bool,
     /// Print for every text the K most similar others, by cosine
     #[arg(long, env = "LLM2VEC_NEAREST", value_name = "K")]
     nearest: Option<usize>,
-}
-
-fn shard(s: &str) -> std::result::Result<(u64, u64), String> {
-    let parts = s.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-    parts
-        .filter(|(i, n)| (1..=*n).contains(i))
-        .ok_or_else(|| "expected I/N with 1 <= I <= N, for instance 2/4".into())
 }
 
 /// No error where whoever read stdout has seen enough and left, as `head` does.
@@ -88,12 +90,15 @@ struct Started {
     left: u64,
     parts: Parts,
     end: End,
+    /// Of a shard that goes to a file: the file, and what is to be recorded of it.
+    record: Option<(PathBuf, PartRecord)>,
 }
 
 impl Encode {
     /// Runs the command.
     pub fn run(self) -> Result<()> {
-        let Started { mut encoder, mut output, records, mut left, parts, end } = self.start()?;
+        let Some(started) = self.start()? else { return Ok(()) };
+        let Started { mut encoder, mut output, records, mut left, parts, end, record } = started;
         let mut tally = Tally::to(end, self.texts.quiet);
         let Some(mut records) = records else {
             let Some(output) = output else { return Ok(()) };
@@ -137,12 +142,13 @@ impl Encode {
             return Err(Error::file(self.name(), "holds no text"));
         }
         output.map_or(Ok(0), Output::finish)?;
+        record.map_or(Ok(()), |(part, record)| record.write(&part))?;
         tally.finish();
         nearest.map_or(Ok(()), |n| n.print())
     }
 
-    /// Opens all that it reads and writes, the model last.
-    fn start(&self) -> Result<Started> {
+    /// Opens all that it reads and writes, the model last; nothing where the part is done already.
+    fn start(&self) -> Result<Option<Started>> {
         if self.nearest.is_some() && self.output.as_deref() == Some("-") {
             return Err(Error::usage("--nearest and --output - would share stdout; give a file name"));
         }
@@ -153,15 +159,22 @@ impl Encode {
             self.model.check_states()?;
         }
         let input = if self.input == "-" { "/dev/stdin" } else { &self.input };
-        if let Some(output) =
-            self.output.as_ref().filter(|o| atomic::same_file((*o).as_ref(), input.as_ref()))
-        {
+        let part = self.shard.map(|shard| shard.part(shard::variable)).transpose()?;
+        let auto = part.filter(|_| self.shard.is_some_and(Shard::is_auto));
+        let output = self.output.as_ref().map(|output| match auto {
+            Some(part) if output != "-" => shard::part_path(output, part),
+            _ => output.clone(),
+        });
+        if let Some(output) = output.as_ref().filter(|o| atomic::same_file((*o).as_ref(), input.as_ref())) {
             return Err(Error::usage(format!("--output {output} is the input; give another name")));
         }
-        let options = self.model.options_for(&self.texts)?;
-        let device = self.kernels.apply(&self.model.device, options.device)?;
-        let options = Options { device, ..options };
-        let range = self.range()?;
+        let device = match auto {
+            Some(_) if self.model.device == "auto" => shard::device(),
+            _ => self.model.device.clone(),
+        };
+        let device = self.kernels.open(&device)?;
+        let options = Options { device, layer: self.texts.layer, ..self.model.options.clone() };
+        let (range, total) = self.range(part)?;
         let peer = self.input == "-" && self.output.as_deref() == Some("-");
         let records = if peer { None } else { Some(self.records()?) };
         let end = match records.as_ref().and_then(input::Records::progress) {
@@ -174,12 +187,36 @@ impl Encode {
         let c = if self.level == Level::Text { setup.dimensions() } else { setup.config.width };
         // Before the weights: a wrong name or a missing folder should not cost the time to load them.
         let create = if self.level == Level::Text { Output::create } else { Output::of_blocks };
-        let output = self.output.as_ref().map(|o| create(o, c, self.output_dtype)).transpose()?;
+        let file = output.as_ref().filter(|output| *output != "-").map(PathBuf::from);
+        let record = match part.zip(file) {
+            Some((part, file)) => {
+                let form = (c, self.output_dtype, self.level.name());
+                let record = PartRecord::new(
+                    part,
+                    range.clone(),
+                    total,
+                    input.as_ref(),
+                    &setup,
+                    form,
+                    self.asked(&setup),
+                )?;
+                if self.skip_done && record.is_done(&file) {
+                    if !self.texts.quiet {
+                        say(format_args!("{}: is done, part {} of {}", file.display(), part.number, part.of));
+                    }
+                    return Ok(None);
+                }
+                Some((file, record))
+            }
+            None => None,
+        };
+        let output = output.as_ref().map(|o| create(o, c, self.output_dtype)).transpose()?;
         let encoder = Encoder::load(setup)?;
         let normalize = options.normalize == Some(true);
         let parts =
             Parts { level: self.level, word_pooling: self.word_pooling, empty: self.texts.empty, normalize };
-        Ok(Started { encoder, output, records, left: range.end - range.start, parts, end })
+        let left = range.end - range.start;
+        Ok(Some(Started { encoder, output, records, left, parts, end, record }))
     }
 
     fn name(&self) -> &str {
@@ -190,9 +227,22 @@ impl Encode {
         input::open(&self.input, &self.reading.reading())
     }
 
-    /// The records of this shard: parts of equal size in the input's order, so the input is counted first.
-    fn range(&self) -> Result<std::ops::Range<u64>> {
-        let Some((i, n)) = self.shard else { return Ok(0..u64::MAX) };
+    /// What decides a vector's numbers beside the model and its settings.
+    fn asked(&self, setup: &Setup) -> Map<String, Value> {
+        let on_gpu = matches!(setup.device, Device::Gpu(_));
+        let asked = json!({
+            "instruction": self.texts.instruction, "empty": format!("{:?}", self.texts.empty),
+            "word pooling": format!("{:?}", self.word_pooling), "dimensions": setup.dimensions(),
+            "prompt": self.model.options.prompt, "compat": format!("{:?}", self.model.options.compat),
+            "text column": self.reading.text_column, "input format": format!("{:?}", self.reading.input_format),
+            "arithmetic": if on_gpu { "bf16 on a GPU".into() } else { format!("{:?}", setup.storage) },
+        });
+        if let Value::Object(asked) = asked { asked } else { Map::new() }
+    }
+
+    /// The records of this shard, parts of equal size in the input's order, so that the input is counted first; and its count.
+    fn range(&self, part: Option<Part>) -> Result<(std::ops::Range<u64>, u64)> {
+        let Some(Part { number: i, of: n }) = part else { return Ok((0..u64::MAX, u64::MAX)) };
         let what = "--shard counts the texts first and needs a file that can be read twice";
         if self.input == "-" {
             return Err(Error::usage(format!("{what}, not stdin; save the texts to a file")));
@@ -208,7 +258,7 @@ impl Encode {
             total += 1;
         }
         let edge = |i: u64| (u128::from(total) * u128::from(i) / u128::from(n)) as u64;
-        Ok(edge(i - 1)..edge(i))
+        Ok((edge(i - 1)..edge(i), total))
     }
 
     fn window(

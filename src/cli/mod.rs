@@ -10,6 +10,7 @@ mod encode;
 mod eval;
 mod extractor;
 mod info;
+mod join;
 mod lists;
 mod merge;
 mod mine;
@@ -17,6 +18,7 @@ mod nearest;
 mod pages;
 mod peer;
 mod progress;
+mod shard;
 pub mod signal;
 mod spelling;
 mod table;
@@ -60,6 +62,7 @@ fn is_verbose() -> bool {
 #[derive(Subcommand)]
 enum Command {
     Encode(encode::Encode),
+    Join(join::Join),
     Merge(merge::Merge),
     Train(Box<train::Train>),
     Mine(Box<mine::Mine>),
@@ -101,6 +104,7 @@ pub fn run(cli: Cli) -> Result<()> {
     VERBOSE.store(cli.verbose, Ordering::Relaxed);
     rayon::scope(|_| match cli.command {
         Command::Encode(c) => c.run().or_else(encode::unread),
+        Command::Join(c) => c.run(),
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Mine(c) => c.run(),
@@ -204,11 +208,6 @@ impl ModelFlags {
     /// The library's options, with the device opened.
     fn options(&self) -> Result<Options> {
         Ok(Options { device: Device::by_name(&self.device)?, ..self.options.clone() })
-    }
-
-    /// Likewise, of a command that makes vectors.
-    fn options_for(&self, texts: &TextFlags) -> Result<Options> {
-        Ok(Options { layer: texts.layer, ..self.options()? })
     }
 }
 

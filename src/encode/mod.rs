@@ -1,5 +1,7 @@
 //! The encoder: a checkpoint, a tokenizer and settings in; a vector per text out.
 
+pub mod join;
+pub mod part;
 mod steps;
 pub mod texts;
 pub mod tokens;

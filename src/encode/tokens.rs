@@ -23,6 +23,17 @@ pub enum Level {
     Word,
 }
 
+impl Level {
+    /// As the command has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Text => "text",
+            Level::Token => "token",
+            Level::Word => "word",
+        }
+    }
+}
+
 /// The vector of a word that has several tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]

@@ -11,6 +11,7 @@ pub(crate) mod lines;
 pub mod npy;
 mod number;
 pub mod output;
+pub(crate) mod parts;
 pub mod peft;
 #[cfg(feature = "cli")]
 pub(crate) mod svg;

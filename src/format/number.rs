@@ -1,7 +1,10 @@
 //! How the numbers of a row are stored.
 
+use serde::{Deserialize, Serialize};
+
 /// How the elements are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum OutputDtype {
     /// 32-bit floats.
@@ -20,6 +23,15 @@ impl OutputDtype {
     /// Columns of a file for rows of `dim` numbers.
     pub(super) fn columns(self, dim: usize) -> usize {
         if self.is_packed() { dim / 8 } else { dim }
+    }
+
+    /// Bytes of a column.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            OutputDtype::F32 => 4,
+            OutputDtype::F16 => 2,
+            OutputDtype::I8 | OutputDtype::Binary | OutputDtype::Ubinary => 1,
+        }
     }
 
     /// Whether a byte holds eight numbers.

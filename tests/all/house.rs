@@ -28,7 +28,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("format", &["error", "device::mapped"]),
     ("text", &["error"]),
     ("pretrained", &["error", "device", "tensor", "memory", "ops", "model", "format", "text"]),
-    ("encode", &["error", "device", "tensor", "memory", "ops", "model", "text", "pretrained"]),
+    // Parts of an encoding are files with a record beside them.
+    ("encode", &["error", "device", "tensor", "memory", "ops", "model", "format", "text", "pretrained"]),
     // The product of queries and documents is the CPU's own, a probe's step the optimiser's.
     ("eval", &["error", "device", "tensor", "rng", "ops", "format", "encode"]),
     (

@@ -26,6 +26,7 @@ mod machine_code;
 mod mine;
 mod model;
 mod ops;
+mod shards;
 mod suite;
 mod tasks;
 mod text;
