@@ -35,7 +35,7 @@ pub struct Folder {
     /// What a user should know and may ignore.
     pub warning: Option<String>,
     existing: Existing,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Folder {
@@ -84,14 +84,21 @@ impl Folder {
         }
         for name in file_names(path)? {
             let half = path.join(&name);
-            if name.starts_with(TEMPORARY) {
-                std::fs::remove_dir_all(&half).map_err(|e| Error::io(&half, e))?;
-            } else if atomic::meant(&name).is_some_and(is_written) {
-                std::fs::remove_file(&half).map_err(|e| Error::io(&half, e))?;
+            if name.starts_with(TEMPORARY) || atomic::meant(&name).is_some_and(is_written) {
+                let removed = match half.is_dir() {
+                    true => std::fs::remove_dir_all(&half),
+                    false => std::fs::remove_file(&half),
+                };
+                removed.map_err(|e| Error::io(&half, e))?;
             }
         }
         let resume = if existing == Existing::Resume { checkpoint::latest(path)? } else { None };
-        Ok(Folder { path: path.into(), resume, warning: lock.warning.take(), existing, _lock: lock })
+        Ok(Folder { path: path.into(), resume, warning: lock.warning.take(), existing, lock })
+    }
+
+    /// An error where the folder that was claimed is no longer there: nothing may be written into one made anew.
+    pub fn check(&self) -> Result<()> {
+        self.lock.check()
     }
 
     /// Keeps an adapter as the best one, in place of the one before.

@@ -15,6 +15,7 @@ pub const FILE: &str = ".llm2vec.lock";
 pub struct Lock {
     path: PathBuf,
     file: File,
+    locked: bool,
     /// Why nothing is locked, where the file system cannot.
     pub warning: Option<String>,
 }
@@ -48,8 +49,19 @@ impl Lock {
             let holder = Holder { pid: std::process::id(), host: host(), started };
             let text = serde_json::to_string(&holder).map_err(|e| Error::file(&path, e.to_string()))?;
             file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(io)?;
-            return Ok(Lock { path, file, warning });
+            return Ok(Lock { path, file, locked: warning.is_none(), warning });
         }
+    }
+
+    /// An error where the file that this holds has gone from the folder, mostly with the folder: another process may have
+    /// begun there anew.
+    pub fn check(&self) -> Result<()> {
+        if !self.locked || is_named(&self.file, &self.path) {
+            return Ok(());
+        }
+        let dir = self.path.parent().unwrap_or(&self.path);
+        let what = "was removed, or made anew, while this process wrote into it; what was saved there is gone, start again";
+        Err(Error::file(dir, what))
     }
 }
 

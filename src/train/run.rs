@@ -112,6 +112,7 @@ impl Trainer {
         }
         while !self.is_over() {
             self.one_step()?;
+            self.folder.check()?;
             let signal = self.stop.load(Ordering::Relaxed) as u8;
             let (due, over) = (self.step.is_multiple_of(self.config.save_steps as u64), self.is_over());
             if signal != 0 || due || over {
