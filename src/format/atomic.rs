@@ -93,8 +93,8 @@ pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// An empty temporary file in the folder of `target`, removed when dropped before [`publish`].
-pub(crate) fn beside(target: &Path) -> Result<NamedTempFile> {
+/// Where `target` is to be, a file in a folder that is there, and how what is unfinished of it is called.
+fn place(target: &Path) -> Result<(PathBuf, String)> {
     let real = destination(target)?;
     let folder = folder(&real);
     if !folder.is_dir() {
@@ -111,6 +111,13 @@ pub(crate) fn beside(target: &Path) -> Result<NamedTempFile> {
         _ => {}
     }
     let prefix = format!(".{}.", file_name(&real));
+    Ok((real, prefix))
+}
+
+/// An empty temporary file in the folder of `target`, removed when dropped before [`publish`].
+pub(crate) fn beside(target: &Path) -> Result<NamedTempFile> {
+    let (real, prefix) = place(target)?;
+    let folder = folder(&real);
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix);
     #[cfg(unix)]
@@ -202,6 +209,14 @@ pub(crate) fn publish(temp: NamedTempFile, target: &Path) -> Result<()> {
     sync_folder(&real)
 }
 
+/// Removes the file `target`, if there is one.
+pub(crate) fn remove(target: &Path) -> Result<()> {
+    match fs::remove_file(destination(target)?) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(target, e)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the rename itself durable: without it a power cut may bring the old name back.
 pub(crate) fn sync_folder(target: &Path) -> Result<()> {
     #[cfg(unix)]
@@ -209,6 +224,23 @@ pub(crate) fn sync_folder(target: &Path) -> Result<()> {
     #[cfg(not(unix))]
     let _ = target;
     Ok(())
+}
+
+/// An empty temporary folder beside `target`, for one who needs several names to write it; removed with all in it when
+/// dropped.
+pub(crate) fn folder_beside(target: &Path) -> Result<TempDir> {
+    let (real, prefix) = place(target)?;
+    folder_in(folder(&real), &prefix)
+}
+
+/// Puts a synced file of such a folder in the place of `target`.
+pub(crate) fn publish_from(folder: TempDir, file: &Path, target: &Path) -> Result<()> {
+    let real = destination(target)?;
+    let list = unfinished();
+    fs::rename(file, &real).map_err(|e| Error::io(target, e))?;
+    drop(list);
+    drop(folder);
+    sync_folder(&real)
 }
 
 /// Writes a small file whole.

@@ -280,20 +280,22 @@ impl View for Floats<'_> {
 
 /// Writes a safetensors file, one tensor at a time: `View::data` may make its bytes when it is asked for them.
 pub fn write_safetensors<V: View>(path: &Path, tensors: Vec<(String, V)>) -> Result<()> {
-    let temp = atomic::beside(path)?;
-    let permissions = temp.as_file().metadata().map_err(|e| Error::io(path, e))?.permissions();
+    // The crate writes to a file that it makes beside ours and then renames. A killed process would leave that one for
+    // ever: in a folder of ours, whoever removes what is unfinished finds it.
+    let folder = atomic::folder_beside(path)?;
+    let file = folder.path().join("tensors");
+    let made = std::fs::File::create(&file).and_then(|made| made.metadata());
+    let permissions = made.map_err(|e| Error::io(path, e))?.permissions();
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), temp.path()).map_err(|e| match e {
+    safetensors::serialize_to_file(tensors, Some(metadata), &file).map_err(|e| match e {
         SafeTensorError::IoError(e) => Error::io(path, e),
         other => Error::file(path, format!("cannot be written: {other}")),
     })?;
-    // The crate put a file of its own, of mode 0600, in the place of ours: give it our mode, and sync that one.
-    std::fs::set_permissions(temp.path(), permissions)
-        .and_then(|()| std::fs::File::open(temp.path())?.sync_all())
+    // The crate's file is of mode 0600: give it that of an ordinary one, and sync it.
+    std::fs::set_permissions(&file, permissions)
+        .and_then(|()| std::fs::File::open(&file)?.sync_all())
         .map_err(|e| Error::io(path, e))?;
-    let real = atomic::destination(path)?;
-    temp.into_temp_path().persist(&real).map_err(|e| Error::io(path, e.error))?;
-    atomic::sync_folder(&real)
+    atomic::publish_from(folder, &file, path)
 }
 
 /// Copies the tokenizer and generation files that a written model needs beside its weights, where there are any.

@@ -403,20 +403,27 @@ impl Output {
             Sink::Stream(mut stream) => return stream.flush().map(|()| self.rows).map_err(failed),
             Sink::File(main) => main,
         };
+        let mut beside = Vec::new();
         for side in self.sides {
             let head = npy::header(side.types.0, &side.shape());
             let mut file = unbuffered(side.file).map_err(failed)?;
             file.rewind().map_err(failed)?;
             if self.kind == Kind::Npy {
                 file.write_all(&head).map_err(failed)?;
-                // Before the main file, so that whoever sees that one finds what belongs to it.
-                atomic::publish(file, &side_path(&path, side.name))?;
+                file.as_file().sync_all().map_err(failed)?;
+                beside.push((file, side_path(&path, side.name)));
             } else {
                 io::copy(file.as_file_mut(), &mut main).map_err(failed)?;
             }
         }
         let mut main = unbuffered(main).map_err(failed)?;
         main.rewind().and_then(|()| main.write_all(&header)).map_err(failed)?;
+        main.as_file().sync_all().map_err(failed)?;
+        if !beside.is_empty() {
+            // An older main file goes first, for it belongs to other sides: whoever sees one finds its own.
+            atomic::remove(&path)?;
+        }
+        beside.into_iter().try_for_each(|(file, target)| atomic::publish(file, &target))?;
         atomic::publish(main, &path)?;
         Ok(self.rows)
     }
