@@ -17,6 +17,8 @@ mod cli;
 mod emulated;
 mod eval;
 mod eval_probes;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod faults;
 mod formats;
 mod golden;
 mod gradients;

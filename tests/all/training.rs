@@ -22,12 +22,12 @@ use tempfile::TempDir;
 const STAGES: [&str; 3] = ["mntp", "simcse", "supervised"];
 
 /// The first rows of the texts that ship with the repository.
-struct Data {
+pub(super) struct Data {
     dir: TempDir,
 }
 
 impl Data {
-    fn new(rows: usize) -> Data {
+    pub(super) fn new(rows: usize) -> Data {
         let dir = folder();
         for (from, to) in [
             ("persuasion.train.txt.gz", "train.txt"),
@@ -42,7 +42,7 @@ impl Data {
         Data { dir }
     }
 
-    fn of(&self, stage: &str) -> PathBuf {
+    pub(super) fn of(&self, stage: &str) -> PathBuf {
         self.dir.path().join(if stage == "supervised" { "triplets.jsonl" } else { "train.txt" })
     }
 
@@ -51,7 +51,7 @@ impl Data {
     }
 
     /// Sentences by how many words they have of those that they had.
-    fn pairs(&self) -> PathBuf {
+    pub(super) fn pairs(&self) -> PathBuf {
         let path = self.dir.path().join("pairs.tsv");
         let text = fs::read_to_string(self.validation()).unwrap();
         let lines: Vec<&str> = text.lines().filter(|line| line.len() > 30).take(20).collect();

@@ -25,6 +25,11 @@ pub fn here(path: &str) -> PathBuf {
     Path::new(&root).join(path)
 }
 
+/// How much of a campaign to run: a number in the environment, or that of every day.
+pub fn amount(variable: &str, every_day: usize) -> usize {
+    std::env::var(variable).map_or(every_day, |n| n.parse().expect(variable))
+}
+
 /// The small model that ships with the repository.
 pub fn novel5m() -> PathBuf {
     here("tests/models/novel5m")

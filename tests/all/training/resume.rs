@@ -2,6 +2,7 @@
 
 use super::{Data, log, same_run, train};
 use crate::command::{Tiny, failed, folder, good, str};
+use crate::common::amount;
 use llm2vec::format::hf::Checkpoint as Tensors;
 use llm2vec::rng::philox;
 use llm2vec::train::checkpoint::Checkpoint;
@@ -12,9 +13,6 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-/// Kills of each stage, at least.
-const KILLS: usize = 20;
 
 /// A stage with much of what it can do, on little data: epochs end, batches are short, several make a step.
 struct Case {
@@ -93,8 +91,9 @@ impl Case {
         let flags = ["--steps", "20", "--keep", "2", "--save-steps", save_steps];
         let straight = dir.path().join("straight");
         let whole = self.straight(&straight, &flags);
+        let wanted = amount("LLM2VEC_KILLS", 20);
         let (mut kills, mut runs, mut saves) = (0, 0, 0);
-        while kills < KILLS {
+        while kills < wanted {
             let out = dir.path().join(format!("run-{runs}"));
             loop {
                 let draw = philox([kills as u32, runs, 0, 0], [7, self.stage.len() as u32]);
