@@ -239,7 +239,8 @@ pub(crate) fn publish_from(folder: TempDir, file: &Path, target: &Path) -> Resul
     let list = unfinished();
     fs::rename(file, &real).map_err(|e| Error::io(target, e))?;
     drop(list);
-    drop(folder);
+    // One that stays would be published with the folder around it.
+    folder.close().map_err(|e| Error::io(target, e))?;
     sync_folder(&real)
 }
 

@@ -36,8 +36,7 @@ impl Lock {
         let io = |e| Error::io(&path, e);
         loop {
             let mut options = OpenOptions::new();
-            let mut file =
-                options.read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+            let file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
             let warning = match file.try_lock() {
                 // Its holder may have ended, and removed it, between the two calls above: then it locks nobody out.
                 Ok(()) if !is_named(&file, &path) => continue,
@@ -48,8 +47,13 @@ impl Lock {
             let started = now();
             let holder = Holder { pid: std::process::id(), host: host(), started };
             let text = serde_json::to_string(&holder).map_err(|e| Error::file(&path, e.to_string()))?;
-            file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(io)?;
-            return Ok(Lock { path, file, locked: warning.is_none(), warning });
+            let lock = Lock { path, file, locked: warning.is_none(), warning };
+            let mut file = &lock.file;
+            return match file.set_len(0).and_then(|()| file.write_all(text.as_bytes())) {
+                Ok(()) => Ok(lock),
+                // Dropped, and so removed.
+                Err(e) => Err(Error::io(&lock.path, e)),
+            };
         }
     }
 
