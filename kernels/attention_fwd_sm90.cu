@@ -88,10 +88,8 @@ struct alignas(16) Job {
     static constexpr int BEFORE = 1, BEHIND = 2, KEPT = 4, TURNS = 8;
     int row, start, end, head, key, tiles, flags, unused;
 
-    // The same in every lane of a warp, which the compiler is to know.
-    __device__ __forceinline__ Job same() const {
-        const auto first = [](int x) { return __shfl_sync(ALL, x, 0); };
-        return {first(row), first(start), first(end), first(head), first(key), first(tiles), first(flags)};
+    __device__ __forceinline__ Job here() const {
+        return {same(row), same(start), same(end), same(head), same(key), same(tiles), same(flags)};
     }
 };
 
@@ -362,40 +360,15 @@ struct Consumer {
         if (lane == 0) cp_async_bulk_wait_read();
         __syncwarp();
         const unsigned from = at.result(w) + warp * 16 * 128;
-#pragma unroll
-        for (int j = 0; j < D / 16; j++) {
-            const unsigned panel = from + j / 4 * P::UNIT_PANEL + lane % 16 * 128;
-            const float* c = state.out + 8 * j;
-            stmatrix_x4(panel + (((2 * j % 8 + lane / 16) ^ lane % 8) << 4), narrow(c[0] * scale[0], c[1] * scale[0]),
-                        narrow(c[2] * scale[1], c[3] * scale[1]), narrow(c[4] * scale[0], c[5] * scale[0]),
-                        narrow(c[6] * scale[1], c[7] * scale[1]));
-        }
-        if (first + STORED <= job.end) {
-            fence_proxy_async();
-            __syncwarp();
-            if (lane == 0) {
-                for (int p = 0; p < P::PANELS; p++)
-                    cp_async_bulk_tensor_store(map, job.head * D + 64 * p, first, from + p * P::UNIT_PANEL);
-                cp_async_bulk_commit();
-            }
-        } else {
-            __syncwarp();
-            // The rows of another sequence follow, which a box would overwrite.
-            for (int i = lane; i < STORED * D / BF16S; i += 32) {
-                const int r = i / (D / BF16S), c = i % (D / BF16S);
-                if (first + r < job.end)
-                    st_global(out + (size_t(first + r) * H + job.head) * D + c * BF16S,
-                              ld_shared(from + c / 8 * P::UNIT_PANEL + r * 128 + ((c % 8 ^ r % 8) << 4)));
-            }
-        }
-        __syncwarp();
+        put_rows(from, P::UNIT_PANEL, state.out, scale[0], scale[1]);
+        send_rows<STORED, P::PANELS>(map, out, H * D, job.head * D, first, job.end, from, P::UNIT_PANEL);
     }
     // Jobs, one after the other.
     __device__ __forceinline__ void run(const Job& posted) {
         if (w == 1) barrier_arrive(1, 128 * CONSUMERS);
         for (;; round++) {
             mbarrier_wait(at.posted(w), round & 1);
-            job = posted.same();
+            job = posted.here();
             if (job.head == Job::END) break;
             if (job.flags & Job::BEFORE) skip_all();
             if (job.head == Job::NONE) {
@@ -449,7 +422,7 @@ __device__ __forceinline__ void forward(const CUtensorMap& map, bf16* out, float
     }
     slices.count(starts, B);
     __syncthreads();
-    const int warpgroup = __shfl_sync(ALL, threadIdx.x / 128, 0);
+    const int warpgroup = same(threadIdx.x / 128);
     if (warpgroup == CONSUMERS) {
         setmaxnreg_dec<56>();
         if (threadIdx.x / 32 == 4 * CONSUMERS) {

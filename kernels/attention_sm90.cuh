@@ -4,15 +4,35 @@
 #include "attention.cuh"
 #include "hopper.cuh"
 
+// The same in every lane of a warp, which the compiler is to know.
+__device__ __forceinline__ int same(int x) { return __shfl_sync(ALL, x, 0); }
+
+// x, of which nothing else is known: what follows from it is computed anew and takes no registers from one turn of a loop to the next.
+__device__ __forceinline__ int anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// UNIT rows of a head's columns to panels of 64, so many bytes apart.
+template <int D>
+__device__ __forceinline__ void load_unit(unsigned to, int panel, const CUtensorMap& map, int head, int row, unsigned full) {
+    for (int p = 0; p < D / 64; p++) cp_async_bulk_tensor_load(to + p * panel, map, head * D + 64 * p, row, full);
+}
+
 // Rows of one sequence: from `row` on, a whole slice or what is left to its end.
 struct Slice {
     int row, start, end;
 };
 
-// The slices of ROWS rows of all sequences, counted up to each of the chunks of sequences that fall to the block's THREADS.
-template <int ROWS, int THREADS>
+// The slices of ROWS rows of all sequences of more than ABOVE rows, counted up to each of the chunks of sequences that fall to the
+// block's THREADS.
+template <int ROWS, int THREADS, int ABOVE = 0>
 struct Slices {
     int before[THREADS + 1], warps[THREADS / 32];
+
+    static __device__ __forceinline__ int of(int start, int end) {
+        return end - start > ABOVE ? ceil_div(end - start, ROWS) : 0;
+    }
 
     // By all threads, before a barrier that tells of it.
     __device__ inline void count(const int* __restrict__ starts, int B) {
@@ -20,7 +40,7 @@ struct Slices {
         int sum = 0;
         for (int t = from, start = from < B ? starts[from] : 0; t < min(from + chunk, B); t++) {
             const int end = starts[t + 1];
-            sum += ceil_div(end - start, ROWS);
+            sum += of(start, end);
             start = end;
         }
 #pragma unroll
@@ -46,7 +66,7 @@ struct Slices {
             const int t = base + lane;
             int start = 0, end = 0;
             if (t < min((chunk + 1) * size, B)) start = starts[t], end = starts[t + 1];
-            int sum = ceil_div(end - start, ROWS);
+            int sum = of(start, end);
             const int own = sum;
 #pragma unroll
             for (int apart = 1; apart < 32; apart *= 2) {
@@ -62,6 +82,14 @@ struct Slices {
         }
     }
 };
+
+// The bytes of low and high, or their signs, that `selector` names.
+__device__ __forceinline__ unsigned prmt(unsigned low, unsigned high, unsigned selector) {
+    unsigned y;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(low), "r"(high), "r"(selector));
+    return y;
+}
+__device__ __forceinline__ float masked(float x, unsigned mask) { return __uint_as_float(__float_as_uint(x) & mask); }
 
 // Which of a thread's probabilities stay: of a tile's row lane / 4 and of that eight below it. Bit 7 - (4 half + i) of byte s is
 // column 8 (4 i + s) + 2 (lane % 4), in `even`, and the next, in `odd`.
@@ -100,13 +128,38 @@ struct Kept {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int by = 4 * half + j / 4;
-                unsigned mask;
-                asm("prmt.b32 %0, %1, %2, %3;"
-                    : "=r"(mask)
-                    : "r"(even << by), "r"(odd << by), "r"((8 | j % 4) * 0x0011 + (12 | j % 4) * 0x1100));
-                p[2 * j + half] &= mask;
+                p[2 * j + half] &= prmt(even << by, odd << by, (8 | j % 4) * 0x0011 + (12 | j % 4) * 0x1100);
             }
         }
+    }
+    // All bits, or none, of column 8 j + 2 (lane % 4) + odd.
+    __device__ __forceinline__ unsigned all(int j, int half, int odd_column) const {
+        return prmt((odd_column ? odd : even) << (4 * half + j / 4), 0, (8 | j % 4) * 0x1111);
+    }
+};
+
+// The same of transposed scores: rows are 16 keys of a warp, two eights of their text, columns 64 queries. Bit j of byte 2 half + i
+// is key lane / 4 of an eight and query 8 j + 2 (lane % 4) + i.
+struct KeptOfKeys {
+    unsigned bits;
+
+    // A lane draws four of the 128 calls: two queries that lanes of its place in a quad have, by both eights of keys.
+    static __device__ __forceinline__ KeptOfKeys draw(const Draw& dropout, int query, int plane, int group) {
+        const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        unsigned own = 0, bits = 0;
+        // One after the other: there are few registers beside the sums.
+#pragma unroll 1
+        for (int i = 0; i < 4; i++) own |= dropout.kept(query + 8 * g + 2 * t + i % 2, plane, group + i / 2) << (8 * i);
+#pragma unroll
+        for (int j = 0; j < 8; j++) bits |= (__shfl_sync(ALL, own, 4 * j + t) >> g & 0x01010101u) << j;
+        return {bits};
+    }
+    // All bits, or none, of the key in row `half` of the thread and the query; of two queries, of 16 bits each.
+    __device__ __forceinline__ unsigned all(int j, int half, int odd) const {
+        return prmt(bits << (7 - j), 0, (8 | 2 * half | odd) * 0x1111);
+    }
+    __device__ __forceinline__ unsigned both(int j, int half) const {
+        return prmt(bits << (7 - j), 0, half ? 0xbbaa : 0x9988);
     }
 };
 
@@ -189,8 +242,45 @@ __device__ __forceinline__ void pack(unsigned (&p)[COUNT], const float (&s)[SCOR
 }
 
 // Keeps ptxas from moving what x depends on behind the next wait: a store to shared memory passes none.
-__device__ __forceinline__ void settle(unsigned to, float x) {
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
+__device__ __forceinline__ void settle(unsigned to, float x) { st_shared(to, x); }
+
+// Sixteen rows of a warp, rounded, to panels of 64 columns, so many bytes apart: row lane / 4 times `low`, that eight below times
+// `high`.
+template <int COUNT>
+__device__ __forceinline__ void put_rows(unsigned to, int panel, const float (&c)[COUNT], float low, float high) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < COUNT / 8; j++) {
+        const float* x = c + 8 * j;
+        stmatrix_x4(to + j / 4 * panel + lane % 16 * 128 + (((2 * j % 8 + lane / 16) ^ lane % 8) << 4),
+                    narrow(x[0] * low, x[1] * low), narrow(x[2] * high, x[3] * high), narrow(x[4] * low, x[5] * low),
+                    narrow(x[6] * high, x[7] * high));
+    }
+}
+
+// Those rows to rows `row` .. `end` of a matrix whose rows lie `stride` apart, from column x on: by the map, whose boxes they are,
+// or, where another sequence's rows follow that a box would overwrite, by vectors.
+template <int ROWS, int PANELS>
+__device__ __forceinline__ void send_rows(const CUtensorMap& map, bf16* to, int stride, int x, int row, int end, unsigned from,
+                                          int panel) {
+    constexpr int VECTORS = 8 * PANELS;
+    const int lane = threadIdx.x % 32;
+    fence_proxy_async();
+    __syncwarp();
+    if (row + ROWS <= end) {
+        if (lane == 0) {
+            for (int p = 0; p < PANELS; p++) cp_async_bulk_tensor_store(map, x + 64 * p, row, from + p * panel);
+            cp_async_bulk_commit();
+        }
+    } else {
+        for (int i = lane; i < ROWS * VECTORS; i += 32) {
+            const int r = i / VECTORS, c = i % VECTORS;
+            if (row + r < end)
+                st_global(to + (size_t(row + r) * stride + x + c * BF16S),
+                          ld_shared(from + c / 8 * panel + r * 128 + ((c % 8 ^ r % 8) << 4)));
+        }
+    }
+    __syncwarp();
 }
 
 // s = queries keysᵀ of 64 rows and COLUMNS keys; one group. Panels of 64 columns are so many bytes apart.

@@ -262,6 +262,9 @@ __device__ inline uint4 ld_shared(unsigned from) {
                  : "memory");
     return x;
 }
+__device__ inline void st_shared(unsigned to, float x) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
+}
 // Four 8x8 matrices of 16-bit elements; lanes 8i .. 8i + 8 name the rows of matrix i.
 __device__ inline void stmatrix_x4(unsigned to, unsigned a, unsigned b, unsigned c, unsigned d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),

@@ -253,6 +253,9 @@ pub fn attention_bwd(
             let given = Given { qkv: qkv.host()?, out: out.host()?, dout: dout.host()?, lse: lse.host()? };
             cpu_bwd::<R>(dqkv.host_mut()?, given, starts, rule)
         }),
+        Device::Gpu(gpu) if hopper::takes_backward(gpu, heads.width, qkv.shape()[0], starts.numel() - 1) => {
+            hopper::backward(gpu, dqkv, dout, out, lse, qkv, starts, rule)?
+        }
         Device::Gpu(gpu) => gpu::backward(gpu, dqkv, dout, out, lse, qkv, starts, rule)?,
     }
     Ok(())

@@ -59,6 +59,10 @@ fn the_main_loops_of_hopper_hold_wgmma_and_nothing_that_waits_for_memory() {
     for file in FILES.iter().filter(|file| file.stem.ends_with("_sm90")) {
         let Some(image) = file.images.iter().find(|image| image.target == "sm_90a") else { continue };
         for (kernel, code) in instructions(&nvdisasm, file.stem, image.bytes) {
+            if kernel.starts_with("attention_bwd") {
+                exponentials_run_under_products(&kernel, &code);
+                continue;
+            }
             if kernel.starts_with("attention") {
                 softmax_runs_under_products(&kernel, &code);
                 continue;
@@ -103,6 +107,28 @@ fn softmax_runs_under_products(kernel: &str, code: &[String]) {
     assert_eq!(count("HGMMA", one, other), 0, "{kernel}");
     let under = count("MUFU", one, other);
     assert!(under >= 64, "{kernel}: {under} exponentials under the products");
+    let first = (before..one).find(|at| is(at, "HGMMA")).unwrap();
+    for flushes in ["MEMBAR", "CCTL", "ERRBAR"] {
+        assert_eq!(count(flushes, first, other), 0, "{kernel}: {flushes} in the main loop");
+    }
+}
+
+/// The backward's loop: the products of scores and of dout vᵀ (D / 16 wgmma of 64 columns each), a wait for the former, and all
+/// exponentials before the wait for the latter.
+fn exponentials_run_under_products(kernel: &str, code: &[String]) {
+    let is = |at: &usize, name: &str| code[*at].split('.').next() == Some(name);
+    let all = 0..code.len();
+    assert!(!all.clone().any(|at| is(&at, "LDL") || is(&at, "STL")), "{kernel} spills");
+    let count = |name: &str, from: usize, to: usize| (from..to).filter(|at| is(at, name)).count();
+    let waits = all.filter(|at| code[*at].starts_with("WARPGROUP.DEPBAR"));
+    let waits: Vec<usize> = std::iter::once(0).chain(waits).collect();
+    let products = if kernel.ends_with("128") { 16 } else { 8 };
+    let main =
+        waits.windows(3).find(|w| count("HGMMA", w[0], w[1]) == products && count("MUFU", w[1], w[2]) >= 32);
+    let &[before, one, other] = main.unwrap_or_else(|| panic!("{kernel} has no main loop")) else {
+        unreachable!()
+    };
+    assert_eq!(count("HGMMA", one, other), 0, "{kernel}");
     let first = (before..one).find(|at| is(at, "HGMMA")).unwrap();
     for flushes in ["MEMBAR", "CCTL", "ERRBAR"] {
         assert_eq!(count(flushes, first, other), 0, "{kernel}: {flushes} in the main loop");

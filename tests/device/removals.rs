@@ -65,6 +65,37 @@ const REASONS: &[(&str, &str, &str)] = &[
         "at.values_full(n)",
         "one consumer would have to be a ring of four stages behind the other; at D = 128 it has two, and this is noticed",
     ),
+    (
+        "attention_bwd_keys_sm90",
+        "wgmma_commit",
+        "the products of dv go with the group of those of dk, for which the same wait is",
+    ),
+    (
+        "attention_bwd_keys_sm90",
+        "at.known(n)",
+        "one try of two, of statistics that were there long before in all of these runs",
+    ),
+    (
+        "attention_bwd_keys_sm90",
+        "fence_proxy_async",
+        "the rows of dv have been written before the fence for those of dk",
+    ),
+    ("attention_bwd_keys_sm90", "cp_async_bulk_commit", "the store of dk goes with the group of that of dv"),
+    (
+        "attention_bwd_keys_sm90",
+        "barrier_warpgroup(2",
+        "a warpgroup's products are one to the emulator; on a GPU each of its warps reads and ends for itself",
+    ),
+    (
+        "attention_bwd_queries_sm90",
+        "mbarrier_arrive(at.posted(w))",
+        "never passed: the first half of a slice has rows",
+    ),
+    (
+        "attention_bwd_queries_sm90",
+        "at.full(tile)",
+        "of the tile or two that one half of a slice sees and the other does not: fewer than the ring has",
+    ),
     ("_sm90", "at.ready(", "one try of two, of a slot that was ready long before in all of these runs"),
     ("_sm90", "at.staged(", "one try of two, of a panel that was staged long before in all of these runs"),
     (

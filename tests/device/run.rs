@@ -212,7 +212,7 @@ pub fn emulated(capability: (u32, u32)) -> Gpu {
 
 /// Ops that have kernels for Hopper.
 pub fn on_hopper(case: &Case) -> bool {
-    ["attention_fwd", "lora_linear", "masked_xent", "contrastive"].iter().any(|op| case.op.starts_with(op))
+    ["attention", "lora_linear", "masked_xent", "contrastive"].iter().any(|op| case.op.starts_with(op))
 }
 
 /// Every case that a device runs.

@@ -59,8 +59,8 @@ fn token_tiles() -> Vec<Case> {
     each.flatten().collect()
 }
 
-/// What the forward's kernel for Hopper tiles: slices of 128 rows of one text, halves of them, heads side by side and one after
-/// the other, tiles of 128 keys and narrower last ones.
+/// What the kernels for Hopper tile: slices of 128 rows of one text, halves of them, heads side by side and one after the other,
+/// tiles of 128 keys and narrower last ones; of the backward texts of one slice and of several, tiles of 64.
 fn slices() -> Vec<Case> {
     let sentences = [20, 60, 33, 47, 25, 1, 38, 52, 29, 16, 17, 64];
     let tiny = [3, 1, 2, 390, 1, 1, 1, 2, 5, 40];
@@ -86,9 +86,10 @@ fn slices() -> Vec<Case> {
     ];
     let each = packs.into_iter().flat_map(|(lengths, [query, key, width], masks)| {
         let heads = Heads { query, key, width };
-        [(masks[0], false), (masks[1], true)].map(|(mask, drop)| attention(lengths, heads, mask, drop, true))
+        let both = [(masks[0], false), (masks[1], true)];
+        both.map(|(mask, drop)| [true, false].map(|forward| attention(lengths, heads, mask, drop, forward)))
     });
-    each.collect()
+    each.flatten().collect()
 }
 
 pub(super) fn attention(lengths: &[usize], heads: Heads, mask: Mask, drop: bool, forward: bool) -> Case {

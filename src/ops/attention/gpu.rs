@@ -135,7 +135,7 @@ pub fn backward(
 }
 
 /// What the backward's kernel of queries leaves for that of keys: lse and delta of each row, an even number of rows a head.
-fn rows(heads: Heads, n: usize) -> [usize; 3] {
+pub(super) fn rows(heads: Heads, n: usize) -> [usize; 3] {
     [heads.query, n.next_multiple_of(2), 2]
 }
 
