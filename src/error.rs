@@ -1,7 +1,10 @@
 //! One error type for the whole crate: what was got, what was wanted, what to try.
 
+mod guard;
 mod message;
 
+pub(crate) use guard::guarded;
+pub use guard::panics_are_errors;
 pub(crate) use message::message;
 pub use message::{Message, Setting, Spelling};
 

@@ -1,7 +1,7 @@
 //! The `llm2vec` command: see `llm2vec --help`.
 
 use llm2vec::cli;
-use llm2vec::text::tokenizer::panics_are_errors;
+use llm2vec::error::panics_are_errors;
 use std::panic;
 use std::process::ExitCode;
 

@@ -48,7 +48,7 @@ pub struct Encode {
     input: String,
     #[command(flatten)]
     reading: ReadingFlags,
-    /// FILE.npy, FILE.safetensors or FILE.jsonl; - is JSONL to stdout
+    /// FILE.npy, FILE.safetensors, FILE.jsonl, or FILE.parquet in a build with that feature; - is JSONL to stdout
     #[arg(short, long, env = "LLM2VEC_OUTPUT", required_unless_present = "nearest", value_name = "FILE")]
     output: Option<String>,
     /// f32, f16, i8 with a scale per row, or a bit a number: binary (as i8) or ubinary (as u8), as sentence-transformers packs them

@@ -11,6 +11,8 @@ pub(crate) mod lines;
 pub mod npy;
 mod number;
 pub mod output;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub(crate) mod parts;
 pub mod peft;
 #[cfg(feature = "cli")]

@@ -1,4 +1,4 @@
-//! Vectors to a file, row by row: `.npy`, `.safetensors` or `.jsonl`.
+//! Vectors to a file, row by row: `.npy`, `.safetensors` or `.jsonl`; `.parquet` by the feature of this name.
 //!
 //! Rows are appended by plain writes and not through a memory map, because a full disk under a map kills the process
 //! with a signal where a write returns an error. The row count is put into a header of fixed size at the end.
@@ -18,6 +18,8 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use super::number::{packed, quantized, row_scale};
+#[cfg(feature = "parquet")]
+use super::parquet::Table;
 use super::{answer, atomic, npy};
 use crate::error::{Error, Result};
 
@@ -32,6 +34,7 @@ enum Kind {
     Npy,
     Safetensors,
     Jsonl,
+    Parquet,
 }
 
 /// A column of numbers that goes along with the rows, or with the texts.
@@ -91,6 +94,8 @@ type FileSink = BufWriter<NamedTempFile>;
 enum Sink {
     File(FileSink),
     Stream(BufWriter<Box<dyn Write + Send>>),
+    #[cfg(feature = "parquet")]
+    Table(Box<Table>),
 }
 
 impl Sink {
@@ -98,6 +103,18 @@ impl Sink {
         match self {
             Sink::File(file) => file.write_all(bytes),
             Sink::Stream(stream) => stream.write_all(bytes),
+            // Its rows go another way, and it has no header.
+            #[cfg(feature = "parquet")]
+            Sink::Table(_) => Ok(()),
+        }
+    }
+
+    /// A row as its bytes, and its scale; a table takes the text's name for itself too.
+    fn write_row(&mut self, _id: Option<&Value>, row: &[u8], _scale: Option<f32>) -> io::Result<()> {
+        match self {
+            #[cfg(feature = "parquet")]
+            Sink::Table(table) => table.push(_id, row, _scale),
+            sink => sink.write_all(row),
         }
     }
 }
@@ -150,6 +167,7 @@ impl Output {
             Some("npy") => Kind::Npy,
             Some("safetensors") => Kind::Safetensors,
             Some("jsonl") => Kind::Jsonl,
+            Some("parquet") => return Output::parquet(target, dim, dtype, name),
             _ => {
                 let what =
                     "a name ending in .npy, .safetensors or .jsonl was wanted, or - for JSONL to stdout";
@@ -162,6 +180,24 @@ impl Output {
         let sides = sides.iter().filter(wanted).map(|side| Side::create(&target, *side));
         let sides = sides.collect::<Result<Vec<_>>>()?;
         Output::new(target, kind, dim, dtype, name, Sink::File(main), sides)
+    }
+
+    #[cfg(feature = "parquet")]
+    fn parquet(target: PathBuf, dim: usize, dtype: OutputDtype, name: &'static str) -> Result<Output> {
+        if name != "embeddings" {
+            let what =
+                "a table has a vector a text; for those of tokens or words take .npy, .safetensors or .jsonl";
+            return Err(Error::usage(format!("output {}: {what}", target.display())));
+        }
+        let (file, columns) = (atomic::beside(&target)?, dtype.columns(dim));
+        let table = Table::new(file, columns, dtype).map_err(|e| Error::io(&target, e))?;
+        Output::new(target, Kind::Parquet, dim, dtype, name, Sink::Table(Box::new(table)), Vec::new())
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn parquet(target: PathBuf, _: usize, _: OutputDtype, _: &'static str) -> Result<Output> {
+        let what = "this build writes no Parquet; build with --features parquet, or take .npy, .safetensors or .jsonl";
+        Err(Error::usage(format!("output {}: {what}", target.display())))
     }
 
     /// JSONL to anything that takes bytes; `name` stands for it in errors.
@@ -217,7 +253,7 @@ impl Output {
             OutputDtype::Ubinary => ("|u1", "U8", 1),
         };
         match self.kind {
-            Kind::Jsonl => Vec::new(),
+            Kind::Jsonl | Kind::Parquet => Vec::new(),
             Kind::Npy => npy::header(descr, &[self.rows, dim]),
             Kind::Safetensors => {
                 let (rows, mut end) = (self.rows, self.rows * dim * width);
@@ -253,7 +289,7 @@ impl Output {
     pub fn write_vector(&mut self, id: Option<&Value>, row: &[f32]) -> Result<()> {
         self.check_rows(row)?;
         if self.kind != Kind::Jsonl {
-            return self.write_row(row);
+            return self.write_row(id, row);
         }
         let dtype = self.dtype;
         self.rows += 1;
@@ -275,7 +311,7 @@ impl Output {
             return self
                 .write_line(id, |line| answer::block(line, rows.chunks_exact(dim), offsets, cut, dtype));
         }
-        rows.chunks_exact(dim).try_for_each(|row| self.write_row(row))?;
+        rows.chunks_exact(dim).try_for_each(|row| self.write_row(None, row))?;
         let pair = |o: &Range<usize>| [(o.start as i64).to_le_bytes(), (o.end as i64).to_le_bytes()].concat();
         let sides = &mut self.sides;
         let written = offsets.iter().try_for_each(|o| add(sides, "offsets", &pair(o)));
@@ -337,6 +373,8 @@ impl Output {
         let flushed = match &mut self.sink {
             Sink::File(file) => file.flush(),
             Sink::Stream(stream) => stream.flush(),
+            #[cfg(feature = "parquet")]
+            Sink::Table(_) => Ok(()),
         };
         flushed.map_err(|e| self.failed(e))
     }
@@ -373,7 +411,7 @@ impl Output {
         Ok(())
     }
 
-    fn write_row(&mut self, row: &[f32]) -> Result<()> {
+    fn write_row(&mut self, id: Option<&Value>, row: &[f32]) -> Result<()> {
         self.bytes.clear();
         let scale = row_scale(row, self.dtype);
         match (self.dtype, scale) {
@@ -384,7 +422,7 @@ impl Output {
             (_, Some(scale)) => self.bytes.extend(row.iter().map(|v| quantized(*v, scale).to_le_bytes()[0])),
             _ => self.bytes.extend(row.iter().flat_map(|v| v.to_le_bytes())),
         }
-        let mut written = self.sink.write_all(&self.bytes);
+        let mut written = self.sink.write_row(id, &self.bytes, scale);
         if let (Ok(()), Some(scale)) = (&written, scale) {
             written = add(&mut self.sides, "scale", &scale.to_le_bytes());
         }
@@ -402,6 +440,11 @@ impl Output {
         let mut main = match self.sink {
             Sink::Stream(mut stream) => return stream.flush().map(|()| self.rows).map_err(failed),
             Sink::File(main) => main,
+            #[cfg(feature = "parquet")]
+            Sink::Table(table) => {
+                let file = table.finish().map_err(failed)?;
+                return atomic::publish(file, &path).map(|()| self.rows);
+            }
         };
         let mut beside = Vec::new();
         for side in self.sides {

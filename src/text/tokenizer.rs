@@ -1,10 +1,8 @@
 //! `tokenizer.json`, through the `tokenizers` library.
 
-use crate::error::{Error, Result, panic_message};
+use crate::error::{Error, Result, guarded};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
@@ -41,7 +39,7 @@ fn unreadable(path: &Path, otherwise: &str) -> String {
 
 /// The first part of the list under `key`, or else this part, that is no `T`: its type, or its beginning.
 fn unknown<T: DeserializeOwned>(part: &Value, key: &str) -> Option<String> {
-    guarded(|| Ok(T::deserialize(part)?)).err()?;
+    guarded(|| T::deserialize(part)).err()?;
     let inside = part.get(key).and_then(Value::as_array).into_iter().flatten();
     let own = || match part.get("type") {
         Some(kind) => format!("type {kind}"),
@@ -156,26 +154,5 @@ impl Tokenizer {
             offsets: e.get_offsets().to_vec(),
             special: e.get_special_tokens_mask().iter().map(|&s| s == 1).collect(),
         })
-    }
-}
-
-thread_local! {
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether a panic of this thread is now one that becomes an error: a panic hook should be silent about it.
-pub fn panics_are_errors() -> bool {
-    GUARDED.get()
-}
-
-/// The library panics on some files that it has read without complaint, for instance where a special token of the
-/// post-processor has no id; the tokenizer is not used after that.
-fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    let before = GUARDED.replace(true);
-    let ended = catch_unwind(AssertUnwindSafe(work));
-    GUARDED.set(before);
-    match ended {
-        Ok(done) => done.map_err(|e| e.to_string()),
-        Err(panic) => Err(panic_message(&*panic).to_string()),
     }
 }

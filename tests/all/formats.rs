@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 mod adapters;
+#[cfg(feature = "parquet")]
+mod columnar;
 mod folders;
 mod hostile;
 mod tables;

@@ -13,7 +13,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::super::lines::Source;
 use super::{Broken, csv::put};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, guarded};
 
 /// Rows that are unpacked at a time.
 const BATCH: usize = 1024;
@@ -52,18 +52,21 @@ impl Columns {
         };
         let damaged = |e: &dyn std::fmt::Display| wrong(format!("the table is damaged: {e}"));
         let (schema, batches): (SchemaRef, Batches) = if parquet {
-            let builder = ParquetRecordBatchReaderBuilder::try_new(file()?).map_err(|e| damaged(&e))?;
+            let file = file()?;
+            let builder =
+                guarded(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(|e| damaged(&e))?;
             let schema = builder.schema().clone();
             let wanted = (0..schema.fields().len()).filter(|i| is_read(schema.field(*i).data_type()));
             let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
-            let reader = builder.with_projection(mask).with_batch_size(BATCH).build();
-            let reader = reader.map_err(|e| damaged(&e))?;
+            let builder = builder.with_projection(mask).with_batch_size(BATCH);
+            let reader = guarded(|| builder.build()).map_err(|e| damaged(&e))?;
             (reader.schema(), Box::new(reader))
         } else if source.peek(6, false).0.starts_with(b"ARROW1") {
-            let reader = FileReader::try_new_buffered(file()?, None).map_err(|e| damaged(&e))?;
+            let file = file()?;
+            let reader = guarded(|| FileReader::try_new_buffered(file, None)).map_err(|e| damaged(&e))?;
             (reader.schema(), Box::new(reader))
         } else {
-            let reader = StreamReader::try_new(source, None).map_err(|e| damaged(&e))?;
+            let reader = guarded(|| StreamReader::try_new(source, None)).map_err(|e| damaged(&e))?;
             (reader.schema(), Box::new(reader))
         };
         let fields = schema.fields().iter().filter(|field| is_read(field.data_type()));
@@ -78,8 +81,10 @@ impl Columns {
     pub(super) fn read(&mut self) -> std::result::Result<bool, Broken> {
         self.number += 1;
         while self.next == self.rows {
-            let Some(batch) = self.batches.next() else { return Ok(false) };
+            // The library panics on some damaged files.
+            let batch = guarded(|| self.batches.next().transpose());
             let batch = batch.map_err(|e| Broken::Data(format!("the table is damaged: {e}")))?;
+            let Some(batch) = batch else { return Ok(false) };
             (self.next, self.rows) = (0, batch.num_rows());
             let column = |name: &String| {
                 let array = batch.column_by_name(name)?.clone();

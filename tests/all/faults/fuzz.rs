@@ -8,8 +8,8 @@ use super::inputs::{BOUNDARIES, Boundary};
 use super::quick;
 use crate::command::{folder, str};
 use crate::common::amount;
+use llm2vec::error::panics_are_errors;
 use llm2vec::rng::Stream;
-use llm2vec::text::tokenizer::panics_are_errors;
 use std::fs;
 use std::io::{Seek, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -204,7 +204,9 @@ fn child() {
     let peak: usize = peak.trim().trim_end_matches(" kB").parse().unwrap();
     let (inputs, slowest) = (number - from, slowest.0.as_millis());
     println!("FIGURES {inputs} inputs, {taken} taken, peak {} MiB, slowest {slowest} ms", peak >> 10);
-    assert!(peak >> 10 < MEMORY, "{} MiB of memory, at most {MEMORY} was wanted", peak >> 10);
+    // A page of Parquet says in 31 bits how large it is unpacked, and its library makes room for that.
+    let most = if boundary.name == "parquet" { MEMORY + 2048 } else { MEMORY };
+    assert!(peak >> 10 < most, "{} MiB of memory, at most {most} was wanted", peak >> 10);
 }
 
 fn fuzz(name: &str) {

@@ -40,7 +40,8 @@ fn put(dir: &Path, name: &str, bytes: &[u8]) -> std::path::PathBuf {
 fn texts(dir: &Path, name: &str, bytes: &[u8]) -> bool {
     let path = put(dir, name, bytes);
     let records = input::open(path.to_str().unwrap(), &Reading::default());
-    records.is_ok_and(|mut records| records.all(|record| record.is_ok()))
+    // Some kilobytes may unpack to a thousand million lines.
+    records.is_ok_and(|records| records.take(1_000_000).all(|record| record.is_ok()))
 }
 
 /// Every byte of every tensor is there.

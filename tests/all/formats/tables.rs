@@ -4,6 +4,8 @@ use super::texts::{all, gzip, texts, write, zstd};
 use super::{folder, refused};
 use llm2vec::error::Result;
 use llm2vec::format::input::{self, Format, Reading, Record, Records};
+#[cfg(not(feature = "parquet"))]
+use llm2vec::format::output::{Output, OutputDtype};
 
 /// The texts of a file, of the column of this name.
 fn column(name: &str, bytes: &[u8], column: &str) -> Result<Vec<Record>> {
@@ -165,4 +167,8 @@ fn a_build_without_parquet_says_so() {
             refused(all(file, bytes), &[file, name, "--features parquet"]);
         }
     }
+    let out = folder();
+    let path = out.path().join("v.parquet");
+    let made = Output::create(path.to_str().unwrap(), 8, OutputDtype::F32);
+    refused(made.map(|_| ()), &["v.parquet", "--features parquet"]);
 }
