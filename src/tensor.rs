@@ -9,6 +9,9 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 
 mod arguments;
+mod fill;
+
+pub use fill::Edit;
 
 /// A dense row-major array. The first dimension may be set below what was allocated.
 #[derive(Clone, Debug)]
@@ -81,7 +84,7 @@ impl Tensor {
         let data = match dtype {
             DType::F64 => Data::F64(vec![0.0; n]),
             DType::F32 | DType::F16 => Data::F32(vec![0.0; n]),
-            DType::Bf16 => Data::Bf16(vec![bf16::ZERO; n]),
+            DType::Bf16 => Data::Bf16(bytemuck::zeroed_vec(n)),
             DType::I32 => Data::I32(vec![0; n]),
         };
         Tensor { shape: shape.to_vec(), data }

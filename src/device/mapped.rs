@@ -78,6 +78,29 @@ impl Row {
     }
 }
 
+/// Lets the pages go that lie wholly in these bytes, if they are a map's: who reads there again finds them in the file again.
+/// Without it they count as this process's memory until the map is dropped.
+pub(crate) fn release(bytes: &[u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: `sysconf` only answers.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(4096) as usize;
+        let from = (bytes.as_ptr() as usize).next_multiple_of(page);
+        let to = (bytes.as_ptr() as usize + bytes.len()) / page * page;
+        let is_mapped = |row: &Row| {
+            let (start, end) = (row.start.load(SeqCst), row.end.load(SeqCst));
+            start > 1 && start <= from && to <= end
+        };
+        if from < to && TABLE.iter().any(is_mapped) {
+            // SAFETY: whole pages inside of a read-only map of a file, which `bytes` keeps alive: dropped, they are read from
+            // the file where somebody looks again. Memory that is no map of ours would lose its content, and is not touched.
+            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
+}
+
 /// A row that is taken, and the name that it points to.
 struct Entry {
     row: &'static Row,

@@ -7,7 +7,7 @@ use crate::model::adapted::Adapted;
 use crate::model::config::Config;
 use crate::model::lora::{Delta, Stack};
 use crate::ops::narrow::narrow_fwd;
-use crate::tensor::{Raw, Tensor};
+use crate::tensor::{Edit, Raw, Tensor};
 
 /// How the large matrices are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,14 +90,12 @@ impl Linear {
         for &(module, rows) in &self.parts {
             let name = format!("model.layers.{layer}.{group}.{module}");
             let deltas = source.deltas(layer, module);
-            read_rows(source, &format!("{name}.weight"), &[rows, k], |at, values| {
-                for (r, row) in values.chunks_mut(k).enumerate() {
-                    deltas.iter().for_each(|d| d.add_to_row(at + r, row));
-                }
-                self.w.put_rows(first + at, values)
-            })?;
+            let merged =
+                |row: usize, values: &mut [f32]| deltas.iter().for_each(|d| d.add_to_row(row, values));
+            let edit: Option<Edit> = if deltas.is_empty() { None } else { Some(&merged) };
+            self.w.fill(first, &of_shape(source, &format!("{name}.weight"), &[rows, k])?, edit)?;
             if let Some(bias) = &mut self.bias {
-                read_rows(source, &format!("{name}.bias"), &[rows], |_, v| bias.put_rows(first, v))?;
+                bias.fill(first, &of_shape(source, &format!("{name}.bias"), &[rows])?, None)?;
             }
             first += rows;
         }
@@ -175,19 +173,19 @@ impl Weights {
     pub fn load(&mut self, config: &Config, source: &impl Source) -> Result<()> {
         use rayon::prelude::*;
         let c = config.width;
-        read_rows(source, table(config, source), &[config.vocab, c], |row, v| self.embed.put_rows(row, v))?;
-        read_rows(source, "model.norm.weight", &[c], |_, v| self.norm.put_rows(0, v))?;
-        if let Some(head) = &mut self.head {
-            let name = if config.tied { table(config, source) } else { "lm_head.weight" };
-            read_rows(source, name, &[config.vocab, c], |row, v| {
-                self.head_master.as_mut().map_or(Ok(()), |master| master.put_rows(row, v))?;
-                head.put_rows(row, v)
-            })?;
+        let whole =
+            |to: &mut Tensor, name: &str, shape: &[usize]| to.fill(0, &of_shape(source, name, shape)?, None);
+        whole(&mut self.embed, table(config, source), &[config.vocab, c])?;
+        whole(&mut self.norm, "model.norm.weight", &[c])?;
+        let name = if config.tied { table(config, source) } else { "lm_head.weight" };
+        for head in self.head_master.iter_mut().chain(&mut self.head) {
+            whole(head, name, &[config.vocab, c])?;
         }
+        // Rows of a matrix go to all cores, and so do layers, whose small tensors would leave most of them idle.
         self.layers.par_iter_mut().enumerate().try_for_each(|(i, layer)| {
             let norm = |which: &str| format!("model.layers.{i}.{which}_layernorm.weight");
-            read_rows(source, &norm("input"), &[c], |_, v| layer.attention_norm.put_rows(0, v))?;
-            read_rows(source, &norm("post_attention"), &[c], |_, v| layer.mlp_norm.put_rows(0, v))?;
+            whole(&mut layer.attention_norm, &norm("input"), &[c])?;
+            whole(&mut layer.mlp_norm, &norm("post_attention"), &[c])?;
             let Adapted { qkv, o, gate_up, down } = &mut layer.linears;
             qkv.load(source, i, "self_attn")?;
             o.load(source, i, "self_attn")?;
@@ -268,34 +266,4 @@ fn of_shape<'a>(source: &'a impl Source, name: &str, shape: &[usize]) -> Result<
     }
     let what = format!("{} is {:?}, expected {shape:?} by config.json", raw.name, raw.shape);
     Err(Error::Shape { op: "weights", what })
-}
-
-/// Numbers that are widened, checked and handed on at a time: a GPU takes them in one copy.
-const BLOCK: usize = 1 << 18;
-
-/// Gives `each` some rows of a tensor at a time (a vector is one), widened, and the first one's number, after checking shape
-/// and finiteness.
-fn read_rows(
-    source: &impl Source,
-    name: &str,
-    shape: &[usize],
-    mut each: impl FnMut(usize, &mut [f32]) -> Result<()>,
-) -> Result<()> {
-    let raw = of_shape(source, name, shape)?;
-    let cols = shape[shape.len() - 1];
-    let rows = shape.iter().product::<usize>() / cols;
-    let most = (BLOCK / cols).clamp(1, rows);
-    let mut values = vec![0.0; most * cols];
-    for first in (0..rows).step_by(most) {
-        let values = &mut values[..most.min(rows - first) * cols];
-        for (row, to) in (first..).zip(values.chunks_mut(cols)) {
-            raw.row(row, to);
-            if let Some(col) = to.iter().position(|v| !v.is_finite()) {
-                let what = format!("{} holds {} at row {row}, column {col}", raw.name, to[col]);
-                return Err(Error::Shape { op: "weights", what });
-            }
-        }
-        each(first, values)?;
-    }
-    Ok(())
 }
