@@ -34,6 +34,7 @@ enum Kind {
     Npy,
     Safetensors,
     Jsonl,
+    #[cfg(feature = "parquet")]
     Parquet,
 }
 
@@ -253,7 +254,9 @@ impl Output {
             OutputDtype::Ubinary => ("|u1", "U8", 1),
         };
         match self.kind {
-            Kind::Jsonl | Kind::Parquet => Vec::new(),
+            Kind::Jsonl => Vec::new(),
+            #[cfg(feature = "parquet")]
+            Kind::Parquet => Vec::new(),
             Kind::Npy => npy::header(descr, &[self.rows, dim]),
             Kind::Safetensors => {
                 let (rows, mut end) = (self.rows, self.rows * dim * width);

@@ -171,7 +171,7 @@ mod tests {
         let (low, high) = values.split_at(53 * COLS);
         let negated = |row: usize, values: &mut [f32]| {
             if row % 3 == 1 {
-                values.iter_mut().for_each(|v| *v = -1.25 * *v);
+                values.iter_mut().for_each(|v| *v *= -1.25);
             }
         };
         let make = |kind: usize| match kind {

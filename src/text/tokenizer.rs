@@ -23,7 +23,8 @@ pub struct Tokenizer {
 fn unreadable(path: &Path, otherwise: &str) -> String {
     let json = std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let json = json.unwrap_or_default();
-    let parts: [(&str, fn(&Value) -> Option<String>); 5] = [
+    type Named = (&'static str, fn(&Value) -> Option<String>);
+    let parts: [Named; 5] = [
         ("normalizer", |part| unknown::<NormalizerWrapper>(part, "normalizers")),
         ("pre_tokenizer", |part| unknown::<PreTokenizerWrapper>(part, "pretokenizers")),
         ("model", |part| unknown::<ModelWrapper>(part, "")),
