@@ -45,6 +45,11 @@ struct Window {
     }
 };
 
+// Tokens and sequences of a pack, its query and key heads.
+PARAMS struct Extent {
+    int N, B, H, G;
+};
+
 // How many keys before and behind itself a query sees.
 PARAMS struct Reach {
     int left, right;

@@ -457,7 +457,7 @@ __device__ __forceinline__ void keys(const CUtensorMap& map, bf16* dqkv, const C
 KERNELS(attention_bwd_keys_sm90, _d, D, (64, 128), __launch_bounds__(THREADS, 1),
         (const __grid_constant__ CUtensorMap stored, bf16* __restrict__ dqkv, const __grid_constant__ CUtensorMap dout,
          const __grid_constant__ CUtensorMap out, const float* __restrict__ rows, const float* __restrict__ lse,
-         const __grid_constant__ CUtensorMap qkv, const int* __restrict__ starts, int N, int B, int H, int G, int heads,
+         const __grid_constant__ CUtensorMap qkv, const int* __restrict__ starts, const Extent extent, int heads,
          const Reach reach, const Draw dropout) {
-            keys<D>(stored, dqkv, dout, out, rows, lse, qkv, starts, N, B, H, G, heads, reach, dropout);
+            keys<D>(stored, dqkv, dout, out, rows, lse, qkv, starts, extent.N, extent.B, extent.H, extent.G, heads, reach, dropout);
         })

@@ -312,7 +312,7 @@ __device__ __forceinline__ void queries(const CUtensorMap& map, bf16* dqkv, floa
 KERNELS(attention_bwd_queries_sm90, _d, D, (64, 128), __launch_bounds__(THREADS, 1),
         (const __grid_constant__ CUtensorMap stored, bf16* __restrict__ dqkv, float* __restrict__ rows,
          const __grid_constant__ CUtensorMap dout, const __grid_constant__ CUtensorMap out, const float* __restrict__ lse,
-         const __grid_constant__ CUtensorMap qkv, const int* __restrict__ starts, int N, int B, int H, int G, const Reach reach,
+         const __grid_constant__ CUtensorMap qkv, const int* __restrict__ starts, const Extent extent, const Reach reach,
          const Draw dropout) {
-            queries<D>(stored, dqkv, rows, dout, out, lse, qkv, starts, N, B, H, G, reach, dropout);
+            queries<D>(stored, dqkv, rows, dout, out, lse, qkv, starts, extent.N, extent.B, extent.H, extent.G, reach, dropout);
         })

@@ -5,6 +5,7 @@ use super::{Heads, Rule};
 use crate::device::DType;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
+use crate::kernels::Extent;
 use crate::kernels::attention_bwd_keys_sm90::{self as keys, AttentionBwdKeysSm90};
 use crate::kernels::attention_bwd_queries_sm90::{self as queries, AttentionBwdQueriesSm90};
 use crate::kernels::attention_fwd_sm90::{self as kernels, AttentionFwdSm90};
@@ -85,6 +86,7 @@ pub fn backward(
     const OP: &str = "attention_bwd";
     let (tokens, query) = (qkv.shape()[0], rule.heads.query);
     let Numbers { sizes: [n, b, h, g, d], reach, dropout } = Numbers::new(OP, tokens, starts, rule)?;
+    let extent = Extent { n, b, h, g };
     let [mut rows] = Tensor::workspace(gpu, [(DType::F32, &rows(rule.heads, tokens)[..])])?;
     let (stored, rows) = (&dqkv.tiles(gpu, "dqkv", keys::STORED)?, &mut rows);
     let [qkv, dout, out] =
@@ -106,10 +108,7 @@ pub fn backward(
             lse,
             qkv,
             starts,
-            n,
-            b,
-            h,
-            g,
+            extent,
             reach,
             dropout,
         };
@@ -130,10 +129,7 @@ pub fn backward(
         lse,
         qkv,
         starts,
-        n,
-        b,
-        h,
-        g,
+        extent,
         heads,
         reach,
         dropout,
