@@ -1,19 +1,16 @@
 """Dask: python dask_encode.py MODEL 'texts/*.txt' OUT. Each process of the scheduler keeps one llm2vec."""
 
-import functools
 import sys
 
 import dask.bag
 import pandas as pd
-from encoder import Encoder
-
-encoder = functools.cache(Encoder)
+from encoder import kept
 
 
 def encoded(frame, model):
     if len(frame) == 0:
         return frame.assign(embedding=pd.Series(dtype=object))
-    return frame.assign(embedding=list(encoder(model, "--threads", "1")(frame["text"])))
+    return frame.assign(embedding=kept(model, "--threads", "1")(frame["text"]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""One `llm2vec encode` that is kept running: a batch of texts in, its vectors out. For Ray, Spark and Dask, below."""
+"""One `llm2vec encode` that is kept running: a batch of texts in, its vectors out. For Ray, Spark and Dask, beside this."""
 
+import functools
 import json
 import subprocess
 import threading
-
-import numpy as np
 
 
 class Encoder:
@@ -15,20 +14,16 @@ class Encoder:
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __call__(self, texts):
-        """Vectors [texts, C] in f32; a text without one is a ValueError that has its number."""
-        texts = [str(text) for text in texts]
+        """A list of floats for each text; one without a vector is a ValueError that has its number."""
+        lines = "".join(json.dumps({"text": str(text)}) + "\n" for text in texts).encode()
         # Beside the reading: whoever writes many lines at once has to read meanwhile.
-        writer = threading.Thread(target=self._write, args=(texts,))
+        writer = threading.Thread(target=lambda: (self.child.stdin.write(lines), self.child.stdin.flush()))
         writer.start()
-        rows = [self._row(i) for i in range(len(texts))]
+        vectors = [self._vector(i) for i in range(len(texts))]
         writer.join()
-        return np.array(rows, np.float32)
+        return vectors
 
-    def _write(self, texts):
-        self.child.stdin.write("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
-        self.child.stdin.flush()
-
-    def _row(self, i):
+    def _vector(self, i):
         line = self.child.stdout.readline()
         if not line:
             raise RuntimeError(f"llm2vec has ended with status {self.child.wait()}")
@@ -36,3 +31,9 @@ class Encoder:
         if "error" in answer:
             raise ValueError(f"text {i} of the batch: {answer['error']}")
         return answer["embedding"]
+
+
+@functools.cache
+def kept(model, *flags):
+    """The one Encoder of this process with these flags."""
+    return Encoder(model, *flags)

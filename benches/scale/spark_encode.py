@@ -11,7 +11,7 @@ model, texts, out = sys.argv[1:4]
 def encoded(frames):
     encoder = Encoder(model, "--threads", "1")
     for frame in frames:
-        frame["embedding"] = list(encoder(frame["value"]))
+        frame["embedding"] = encoder(frame["value"])
         yield frame
 
 
