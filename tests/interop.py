@@ -330,6 +330,23 @@ def sentence_transformers_open_merged_folders(run):
     return ", ".join(found)
 
 
+def sentence_transformers_cuts_and_packs_alike(run):
+    """A merged folder with `--dimensions`, and bits as `encode(precision=...)` has them."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = run.folder / "merged-cut"
+    merged(run, "mean")  # leaves the base
+    run("merge", "--model", run.folder / "plain-base", "--pool-over", "all", "--dimensions", 48, "--output", folder)
+    model = SentenceTransformer(str(folder))
+    found = [same(own(run, folder), model.encode(TEXTS), "48 of 256 numbers")]
+    for precision in ("binary", "ubinary"):
+        ours, theirs = own(run, folder, "--output-dtype", precision), model.encode(TEXTS, precision=precision)
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape, (ours.dtype, theirs.dtype, ours.shape)
+        assert (ours == theirs).all(), f"{precision}: {(ours != theirs).sum()} bytes differ"
+        found.append(f"{precision} equal")
+    return ", ".join(found)
+
+
 def keep_files(folder, to):
     """All but weights and tokenizer; of the latter its post-processor."""
     shutil.rmtree(to, ignore_errors=True)
@@ -448,6 +465,7 @@ CHECKS = [
     ("PEFT loads the golden adapters", peft_loads_golden_adapters),
     ("PEFT loads a trained adapter", peft_loads_a_trained_adapter),
     ("sentence-transformers opens merged folders", sentence_transformers_open_merged_folders),
+    ("sentence-transformers cuts and packs alike", sentence_transformers_cuts_and_packs_alike),
     ("AutoModel opens a merged folder", auto_model_opens_a_merged_folder),
     ("the reference opens what we write", reference_opens_what_we_write),
     ("mteb reads the results of a suite", mteb_reads_the_results_of_a_suite),
