@@ -84,6 +84,12 @@ impl Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
+    /// What the system said of a file in the folder for temporary ones.
+    pub(crate) fn temporary(e: std::io::Error) -> Error {
+        let what = format!("is the folder of temporary files (TMPDIR): {e}; name one that can be written");
+        Error::file(std::env::temp_dir(), what)
+    }
+
     /// A file whose content is wrong.
     pub fn file(path: impl AsRef<Path>, what: impl Into<Message>) -> Error {
         Error::File { path: path.as_ref().to_path_buf(), what: what.into() }

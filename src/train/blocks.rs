@@ -59,11 +59,10 @@ impl Blocks {
         length: usize,
     ) -> Result<Blocks> {
         let rows: usize = texts.sizes().iter().sum();
-        let temporary = |e| Error::io(std::env::temp_dir(), e);
-        let mut file = BufWriter::new(tempfile::tempfile().map_err(temporary)?);
+        let mut file = BufWriter::new(tempfile::tempfile().map_err(Error::temporary)?);
         let (mut starts, mut tokens, mut carried) = (vec![0], 0, Vec::new());
         let mut put = |block: &[u32]| {
-            file.write_all(bytemuck::cast_slice(block)).map_err(temporary)?;
+            file.write_all(bytemuck::cast_slice(block)).map_err(Error::temporary)?;
             starts.push(starts[starts.len() - 1] + block.len() as u64);
             Ok::<_, Error>(())
         };
@@ -103,7 +102,7 @@ impl Blocks {
         let hash = [grouping as u64, length as u64]
             .iter()
             .fold(texts.hash(), |h, &n| (h ^ n).wrapping_mul(0x0100_0000_01b3));
-        let file = file.into_inner().map_err(|e| temporary(e.into_error()))?;
+        let file = file.into_inner().map_err(|e| Error::temporary(e.into_error()))?;
         Ok(Blocks { file, starts, hash })
     }
 
@@ -162,7 +161,7 @@ impl Items for Blocks {
         self.file
             .seek(SeekFrom::Start(from * 4))
             .and_then(|_| self.file.read_exact(bytemuck::cast_slice_mut(&mut words)))
-            .map_err(|e| Error::io(std::env::temp_dir(), e))?;
+            .map_err(Error::temporary)?;
         Ok(Block {
             ids: words.iter().map(|w| w & !(SPECIAL | START)).collect(),
             special: words.iter().map(|w| w & SPECIAL != 0).collect(),

@@ -206,10 +206,9 @@ fn index(
         }
         _ => table.check_text(reading)?,
     }
-    let temporary = |e| Error::io(std::env::temp_dir(), e);
     let mut copy = match table.is_in_place() {
         true => None,
-        false => Some(BufWriter::new(tempfile::tempfile().map_err(temporary)?)),
+        false => Some(BufWriter::new(tempfile::tempfile().map_err(Error::temporary)?)),
     };
     let (mut rows, mut copied) = (Vec::new(), 0);
     hash.add(name.as_bytes());
@@ -234,12 +233,12 @@ fn index(
         rows.push(Row { at, bytes: row.len() as u32, line: number });
         hash.add(row);
         if let Some(copy) = &mut copy {
-            copy.write_all(row).map_err(temporary)?;
+            copy.write_all(row).map_err(Error::temporary)?;
             copied += row.len() as u64;
         }
     }
     let file = match copy {
-        Some(copy) => copy.into_inner().map_err(|e| temporary(e.into_error()))?,
+        Some(copy) => copy.into_inner().map_err(|e| Error::temporary(e.into_error()))?,
         None => File::open(path).map_err(|e| Error::io(path, e))?,
     };
     Ok(Indexed { name, path: path.to_path_buf(), format, file, rows })

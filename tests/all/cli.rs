@@ -81,3 +81,14 @@ fn verbose_says_what_runs() {
     let info = good(llm2vec(&["info", "-m", &model]));
     assert!(run.status.success() && info.lines().filter(|line| said.contains(line)).count() >= 10, "{said}");
 }
+
+/// Packed data are unpacked into the folder of temporary files, which is named as what it is where it is not there.
+#[test]
+fn a_missing_folder_of_temporary_files() {
+    let (model, dir) = (str(&common::novel5m()).to_string(), folder());
+    let (data, out) = (common::here("tests/texts/triplets.jsonl.gz"), dir.path().join("run"));
+    let command =
+        ["train", "supervised", "-m", &model, "--data", str(&data), "-o", str(&out), "--steps", "1"];
+    let output = llm2vec(&command).env("TMPDIR", "/no/such").output().unwrap();
+    failed(output, 1, &["/no/such", "folder of temporary files (TMPDIR)"]);
+}
