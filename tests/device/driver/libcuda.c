@@ -99,7 +99,7 @@ int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **ex
     for (unsigned i = 0; i < c->count; i++) LOG(" @%u=%d", c->attributes[i].id, c->attributes[i].value.overlap);
     // What each kernel takes, for the ones that the test launches: an address by its first float, numbers, and a struct of 8
     // floats.
-    const char *types = !strcmp(name, "l2norm_fwd") ? "pppif" : !strcmp(name, "adamw_step") ? "ppppni8" : "";
+    const char *types = !strcmp(name, "l2norm_fwd") ? "pppiif" : !strcmp(name, "adamw_step") ? "ppppni8" : "";
     for (int i = 0; types[i]; i++) {
         if (types[i] == 'i') LOG(" %d", *(int *)values[i]);
         if (types[i] == 'f') LOG(" %g", *(float *)values[i]);
