@@ -347,6 +347,29 @@ def sentence_transformers_cuts_and_packs_alike(run):
     return ", ".join(found)
 
 
+def matryoshka_losses_are_those_of_sentence_transformers(run):
+    """The loss of a first step, which nothing has changed yet, by MatryoshkaLoss over MultipleNegativesRankingLoss."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+
+    folder, dims, weights = merged(run, "mean"), [256, 96, 32], [1.0, 0.5, 2.0]
+    columns = TEXTS[:5], TEXTS[5:10], TEXTS[10:15]
+    rows = run.folder / "triplets.jsonl"
+    rows.write_text("".join(json.dumps(dict(zip(("anchor", "positive", "negative"), row))) + "\n" for row in zip(*columns)))
+    config, out = run.folder / "matryoshka.json", run.folder / "matryoshka"
+    config.write_text(json.dumps({"matryoshka_dims": dims, "matryoshka_weights": weights}))
+    run("train", "supervised", "--config", config, "--model", folder, "--data", rows, "--output", out, "--steps", 1,
+        "--batch", 5, "--lora-dropout", 0, "--scale", 20, "--max-length", 64, "--quiet")
+    ours = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]
+    model = SentenceTransformer(str(folder), device="cpu")
+    model.max_seq_length = 64
+    loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=20.0), dims, weights)
+    with torch.no_grad():
+        theirs = float(loss([model.preprocess(list(column)) for column in columns], None))
+    assert abs(ours - theirs) <= 1e-5 * theirs, f"{ours} by train, {theirs} by MatryoshkaLoss"
+    return f"{ours:.6f} and {theirs:.6f}"
+
+
 def keep_files(folder, to):
     """All but weights and tokenizer; of the latter its post-processor."""
     shutil.rmtree(to, ignore_errors=True)
@@ -466,6 +489,7 @@ CHECKS = [
     ("PEFT loads a trained adapter", peft_loads_a_trained_adapter),
     ("sentence-transformers opens merged folders", sentence_transformers_open_merged_folders),
     ("sentence-transformers cuts and packs alike", sentence_transformers_cuts_and_packs_alike),
+    ("Matryoshka losses are those of sentence-transformers", matryoshka_losses_are_those_of_sentence_transformers),
     ("AutoModel opens a merged folder", auto_model_opens_a_merged_folder),
     ("the reference opens what we write", reference_opens_what_we_write),
     ("mteb reads the results of a suite", mteb_reads_the_results_of_a_suite),
