@@ -73,6 +73,20 @@ pub enum Error {
         /// What was saved, and how to go on.
         what: Message,
     },
+    /// An error of one of several ranks, which ends them all.
+    Rank {
+        /// The first to fail.
+        rank: usize,
+        /// Why.
+        error: Box<Error>,
+    },
+    /// Another rank has ended the run, and says why.
+    Elsewhere {
+        /// Which.
+        rank: usize,
+        /// This process's exit status.
+        status: u8,
+    },
 }
 
 /// `Result` with the crate's [`Error`].
@@ -127,6 +141,8 @@ impl Error {
             Error::Stopped { signal, what } => {
                 message![format!("stopped by {}: ", signal_name(*signal)), what.clone()]
             }
+            Error::Rank { rank, error } => message![format!("rank {rank}: "), error.message()],
+            Error::Elsewhere { rank, .. } => format!("ended by rank {rank}").into(),
         }
     }
 
@@ -135,6 +151,8 @@ impl Error {
         match self {
             Error::Usage(_) => 2,
             Error::Stopped { signal, .. } => 128 + signal,
+            Error::Rank { error, .. } => error.exit_code(),
+            Error::Elsewhere { status, .. } => *status,
             _ => 1,
         }
     }

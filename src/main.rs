@@ -1,7 +1,7 @@
 //! The `llm2vec` command: see `llm2vec --help`.
 
 use llm2vec::cli;
-use llm2vec::error::panics_are_errors;
+use llm2vec::error::{Error, panics_are_errors};
 use std::panic;
 use std::process::ExitCode;
 
@@ -23,6 +23,8 @@ fn main() -> ExitCode {
     cli::signal::settle();
     let (what, status) = match ended {
         Ok(Ok(())) => return ExitCode::SUCCESS,
+        // Said by another rank.
+        Ok(Err(Error::Elsewhere { status, .. })) => return ExitCode::from(status),
         Ok(Err(e)) => (e.message().spelled(cli::FLAGS), e.exit_code()),
         Err(panic) => {
             let what = llm2vec::error::panic_message(&*panic);

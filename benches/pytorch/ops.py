@@ -332,9 +332,14 @@ def adamw(case):
     return {"fused": lambda: step(fused=True), "foreach": lambda: step(foreach=True)}
 
 
+def add(case):
+    y, x = (torch.randn(case.shapes[name]["shape"], device=case.device) for name in "yx")
+    return {"eager": lambda: lambda: y.add_(x)}
+
+
 OPS = {"embed": embed, "rmsnorm": rmsnorm, "rope": rope, "attention": attention, "lora_linear": lora_linear,
        "lora_linear_swiglu": lora_linear_swiglu, "swiglu": swiglu, "pool": pool, "l2norm": l2norm, "dropout": dropout, "masked_xent": masked_xent,
-       "contrastive": contrastive, "adamw": adamw}
+       "contrastive": contrastive, "adamw": adamw, "add": add}
 
 
 # ---- the clock, and the talk with `llm2vec` ----

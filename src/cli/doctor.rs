@@ -43,6 +43,7 @@ impl Doctor {
             runnable(),
             hopper(),
             emulator(),
+            ranks(),
         ];
         let line = |f: &Finding| match (self.json, f.hint) {
             (true, _) => serde_json::to_string(f).unwrap_or_default() + "\n",
@@ -165,6 +166,14 @@ pub fn hopper() -> Finding {
             "the first encode, train or bench makes it, in seconds",
         ),
     }
+}
+
+/// Whether this build trains on several ranks, and by which MPI.
+fn ranks() -> Finding {
+    #[cfg(feature = "mpi")]
+    return pass("mpi", format!("ranks train by {}", crate::train::ranks::library()));
+    #[cfg(not(feature = "mpi"))]
+    pass("mpi", "not in this build: one process trains (--features mpi for ranks)".into())
 }
 
 fn emulator() -> Finding {

@@ -1,5 +1,6 @@
 //! `llm2vec encode`: texts in, vectors out.
 
+use crate::cli::engine;
 use crate::cli::info::tell;
 use crate::cli::peer::{self, Peer, WINDOW_BYTES};
 use crate::cli::progress::{End, Tally};
@@ -159,7 +160,7 @@ impl Encode {
             self.model.check_states()?;
         }
         let input = if self.input == "-" { "/dev/stdin" } else { &self.input };
-        let part = self.shard.map(|shard| shard.part(shard::variable)).transpose()?;
+        let part = self.shard.map(|shard| shard.part(engine::variable)).transpose()?;
         let auto = part.filter(|_| self.shard.is_some_and(Shard::is_auto));
         let output = self.output.as_ref().map(|output| match auto {
             Some(part) if output != "-" => shard::part_path(output, part),
@@ -169,7 +170,7 @@ impl Encode {
             return Err(Error::usage(format!("--output {output} is the input; give another name")));
         }
         let device = match auto {
-            Some(_) if self.model.device == "auto" => shard::device(),
+            Some(_) if self.model.device == "auto" => engine::device(),
             _ => self.model.device.clone(),
         };
         let device = self.kernels.open(&device)?;

@@ -11,19 +11,31 @@ use crate::kernels;
 use crate::model::config::RopeScaling;
 use crate::model::weights::Storage;
 use crate::pretrained::open::Setup;
+use crate::train::config::{Stage, TrainConfig};
+use crate::train::prepare;
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
+use std::path::PathBuf;
 
 /// Say what would run: model, settings, memory plan, devices; reads no weight.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  llm2vec info -m DIR --adapter mntp --dtype bf16\n  llm2vec info --kernels"
+    after_help = "Examples:\n  llm2vec info -m DIR --adapter mntp --dtype bf16\n  llm2vec info -m DIR --train simcse --ranks 4\n  llm2vec info --kernels"
 )]
 pub struct Info {
     #[command(flatten)]
     what: What,
+    /// Say as well what each rank of this stage's training would allocate, by the paper's settings or a file's
+    #[arg(long, env = "LLM2VEC_TRAIN", value_name = "STAGE")]
+    train: Option<Stage>,
+    /// The training's configuration
+    #[arg(long, env = "LLM2VEC_CONFIG", value_name = "FILE.json", requires = "train")]
+    config: Option<PathBuf>,
+    /// Ranks that share the training
+    #[arg(long, env = "LLM2VEC_RANKS", value_name = "N", default_value_t = 1, requires = "train")]
+    ranks: usize,
 }
 
 /// Of what; a model on the command line and kernels in the environment are the model, and the other way round.
@@ -84,7 +96,14 @@ impl Info {
         };
         let setup = Setup::open(&model.options()?)?;
         setup.warnings.iter().for_each(|w| say(format_args!("warning: {w}")));
-        print(&(described_setup(&setup).join("\n") + "\n"))
+        let mut lines = described_setup(&setup);
+        if let Some(stage) = self.train {
+            let config = self.config.map(|path| TrainConfig::read(&path, stage)).transpose()?;
+            let config = config.map_or_else(|| TrainConfig::new(stage), |(config, _)| config);
+            let plan = prepare::rank_plan(config, &setup, self.ranks)?;
+            lines.extend(plan.iter().map(|line| format!("{:<12} {}", stage.name(), line.spelled(FLAGS))));
+        }
+        print(&(lines.join("\n") + "\n"))
     }
 }
 

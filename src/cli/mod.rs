@@ -7,6 +7,7 @@ mod check;
 mod doctor;
 mod emulate;
 mod encode;
+mod engine;
 mod eval;
 mod extractor;
 mod info;

@@ -1,6 +1,6 @@
 //! `--shard`: the part of the texts that a process encodes, as written, or as an engine's variables have it.
 
-use crate::device::cuda;
+use crate::cli::engine::{RANKS, SLURM, STEP, number, ranks};
 use crate::encode::part::Part;
 use crate::error::{Error, Result};
 use std::path::Path;
@@ -17,22 +17,11 @@ pub enum Shard {
     AutoOf(u64),
 }
 
-/// Pairs of variables that say which of how many processes this is, counted from 0.
-const RANKS: [[&str; 2]; 3] =
-    [["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"], ["PMI_RANK", "PMI_SIZE"], ["RANK", "WORLD_SIZE"]];
-
-/// What srun sets; a script of sbatch has it too, as task 0, and whatever it starts inherits that.
-const SLURM: [&str; 2] = ["SLURM_PROCID", "SLURM_NTASKS"];
-
-/// What srun sets beside them, and sbatch does not.
-const STEP: &str = "SLURM_STEP_ID";
+/// Who asks for the variables.
+const AUTO: &str = "--shard auto";
 
 /// Counted from where the user began; job arrays have no size that holds when a task of them is submitted again.
 const ARRAY: &str = "SLURM_ARRAY_TASK_ID";
-
-/// Which of the processes of its machine this is, from 0.
-const LOCAL_RANKS: [&str; 4] =
-    ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "LOCAL_RANK", "SLURM_LOCALID"];
 
 impl FromStr for Shard {
     type Err = String;
@@ -61,7 +50,7 @@ impl Shard {
     /// The part, by these variables where it is to come from them.
     pub fn part(self, var: impl Fn(&str) -> Option<String>) -> Result<Part> {
         let wrong = |what: String| Err(Error::usage(format!("--shard {what}")));
-        let array = number(ARRAY, &var)?;
+        let array = number(AUTO, ARRAY, &var)?;
         let of = match self {
             Shard::Of(part) => return Ok(part),
             Shard::Auto => None,
@@ -75,7 +64,8 @@ impl Shard {
             (Some(task), Some(n)) => {
                 // A script of several tasks that starts one process is one process.
                 let slurm = var(STEP).is_some();
-                if let Some((names, [_, size])) = ranks(&var, slurm)?.filter(|(_, [_, size])| *size > 1) {
+                if let Some((names, [_, size])) = ranks(AUTO, &var, slurm)?.filter(|(_, [_, size])| *size > 1)
+                {
                     let what = format!("auto/{n}: {ARRAY} is {task} and {} is {size}", names[1]);
                     return wrong(format!("{what}, a part of a part; give I/N"));
                 }
@@ -86,7 +76,7 @@ impl Shard {
             }
             (None, _) => {}
         }
-        let Some((names, [rank, size])) = ranks(&var, true)? else {
+        let Some((names, [rank, size])) = ranks(AUTO, &var, true)? else {
             let list: Vec<String> = RANKS.iter().chain([&SLURM]).map(|pair| pair.join("/")).collect();
             let what = format!("auto: none of {} is set, and no {ARRAY}", list.join(", "));
             return wrong(format!("{what}; start it by mpirun, srun or torchrun, or give I/N"));
@@ -101,55 +91,6 @@ impl Shard {
     }
 }
 
-/// A variable that is a whole number; an empty one is not set.
-fn number(name: &str, var: &impl Fn(&str) -> Option<String>) -> Result<Option<u64>> {
-    let Some(text) = var(name).filter(|text| !text.is_empty()) else { return Ok(None) };
-    let wrong = || Error::usage(format!("--shard auto: {name} is {text:?}, a whole number was wanted"));
-    text.trim().parse().map(Some).map_err(|_| wrong())
-}
-
-type Pair = ([&'static str; 2], [u64; 2]);
-
-/// Rank and size by the first pair that is set; Slurm's own, where they count, only where no other is.
-fn ranks(var: &impl Fn(&str) -> Option<String>, slurm: bool) -> Result<Option<Pair>> {
-    let pair = |names: [&'static str; 2]| {
-        let [rank, size] = [number(names[0], var)?, number(names[1], var)?];
-        match (rank, size) {
-            (Some(rank), Some(size)) => Ok(Some((names, [rank, size]))),
-            (None, None) => Ok(None),
-            (rank, _) => {
-                let [set, not] = if rank.is_some() { [names[0], names[1]] } else { [names[1], names[0]] };
-                Err(Error::usage(format!(
-                    "--shard auto: {set} is set and {not} is not; set both or give I/N"
-                )))
-            }
-        }
-    };
-    let found = RANKS.into_iter().filter_map(|names| pair(names).transpose()).collect::<Result<Vec<_>>>()?;
-    if let Some((names, numbers)) = found.first() {
-        if let Some((other, _)) = found.iter().find(|(_, others)| others != numbers) {
-            let what = format!("{} and {} disagree", names.join("/"), other.join("/"));
-            return Err(Error::usage(format!("--shard auto: {what}; unset one pair or give I/N")));
-        }
-        return Ok(found.into_iter().next());
-    }
-    if slurm { pair(SLURM) } else { Ok(None) }
-}
-
-/// Which of the processes of its machine this is, where anything says so.
-fn local_rank(var: impl Fn(&str) -> Option<String>) -> Option<usize> {
-    LOCAL_RANKS.iter().find_map(|name| var(name)?.trim().parse().ok())
-}
-
-/// The device of this process among those of its machine: a card of its own where there are several.
-pub fn device() -> String {
-    let cards = cuda::gpus().map_or(0, |list| list.len());
-    match local_rank(variable) {
-        Some(rank) if cards > 1 => format!("cuda:{}", rank % cards),
-        _ => "auto".into(),
-    }
-}
-
 /// `vectors-00003-of-00016.npy` for `vectors.npy`.
 pub fn part_path(path: &str, part: Part) -> String {
     let path = Path::new(path);
@@ -158,11 +99,6 @@ pub fn part_path(path: &str, part: Part) -> String {
     let dot = if ending.is_empty() { "" } else { "." };
     let name = format!("{stem}-{:05}-of-{:05}{dot}{ending}", part.number, part.of);
     path.with_file_name(name).to_string_lossy().into_owned()
-}
-
-/// A variable of this process.
-pub fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }
 
 #[cfg(test)]
@@ -246,7 +182,5 @@ mod tests {
         let part = Part { number: 3, of: 16 };
         assert_eq!(part_path("out/vectors.npy", part), "out/vectors-00003-of-00016.npy");
         assert_eq!(part_path("v.1.jsonl", part), "v.1-00003-of-00016.jsonl");
-        let var = |name: &str| (name == "SLURM_LOCALID").then(|| "1".to_string());
-        assert_eq!((local_rank(var), local_rank(|_| None)), (Some(1), None));
     }
 }

@@ -1,18 +1,20 @@
 //! `llm2vec train`: the three stages of the recipe.
 
-use crate::cli::{FLAGS, KernelSetFlags, is_verbose, say, signal};
+use crate::cli::{FLAGS, KernelSetFlags, engine, is_verbose, say, signal};
 use crate::error::{Error, Result, message};
 use crate::format::keys;
 use crate::pretrained::open::Compute;
 use crate::train::config::{Invalid, Stage, TrainConfig};
 use crate::train::folder::Existing;
 use crate::train::log;
+use crate::train::ranks::Ranks;
 use crate::train::run::{Options, Trainer};
 use clap::builder::BoolishValueParser;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Train an adapter: masked next-token prediction, then contrastive learning.
 #[derive(Args)]
@@ -141,7 +143,13 @@ impl Train {
 
 impl Flags {
     fn run(self, stage: Stage) -> Result<()> {
-        let config = self.configuration(stage)?;
+        let ranks = ranks()?;
+        let options = ranks.settle(self.options(stage, &ranks))?;
+        Trainer::open(options)?.run().map(drop)
+    }
+
+    fn options(self, stage: Stage, ranks: &Rc<Ranks>) -> Result<Options> {
+        let config = self.configuration(stage, ranks)?;
         let Flags { source, run, .. } = self;
         let existing = match (run.resume, run.overwrite || config.overwrite_output_dir) {
             (true, _) => Existing::Resume,
@@ -149,12 +157,13 @@ impl Flags {
             (false, false) => Existing::Refuse,
         };
         let beside = config.output_dir.as_ref().map(|dir| Path::new(dir).join("log.jsonl"));
-        if is_verbose() {
+        if is_verbose() && ranks.is_first() {
             changed(&config).iter().for_each(say);
         }
-        let trainer = Trainer::open(Options {
+        let device = if ranks.size > 1 && run.device == "auto" { engine::device() } else { run.device };
+        Ok(Options {
             config,
-            device: run.kernels.open(&run.device)?,
+            device: run.kernels.open(&device)?,
             dtype: run.dtype,
             check_finite: run.check_finite,
             graph: !run.no_graph,
@@ -169,22 +178,32 @@ impl Flags {
             },
             plot: run.plot,
             stop: signal::stop_flag()?,
-        })?;
-        trainer.run().map(drop)
+            ranks: Rc::clone(ranks),
+        })
     }
 
     /// The file's settings, and over them what was given by flag or environment.
-    fn configuration(&self, stage: Stage) -> Result<TrainConfig> {
+    fn configuration(&self, stage: Stage, ranks: &Ranks) -> Result<TrainConfig> {
+        let tells = !self.run.quiet && ranks.is_first();
         let mut config = match &self.source.config {
             None => TrainConfig::new(stage),
             Some(path) => {
-                let (config, ignored) = TrainConfig::read(path, stage)?;
-                if !ignored.is_empty() && !self.run.quiet {
+                let (mut config, ignored) = TrainConfig::read(path, stage)?;
+                if !ignored.is_empty() && tells {
                     say(format_args!(
                         "warning: {}: no meaning here: {}",
                         path.display(),
                         keys::explained(&ignored)
                     ));
+                }
+                if ranks.size > 1 && TrainConfig::has_batch_per_rank(path)? {
+                    let (each, ranks) = (config.per_device_train_batch_size, ranks.size);
+                    config.per_device_train_batch_size = each.saturating_mul(ranks);
+                    let what =
+                        format!("{each} rows a batch there, on {ranks} ranks {}", each.saturating_mul(ranks));
+                    if tells && self.given("per_device_train_batch_size").is_none() {
+                        say(format_args!("{}: {what} in all", path.display()));
+                    }
                 }
                 config
             }
@@ -202,11 +221,16 @@ impl Flags {
         Ok(config)
     }
 
+    /// How a setting was given, if not by the file.
+    fn given(&self, key: &str) -> Option<ValueSource> {
+        self.matches.value_source(key).filter(|source| *source != ValueSource::DefaultValue)
+    }
+
     /// The error, under the name by which the value was given.
     fn named_error(&self, invalid: &Invalid) -> Error {
         let settings = TrainConfig::augment_args_for_update(clap::Command::new("settings"));
         let arg = settings.get_arguments().find(|arg| arg.get_id() == invalid.key);
-        let name = arg.and_then(|arg| match self.matches.value_source(invalid.key)? {
+        let name = arg.and_then(|arg| match self.given(invalid.key)? {
             ValueSource::CommandLine => Some(format!("--{}", arg.get_long()?)),
             ValueSource::EnvVariable => Some(arg.get_env()?.to_string_lossy().into_owned()),
             _ => None,
@@ -215,6 +239,18 @@ impl Flags {
             name.map_or_else(|| invalid.message(), |name| message![format!("{name} "), invalid.what.clone()]),
         )
     }
+}
+
+/// The ranks that this process was started as one of.
+fn ranks() -> Result<Rc<Ranks>> {
+    let Some(size) = engine::mpi_size(engine::variable)? else { return Ok(Rc::default()) };
+    #[cfg(feature = "mpi")]
+    return Ranks::join(size).map(Rc::new);
+    #[cfg(not(feature = "mpi"))]
+    Err(Error::unsupported(format!(
+        "this process is one of {size} that were started together, and each would train the same run; build with --features mpi, \
+         or start one"
+    )))
 }
 
 /// The settings that are not the stage's own, as a configuration has them.

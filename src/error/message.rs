@@ -60,6 +60,7 @@ settings! {
     Strict "strict"
     OutputDir "output_dir"
     Batch "per_device_train_batch_size"
+    Slices "slices"
     Accumulation "gradient_accumulation_steps"
     MaxSeqLength "max_seq_length"
     GradCache "grad_cache"

@@ -48,11 +48,15 @@ impl Grads {
         layers.flat_map(|g| [&g.a, &g.b]).chain(&self.head)
     }
 
+    /// [`Grads::all`], to be written.
+    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let layers = self.layers.iter_mut().flat_map(Adapted::iter_mut).flatten();
+        layers.flat_map(|g| [&mut g.a, &mut g.b]).chain(&mut self.head)
+    }
+
     /// All zeros again.
     pub fn clear(&mut self) -> Result<()> {
-        let mut all = self.layers.iter_mut().flat_map(Adapted::iter_mut).flatten();
-        all.try_for_each(|g| g.a.clear().and_then(|()| g.b.clear()))?;
-        self.head.as_mut().map_or(Ok(()), Tensor::clear)
+        self.all_mut().try_for_each(Tensor::clear)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file per op: its contract, its dispatch, its CPU function. An op never calls another op.
 
 pub mod adamw;
+pub mod add;
 pub mod attention;
 pub mod contrastive;
 pub mod dropout;

@@ -188,6 +188,16 @@ impl Checkpoint {
         not_finite(&self.adapter).or_else(extra).or_else(moments)
     }
 
+    /// SHA-256 of all numbers that have been learned.
+    pub fn hash(&self) -> [u8; 32] {
+        let pairs = self.adapter.pairs.iter().flat_map(|pair| [&pair.a, &pair.b]);
+        let moments = self.moments.iter().flat_map(|p| [&p.m, &p.v]);
+        let mut hash = Sha256::new();
+        let all = pairs.chain(moments).chain(self.extra.iter().map(|t| &t.values));
+        all.for_each(|values| hash.update(bytemuck::cast_slice::<f32, u8>(values)));
+        hash.finalize().into()
+    }
+
     /// Reads a checkpoint of the run that `identity` stands for; another's is an error.
     pub fn load(dir: &Path, identity: &Identity) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::read(dir)?;
@@ -284,6 +294,12 @@ pub fn prune(output: &Path, keep: usize) -> Result<()> {
 /// The newest checkpoint in `output`.
 pub fn latest(output: &Path) -> Result<Option<PathBuf>> {
     Ok(steps(output)?.pop().map(|(_, dir)| dir))
+}
+
+/// The slices of the run in `output`, by its newest checkpoint.
+pub fn slices(output: &Path) -> Option<usize> {
+    let state = read_json(&latest(output).ok()??.join(STATE)).ok()?;
+    Some(state["configuration"]["slices"].as_u64().map_or(1, |n| n as usize))
 }
 
 /// The checkpoints in `output`, oldest first.

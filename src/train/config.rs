@@ -18,6 +18,7 @@ use crate::pretrained::pooling::PoolingMode;
 use crate::text::template::Template;
 use crate::train::blocks::Grouping;
 use crate::train::mask::{MaskToken, Strategy};
+use crate::train::ranks::Reduce;
 use crate::train::schedule::{Decay, Plan, Shape};
 use check::{
     MOST, fraction, fraction_above_0, fraction_below_1, integer, number_above_0, number_from_0, optional,
@@ -172,7 +173,7 @@ settings! {
     /// Passes over the data [default: 3]
     flag(long = "epochs", env = "LLM2VEC_EPOCHS", value_name = "N", help_heading = "Recipe")
     num_train_epochs: f64 = 3.0, number_above_0();
-    /// Rows of a batch [default: 32 mntp, 128 simcse, 512 supervised]
+    /// Rows of a batch, over all ranks; in a file without `slices`, as the reference's, of each [default: 32 mntp, 128 simcse, 512 supervised]
     // The paper's supervised runs have 8 devices with 64 each.
     flag(long = "batch", env = "LLM2VEC_BATCH", value_name = "ROWS", help_heading = "Recipe")
     per_device_train_batch_size: usize => [32, 128, 512], check::batch;
@@ -300,6 +301,13 @@ settings! {
     /// Keep only block inputs and compute the rest again in the backward; the numbers are the same bit for bit
     flag(long = "recompute", env = "LLM2VEC_RECOMPUTE", value_parser = BoolishValueParser::new(), help_heading = "Machine")
     gradient_checkpointing: bool = false;
+
+    /// Parts of a batch, a power of two, that ranks share; they decide the order of sums, ranks do not [default: the ranks]
+    flag(long, env = "LLM2VEC_SLICES", value_name = "K", help_heading = "Machine")
+    slices: Option<usize> = None, optional(check::slices);
+    /// tree (the same bits for any number of ranks), or fast (as they come, and as MPI adds) [default: tree]
+    flag(long, env = "LLM2VEC_REDUCE", value_name = "HOW", hide_possible_values = true, help_heading = "Machine")
+    reduce: Reduce = Reduce::Tree;
 
     /// Steps between checkpoints [default: 200]
     flag(long, env = "LLM2VEC_SAVE_STEPS", value_name = "N", help_heading = "Output")

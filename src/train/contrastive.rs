@@ -1,7 +1,10 @@
-//! Contrastive learning: SimCSE and supervised batches, whole or in chunks (GradCache).
+//! Contrastive learning: SimCSE and supervised batches, whole or in chunks (GradCache), in slices that ranks share.
 //!
 //! In chunks the batch is embedded twice: once for the loss, once more, a chunk at a time, for the gradient (Gao et al.
 //! 2021, arXiv:2101.06983). Dropout masks are drawn from counters, so both passes have the same ones.
+//!
+//! Of several ranks each embeds its own slices; the vectors are gathered, and every rank has the whole loss with its gradient
+//! and runs back what belongs to its own texts. Nothing is divided by the number of ranks.
 //!
 //! With Matryoshka dimensions the loss is the sum of those of the vectors' first columns, each unit vectors of their own
 //! (Kusupati et al. 2022, arXiv:2205.13147, as sentence-transformers' MatryoshkaLoss weighs them: 1 each by default).
@@ -90,8 +93,11 @@ pub struct Rule {
 
 const EPS: f64 = 1e-12;
 
-/// Sequences of a batch that run at a time, and their dropout.
-type Chunk = (Range<usize>, Option<Noise>);
+/// Sequences of a batch that run at a time.
+struct Chunk {
+    sequences: Range<usize>,
+    noise: Option<Noise>,
+}
 
 impl Contrastive {
     /// For batches of `queries` and `candidates`, `chunk` sequences at a time, in vectors of `width`; `levels` are the
@@ -141,32 +147,54 @@ impl Contrastive {
         weight: f64,
     ) -> Result<Outcome> {
         let (all, graphs) = (&batch.sequences, learner.graphs.clone());
-        let (chunks, tokens) = self.embed_batch(learner, batch, rule, noise, "embed")?;
+        let (slices, tokens) = self.embed_slices(learner, batch, rule, noise)?;
         self.score(learner, batch, rule, "score", Some(weight))?;
         // The last chunk's states are still there.
-        for (i, (chunk, noise)) in chunks.iter().enumerate().rev() {
-            let noise = noise.as_ref();
-            if i + 1 < chunks.len() {
-                self.take(learner, &all[chunk.clone()])?;
-                graphs.run("again", || self.embed(learner, rule.pooling, noise))?;
+        let mut there = true;
+        for (slice, chunks) in slices.iter().enumerate().rev() {
+            learner.begin_slice(slice);
+            for Chunk { sequences, noise } in chunks.iter().rev() {
+                if !there {
+                    self.take(learner, &all[sequences.clone()])?;
+                    graphs.run("again", || self.embed(learner, rule.pooling, noise.as_ref()))?;
+                }
+                there = false;
+                self.backward(learner, sequences, batch.queries, rule.pooling, noise.as_ref())?;
             }
-            let Contrastive { d_vectors, d_unit, d_pooled, unit, norm, spans, .. } = self;
-            [&mut *d_unit, d_pooled].into_iter().try_for_each(|t| t.set_rows(chunk.len()))?;
-            graphs.run("backward", || {
-                let mut parts = split(d_vectors, chunk, batch.queries);
-                parts.try_for_each(|(vectors, to, at, rows)| d_unit.copy_rows(at, vectors, to, rows))?;
-                l2norm_bwd(&learner.model.device, d_pooled, d_unit, unit, norm, EPS, false)?;
-                pool_bwd(&learner.model.device, &mut learner.scratch.h, d_pooled, spans, rule.pooling)?;
-                learner.backward(noise)
-            })?;
-            learner.state.verdict()?;
+            learner.end_slice(slice)?;
         }
         self.outcome(batch, tokens)
     }
 
+    /// Runs back a chunk whose states are there.
+    fn backward(
+        &mut self,
+        learner: &mut Learner,
+        chunk: &Range<usize>,
+        queries: usize,
+        pooling: Pooling,
+        noise: Option<&Noise>,
+    ) -> Result<()> {
+        let Contrastive { d_vectors, d_unit, d_pooled, unit, norm, spans, .. } = self;
+        [&mut *d_unit, d_pooled].into_iter().try_for_each(|t| t.set_rows(chunk.len()))?;
+        learner.graphs.clone().run("backward", || {
+            let mut parts = split(d_vectors, chunk, queries);
+            parts.try_for_each(|(vectors, to, at, rows)| d_unit.copy_rows(at, vectors, to, rows))?;
+            l2norm_bwd(&learner.model.device, d_pooled, d_unit, unit, norm, EPS, false)?;
+            pool_bwd(&learner.model.device, &mut learner.scratch.h, d_pooled, spans, pooling)?;
+            learner.backward(noise)
+        })?;
+        learner.state.verdict()
+    }
+
     /// The loss of a batch, without any dropout.
     pub fn evaluate(&mut self, learner: &mut Learner, batch: &Batch, rule: Rule) -> Result<Outcome> {
-        let (_, tokens) = self.embed_batch(learner, batch, rule, None, "embed alone")?;
+        self.size(batch)?;
+        let (all, mut tokens) = (&batch.sequences, 0);
+        for sequences in pieces(0..all.len(), rule.chunk) {
+            tokens += sequences.clone().map(|i| all[i].ids.len()).sum::<usize>();
+            self.embed_chunk(learner, batch, &Chunk { sequences, noise: None }, rule.pooling, "embed alone")?;
+        }
         self.score(learner, batch, rule, "score alone", None)?;
         self.outcome(batch, tokens)
     }
@@ -189,35 +217,69 @@ impl Contrastive {
         Ok(vectors)
     }
 
-    /// Leaves the vectors of a batch in `vectors`; gives its chunks, each with its own dropout, and its tokens.
-    fn embed_batch(
+    /// Rows for a batch.
+    fn size(&mut self, batch: &Batch) -> Result<()> {
+        let (queries, candidates) = (batch.queries, batch.sequences.len() - batch.queries);
+        let Contrastive { vectors: [q, c], d_vectors: [dq, dc], .. } = self;
+        [q, dq].into_iter().try_for_each(|t| t.set_rows(queries))?;
+        [c, dc].into_iter().try_for_each(|t| t.set_rows(candidates))
+    }
+
+    /// Leaves the vectors of a batch in `vectors`, those of the other ranks too; gives the chunks of this process's slices,
+    /// each with its own dropout, and the tokens of all.
+    fn embed_slices(
         &mut self,
         learner: &mut Learner,
         batch: &Batch,
         rule: Rule,
         noise: Option<&Noise>,
+    ) -> Result<(Vec<Vec<Chunk>>, usize)> {
+        self.size(batch)?;
+        let lengths = || batch.sequences.iter().map(|s| s.ids.len());
+        let starts: Vec<usize> = lengths().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
+        let slices = learner.share.cut(lengths());
+        let own = learner.share.own();
+        let noise_at = |at: usize| noise.map(|n| Noise { first: n.first + starts[at] as u64, ..*n });
+        let chunk = |sequences: Range<usize>| Chunk { noise: noise_at(sequences.start), sequences };
+        let chunks: Vec<Vec<Chunk>> =
+            slices[own.clone()].iter().map(|s| pieces(s.clone(), rule.chunk).map(chunk).collect()).collect();
+        for chunk in chunks.iter().flatten() {
+            self.embed_chunk(learner, batch, chunk, rule.pooling, "embed")?;
+        }
+        if learner.share.ranks.size > 1 {
+            self.gather(learner, slices[own.start].start..slices[own.end - 1].end, batch.queries)?;
+        }
+        Ok((chunks, lengths().sum()))
+    }
+
+    /// Leaves the vectors of a chunk in their rows of `vectors`.
+    fn embed_chunk(
+        &mut self,
+        learner: &mut Learner,
+        batch: &Batch,
+        Chunk { sequences, noise }: &Chunk,
+        pooling: Pooling,
         stretch: &'static str,
-    ) -> Result<(Vec<Chunk>, usize)> {
-        let all = &batch.sequences;
-        let size = if rule.chunk == 0 { all.len() } else { rule.chunk };
-        let (mut chunks, mut tokens) = (Vec::new(), 0);
-        for (v, rows) in self.vectors.iter_mut().chain(&mut self.d_vectors).zip([0, 1, 0, 1]) {
-            v.set_rows(if rows == 0 { batch.queries } else { all.len() - batch.queries })?;
-        }
-        let graphs = learner.graphs.clone();
-        for at in (0..all.len()).step_by(size) {
-            let chunk = at..all.len().min(at + size);
-            let noise = noise.map(|n| Noise { first: n.first + tokens as u64, ..*n });
-            tokens += self.take(learner, &all[chunk.clone()])?;
-            graphs.run(stretch, || {
-                self.embed(learner, rule.pooling, noise.as_ref())?;
-                let mut parts = split(&mut self.vectors, &chunk, batch.queries);
-                parts.try_for_each(|(vectors, to, at, rows)| vectors.copy_rows(to, &self.unit, at, rows))
-            })?;
-            learner.state.verdict()?;
-            chunks.push((chunk, noise));
-        }
-        Ok((chunks, tokens))
+    ) -> Result<()> {
+        self.take(learner, &batch.sequences[sequences.clone()])?;
+        learner.graphs.clone().run(stretch, || {
+            self.embed(learner, pooling, noise.as_ref())?;
+            let mut parts = split(&mut self.vectors, sequences, batch.queries);
+            parts.try_for_each(|(vectors, to, at, rows)| vectors.copy_rows(to, &self.unit, at, rows))
+        })?;
+        learner.state.verdict()
+    }
+
+    /// Brings the vectors of `own` sequences to the other ranks, and theirs here.
+    fn gather(&mut self, learner: &Learner, own: Range<usize>, queries: usize) -> Result<()> {
+        let [q, c] = &mut self.vectors;
+        let width = q.shape()[1];
+        let mut all = [q.read_f32()?, c.read_f32()?].concat();
+        let mine = bytemuck::cast_slice(&all[own.start * width..own.end * width]);
+        let words = learner.share.ranks.gather(mine)?.concat();
+        all = bytemuck::cast_vec(words);
+        q.write(&all[..queries * width])?;
+        c.write(&all[queries * width..])
     }
 
     /// Of the last batch.
@@ -320,6 +382,12 @@ impl Level {
             .zip([queries, candidates].into_iter().cycle())
             .try_for_each(|(tensor, rows)| tensor.set_rows(rows))
     }
+}
+
+/// A range in pieces of at most `size`; 0 is one piece of it all.
+fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = if size == 0 { range.len().max(1) } else { size };
+    range.clone().step_by(size).map(move |at| at..range.end.min(at + size))
 }
 
 /// Where a chunk's rows lie in (queries, candidates): tensor, its first row, the chunk's first row, rows.

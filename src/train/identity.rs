@@ -78,10 +78,15 @@ impl Identity {
         let mut wanted: Value = serde_json::from_str(&self.configuration.to_string())
             .map_err(|e| Error::file(dir, format!("the configuration cannot be compared: {e}")))?;
         let by_path = inputs.is_null();
+        // Runs of before there were slices had one.
+        let mut saved = configuration.clone();
+        if let Value::Object(fields) = &mut saved {
+            fields.entry("slices").or_insert(1.into());
+        }
         if let (true, Value::Object(all), Value::Object(paths)) = (by_path, &mut wanted, &self.paths) {
             all.extend(paths.clone());
         }
-        let lines = differences(&TrainConfig::respelled(configuration, &wanted), &wanted);
+        let lines = differences(&TrainConfig::respelled(&saved, &wanted), &wanted);
         if !lines.is_empty() {
             let what = format!("is of another configuration ({lines}); give the same to resume");
             return Err(Error::file(dir, what));

@@ -15,6 +15,8 @@ use crate::model::weights::{Source, Storage};
 use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step, adamw_workspace};
 use crate::ops::attention::Mask;
 use crate::tensor::Tensor;
+use crate::train::partials::Partials;
+use crate::train::ranks::{Reduce, Share};
 
 /// What memory a learner takes.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +56,9 @@ pub struct Learner {
     pub scratch: Scratch,
     /// How what is queued between two copies from or to the host gets to the device.
     pub graphs: Graphs,
+    /// The slices of a step that are this process's.
+    pub share: Share,
+    partials: Partials,
     grads: Grads,
     /// AdamW's mean of gradients and of their squares, in the order of [`Learner::names`]
     moments: Vec<[Tensor; 2]>,
@@ -84,7 +89,15 @@ impl Learner {
         let norm = arena.statistic(&[1]);
         arena.workspace(|| adamw_workspace(grads.all().map(Tensor::numel)));
         let graphs = if let Device::Gpu(gpu) = &model.device { Graphs::of(gpu) } else { Graphs::default() };
-        Learner { model, state, scratch, graphs, grads, moments, norm }
+        let (share, partials) = (Share::default(), Partials::default());
+        Learner { model, state, scratch, graphs, share, partials, grads, moments, norm }
+    }
+
+    /// Room for the gradients of this process's slices, in steps of `turns` batches.
+    pub fn divide(&mut self, arena: &mut Arena, share: Share, turns: usize) {
+        let apart = if share.reduce == Reduce::Tree { share.own().len() } else { 1 };
+        self.partials = Partials::new(arena, &self.model.weights, apart, turns);
+        self.share = share;
     }
 
     /// Reads the frozen weights.
@@ -110,9 +123,26 @@ impl Learner {
         model.backward(grads, scratch, state, noise)
     }
 
+    /// Before the backward of a slice, by its number among this process's; what is added to the gradients then is its own.
+    pub fn begin_slice(&mut self, slice: usize) {
+        self.partials.begin(&mut self.grads, slice);
+    }
+
+    /// After the last backward of a slice.
+    pub fn end_slice(&mut self, slice: usize) -> Result<()> {
+        self.partials.end(&self.model.device, &mut self.grads, slice)
+    }
+
     /// The head, its gradient where it is trained, the last hidden states, and where their gradient goes.
     pub fn head(&mut self) -> (&Tensor, Option<&mut Tensor>, &Tensor, &mut Tensor) {
         (self.model.weights.head(), self.grads.head.as_mut(), &self.state.hidden, &mut self.scratch.h)
+    }
+
+    /// After the last batch of a step: the gradients of all slices on all ranks become one sum.
+    pub fn sum(&mut self) -> Result<()> {
+        let Learner { model, grads, share, partials, .. } = self;
+        partials.sum(&model.device, grads)?;
+        share.ranks.sum(grads.all_mut(), share.reduce)
     }
 
     /// One step of AdamW under the gradient's norm `most` (0: no bound), then gradients of 0. Gives the norm before.

@@ -69,6 +69,35 @@ impl Mntp {
         self.outcome(learner, pack)
     }
 
+    /// The loss of a batch in slices, of which this process runs its own: the mean over the labels of all. `noise.first` counts
+    /// from the batch's first token.
+    pub fn learn_slices(
+        &mut self,
+        learner: &mut Learner,
+        packs: &[Masked],
+        noise: &Noise,
+        weight: f64,
+    ) -> Result<Outcome> {
+        let labels: usize = packs.iter().map(|pack| pack.rows.len()).sum();
+        let part = |pack: &Masked| pack.rows.len() as f64 / labels.max(1) as f64;
+        let (own, mut tokens, mut figures) = (learner.share.own(), 0, Vec::new());
+        for (slice, pack) in packs.iter().enumerate() {
+            if own.contains(&slice) {
+                let noise = Noise { first: noise.first + tokens as u64, ..*noise };
+                learner.begin_slice(slice - own.start);
+                let Outcome { loss, hits, .. } = self.learn(learner, pack, &noise, weight * part(pack))?;
+                learner.end_slice(slice - own.start)?;
+                figures.extend([loss, hits as f64]);
+            }
+            tokens += pack.ids.len();
+        }
+        let words = learner.share.ranks.gather(bytemuck::cast_slice(&figures))?.concat();
+        let figures: Vec<[f64; 2]> = bytemuck::pod_collect_to_vec(&words);
+        let loss = packs.iter().zip(&figures).map(|(pack, [loss, _])| loss * part(pack)).sum();
+        let hits = figures.iter().map(|[_, hits]| *hits as usize).sum();
+        Ok(Outcome { loss, hits, rows: labels, tokens })
+    }
+
     /// Queues the pass and its loss, and so many times the loss's gradient, unless no token has a label. `stretch` names the
     /// graph.
     fn forward(

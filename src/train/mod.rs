@@ -1,5 +1,5 @@
 //! Training ([`run`], by `stage`): what it reads ([`data`], [`blocks`]), what it hides ([`mask`]), how it is set up ([`config`], [`schedule`]),
-//! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), by what it is measured (`validation`, [`best`]), what it keeps on disk ([`checkpoint`] in a [`folder`]
+//! what learns ([`learner`], [`adapter`]) and from which loss ([`mntp`], [`contrastive`]), in slices ([`partials`]) that processes share ([`ranks`]), by what it is measured (`validation`, [`best`]), what it keeps on disk ([`checkpoint`] in a [`folder`]
 //! under a [`lock`], apart from what it reads by `paths`; [`identity`] tells one run from another) and what it shows meanwhile ([`log`], `tensorboard`, and with feature `cli` a bar and a plot).
 //! Before it, hard negatives for its rows by a model ([`mine`]).
 
@@ -20,10 +20,13 @@ pub mod log;
 pub mod mask;
 pub mod mine;
 pub mod mntp;
+pub mod partials;
 pub(crate) mod paths;
 #[cfg(feature = "cli")]
 pub mod plot;
+pub(crate) mod prepare;
 pub(crate) mod progress;
+pub mod ranks;
 pub(crate) mod resume;
 pub(crate) mod rows;
 pub mod run;

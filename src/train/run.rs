@@ -1,91 +1,50 @@
 //! A run from its configuration to its adapter: prepare, plan, step, save, stop and go on.
 
-use crate::device::Device;
 use crate::device::gpu::Graphs;
+use crate::device::mapped::Mapped;
 use crate::error::{Error, Message, Result, Setting, message};
 use crate::format::hf::copy_side_files;
 use crate::format::peft::Adapter;
-use crate::memory::{Arena, amount};
-use crate::model::config::Attention;
+use crate::memory::Arena;
 use crate::model::llama::Noise;
-use crate::model::state::Keep;
 use crate::ops::adamw::AdamW;
 use crate::ops::dropout;
-use crate::pretrained::files::fitting;
-use crate::pretrained::names;
-use crate::pretrained::open::{self, Compute, Setup};
+use crate::pretrained::open::Setup;
 use crate::pretrained::settings::Settings;
 use crate::tensor::Tensor;
-use crate::text::template::NONE;
 use crate::train::adapter;
 use crate::train::best::Best;
 use crate::train::checkpoint::{self, Checkpoint, Losses, Moments, Named, State};
 use crate::train::config::{Stage, TrainConfig};
-use crate::train::folder::{self, Existing, Folder};
+use crate::train::folder::{Existing, Folder};
 use crate::train::identity::Identity;
-use crate::train::learner::{Head, Learner, Size};
-use crate::train::log::{self, Log, Step};
+use crate::train::learner::Learner;
+use crate::train::log::{Log, Step};
 use crate::train::mntp::Outcome;
-use crate::train::paths::{Outputs, inputs};
 #[cfg(feature = "cli")]
 use crate::train::plot;
+pub use crate::train::prepare::Options;
+use crate::train::prepare::{build, check_outputs, opened, plan, plan_line, share, shared};
+use crate::train::ranks::Ranks;
 use crate::train::resume::{HEAD, go_on, restore, resumed};
 use crate::train::schedule::Schedule;
-use crate::train::stage::{self, Feed, Loss, tokens};
-use crate::train::validation::{self, Validation};
+use crate::train::stage::{Feed, Loss};
+use crate::train::validation::Validation;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-
-/// What a run is asked to do.
-pub struct Options {
-    /// What to train and how.
-    pub config: TrainConfig,
-    /// Where to compute.
-    pub device: Device,
-    /// How a CPU keeps frozen weights and multiplies.
-    pub dtype: Compute,
-    /// Stop at the first NaN or infinity in an activation or its gradient, and say where.
-    pub check_finite: bool,
-    /// On a GPU: queue what lies between two copies as one graph.
-    pub graph: bool,
-    /// What to do about a run that is there already.
-    pub existing: Existing,
-    /// The file that the configuration came from, which the run must leave as it is.
-    pub source: Option<PathBuf>,
-    /// Where the log goes; its steps are filled in here.
-    pub log: log::Options,
-    /// Draw loss and learning rate at the end: an SVG file, for which feature `cli` is needed.
-    pub plot: Option<PathBuf>,
-    /// The number of a signal that asks to stop, 0 before it comes.
-    pub stop: Arc<AtomicUsize>,
-}
-
-impl Options {
-    /// On the CPU in f32, into a new folder, nothing on stderr, no picture.
-    pub fn new(config: TrainConfig) -> Options {
-        Options {
-            config,
-            device: Device::cpu(),
-            dtype: Compute::F32,
-            check_finite: false,
-            graph: true,
-            existing: Existing::Refuse,
-            source: None,
-            log: log::Options { quiet: true, ..log::Options::default() },
-            plot: None,
-            stop: Arc::default(),
-        }
-    }
-}
 
 /// A run that is ready for its next step.
 pub struct Trainer {
     config: TrainConfig,
     setup: Setup,
-    folder: Folder,
+    ranks: Rc<Ranks>,
+    /// The first rank's.
+    folder: Option<Folder>,
     identity: Identity,
     feed: Feed,
     schedule: Schedule,
@@ -106,14 +65,19 @@ impl Trainer {
     /// Trains, or trains on, until the last step or a signal; gives the losses of the whole run.
     ///
     /// Errors before the first step leave no trace but the output folder; later ones keep the last checkpoint.
-    pub fn run(mut self) -> Result<Losses> {
+    pub fn run(self) -> Result<Losses> {
+        let ranks = Rc::clone(&self.ranks);
+        ranks.settle(self.steps())
+    }
+
+    fn steps(mut self) -> Result<Losses> {
         if self.step == 0 {
             self.evaluate()?;
         }
         while !self.is_over() {
             self.one_step()?;
-            self.folder.check()?;
-            let signal = self.stop.load(Ordering::Relaxed) as u8;
+            self.folder.as_ref().map_or(Ok(()), Folder::check)?;
+            let signal = self.signal()?;
             let (due, over) = (self.step.is_multiple_of(self.config.save_steps as u64), self.is_over());
             if signal != 0 || due || over {
                 self.save()?;
@@ -127,6 +91,12 @@ impl Trainer {
         self.finish()
     }
 
+    /// The number of a signal that asks one of the ranks to stop, or 0.
+    fn signal(&self) -> Result<u8> {
+        let said = self.ranks.gather(&[self.stop.load(Ordering::Relaxed) as u32])?;
+        Ok(said.concat().into_iter().max().unwrap_or(0) as u8)
+    }
+
     /// Whether the last step is done, or no evaluation has been better for long enough.
     fn is_over(&self) -> bool {
         let patience = self.config.early_stopping_patience;
@@ -135,59 +105,63 @@ impl Trainer {
     }
 
     /// Prepares a run: opens and checks all that it reads and writes, plans its memory, and resumes where it is to.
-    pub fn open(mut options: Options) -> Result<Trainer> {
+    pub fn open(options: Options) -> Result<Trainer> {
+        let ranks = Rc::clone(&options.ranks);
+        ranks.settle(Trainer::prepare(options))
+    }
+
+    fn prepare(mut options: Options) -> Result<Trainer> {
         let options = &mut options;
         let Some(output) = options.config.output_dir.as_ref().map(PathBuf::from) else {
             return Err(Error::usage(message!["training needs an ", Setting::OutputDir, " folder"]));
         };
+        let ranks = Rc::clone(&options.ranks);
+        let share = share(options, &output)?;
         let (setup, start) = opened(options)?;
-        check_outputs(options, &setup, &output, start.as_ref().map(|(_, dir)| dir.as_path()))?;
+        if ranks.is_first() {
+            check_outputs(options, &setup, &output, start.as_ref().map(|(_, dir)| dir.as_path()))?;
+        }
         let config = &options.config;
         let (mut feed, mut lines) = Feed::open(config, &setup)?;
         let validation = Validation::open(config, &setup, &feed, &mut lines)?;
         let schedule = Schedule::new(config.learning_rate, &config.plan(feed.per_epoch()))?;
-        let plan = plan(config, &setup, start.as_ref().map(|(adapter, _)| adapter.clone()))?;
+        let adapter = start.as_ref().map(|(adapter, _)| adapter.clone());
+        let plan = plan(config, &setup, adapter, share.clone())?;
         lines.push(plan_line(&plan).into());
+        lines.extend(shared(&share));
 
         let identity = Identity::new(config, &setup, start.as_ref().map(|(adapter, _)| adapter))?;
-        let folder = Folder::claim(&output, options.existing)?;
-        lines.extend(folder.warning.iter().map(|w| format!("warning: {w}").into()));
-        let saved = match &folder.resume {
-            Some(dir) => {
-                lines.push(format!("resuming from {}", dir.display()).into());
-                Some(resumed(dir, &identity, &setup)?)
-            }
-            None => None,
-        };
-        let start = match (&saved, start) {
-            (Some(saved), _) => saved.adapter.clone(),
-            (None, Some((adapter, dir))) => {
-                lines.push(format!("training on from {}", dir.display()).into());
-                adapter
-            }
-            (None, None) => adapter::fresh(&setup.config, config, &setup.base_reference()),
-        };
-        let (mut learner, loss) = build(&mut Arena::new(&setup.device), config, &setup, start)?;
+        if ranks.size > 1 {
+            ranks.same(&fingerprints(&identity, &feed)?)?;
+        }
+        let (folder, saved) = claimed(&ranks, &output, options.existing, &mut lines)?;
+        let saved = saved.map(|dir| resumed(&dir, &identity, &setup)).transpose()?;
+        let start = first(&saved, start, (config, &setup), &mut lines);
+        let (mut learner, loss) = build(&mut Arena::new(&setup.device), config, &setup, start, share)?;
         learner.load(&setup.files)?;
         if !options.graph {
             learner.graphs = Graphs::default();
         }
-        let (mut step, mut losses, mut best) = (0, Losses::default(), None);
+        let mut begun = (0, Losses::default(), None);
         if let Some(saved) = saved {
-            (step, losses, best) = (saved.state.step, saved.state.losses, saved.state.best);
+            begun = (saved.state.step, saved.state.losses, saved.state.best);
             go_on(&mut feed, &saved.state, config)?;
             restore(&mut learner, saved)?;
         }
+        let (step, losses, best) = begun;
         options.log.steps = schedule.steps as u64;
         options.log.every = config.logging_steps as u64;
         let log = Log::open(&options.log, step)?;
-        folder.clear()?;
-        tell(&log, &setup, &lines);
         let config = config.clone();
-        config.save(&output)?;
+        if let Some(folder) = &folder {
+            folder.clear()?;
+            tell(&log, &setup, &lines);
+            config.save(&output)?;
+        }
         Ok(Trainer {
             config,
             setup,
+            ranks,
             folder,
             identity,
             feed,
@@ -223,6 +197,7 @@ impl Trainer {
                 return Err(Error::Diverged { step, what: format!("the loss ({loss})") });
             }
         }
+        self.learner.sum()?;
         let c = &self.config;
         let (rate, beta1, beta2) = (self.schedule.rate(step as usize - 1), c.adam_beta1, c.adam_beta2);
         let by = AdamW { rate, beta1, beta2, eps: c.adam_epsilon, decay: c.weight_decay, step };
@@ -237,15 +212,20 @@ impl Trainer {
         Ok(())
     }
 
+    /// By the first rank, whose figures are everyone's.
     fn evaluate(&mut self) -> Result<()> {
         let Trainer { config, setup, validation, learner, loss, .. } = self;
         let Some(validation) = validation else { return Ok(()) };
-        let (figures, rises) = (validation.evaluate(learner, loss, config, setup)?, validation.rises());
-        self.log.evaluation(self.step, &figures)?;
-        let first = figures.first().map_or(f64::NAN, |figure| figure.1);
-        if Best::judge(&mut self.best, self.step, first, rises) && self.config.load_best_model_at_end {
-            self.folder.keep_best(&self.adapter()?, &self.settings())?;
+        if let Some(folder) = &self.folder {
+            let (figures, rises) = (validation.evaluate(learner, loss, config, setup)?, validation.rises());
+            self.log.evaluation(self.step, &figures)?;
+            let first = figures.first().map_or(f64::NAN, |figure| figure.1);
+            if Best::judge(&mut self.best, self.step, first, rises) && self.config.load_best_model_at_end {
+                folder.keep_best(&self.adapter()?, &self.settings())?;
+            }
         }
+        self.best = serde_json::from_str(&self.ranks.tell(&json!(self.best).to_string())?)
+            .map_err(|e| Error::device(format!("what rank 0 says of its evaluation: {e}")))?;
         Ok(())
     }
 
@@ -277,6 +257,7 @@ impl Trainer {
         }
     }
 
+    /// Writes a checkpoint, which has to be that of every rank.
     fn save(&mut self) -> Result<()> {
         self.log.sync()?;
         let f32s = |t: &Tensor| Ok(t.read_f32()?.into_owned());
@@ -304,10 +285,14 @@ impl Trainer {
             extra: head.into_iter().collect::<Result<_>>()?,
             moments: moments.collect::<Result<_>>()?,
         };
-        match saved.not_finite() {
-            Some(what) => Err(Error::Diverged { step: self.step, what }),
-            None => saved.save(&self.folder.path, self.keep()).map(|_| ()),
+        if let Some(what) = saved.not_finite() {
+            return Err(Error::Diverged { step: self.step, what });
         }
+        if self.ranks.size > 1 {
+            self.ranks.same(&[("what they have learned", saved.hash())])?;
+        }
+        let Some(folder) = &self.folder else { return Ok(()) };
+        saved.save(&folder.path, self.keep()).map(drop)
     }
 
     /// Checkpoints to keep.
@@ -317,15 +302,16 @@ impl Trainer {
 
     /// The adapter, the tokenizer's files and the picture.
     fn finish(self) -> Result<Losses> {
+        let Some(folder) = &self.folder else { return Ok(self.losses) };
         // A run that was killed within its last save and resumed has nothing more to save.
-        let (output, mut adapter) = (&self.folder.path, self.adapter()?);
+        let (output, mut adapter) = (&folder.path, self.adapter()?);
         checkpoint::prune(output, self.keep())?;
         if let Some(what) = checkpoint::not_finite(&adapter) {
             return Err(Error::Diverged { step: self.step, what });
         }
         let best = self.best.filter(|_| self.config.load_best_model_at_end);
         if best.is_some_and(|best| best.step != self.step) {
-            adapter = self.folder.best()?;
+            adapter = folder.best()?;
         }
         copy_side_files(&self.setup.dir, output)?;
         checkpoint::write_adapter(output, &adapter, &self.settings())?;
@@ -352,129 +338,48 @@ fn tell(log: &Log, setup: &Setup, lines: &[Message]) {
     lines.iter().for_each(|line| log.message(line));
 }
 
-/// The model with the adapters below the trained one, and the adapter to train on and its folder, if there is one.
-fn opened(options: &mut Options) -> Result<(Setup, Option<(Adapter, PathBuf)>)> {
-    if cfg!(not(feature = "cli")) && options.plot.is_some() {
-        let what = ": this build draws none; leave it out, or build with feature `cli`";
-        return Err(Error::unsupported(message![Setting::Plot, what]));
-    }
-    let config = &mut options.config;
-    let Some(model) = config.model_name_or_path.clone() else {
-        return Err(Error::usage(message!["training needs a ", Setting::TrainModel]));
-    };
-    let mut below = names::split(&config.peft_model_name_or_path);
-    let start = match config.continue_adapter.then(|| below.pop()) {
-        Some(None) => {
-            return Err({
-                let (adapter, rest) = (Setting::TrainAdapters, " to train on");
-                Error::usage(message![Setting::ContinueAdapter, " needs an ", adapter, rest])
-            });
+/// The run's folder, which is the first rank's, and the checkpoint to go on from, which all of them read.
+fn claimed(
+    ranks: &Ranks,
+    output: &Path,
+    existing: Existing,
+    lines: &mut Vec<Message>,
+) -> Result<(Option<Folder>, Option<PathBuf>)> {
+    let folder = if ranks.is_first() { Some(Folder::claim(output, existing)?) } else { None };
+    lines.extend(folder.iter().flat_map(|f| &f.warning).map(|w| format!("warning: {w}").into()));
+    let newest = folder.as_ref().and_then(|folder| folder.resume.as_ref()?.file_name());
+    let newest = ranks.tell(&newest.map_or(String::new(), |name| name.to_string_lossy().into_owned()))?;
+    let newest = (!newest.is_empty()).then(|| output.join(newest));
+    lines.extend(newest.iter().map(|dir| format!("resuming from {}", dir.display()).into()));
+    Ok((folder, newest))
+}
+
+/// The adapter that the run begins with.
+fn first(
+    saved: &Option<Checkpoint>,
+    start: Option<(Adapter, PathBuf)>,
+    (config, setup): (&TrainConfig, &Setup),
+    lines: &mut Vec<Message>,
+) -> Adapter {
+    match (saved, start) {
+        (Some(saved), _) => saved.adapter.clone(),
+        (None, Some((adapter, dir))) => {
+            lines.push(format!("training on from {}", dir.display()).into());
+            adapter
         }
-        Some(Some(name)) => {
-            let dir = names::locate(&name)?.dir;
-            Some((adapter::continued(&dir, config)?, dir))
-        }
-        None => None,
-    };
-    config.validate().map_err(|invalid| Error::usage(invalid.message()))?;
-    validation::check(config)?;
-    let setup = Setup::open(&open::Options {
-        adapters: below,
-        pooling: Some(config.pooling_mode),
-        attention: Some(if config.bidirectional { Attention::Full } else { Attention::Causal }),
-        template: if config.stage == Stage::Simcse { Some(NONE) } else { config.template },
-        max_length: Some(config.max_seq_length),
-        doc_max_length: Some(config.max_seq_length),
-        dtype: options.dtype,
-        check_finite: options.check_finite,
-        device: options.device.clone(),
-        ..open::Options::new(model)
-    })?;
-    if !setup.steps.is_empty() {
-        let what = "has modules after its pooling (Dense, truncate_dim) that training would pass over; train its base";
-        return Err(Error::unsupported(format!("{}: {what}", setup.dir.display())));
-    }
-    stage::check_levels(config, &setup)?;
-    if let Some((_, dir)) = &start {
-        adapter::on_its_layers(dir, &setup.files.chain)?;
-    }
-    Ok((setup, start))
-}
-
-/// What a run would allocate, if there is room for it.
-fn plan(config: &TrainConfig, setup: &Setup, start: Option<Adapter>) -> Result<Arena> {
-    let (length, recompute) = (Setting::MaxSeqLength, Setting::GradientCheckpointing);
-    let hint = match config.stage {
-        Stage::Mntp => {
-            let (batch, more, accumulation) = (Setting::Batch, " with more ", Setting::Accumulation);
-            message!["a smaller ", batch, more, accumulation, ", a smaller ", length, ", or ", recompute]
-        }
-        _ => {
-            let (cache, batch) = (Setting::GradCache, Setting::Batch);
-            message![cache, " 32, a smaller ", batch, " or ", length, ", or ", recompute]
-        }
-    };
-    let tokens = tokens(config);
-    if tokens > i32::MAX as usize {
-        return Err(Error::device(message![
-            format!("the plan is for {tokens} tokens, {} is the limit; try ", i32::MAX),
-            hint
-        ]));
-    }
-    let mut arena = Arena::planning(&setup.device);
-    let start = start.unwrap_or_else(|| adapter::fresh(&setup.config, config, &setup.base_reference()));
-    build(&mut arena, config, setup, start)?;
-    arena.check(hint)?;
-    Ok(arena)
-}
-
-/// Everything of a run that is allocated.
-fn build(arena: &mut Arena, config: &TrainConfig, setup: &Setup, start: Adapter) -> Result<(Learner, Loss)> {
-    let deltas = fitting(&setup.config, start)?;
-    let delta = |layer: usize, module: &str| deltas.get(&(layer, module.to_string()));
-    let mut learner = Learner::new(arena, &setup.config, setup.mask, size(config, setup), delta);
-    if setup.check_finite {
-        learner.state.watch(arena, &setup.config);
-    }
-    let loss = Loss::new(arena, config, &setup.config);
-    arena.finish()?;
-    Ok((learner, loss))
-}
-
-fn size(config: &TrainConfig, setup: &Setup) -> Size {
-    let head = match (config.stage, config.train_head) {
-        (Stage::Mntp, true) => Head::Trained,
-        (Stage::Mntp, false) => Head::Frozen,
-        _ => Head::None,
-    };
-    Size {
-        tokens: tokens(config),
-        positions: config.max_seq_length,
-        rank: config.lora_r,
-        keep: if config.gradient_checkpointing { Keep::Streams } else { Keep::All },
-        storage: setup.storage,
-        head,
+        (None, None) => adapter::fresh(&setup.config, config, &setup.base_reference()),
     }
 }
 
-/// Refuses outputs that would cost an input or cannot be written. Touches nothing: a mistake must not cost the old run
-/// either.
-fn check_outputs(options: &Options, setup: &Setup, output: &Path, start: Option<&Path>) -> Result<()> {
-    folder::holds_no_model(output)?;
-    let outputs = Outputs {
-        folder: output,
-        existing: options.existing,
-        log: options.log.jsonl.as_deref(),
-        plot: options.plot.as_deref(),
-        tensorboard: options.log.tensorboard.as_deref(),
-    };
-    outputs.spare(&inputs(&options.config, setup, start, options.source.as_deref()))?;
-    outputs.probe()
-}
-
-fn plan_line(plan: &Arena) -> String {
-    let parts: Vec<_> =
-        plan.used().iter().map(|(group, bytes)| format!("{group} {}", amount(*bytes))).collect();
-    let free = plan.device.available().map_or(String::new(), |b| format!(", {} available", amount(b)));
-    format!("memory: at most {} ({}){free}", amount(plan.total()), parts.join(", "))
+/// What all ranks must have alike.
+fn fingerprints(identity: &Identity, feed: &Feed) -> Result<[(&'static str, [u8; 32]); 4]> {
+    let hash = |bytes: &[u8]| Sha256::digest(bytes).into();
+    let path = std::env::current_exe().map_err(|e| Error::device(format!("the program's own file: {e}")))?;
+    let program = Mapped::open(&path)?;
+    Ok([
+        ("their program", hash(program.as_bytes())),
+        ("their settings", hash(identity.configuration.to_string().as_bytes())),
+        ("the model, adapters or files that they read", hash(identity.inputs.to_string().as_bytes())),
+        ("their training data", hash(&feed.position().hash.to_le_bytes())),
+    ])
 }

@@ -18,6 +18,7 @@ use crate::train::mntp::{Mntp, Outcome};
 use crate::train::rows::Report;
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The data of a stage, batch by batch.
@@ -158,9 +159,13 @@ impl Feed {
             Feed::Mntp { batches, masking } => {
                 let blocks = batches.next()?.items;
                 let first = turn * config.per_device_train_batch_size;
-                let pack = masking.apply(Draw::Step(u64::from(noise.step)), first, &blocks);
+                let slices = learner.share.cut(blocks.iter().map(|block| block.ids.len()));
+                let pack = |slice: Range<usize>| {
+                    masking.apply(Draw::Step(u64::from(noise.step)), first + slice.start, &blocks[slice])
+                };
+                let packs: Vec<_> = slices.into_iter().map(pack).collect();
                 let Loss::Mntp(loss) = loss else { return other_stage() };
-                return loss.learn(learner, &pack, noise, weight);
+                return loss.learn_slices(learner, &packs, noise, weight);
             }
             Feed::Simcse(batches) => twice(&batches.next()?.items, config, setup)?,
             Feed::Supervised(batches) => triples(&batches.next()?.items, config, setup)?,
@@ -233,6 +238,11 @@ pub(super) fn rows(config: &TrainConfig) -> [usize; 3] {
     [size, candidates, if config.grad_cache == 0 { all } else { config.grad_cache.min(all) }]
 }
 
+/// Sequences of any length that an evaluation may run at a time.
+pub(super) fn at_once(config: &TrainConfig) -> usize {
+    tokens(config) / config.max_seq_length
+}
+
 /// Hard negatives that are taken from a row.
 fn hard_negatives(config: &TrainConfig) -> usize {
     if config.stage == Stage::Simcse { 0 } else { config.hard_negatives }
@@ -249,12 +259,20 @@ pub(super) fn instructions(config: &TrainConfig) -> Result<Instructions> {
 
 /// The most tokens of a pack.
 pub fn tokens(config: &TrainConfig) -> usize {
+    // A slice has its share of the tokens, and less than one sequence more.
+    let slice = |sequences: usize| match config.slices {
+        Some(slices) if slices > 1 => sequences.min(sequences.div_ceil(slices) + 1),
+        _ => sequences,
+    };
     let sequences = match config.stage {
         Stage::Mntp if config.validation_file.is_some() => {
-            config.per_device_train_batch_size.max(config.per_device_eval_batch_size)
+            slice(config.per_device_train_batch_size).max(config.per_device_eval_batch_size)
         }
-        Stage::Mntp => config.per_device_train_batch_size,
-        _ => rows(config)[2],
+        Stage::Mntp => slice(config.per_device_train_batch_size),
+        _ => {
+            let [queries, candidates, chunk] = rows(config);
+            slice(queries + candidates).min(chunk)
+        }
     };
     sequences * config.max_seq_length
 }

@@ -8,7 +8,7 @@ use crate::eval::sts::{self, Pair};
 use crate::pretrained::open::Setup;
 use crate::train::blocks::{Block, Blocks};
 use crate::train::config::TrainConfig;
-use crate::train::contrastive::Contrastive;
+use crate::train::contrastive::{Contrastive, Rule};
 use crate::train::data::{Items, Texts, Triples};
 use crate::train::learner::Learner;
 use crate::train::mask::{Draw, Masking};
@@ -129,8 +129,8 @@ fn held_out(
     for first in (0..all).step_by(config.per_device_train_batch_size) {
         let end = all.min(first + config.per_device_train_batch_size);
         let batch = (first..end).map(|i| rows.read(i)).collect::<Result<Vec<_>>>()?;
-        let got =
-            loss.evaluate(learner, &stage::triples(&batch, config, setup)?, stage::rule(config, setup))?;
+        let rule = Rule { chunk: stage::at_once(config), ..stage::rule(config, setup) };
+        let got = loss.evaluate(learner, &stage::triples(&batch, config, setup)?, rule)?;
         sum += got.loss * got.rows as f64;
         hits += got.hits;
     }
@@ -145,7 +145,7 @@ fn judged(
     config: &TrainConfig,
     setup: &Setup,
 ) -> Result<Figures> {
-    let [.., chunk] = stage::rows(config);
+    let chunk = stage::at_once(config);
     let texts: Vec<&String> = pairs.iter().flat_map(|pair| &pair.sentences).collect();
     let mut cosines = Vec::with_capacity(pairs.len());
     for texts in texts.chunks(chunk.next_multiple_of(2)) {

@@ -79,6 +79,18 @@ fn verbose_says_what_runs() {
     let run = llm2vec(&["encode", "-v", "-m", &model, "-i", prose(), "-o", str(&out)]).output().unwrap();
     let said = String::from_utf8(run.stderr).unwrap();
     let info = good(llm2vec(&["info", "-m", &model]));
+    let plan = |more: &[&str]| {
+        let info = good(llm2vec(&[&["info", "-m", &model, "--train", "simcse"], more].concat()));
+        let lines: Vec<String> = info
+            .lines()
+            .filter(|l| l.starts_with("simcse"))
+            .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        lines
+    };
+    let (one, four) = (plan(&[]), plan(&["--ranks", "4"]));
+    assert!(one.len() == 1 && one[0].starts_with("simcse memory: at most "), "{one:?}");
+    assert!(four.len() == 2 && four[0] == "simcse slices: 4, on 4 ranks" && four[1] != one[0], "{four:?}");
     assert!(run.status.success() && info.lines().filter(|line| said.contains(line)).count() >= 10, "{said}");
 }
 

@@ -4,9 +4,12 @@
 mod chain;
 mod chunks;
 mod matryoshka;
+mod slices;
 mod validation;
 use crate::command;
 use crate::common;
+#[cfg(feature = "mpi")]
+mod ranks;
 #[cfg(unix)]
 mod resume;
 

@@ -158,12 +158,37 @@ pub fn learner(
     keep: Keep,
     tokens: usize,
 ) -> (Learner, Arena) {
+    learner_with(dir, device, modules, mask, keep, tokens, Head::None)
+}
+
+/// Likewise, with a frozen language-model head.
+#[allow(dead_code)] // of one test binary
+pub fn learner_with_head(
+    dir: &Path,
+    device: &Device,
+    modules: &[&str],
+    mask: Mask,
+    keep: Keep,
+    tokens: usize,
+) -> (Learner, Arena) {
+    learner_with(dir, device, modules, mask, keep, tokens, Head::Frozen)
+}
+
+fn learner_with(
+    dir: &Path,
+    device: &Device,
+    modules: &[&str],
+    mask: Mask,
+    keep: Keep,
+    tokens: usize,
+    head: Head,
+) -> (Learner, Arena) {
     let (config, adapter) = (config(dir), tempfile::tempdir().unwrap());
     random_adapter(adapter.path(), &config, 9);
     let (files, _) = ModelFiles::open(&at(dir), &config, &[]).unwrap();
     let (live, _) = ModelFiles::open(&at(dir), &config, &[at(adapter.path())]).unwrap();
     let (rank, storage) = (live.rank(0), Storage::Real);
-    let size = Size { tokens, positions: 512, rank, keep, storage, head: Head::None };
+    let size = Size { tokens, positions: 512, rank, keep, storage, head };
     let mut arena = Arena::new(device);
     let delta = |layer, module: &str| live.adapter(0)(layer, module).filter(|_| modules.contains(&module));
     let mut learner = Learner::new(&mut arena, &config, mask, size, delta);

@@ -1,7 +1,8 @@
-//! The optimiser: one step, and the global norm.
+//! The optimiser: one step, and the global norm; sums of gradients.
 
 use super::{Case, Facts, Level, Normal, Poison, single};
 use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step};
+use crate::ops::add::add_fwd;
 
 pub fn adamws() -> Vec<Case> {
     let shapes = [[1, 1], [7, 33], [300, 160]];
@@ -46,5 +47,25 @@ pub fn norm(gradients: &[(&'static str, &[usize])]) -> Case {
         elements: n,
         unfused: None,
         run: Box::new(|d, o, i| adamw_norm(d, &mut o[0], i)),
+    }
+}
+
+/// Numbers that fill vectors and numbers that do not.
+pub fn adds() -> Vec<Case> {
+    [vec![1, 1], vec![7, 33], vec![64, 16], vec![300, 160]].map(|shape| add(&shape)).into()
+}
+
+pub fn add(shape: &[usize]) -> Case {
+    let (n, normal) = (shape.iter().product::<usize>(), Normal(shape.to_vec()));
+    Case {
+        op: "add_fwd",
+        label: format!("{shape:?}"),
+        facts: Facts::sizes([("N", n)]),
+        outputs: vec![single("y", normal.clone())],
+        inputs: vec![single("x", normal)],
+        flops: n,
+        elements: 3 * n,
+        unfused: None,
+        run: Box::new(|d, o, i| add_fwd(d, &mut o[0], &i[0])),
     }
 }

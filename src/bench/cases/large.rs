@@ -134,7 +134,7 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
     // All that one layer's adapters learn.
     let linears = [(c, q + 2 * kv, 3), (q, c, 1), (c, 2 * f, 2), (f, c, 1)];
     let learned = linears.iter().map(|(k, m, s)| RANK * (k * s + m)).sum::<usize>();
-    list.extend([adamw::step(&[learned]), adamw::norm(&[("g", &[learned])])]);
+    list.extend([adamw::step(&[learned]), adamw::norm(&[("g", &[learned])]), adamw::add(&[learned])]);
     list
 }
 

@@ -271,6 +271,7 @@ pub fn all() -> Vec<Case> {
         losses::masked_xents(),
         losses::contrastives(),
         adamw::adamws(),
+        adamw::adds(),
     ];
     lists.into_iter().flatten().collect()
 }

@@ -89,6 +89,14 @@ pub(super) fn batch(&rows: &usize, stage: Stage) -> Verdict {
     }
 }
 
+pub(super) fn slices(&count: &usize, stage: Stage) -> Verdict {
+    integer(1, 1 << 16)(&count, stage)?;
+    match count.is_power_of_two() {
+        true => Ok(()),
+        false => Err(format!("is {count}, a power of two was wanted").into()),
+    }
+}
+
 pub(super) fn modules(list: &[TargetModule], _: Stage) -> Verdict {
     match list.is_empty() {
         true => Err("is empty: nothing would be trained".into()),

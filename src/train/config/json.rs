@@ -22,6 +22,12 @@ impl TrainConfig {
         Ok((config, ignored))
     }
 
+    /// Whether the batch of this file is each rank's, as the reference's are: a file of ours has `slices` beside it.
+    pub fn has_batch_per_rank(path: &Path) -> Result<bool> {
+        let json = read_json(path)?;
+        Ok(json["slices"].is_null() && !json["per_device_train_batch_size"].is_null())
+    }
+
     /// Takes over what `given` holds, key by key, so that an error names its key.
     fn set(&mut self, given: &Map<String, Value>) -> std::result::Result<Vec<String>, String> {
         let stage = json!(self.stage);

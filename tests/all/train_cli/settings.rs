@@ -101,10 +101,12 @@ fn recipe() -> Vec<Row> {
         ("hard_negatives", "supervised", json!(0)),
         ("false_negative_margin", "supervised", json!(0.0)),
         ("matryoshka_dims", "simcse", json!([32, 8])),
+        ("slices", "simcse", json!(2)),
     ];
     let plain = plain.map(|(key, stage, value)| (key, stage, value, json!({})));
+    let reduce = ("reduce", "simcse", json!("fast"), json!({"slices": 4}));
     let weights = ("matryoshka_weights", "simcse", json!([1.0, 0.5]), json!({"matryoshka_dims": [32, 8]}));
-    plain.into_iter().chain([weights]).collect()
+    plain.into_iter().chain([weights, reduce]).collect()
 }
 
 fn merged(fields: &Value, more: &Value) -> Value {
