@@ -4,10 +4,11 @@
 use super::context::{Context, Done, Run};
 use crate::isa::op::CopyOp;
 use crate::isa::operand::{Addr, LANES, Space, Src};
-use crate::machine::clock::Agent;
-use crate::machine::copies::Copy;
+use crate::machine::clock::{Agent, Touch};
+use crate::machine::copies::{Copy, Pack};
 use crate::machine::flight::{Flight, Piece, Where};
 use crate::machine::memory::State;
+use crate::machine::shadow::GRAIN;
 use crate::machine::warp::{Warp, lanes};
 use crate::report::finding::{Fault, Kind};
 
@@ -18,9 +19,11 @@ impl Context<'_> {
             CopyOp::CpAsync { to, from, size, source } => {
                 self.copy_async(warp, run, to, from, *size as usize, *source)?;
             }
-            CopyOp::CpCommit => lanes(run.exec).for_each(|l| warp.copies[l].commit()),
+            CopyOp::CpCommit => warp.copies.commit(run.exec),
             CopyOp::CpWait { pending, all } => {
-                lanes(run.exec).filter(|_| *all).for_each(|l| warp.copies[l].commit());
+                if *all {
+                    warp.copies.commit(run.exec);
+                }
                 self.copy_wait(warp, run, *pending as usize)?;
             }
             CopyOp::Bulk(op) => self.bulk(warp, run, op)?,
@@ -54,7 +57,7 @@ impl Context<'_> {
             self.count(Space::Global, &Run { exec: reading, ..*run }, &from, size);
         }
         self.count(Space::Shared, run, &to, size);
-        lanes(run.exec).for_each(|lane| warp.copies[lane].issued += 1);
+        lanes(run.exec).for_each(|lane| warp.copies.lanes[lane].issued += 1);
         // A warp that copies as one waits as one: its first lane's agent reads for all.
         let first = (run.exec == warp.live).then(|| run.exec.trailing_zeros() as usize);
         let agents = match first {
@@ -64,16 +67,29 @@ impl Context<'_> {
             }
         };
         // Those that read all of their bytes, as they mostly do.
-        let (done, place, places) = match (first, used.is_none()) {
+        let full = used.as_ref().is_none_or(|u| lanes(run.exec).all(|lane| u[lane] as u32 as usize >= size));
+        let (done, place, places) = match (first, full) {
             (Some(first), true) => {
                 self.read_lanes(warp, run, (Space::Global, run.exec), (&from, size), Some(agents[first]))
             }
             _ => (0, Where::Local(0), [0; LANES]),
         };
         let (written, _, ends) = self.write_lanes(warp, run, Space::Shared, (&to, size), State::Flying);
+        if let (Where::Global(region), u32::MAX, GRAIN) = (place, done & written, size)
+            && !warp.copies.apart
+        {
+            let (number, reads) = (warp.copies.lanes[0].issued, agents[0]);
+            let pack = Pack { to: ends, from: (region, places), pc: run.pc, number, reads };
+            if self.early {
+                self.arrive_all(&pack);
+            }
+            warp.copies.open.push(pack);
+            return Ok(());
+        }
+        warp.copies.part();
         for lane in lanes(run.exec) {
             let reads = used.as_ref().map_or(size, |u| (u[lane] as u32 as usize).min(size));
-            let (agent, number, mut source) = (agents[lane], warp.copies[lane].issued, None);
+            let (agent, number, mut source) = (agents[lane], warp.copies.lanes[lane].issued, None);
             if done >> lane & 1 == 1 {
                 source = if let Where::Global(region) = place { Some((region, places[lane])) } else { None };
             } else if reads > 0 {
@@ -90,7 +106,7 @@ impl Context<'_> {
             };
             let bytes = (size, reads);
             let copy = Copy { to: at, from: source, bytes, pc: run.pc, number, reads: agent, tracked: false };
-            warp.copies[lane].open.push(copy);
+            warp.copies.lanes[lane].open.push(copy);
             if self.early {
                 self.arrive(&copy);
             }
@@ -128,7 +144,7 @@ impl Context<'_> {
     /// The agent that reads for a lane's copies, and its time at the last of them.
     fn reader(&mut self, warp: &mut Warp, lane: usize) -> (u32, u32) {
         let agent = Agent::CopyReads(warp.clock.block, warp.thread(lane));
-        let copies = &mut warp.copies[lane];
+        let copies = &mut warp.copies.lanes[lane];
         (*copies.agent.get_or_insert_with(|| self.agents.number(agent)), copies.issued)
     }
 
@@ -152,8 +168,12 @@ impl Context<'_> {
 
     /// `cp.async.wait_group`: all but the last `pending` groups of each lane have arrived.
     fn copy_wait(&mut self, warp: &mut Warp, run: &Run<'_>, pending: usize) -> Done {
+        if run.exec == !0 && !warp.copies.apart && self.wait_together(warp, pending) {
+            return Ok(());
+        }
+        warp.copies.part();
         for lane in lanes(run.exec) {
-            let groups = &mut warp.copies[lane].closed;
+            let groups = &mut warp.copies.lanes[lane].closed;
             let done = groups.len().saturating_sub(pending);
             let mut copies: Vec<Copy> = match done {
                 0 => continue,
@@ -194,13 +214,58 @@ impl Context<'_> {
             if !copies.is_empty() {
                 self.land_arrivals(block, thread);
             }
-            let open = &mut warp.copies[lane].open;
+            let open = &mut warp.copies.lanes[lane].open;
             if open.capacity() == 0 {
                 copies.clear();
                 *open = copies;
             }
         }
+        warp.copies.join();
         Ok(())
+    }
+
+    /// The same for all lanes at once, where nothing is wrong with any copy; whether that was so.
+    fn wait_together(&mut self, warp: &mut Warp, pending: usize) -> bool {
+        let groups = &warp.copies.closed;
+        let done = groups.len().saturating_sub(pending);
+        if done == 0 {
+            return true;
+        }
+        // Arrivals that come behind a lane's copies are its own affair.
+        if self.cluster.flights.iter().any(|flight| flight.arrivals > 0) {
+            return false;
+        }
+        let shared = &mut self.cluster.shared[self.rank];
+        let who = |pack: &Pack| warp.who(0, pack.pc, false);
+        if !groups[..done].iter().flatten().all(|pack| shared.settles(&pack.to, who(pack))) {
+            return false;
+        }
+        for pack in groups[..done].iter().flatten() {
+            self.own().settle(&pack.to, Touch::of(&who(pack)));
+            if !self.early {
+                self.arrive_all(pack);
+            }
+        }
+        let mut groups = warp.copies.closed.drain(..done);
+        let last = groups.rfind(|group| !group.is_empty());
+        drop(groups);
+        if let Some(mut packs) = last {
+            packs.last().into_iter().for_each(|pack| warp.clock.heard(pack.reads.0, pack.reads.1));
+            packs.clear();
+            if warp.copies.open.capacity() == 0 {
+                warp.copies.open = packs;
+            }
+        }
+        true
+    }
+
+    /// The bytes of all lanes' copies arrive.
+    fn arrive_all(&mut self, pack: &Pack) {
+        let from = &self.memory.regions[pack.from.0].data[..];
+        let to = &mut self.cluster.shared[self.rank].data[..];
+        for (to_at, from_at) in pack.to.iter().zip(&pack.from.1) {
+            to[*to_at..][..GRAIN].copy_from_slice(&from[*from_at..][..GRAIN]);
+        }
     }
 
     /// `cp.async.mbarrier.arrive`: the lane's copies arrive, and then it does; `counted`: as one of those awaited.
@@ -212,6 +277,7 @@ impl Context<'_> {
         (rank, at): (usize, usize),
         counted: bool,
     ) -> Done {
+        warp.copies.part();
         let (block, thread) = (warp.clock.block, warp.thread(lane));
         let mut clock = warp.publishes(run.exec).into_owned();
         let key = |number: u32| (block, thread, number);
@@ -231,7 +297,7 @@ impl Context<'_> {
             copy: copy.map_or(0, |c| c.number),
             reads: copy.map_or((0, 0), |c| c.reads),
         };
-        let (mut flights, mut copies) = (Vec::new(), std::mem::take(&mut warp.copies[lane]));
+        let (mut flights, mut copies) = (Vec::new(), std::mem::take(&mut warp.copies.lanes[lane]));
         for group in copies.closed.iter_mut().chain([&mut copies.open]) {
             // What it knows to have arrived needs no wait any more.
             group.retain(|copy| {
@@ -259,7 +325,7 @@ impl Context<'_> {
                 flights.push(flight(copy.pc, Where::Global(region), pieces, Some(copy)));
             }
         }
-        warp.copies[lane] = copies;
+        warp.copies.lanes[lane] = copies;
         flights.push(flight(run.pc, Where::Local(0), Vec::new(), None));
         if !self.cluster.joins(rank, at, &clock, !counted) {
             let what = format!("mbarrier: {}+{at} lacks no arrival in this phase", self.own().name);

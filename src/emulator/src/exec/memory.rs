@@ -8,7 +8,7 @@ use crate::machine::clock::{Clock, Touch, Who};
 use crate::machine::flight::Where;
 use crate::machine::memory::State;
 use crate::machine::predecessor::PREDECESSOR;
-use crate::machine::shadow::PAGE;
+use crate::machine::shadow::{GRAIN, PAGE};
 use crate::machine::warp::{Warp, lanes};
 use crate::numbers::rmw::{modify, modify_global};
 use crate::report::finding::{Fault, Kind};
@@ -182,6 +182,11 @@ impl Context<'_> {
             return (0, Where::Local(0), places);
         };
         let (region, mut harmless) = (self.region(&mut [], place), Touch::default());
+        if bytes == GRAIN {
+            near(offset, (addresses, first), &mut places);
+            let who = Who { agent, ..warp.who(0, run.pc, false) };
+            return (region.read_by_lanes(exec, &places, who), place, places);
+        }
         for (lane, n) in runs(exec, (addresses, bytes), offset) {
             // What is within the same place has the same beginning.
             let offset = offset.wrapping_add(addresses[lane].wrapping_sub(addresses[first]) as i64);
@@ -215,6 +220,11 @@ impl Context<'_> {
             return (0, Where::Local(0), places);
         };
         let region = self.region(&mut [], place);
+        if bytes == GRAIN {
+            near(offset, (addresses, first), &mut places);
+            let who = warp.who(0, run.pc, false);
+            return (region.write_by_lanes(run.exec, &places, who, state), place, places);
+        }
         for (lane, n) in runs(run.exec, (addresses, bytes), offset) {
             let offset = offset.wrapping_add(addresses[lane].wrapping_sub(addresses[first]) as i64);
             let Some(at) = region.plain_run(offset, (n, bytes), true) else { break };
@@ -410,6 +420,12 @@ impl Context<'_> {
         let region = self.region(&mut warp.local, place);
         region.released.entry(at).or_insert_with(|| clock.clone()).join(&clock);
     }
+}
+
+/// The places of addresses near to that of a lane, whose own is known.
+fn near(offset: i64, (addresses, lane): (&Lanes, usize), places: &mut [usize; LANES]) {
+    let start = (offset as u64).wrapping_sub(addresses[lane]);
+    places.iter_mut().zip(addresses).for_each(|(place, a)| *place = a.wrapping_add(start) as usize);
 }
 
 /// The lanes of a mask as neighbours whose bytes lie one behind the other in a page, where the first one's place is `offset`:

@@ -7,7 +7,7 @@ use crate::isa::operand::{Barrier, LANES};
 use crate::isa::space::GUARD;
 use crate::machine::clock::{Clock, WARPS};
 use crate::machine::cluster::{Beside, Cluster};
-use crate::machine::copies::Copies;
+use crate::machine::copies::WarpCopies;
 use crate::machine::flight::{Flight, Groups};
 use crate::machine::gate::{GATES, Gate};
 use crate::machine::memory::{Region, State};
@@ -256,7 +256,7 @@ impl Running<'_> {
             released: None,
             pending: None,
             flags: None,
-            copies: vec![Copies::default(); LANES],
+            copies: WarpCopies::default(),
             products: Products::default(),
             partings: Partings::default(),
             beside: Beside::default(),

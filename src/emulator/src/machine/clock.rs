@@ -342,9 +342,10 @@ impl Touch {
         Touch { who: agent + 1, time, pc: (pc * 2 + u32::from(strong)) | AGENT }
     }
 
-    /// The next lane's, of the same instruction.
-    pub fn next_lane(self) -> Touch {
-        Touch { who: self.who + u32::from(self.pc & AGENT == 0), ..self }
+    /// The same of a lane so many behind this one.
+    #[inline]
+    pub fn behind(self, lanes: u32) -> Touch {
+        Touch { who: self.who + if self.pc & AGENT == 0 { lanes } else { 0 }, ..self }
     }
 
     /// The same by an agent's new number.

@@ -2,7 +2,8 @@
 
 use super::clock::{Clock, Touch, Who};
 use super::shadow::{GRAIN, Races};
-use crate::isa::operand::Proxy;
+use super::warp::lanes;
+use crate::isa::operand::{LANES, Proxy};
 use crate::report::finding::{Bad, Kind};
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -127,7 +128,7 @@ impl Region {
     pub fn all(&self, at: usize, bytes: usize, state: State) -> bool {
         #[inline(always)]
         fn each<const N: usize>(list: &[State], state: State) -> bool {
-            list.first_chunk::<N>().is_some_and(|list| list.iter().fold(true, |all, s| all & (*s == state)))
+            list.first_chunk::<N>().is_some_and(|list| alike(list, state))
         }
         let list = &self.state[at..at + bytes];
         match bytes {
@@ -171,13 +172,65 @@ impl Region {
         let (touch, state) = (Touch::of(who), &self.state[..]);
         let good = grains.iter().position(|at| {
             let at = *at as usize;
-            let there = state.get(at..).and_then(|list| list.first_chunk::<GRAIN>());
-            let written =
-                |list: &[State; GRAIN]| list.iter().fold(true, |all, s| all & (*s == State::Written));
-            let sound = at.is_multiple_of(GRAIN) && there.is_some_and(written);
+            let sound = grain(state, at).is_some_and(|list| alike(list, State::Written));
             !(sound && self.races.read_grain(at, (who, touch), proxy, harmless))
         });
         good.unwrap_or(grains.len())
+    }
+
+    /// Reads of a grain each by the lanes of `exec`, at `places`, while nothing is wrong with them; gives those lanes. `who`:
+    /// lane 0.
+    pub fn read_by_lanes(&mut self, exec: u32, places: &[usize; LANES], mut who: Who<'_>) -> u32 {
+        let (mut done, mut harmless, state) = (0, Touch::default(), &self.state[..]);
+        let (first, touch) = (who.thread, Touch::of(&who));
+        for lane in lanes(exec) {
+            let at = places[lane];
+            let sound = grain(state, at).is_some_and(|list| alike(list, State::Written));
+            who.thread = first + lane as u32;
+            let whose = (&who, touch.behind(lane as u32));
+            if !sound || !self.constant && !self.races.read_whole(at, whose, &mut harmless) {
+                break;
+            }
+            done |= 1 << lane;
+        }
+        done
+    }
+
+    /// The same for writes, whose bytes are in that state from then on.
+    pub fn write_by_lanes(&mut self, exec: u32, places: &[usize; LANES], mut who: Who<'_>, to: State) -> u32 {
+        let (mut done, state) = (0, &mut self.state[..]);
+        let (first, touch) = (who.thread, Touch::of(&who));
+        for lane in lanes(if self.constant { 0 } else { exec }) {
+            let at = places[lane];
+            let free = |list: &[State; GRAIN]| alike(list, State::Written) || alike(list, State::Unwritten);
+            who.thread = first + lane as u32;
+            let sound = grain(state, at).is_some_and(free);
+            if !sound || !self.races.write_whole(at, (&who, touch.behind(lane as u32))) {
+                break;
+            }
+            state[at..at + GRAIN].fill(to);
+            done |= 1 << lane;
+        }
+        done
+    }
+
+    /// Whether all lanes' copies to these grains may arrive: none has before, and nothing is wrong with any. `who`: lane 0.
+    pub fn settles(&mut self, to: &[usize; LANES], mut who: Who<'_>) -> bool {
+        let (state, first) = (&mut self.state[..], who.thread);
+        to.iter().enumerate().all(|(lane, at)| {
+            who.thread = first + lane as u32;
+            let flying = grain(state, *at).is_some_and(|list| alike(list, State::Flying));
+            // A second one to the same bytes does not find that any more.
+            state[*at..*at + GRAIN].fill(State::Written);
+            flying && self.races.free_whole(*at, &who)
+        })
+    }
+
+    /// They do. `touch`: lane 0's.
+    pub fn settle(&mut self, to: &[usize; LANES], touch: Touch) {
+        for (lane, at) in to.iter().enumerate() {
+            self.races.stamp_whole(*at, touch.behind(lane as u32));
+        }
     }
 
     /// The place of an access, or what is wrong with it.
@@ -290,6 +343,18 @@ impl Region {
         self.data[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
         self.state[at..at + bytes].fill(State::Written);
     }
+}
+
+/// The states of an aligned grain, if it is inside.
+#[inline(always)]
+fn grain(state: &[State], at: usize) -> Option<&[State; GRAIN]> {
+    state.get(at..)?.first_chunk().filter(|_| at.is_multiple_of(GRAIN))
+}
+
+/// Whether all of these are the same.
+#[inline(always)]
+fn alike<const N: usize>(list: &[State; N], state: State) -> bool {
+    list.iter().fold(true, |all, s| all & (*s == state))
 }
 
 /// All global allocations.

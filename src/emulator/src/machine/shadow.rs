@@ -39,6 +39,13 @@ impl Cell {
         }
         self.reads[0] = touch;
     }
+
+    /// Whether a write races with nothing.
+    #[inline]
+    fn free(&self, who: &Who<'_>) -> bool {
+        let mut reads = self.reads.iter().zip(self.many);
+        !self.write.races(who, false) && !reads.any(|(read, many)| read.races(who, many))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -248,7 +255,7 @@ impl Races {
                 *harmless = if cell.write.common(&who) { cell.write } else { *harmless };
             }
             cell.read(touch);
-            (touch, who.thread) = (touch.next_lane(), who.thread + 1);
+            (touch, who.thread) = (touch.behind(1), who.thread + 1);
         }
         n
     }
@@ -261,14 +268,60 @@ impl Races {
             return 0;
         }
         for (i, cell) in cells.iter_mut().enumerate() {
-            let mut reads = cell.reads.iter().zip(cell.many);
-            if cell.write.races(&who, false) || reads.any(|(read, many)| read.races(&who, many)) {
+            if !cell.free(&who) {
                 return i;
             }
             cell.write = touch;
-            (touch, who.thread) = (touch.next_lane(), who.thread + 1);
+            (touch, who.thread) = (touch.behind(1), who.thread + 1);
         }
         n
+    }
+
+    /// The cell of a grain whose bytes have one history.
+    #[inline]
+    fn whole(&mut self, at: usize) -> Option<&mut Cell> {
+        let there = self.pages.get(at / PAGE).is_some_and(Option::is_some);
+        if !there {
+            self.cells(at, GRAIN);
+        }
+        let page = self.pages[at / PAGE].as_mut()?;
+        if page.grain == COARSE { page.cells.get_mut((at % PAGE) >> COARSE) } else { None }
+    }
+
+    /// Notes a read of a grain, where nothing is wrong with it and its bytes have one history; whether it did. `harmless` as
+    /// in [`Races::read_lanes`].
+    #[inline]
+    pub fn read_whole(&mut self, at: usize, (who, touch): (&Who<'_>, Touch), harmless: &mut Touch) -> bool {
+        let Some(cell) = self.whole(at) else { return false };
+        if cell.write != *harmless {
+            if cell.write.races(who, false) {
+                return false;
+            }
+            *harmless = if cell.write.common(who) { cell.write } else { *harmless };
+        }
+        cell.read(touch);
+        true
+    }
+
+    /// The same for a write.
+    #[inline]
+    pub fn write_whole(&mut self, at: usize, (who, touch): (&Who<'_>, Touch)) -> bool {
+        let Some(cell) = self.whole(at) else { return false };
+        let free = cell.free(who);
+        cell.write = if free { touch } else { cell.write };
+        free
+    }
+
+    /// Notes nothing; whether a write of a grain is right, and its bytes have one history.
+    #[inline]
+    pub fn free_whole(&mut self, at: usize, who: &Who<'_>) -> bool {
+        self.whole(at).is_some_and(|cell| cell.free(who))
+    }
+
+    /// Notes a write that was checked so.
+    #[inline]
+    pub fn stamp_whole(&mut self, at: usize, touch: Touch) {
+        self.whole(at).into_iter().for_each(|cell| cell.write = touch);
     }
 
     /// Notes a read by the last of several lanes of a warp, of which the first has just read the same; whether that stands for

@@ -7,7 +7,7 @@
 
 use super::clock::{Clock, Who};
 use super::cluster::Beside;
-use super::copies::Copies;
+use super::copies::WarpCopies;
 use super::frame::{Frame, Group};
 use super::memory::{Region, State};
 use super::partings::Partings;
@@ -65,8 +65,8 @@ pub struct Warp {
     pub pending: Option<Box<Clock>>,
     /// What those of its block had read with strength, without a fence since, who came to a barrier with it.
     pub flags: Option<Box<Clock>>,
-    /// `cp.async` by lane.
-    pub copies: Vec<Copies>,
+    /// `cp.async` that it has not waited for.
+    pub copies: WarpCopies,
     /// Its asynchronous matrix products.
     pub products: Products,
     /// Branches that have parted its lanes.
