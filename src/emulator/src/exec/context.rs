@@ -223,24 +223,30 @@ impl Context<'_> {
     }
 
     /// The lanes' addresses, which must have values.
+    #[inline(always)]
     pub fn addresses(&self, warp: &Warp, run: &Run<'_>, addr: &Addr) -> Result<Lanes, Box<Fault>> {
         self.known(warp, run, &[addr.base], "the address is")?;
-        let mut addresses = warp.get(run.frame, addr.base, &self.module.consts);
-        addresses.iter_mut().for_each(|a| *a = a.wrapping_add(addr.offset as u64));
+        let (base, mut addresses) = (warp.look(run.frame, addr.base, &self.module.consts), [0; LANES]);
+        addresses.iter_mut().zip(base).for_each(|(a, base)| *a = base.wrapping_add(addr.offset as u64));
         Ok(addresses)
     }
 
     /// The lanes' values of what must have some: the words say for what.
+    #[inline(always)]
     pub fn known(&self, warp: &Warp, run: &Run<'_>, sources: &[Src], what: &str) -> Done {
         for s in sources {
             let unknown = run.exec & !warp.known(run.frame, *s);
             if unknown != 0 {
-                let lane = unknown.trailing_zeros() as usize;
-                let what = format!("uninitialised: {what} a register that nothing has written");
-                self.report(self.fault(Kind::Uninitialised, warp, lane, run.inst, what))?;
+                self.unknown(warp, run, unknown, what)?;
             }
         }
         Ok(())
+    }
+
+    #[cold]
+    fn unknown(&self, warp: &Warp, run: &Run<'_>, lanes: u32, what: &str) -> Done {
+        let what = format!("uninitialised: {what} a register that nothing has written");
+        self.report(self.fault(Kind::Uninitialised, warp, lanes.trailing_zeros() as usize, run.inst, what))
     }
 
     /// Counts one warp request: `bytes` for each lane of `exec`.
@@ -322,7 +328,7 @@ pub fn wavefronts(addresses: &Lanes, exec: u32, bytes: usize) -> (u64, u64) {
 }
 
 /// Passes for lanes that ask for so many words each: different words of a bank take one each.
-fn passes_of(addresses: &Lanes, members: u32, each: u32) -> u64 {
+pub fn passes_of(addresses: &Lanes, members: u32, each: u32) -> u64 {
     // Lanes whose words are aligned ask for one group of banks each, mostly for different ones.
     if each.is_power_of_two() {
         let (mut groups, mut odd, shift) = (0u32, 0, each.trailing_zeros());

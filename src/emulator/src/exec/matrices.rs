@@ -1,6 +1,6 @@
 //! `ldmatrix` and `stmatrix`: matrices of 8 x 8 halves between shared memory and registers.
 
-use super::context::{Context, Done, Run, wavefronts};
+use super::context::{Context, Done, Run, passes_of};
 use crate::isa::operand::{Addr, LANES, Lanes, Space, Src};
 use crate::machine::memory::State;
 use crate::machine::warp::{Warp, lanes};
@@ -16,7 +16,7 @@ impl Context<'_> {
         n: usize,
     ) -> Result<(u32, Lanes), Box<Fault>> {
         let addresses = self.addresses(warp, run, addr)?;
-        let passes: u64 = (0..n).map(|i| wavefronts(&addresses, 0xff << (8 * i), 16).0).sum();
+        let passes: u64 = (0..n).map(|i| passes_of(&addresses, 0xff << (8 * i), 4)).sum();
         let count = &mut self.counts[run.pc as usize];
         count.wavefronts += passes;
         count.conflicts += passes - n as u64;
@@ -33,36 +33,34 @@ impl Context<'_> {
         addr: &Addr,
     ) -> Done {
         let (givers, addresses) = self.rows(warp, run, addr, d.len())?;
-        let mut rows = [[0u8; 16]; LANES];
+        // Words of each row.
+        let mut rows = [[0; 4]; LANES];
+        let words = |to: &mut [u32; 4], from: &[u8]| {
+            to.iter_mut().zip(from.as_chunks().0).for_each(|(to, word)| *to = u32::from_le_bytes(*word));
+        };
         let (done, place, places) =
             self.read_lanes(warp, run, (Space::Shared, givers), (&addresses, 16), None);
         if done != 0 {
-            let data = &self.region(&mut [], place).data;
-            for lane in lanes(done) {
-                rows[lane].copy_from_slice(&data[places[lane]..][..16]);
-            }
+            let data = &self.region(&mut [], place).data[..];
+            lanes(done).for_each(|lane| words(&mut rows[lane], &data[places[lane]..][..16]));
         }
         for lane in lanes(givers & !done) {
             let (place, at) =
                 self.read(warp, run, Space::Shared, lane, addresses[lane], 16, (false, None))?;
-            rows[lane].copy_from_slice(&self.region(&mut warp.local, place).data[at..at + 16]);
+            words(&mut rows[lane], &self.region(&mut warp.local, place).data[at..at + 16]);
         }
-        for (i, d) in d.iter().enumerate() {
-            let matrix: [[u8; 16]; 8] = std::array::from_fn(|row| rows[8 * i + row]);
-            let values: Lanes = match trans {
-                false => {
-                    let pairs = matrix.map(u128::from_le_bytes);
-                    std::array::from_fn(|lane| (pairs[lane / 4] >> (32 * (lane % 4))) as u32 as u64)
-                }
+        for (d, matrix) in d.iter().zip(rows.as_chunks::<8>().0) {
+            let mut values = [0; LANES];
+            match trans {
+                false => values.iter_mut().zip(matrix.as_flattened()).for_each(|(v, w)| *v = u64::from(*w)),
                 true => {
-                    let halves: [[u16; 8]; 8] = matrix
-                        .map(|row| std::array::from_fn(|i| u16::from_le_bytes([row[2 * i], row[2 * i + 1]])));
-                    std::array::from_fn(|lane| {
+                    let half = |r: usize, c: usize| u64::from(matrix[r][c / 2] >> (16 * (c % 2)) & 0xffff);
+                    for (lane, value) in values.iter_mut().enumerate() {
                         let (r, c) = (lane / 4, lane % 4 * 2);
-                        u64::from(halves[c][r]) | u64::from(halves[c + 1][r]) << 16
-                    })
+                        *value = half(c, r) | half(c + 1, r) << 16;
+                    }
                 }
-            };
+            }
             warp.put(run.frame, *d, run.exec, &values, run.exec);
         }
         Ok(())

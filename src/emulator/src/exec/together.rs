@@ -17,6 +17,10 @@ impl Context<'_> {
         mask: u32,
         op: &WarpOp,
     ) -> Result<Next, Box<Fault>> {
+        // Of a whole warp at once, as it mostly is, there is nothing to ask.
+        if op.aligned() && run.exec == mask && run.exec == warp.live {
+            return self.exchange(warp, run, op).map(|()| Next::On);
+        }
         let members = match op {
             WarpOp::Shfl { mask, .. }
             | WarpOp::Vote { mask, .. }

@@ -61,6 +61,9 @@ impl Page {
     }
 
     fn refine(&mut self, grain: u32) {
+        if grain == self.grain {
+            return;
+        }
         let each = 1 << (self.grain - grain);
         self.cells = self.cells.iter().flat_map(|c| std::iter::repeat_n(*c, each)).collect();
         self.grain = grain;

@@ -5,7 +5,7 @@
 
 use crate::isa::operand::{LANES, Lanes};
 use crate::isa::product::{Element, Mma, Sum};
-use half::{bf16, f16};
+use half::f16;
 use pulp::NullaryFnOnce;
 use std::marker::PhantomData;
 use std::ops::{AddAssign, Mul};
@@ -21,7 +21,8 @@ impl Element {
     pub fn at(self, register: u64, i: usize) -> f32 {
         match self {
             Element::F16 => f16::from_bits((register >> (16 * i)) as u16).to_f32(),
-            Element::Bf16 => bf16::from_bits((register >> (16 * i)) as u16).to_f32(),
+            // A NaN that a product would make quiet becomes so there.
+            Element::Bf16 => f32::from_bits((register >> (16 * i) << 16) as u32),
             // The hardware looks at 19 bits of each.
             Element::Tf32 => f32::from_bits(register as u32 & !0x1fff),
             Element::S8 => ((register >> (8 * i)) as i8).into(),
@@ -120,9 +121,10 @@ where
         let mut right = [[[[zero; N]; PACK]; 4]; 2];
         for (right, b) in right.iter_mut().zip(self.b) {
             for i in 0..PACK {
-                let elements = b.map(|b| y(b, i));
+                let mut elements = [zero; LANES];
+                elements.iter_mut().zip(*b).for_each(|(to, b)| *to = y(*b, i));
                 for (t, right) in right.iter_mut().enumerate() {
-                    right[i] = std::array::from_fn(|g| elements[4 * g + t]);
+                    right[i].iter_mut().zip(elements.as_chunks::<4>().0).for_each(|(to, four)| *to = four[t]);
                 }
             }
         }
