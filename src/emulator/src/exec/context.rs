@@ -312,6 +312,12 @@ impl Context<'_> {
     }
 }
 
+/// The places of addresses near to that of a lane, whose own is known.
+pub fn near(offset: i64, (addresses, lane): (&Lanes, usize), places: &mut [usize; LANES]) {
+    let start = (offset as u64).wrapping_sub(addresses[lane]);
+    places.iter_mut().zip(addresses).for_each(|(place, a)| *place = a.wrapping_add(start) as usize);
+}
+
 /// Passes through the 32 banks of 4 bytes, and the least for this width: 8-byte accesses go by halves of a warp,
 /// 16-byte ones by quarters. Lanes that ask for the same word share it.
 pub fn wavefronts(addresses: &Lanes, exec: u32, bytes: usize) -> (u64, u64) {

@@ -58,14 +58,7 @@ impl Context<'_> {
         }
         self.count(Space::Shared, run, &to, size);
         lanes(run.exec).for_each(|lane| warp.copies.lanes[lane].issued += 1);
-        // A warp that copies as one waits as one: its first lane's agent reads for all.
-        let first = (run.exec == warp.live).then(|| run.exec.trailing_zeros() as usize);
-        let agents = match first {
-            Some(first) => [self.reader(warp, first); LANES],
-            None => {
-                std::array::from_fn(|l| if run.exec >> l & 1 == 1 { self.reader(warp, l) } else { (0, 0) })
-            }
-        };
+        let (first, agents) = self.readers(warp, run.exec);
         // Those that read all of their bytes, as they mostly do.
         let full = used.as_ref().is_none_or(|u| lanes(run.exec).all(|lane| u[lane] as u32 as usize >= size));
         let (done, place, places) = match (first, full) {
@@ -79,11 +72,7 @@ impl Context<'_> {
             && !warp.copies.apart
         {
             let (number, reads) = (warp.copies.lanes[0].issued, agents[0]);
-            let pack = Pack { to: ends, from: (region, places), pc: run.pc, number, reads };
-            if self.early {
-                self.arrive_all(&pack);
-            }
-            warp.copies.open.push(pack);
+            self.copy_together(warp, Pack { to: ends, from: (region, places), pc: run.pc, number, reads });
             return Ok(());
         }
         warp.copies.part();
@@ -112,6 +101,25 @@ impl Context<'_> {
             }
         }
         Ok(())
+    }
+
+    /// All lanes copy as one, and nothing is wrong with any.
+    fn copy_together(&mut self, warp: &mut Warp, pack: Pack) {
+        if self.early {
+            self.arrive_all(&pack);
+        }
+        warp.copies.open.push(pack);
+    }
+
+    /// The agents that read for lanes' copies, with their times; the lane whose agent it is where one reads for all: a warp
+    /// that copies as one waits as one.
+    fn readers(&mut self, warp: &mut Warp, exec: u32) -> (Option<usize>, [(u32, u32); LANES]) {
+        if exec == warp.live {
+            let first = exec.trailing_zeros() as usize;
+            return (Some(first), [self.reader(warp, first); LANES]);
+        }
+        let agent = |l: usize| if exec >> l & 1 == 1 { self.reader(warp, l) } else { (0, 0) };
+        (None, std::array::from_fn(agent))
     }
 
     /// Checks a lane's read of `reads` of the `size` bytes of a copy; gives the allocation and the place.
@@ -277,7 +285,6 @@ impl Context<'_> {
         (rank, at): (usize, usize),
         counted: bool,
     ) -> Done {
-        warp.copies.part();
         let (block, thread) = (warp.clock.block, warp.thread(lane));
         let mut clock = warp.publishes(run.exec).into_owned();
         let key = |number: u32| (block, thread, number);
@@ -297,7 +304,7 @@ impl Context<'_> {
             copy: copy.map_or(0, |c| c.number),
             reads: copy.map_or((0, 0), |c| c.reads),
         };
-        let (mut flights, mut copies) = (Vec::new(), std::mem::take(&mut warp.copies.lanes[lane]));
+        let (mut flights, mut copies) = (Vec::new(), std::mem::take(warp.copies.of(lane)));
         for group in copies.closed.iter_mut().chain([&mut copies.open]) {
             // What it knows to have arrived needs no wait any more.
             group.retain(|copy| {

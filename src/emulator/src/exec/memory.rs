@@ -1,6 +1,6 @@
 //! Loads, stores and atomics: each byte checked, each request counted.
 
-use super::context::{Context, Done, Run};
+use super::context::{Context, Done, Run, near};
 use crate::isa::op::MemoryOp;
 use crate::isa::operand::{Addr, LANES, Lanes, Order, Rmw, Space, Src, Ty};
 use crate::isa::space::PARAM_WINDOW;
@@ -420,12 +420,6 @@ impl Context<'_> {
         let region = self.region(&mut warp.local, place);
         region.released.entry(at).or_insert_with(|| clock.clone()).join(&clock);
     }
-}
-
-/// The places of addresses near to that of a lane, whose own is known.
-fn near(offset: i64, (addresses, lane): (&Lanes, usize), places: &mut [usize; LANES]) {
-    let start = (offset as u64).wrapping_sub(addresses[lane]);
-    places.iter_mut().zip(addresses).for_each(|(place, a)| *place = a.wrapping_add(start) as usize);
 }
 
 /// The lanes of a mask as neighbours whose bytes lie one behind the other in a page, where the first one's place is `offset`:

@@ -109,6 +109,12 @@ impl WarpCopies {
         self.closed.clear();
     }
 
+    /// A lane's own.
+    pub fn of(&mut self, lane: usize) -> &mut Copies {
+        self.part();
+        &mut self.lanes[lane]
+    }
+
     /// Where no lane has any left, all of them begin again.
     pub fn join(&mut self) {
         self.apart &= self.lanes.iter().any(|lane| !lane.open.is_empty() || !lane.closed.is_empty());

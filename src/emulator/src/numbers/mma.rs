@@ -136,15 +136,17 @@ where
             for (lane, pair) in rows.as_flattened_mut().as_chunks_mut().0.iter_mut().enumerate() {
                 *pair = from(self.c, h, lane);
             }
-            for (r, right) in right.iter().enumerate().take(self.b.len()) {
-                for (t, right) in right.iter().enumerate() {
-                    for (i, line) in right.iter().enumerate() {
-                        for (g, row) in rows.iter_mut().enumerate() {
+            for (g, row) in rows.iter_mut().enumerate() {
+                let mut sums = *row;
+                for (r, right) in right.iter().enumerate().take(self.b.len()) {
+                    for (t, right) in right.iter().enumerate() {
+                        for (i, line) in right.iter().enumerate() {
                             let x = left[2 * r + h][i][4 * g + t];
-                            row.iter_mut().zip(line).for_each(|(sum, y)| *sum += x * *y);
+                            sums.iter_mut().zip(line).for_each(|(sum, y)| *sum += x * *y);
                         }
                     }
                 }
+                *row = sums;
             }
             for (lane, pair) in rows.as_flattened().as_chunks().0.iter().enumerate() {
                 to(&mut d, h, lane, *pair);
