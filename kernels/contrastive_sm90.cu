@@ -1,10 +1,12 @@
 // contrastive_sm90: contrastive.cu's products on Hopper, where there are many: six of bf16 for each of f32, by wgmma.
 //
 // Shapes    q, dq [P, C], c, dc [M, C], limit, positive, lse [P] f32, ids [M] i32 or null; planes of c [3, M, C], of a wave of q
-//           [3, W, C] and its dz [3, up64(W), stride] bf16: a number is the sum of its three, stride M rounded up to 8. most,
+//           [3, W, C] and its dz [3, up64(W), stride] bf16: a number is the sum of its three, stride M rounded up to 8 (_1: one plane). most,
 //           sum, rival [tiles, W] f32, then [P]. Maps, by 64 columns: what has the output's rows by ROWS, in contrastive_dc_sm90
 //           by DEPTH rows; c by TILE / CLUSTER rows, on the diagonal TILE, across by DEPTH / CLUSTER.
-// Plan      contrastive_split_sm90 takes numbers apart, once for all products. tile_sm90.cuh with tiles of 128 by 128, whose
+// Plan      Kernels that end in _3 multiply f32, numbers of three planes; in _1 numbers rounded to bf16, of one plane, whose
+//           products go through a ring of six stages as lora_linear_sm90's do.
+//           contrastive_split_sm90 takes numbers apart, once for all products. tile_sm90.cuh with tiles of 128 by 128, whose
 //           second set of sums is what joins the first every 32 of the depth. With a margin contrastive_limit_sm90 first takes
 //           the tiles on the diagonal. By waves of W rows: contrastive_fwd_sm90 ends in (most, sum, rival) of a row and a tile,
 //           and contrastive_fold_sm90 in those of a row, a warp each, for contrastive_total. contrastive_bwd_sm90 ends in dz,
@@ -17,10 +19,13 @@
 //           and forward 12 W tiles + 4 W, backward 6 up64(W) stride + 16 W tiles; limit 2 C (W:WW + 3 WW) + 4 W; fold 12 W tiles
 //           + 12 W; dq 2 stride up64(W):WW C' / 128 + 2 C M:up64(M) WW / 256 + 4 W C; dc 6 up64(W) stride C' / 128 + 2 C
 //           W:up64(W) MM / 256 + 4 M C, from the second wave on 4 M C more.
-// Numerics  As contrastive.cu, whose order of the sums over a depth this is.
-// Sectors   more than bytes / 32 where threads have four bytes of a row: dz's planes (contrastive_bwd_sm90); where they read ids
-//           and limits for themselves (contrastive_fwd_sm90); rows of tiles that lie apart (contrastive_fold_sm90); eight floats
-//           by two loads, the second from L1 (contrastive_split_sm90); one number of each row (contrastive_limit_sm90).
+//           _1: a sixth of the flops, a third of the bytes of planes.
+// Numerics  As contrastive.cu, whose order of the sums over a depth this is; in _1 a tensor core adds up the whole depth:
+//           losses are off the rounded vectors' by 1.7e-5 where those are by 3.1e-6, gradients alike.
+// Sectors   more than bytes / 32 where threads have four bytes of a row: dz's planes (contrastive_bwd_sm90_3, contrastive_bwd_sm90_1);
+//           where they read ids and limits for themselves (contrastive_fwd_sm90_3, contrastive_fwd_sm90_1); rows of tiles that lie apart (contrastive_fold_sm90); eight floats
+//           by two loads, the second from L1 (contrastive_split_sm90_3, contrastive_split_sm90_1); one number of each row
+//           (contrastive_limit_sm90_3, contrastive_limit_sm90_1); rows of dz that begin within a sector (contrastive_dq_sm90_1).
 // Limits    C a multiple of 8, all arrays at 16-byte boundaries. A number that is not finite spreads to the rows and columns of
 //           its tile.
 // Source    as contrastive.cu and tile_sm90.cuh.
@@ -32,17 +37,19 @@ EXPORT constexpr int ROWS = 128;
 EXPORT constexpr int DEPTH = 64;
 EXPORT constexpr int TILE = 128;
 EXPORT constexpr int CLUSTER = 2;
-EXPORT constexpr int PLANES = 3;
 EXPORT constexpr int SHARED = 230496;
+EXPORT constexpr int SHARED_OF_ONE = 230560;
 EXPORT constexpr int ROW_THREADS = 256;
 
-using ScoreTile = HopperTile<TILE, CLUSTER, PLAIN, PLANES>;
-using DiagonalTile = HopperTile<TILE, 1, ON_DIAGONAL, PLANES>;
-using QueryTile = HopperTile<TILE, CLUSTER, B_ACROSS, PLANES>;
-using CandidateTile = HopperTile<TILE, CLUSTER, B_ACROSS | A_DOWN, PLANES>;
-static_assert(ScoreTile::SHARED == SHARED && DiagonalTile::SHARED == SHARED && QueryTile::SHARED == SHARED &&
-                  CandidateTile::SHARED == SHARED && ScoreTile::THREADS == THREADS && ScoreTile::ROWS == ROWS &&
-                  ScoreTile::DEPTH == DEPTH,
+template <int PLANES> using ScoreTile = HopperTile<TILE, CLUSTER, PLAIN, PLANES>;
+template <int PLANES> using DiagonalTile = HopperTile<TILE, 1, ON_DIAGONAL, PLANES>;
+template <int PLANES> using QueryTile = HopperTile<TILE, CLUSTER, B_ACROSS, PLANES>;
+template <int PLANES> using CandidateTile = HopperTile<TILE, CLUSTER, B_ACROSS | A_DOWN, PLANES>;
+template <int PLANES, int BYTES>
+constexpr bool takes = ScoreTile<PLANES>::SHARED == BYTES && DiagonalTile<PLANES>::SHARED == BYTES &&
+                       QueryTile<PLANES>::SHARED == BYTES && CandidateTile<PLANES>::SHARED == BYTES;
+static_assert(takes<3, SHARED> && takes<1, SHARED_OF_ONE> && ScoreTile<3>::THREADS == THREADS &&
+                  ScoreTile<3>::ROWS == ROWS && ScoreTile<3>::DEPTH == DEPTH,
               "the host launches by them");
 
 // Of a row, how far the i-th of a thread's 32 columns lies from its first.
@@ -58,7 +65,8 @@ __device__ __forceinline__ int own_row(int consumer, int row) {
 // Rows between the planes of a wave's dz.
 __device__ __forceinline__ int pitch(int rows) { return ceil_div(rows, DEPTH) * DEPTH; }
 
-// Two numbers as three pairs of bf16.
+// Two numbers as so many pairs of bf16.
+template <int PLANES>
 __device__ __forceinline__ void take_apart(unsigned (&planes)[PLANES], float low, float high) {
 #pragma unroll
     for (int i = 0; i < PLANES; i++) {
@@ -68,8 +76,8 @@ __device__ __forceinline__ void take_apart(unsigned (&planes)[PLANES], float low
 }
 
 // Of `rows` rows from `first` on, eight numbers a thread.
-KERNEL void __launch_bounds__(ROW_THREADS)
-contrastive_split_sm90(bf16* __restrict__ planes, const float* __restrict__ x, int first, int rows, int C) {
+template <int PLANES>
+__device__ __forceinline__ void split(bf16* to, const float* x, int first, int rows, int C) {
     const size_t at = size_t(blockIdx.x) * ROW_THREADS + threadIdx.x, count = size_t(rows) * C;
     if (at * BF16S >= count) return;
     const float* from = x + size_t(first) * C;
@@ -78,21 +86,32 @@ contrastive_split_sm90(bf16* __restrict__ planes, const float* __restrict__ x, i
     take_apart(w[0], low.x, low.y), take_apart(w[1], low.z, low.w);
     take_apart(w[2], high.x, high.y), take_apart(w[3], high.z, high.w);
 #pragma unroll
-    for (int i = 0; i < PLANES; i++) store(planes + i * count, at, make_uint4(w[0][i], w[1][i], w[2][i], w[3][i]));
+    for (int i = 0; i < PLANES; i++) store(to + i * count, at, make_uint4(w[0][i], w[1][i], w[2][i], w[3][i]));
 }
+KERNELS(contrastive_split_sm90, _, PLANES, (3, 1), __launch_bounds__(ROW_THREADS),
+        (bf16* __restrict__ to, const float* __restrict__ x, int first, int rows, int C) {
+            split<PLANES>(to, x, first, rows, C);
+        })
 
 // A product whose sums go nowhere but through `finish`.
 template <class T>
-struct Exact : HopperOp<T> {
+struct Summed : HopperOp<T> {
     int planes_a, planes_b;
 
     __device__ __forceinline__ int pitch_a() const { return planes_a; }
     __device__ __forceinline__ int pitch_b() const { return planes_b; }
     __device__ __forceinline__ static constexpr bool stores() { return false; }
-    __device__ __forceinline__ void sum(typename T::Sums& d, Consumer<T>& consumer, int, int) const {
+    __device__ __forceinline__ void sum(typename T::Sums& d, Consumer<T>& consumer, int, int) const { total(d, consumer, false); }
+    // The sum over the depth, on top of d if that is to `keep`.
+    __device__ __forceinline__ void total(typename T::Sums& d, Consumer<T>& consumer, bool keep) const {
+        const int stages = ceil_div(this->depth, T::DEPTH);
+        if constexpr (T::PLANES == 1) {
+            add_stages(d, consumer, stages, keep);
+        } else {
 #pragma unroll
-        for (int i = 0; i < T::COLUMNS / 2; i++) d[i] = 0;
-        add_exactly(d, consumer, ceil_div(this->depth, T::DEPTH));
+            for (int i = 0; i < T::COLUMNS / 2; i++) d[i] = keep ? d[i] : 0;
+            add_exactly(d, consumer, stages);
+        }
     }
 };
 
@@ -117,42 +136,45 @@ __device__ __forceinline__ void each_candidate(const Rule& rule, const float* d,
 }
 
 // limit[p] = x[p,p] + margin; tiles of the diagonal alone.
-struct LimitOp : Exact<DiagonalTile> {
+template <int PLANES>
+struct LimitOp : Summed<DiagonalTile<PLANES>> {
     float* limit;
     float margin;
 
-    __device__ __forceinline__ void finish(DiagonalTile::Sums& d, int consumer, int row, int column) const {
+    __device__ __forceinline__ void finish(typename DiagonalTile<PLANES>::Sums& d, int consumer, int row, int column) const {
         const int m = column + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int r = own_row(consumer, row) + 8 * half, p = column - row + r;
 #pragma unroll
             for (int i = 0; i < MINE; i++)
-                if (m + apart(i) == p && r < extent.rows) limit[p] = d[place(i, half)] + margin;
+                if (m + apart(i) == p && r < this->extent.rows) limit[p] = d[place(i, half)] + margin;
         }
     }
 };
 
 // Of `rows` queries from `first` on.
-KERNEL void __launch_bounds__(THREADS, 1)
-contrastive_limit_sm90(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap candidates,
-                       float* __restrict__ limit, int first, int rows, int M, int C, float margin) {
-    hopper_product<DiagonalTile>(LimitOp{{{{rows, first}, C, q, q, candidates}, rows, M}, limit, margin});
-}
+KERNELS(contrastive_limit_sm90, _, PLANES, (3, 1), __launch_bounds__(THREADS, 1),
+        (const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap candidates, float* __restrict__ limit,
+         int first, int rows, int M, int C, float margin) {
+            hopper_product<DiagonalTile<PLANES>>(
+                LimitOp<PLANES>{{{{rows, first}, C, q, q, candidates}, rows, M}, limit, margin});
+        })
 
-struct ForwardOp : Exact<ScoreTile> {
+template <int PLANES>
+struct ForwardOp : Summed<ScoreTile<PLANES>> {
     Rule rule;
     float *most, *sum_, *rival, *positive;
     float scale;
 
-    __device__ __forceinline__ void finish(ScoreTile::Sums& d, int consumer, int row, int column) const {
+    __device__ __forceinline__ void finish(typename ScoreTile<PLANES>::Sums& d, int consumer, int row, int column) const {
         const int t = threadIdx.x % 4, m = column + 2 * t;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int r = own_row(consumer, row) + 8 * half;
             unsigned counted = 0;
             float top = LOWEST, above = LOWEST, total = 0;
-            if (r < extent.rows)
+            if (r < this->extent.rows)
                 each_candidate(rule, d, half, rule.first + r, m, [&](int i, bool own, bool counts) {
                     const float cosine = d[place(i, half)];
                     if (own) positive[rule.first + r] = cosine;
@@ -171,8 +193,8 @@ struct ForwardOp : Exact<ScoreTile> {
                 if (counted >> i & 1) total += expf(d[place(i, half)] * scale - top);
             total += __shfl_xor_sync(ALL, total, 1);
             total += __shfl_xor_sync(ALL, total, 2);
-            if (t == 0 && r < extent.rows) {
-                const size_t to = size_t(column / TILE) * extent.rows + r;
+            if (t == 0 && r < this->extent.rows) {
+                const size_t to = size_t(column / TILE) * this->extent.rows + r;
                 most[to] = top, sum_[to] = total, rival[to] = above;
             }
         }
@@ -180,14 +202,14 @@ struct ForwardOp : Exact<ScoreTile> {
 };
 
 // Tiles of `rows` queries from `first` on, whose planes q holds.
-KERNEL void __launch_bounds__(THREADS, 1)
-contrastive_fwd_sm90(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap candidates,
-                     float* __restrict__ most, float* __restrict__ sum, float* __restrict__ rival, float* __restrict__ positive,
-                     const int* __restrict__ ids_or_null, const float* __restrict__ limit_or_null, int first, int rows,
-                     int M, int C, float scale) {
-    hopper_product<ScoreTile>(ForwardOp{{{{rows, M}, C, q, q, candidates}, rows, M}, {ids_or_null, limit_or_null, first, M},
-                                        most, sum, rival, positive, scale});
-}
+KERNELS(contrastive_fwd_sm90, _, PLANES, (3, 1), __launch_bounds__(THREADS, 1),
+        (const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap candidates, float* __restrict__ most,
+         float* __restrict__ sum, float* __restrict__ rival, float* __restrict__ positive, const int* __restrict__ ids_or_null,
+         const float* __restrict__ limit_or_null, int first, int rows, int M, int C, float scale) {
+            hopper_product<ScoreTile<PLANES>>(ForwardOp<PLANES>{{{{rows, M}, C, q, q, candidates}, rows, M},
+                                                                {ids_or_null, limit_or_null, first, M},
+                                                                most, sum, rival, positive, scale});
+        })
 
 // Folds the tiles of `rows` queries from `first` on, a warp a row; lanes take tiles in turn and merge in a tree.
 KERNEL void __launch_bounds__(ROW_THREADS)
@@ -211,21 +233,22 @@ contrastive_fold_sm90(float* __restrict__ top, float* __restrict__ mass, float* 
     if (lane == 0) top[first + row] = all.most, mass[first + row] = all.sum, highest[first + row] = above;
 }
 
-struct BackwardOp : Exact<ScoreTile> {
+template <int PLANES>
+struct BackwardOp : Summed<ScoreTile<PLANES>> {
     Rule rule;
     bf16* dz;
     const float* lse;
     int stride;
     float scale, weight;
 
-    __device__ __forceinline__ void finish(ScoreTile::Sums& d, int consumer, int row, int column) const {
+    __device__ __forceinline__ void finish(typename ScoreTile<PLANES>::Sums& d, int consumer, int row, int column) const {
         const int m = column + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int r = own_row(consumer, row) + 8 * half, p = rule.first + r;
             // Rows up to the next multiple of a stage's depth are there for contrastive_dc_sm90, and are 0.
-            if (r >= pitch(extent.rows)) continue;
-            if (r < extent.rows) {
+            if (r >= pitch(this->extent.rows)) continue;
+            if (r < this->extent.rows) {
                 const float of = lse[p];
                 each_candidate(rule, d, half, p, m, [&](int i, bool own, bool counts) {
                     float& x = d[place(i, half)];
@@ -243,25 +266,25 @@ struct BackwardOp : Exact<ScoreTile> {
                 take_apart(planes, d[place(i, half)], d[place(i + 1, half)]);
 #pragma unroll
                 for (int k = 0; k < PLANES; k++)
-                    reinterpret_cast<unsigned*>(dz + (size_t(k) * pitch(extent.rows) + r) * stride + m)[apart(i) / 2] = planes[k];
+                    reinterpret_cast<unsigned*>(dz + (size_t(k) * pitch(this->extent.rows) + r) * stride + m)[apart(i) / 2] = planes[k];
             }
         }
     }
 };
 
 // dz of `rows` queries from `first` on, and zeros for rows up to a multiple of 64 and columns past M.
-KERNEL void __launch_bounds__(THREADS, 1)
-contrastive_bwd_sm90(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap candidates,
-                     bf16* __restrict__ dz, const int* __restrict__ ids_or_null, const float* __restrict__ limit_or_null,
-                     const float* __restrict__ lse, int first, int rows, int M, int C, int stride, float scale,
-                     float weight) {
-    hopper_product<ScoreTile>(BackwardOp{{{{rows, M}, C, q, q, candidates}, rows, M}, {ids_or_null, limit_or_null, first, M},
-                                         dz, lse, stride, scale, weight});
-}
+KERNELS(contrastive_bwd_sm90, _, PLANES, (3, 1), __launch_bounds__(THREADS, 1),
+        (const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap candidates, bf16* __restrict__ dz,
+         const int* __restrict__ ids_or_null, const float* __restrict__ limit_or_null, const float* __restrict__ lse, int first,
+         int rows, int M, int C, int stride, float scale, float weight) {
+            hopper_product<ScoreTile<PLANES>>(BackwardOp<PLANES>{{{{rows, M}, C, q, q, candidates}, rows, M},
+                                                                 {ids_or_null, limit_or_null, first, M},
+                                                                 dz, lse, stride, scale, weight});
+        })
 
 // Stores floats; sums go on from those that are there if there are `more`.
 template <class T>
-struct FloatOp : Exact<T> {
+struct FloatOp : Summed<T> {
     float* to;
     bool more;
 
@@ -281,11 +304,12 @@ struct FloatOp : Exact<T> {
         }
     }
     __device__ __forceinline__ void sum(typename T::Sums& d, Consumer<T>& consumer, int row, int column) const {
+        if (more) {
 #pragma unroll
-        for (int i = 0; i < T::COLUMNS / 2; i++) d[i] = 0;
-        if (more)
+            for (int i = 0; i < T::COLUMNS / 2; i++) d[i] = 0;
             each_pair(d, own_row(consumer.index, row), column, [](float* x, const float2& at) { x[0] = at.x, x[1] = at.y; });
-        add_exactly(d, consumer, ceil_div(this->depth, T::DEPTH));
+        }
+        this->total(d, consumer, more);
     }
     __device__ __forceinline__ void finish(typename T::Sums& d, int consumer, int row, int column) const {
         each_pair(d, own_row(consumer, row), column, [](const float* x, float2& at) { at = make_float2(x[0], x[1]); });
@@ -293,15 +317,18 @@ struct FloatOp : Exact<T> {
 };
 
 // dq of `rows` queries, the first of which is dq's.
-KERNEL void __launch_bounds__(THREADS, 1)
-contrastive_dq_sm90(const __grid_constant__ CUtensorMap dz, const __grid_constant__ CUtensorMap candidates,
-                    float* __restrict__ dq, int first, int rows, int M, int C) {
-    hopper_product<QueryTile>(FloatOp<QueryTile>{{{{rows, C}, M, dz, dz, candidates}, pitch(rows), M}, dq + size_t(first) * C, false});
-}
+KERNELS(contrastive_dq_sm90, _, PLANES, (3, 1), __launch_bounds__(THREADS, 1),
+        (const __grid_constant__ CUtensorMap dz, const __grid_constant__ CUtensorMap candidates, float* __restrict__ dq, int first,
+         int rows, int M, int C) {
+            using Tile = QueryTile<PLANES>;
+            hopper_product<Tile>(
+                FloatOp<Tile>{{{{rows, C}, M, dz, dz, candidates}, pitch(rows), M}, dq + size_t(first) * C, false});
+        })
 
 // dc, or what `rows` queries from `first` on add to it.
-KERNEL void __launch_bounds__(THREADS, 1)
-contrastive_dc_sm90(const __grid_constant__ CUtensorMap dz, const __grid_constant__ CUtensorMap q, float* __restrict__ dc,
-                    int first, int rows, int M, int C) {
-    hopper_product<CandidateTile>(FloatOp<CandidateTile>{{{{M, C}, rows, dz, dz, q}, pitch(rows), rows}, dc, first > 0});
-}
+KERNELS(contrastive_dc_sm90, _, PLANES, (3, 1), __launch_bounds__(THREADS, 1),
+        (const __grid_constant__ CUtensorMap dz, const __grid_constant__ CUtensorMap q, float* __restrict__ dc, int first, int rows,
+         int M, int C) {
+            using Tile = CandidateTile<PLANES>;
+            hopper_product<Tile>(FloatOp<Tile>{{{{M, C}, rows, dz, dz, q}, pitch(rows), rows}, dc, first > 0});
+        })

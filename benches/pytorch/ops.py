@@ -311,7 +311,8 @@ def contrastive(case):
     labels, scale = torch.arange(q.shape[0], device=case.device), 20.0 / q.shape[1]
 
     def eager(q, c):
-        return F.cross_entropy(q @ c.T * scale, labels)
+        q, c = (q.bfloat16(), c.bfloat16()) if case.facts["rounded"] else (q, c)
+        return F.cross_entropy((q @ c.T).float() * scale, labels)
     # Neither equal ids nor a margin take a candidate out here.
     if case.has("ids") or case.facts["margin"] is not None:
         return {"bound: eager, every candidate counts": lambda: both(case, lambda: eager(q, c), [q, c])}

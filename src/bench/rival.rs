@@ -238,7 +238,7 @@ fn facts(facts: &Facts) -> Value {
         json!({"kind": kind, "window": window})
     });
     json!({
-        "sizes": sizes, "segments": facts.segments, "mask": mask, "margin": facts.margin, "dropout": facts.dropout,
-        "pooling": facts.pooling.map(|pooling| format!("{pooling:?}")),
+        "sizes": sizes, "segments": facts.segments, "mask": mask, "margin": facts.margin, "rounded": facts.rounded,
+        "dropout": facts.dropout, "pooling": facts.pooling.map(|pooling| format!("{pooling:?}")),
     })
 }

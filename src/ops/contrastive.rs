@@ -10,11 +10,36 @@ use crate::kernels::contrastive::{
 };
 use crate::ops::{most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
+use half::bf16;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 mod hopper;
 #[cfg(test)]
 mod tests;
+
+/// What the loss multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum LossDtype {
+    /// f32: by tensor cores, six products of bf16 for each.
+    F32,
+    /// bf16, one product in place of six: unit vectors are rounded, their gradient is that of the rounded ones, and on a
+    /// GPU the gradient of the scores is rounded too. Sums stay f32.
+    Bf16,
+}
+
+impl LossDtype {
+    /// How many bf16 a kernel takes a number for.
+    fn terms(self) -> i32 {
+        match self {
+            LossDtype::F32 => 3,
+            LossDtype::Bf16 => 1,
+        }
+    }
+}
 
 /// How scores become a loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +48,21 @@ pub struct InfoNce {
     pub scale: f64,
     /// Candidates whose cosine exceeds the positive's by more than this count as false negatives, and not at all.
     pub margin: Option<f64>,
+    /// What vectors are multiplied in.
+    pub dtype: LossDtype,
+}
+
+impl InfoNce {
+    /// Vectors as they are multiplied.
+    fn vectors<'a, R: Real>(&self, x: &'a [R]) -> Cow<'a, [R]> {
+        match self.dtype {
+            LossDtype::F32 => Cow::Borrowed(x),
+            LossDtype::Bf16 => {
+                let rounded = |x: &R| R::of(f64::from(bf16::from_f32(x.f64() as f32)));
+                Cow::Owned(x.par_iter().map(rounded).collect())
+            }
+        }
+    }
 }
 
 /// `loss[p] = lse[p] - s q[p]·c[p]`, `lse[p] = log sum_m e^(s q[p]·c[m])` over the candidates that are p's own
@@ -56,7 +96,8 @@ pub fn contrastive_fwd(
         Device::Cpu(real) => with_real!(*real, R => {
             let ids = ids.map(Tensor::host::<i32>).transpose()?;
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
-            cpu_fwd::<R>(total, loss, lse, Scores { q: q.host()?, c: c.host()?, ids, rule, sizes });
+            let (q, c) = (rule.vectors(q.host()?), rule.vectors(c.host()?));
+            cpu_fwd::<R>(total, loss, lse, Scores { q: &q, c: &c, ids, rule, sizes });
         }),
         Device::Gpu(gpu) if hopper::takes(gpu, sizes) => {
             let of = hopper::Operands { q, candidates: c, ids, rule, sizes };
@@ -182,6 +223,7 @@ fn gpu_fwd(
         c,
         tiles,
         scale,
+        terms: rule.dtype.terms(),
     };
     // SAFETY: the op's contract holds q, candidates and ids to p, m and c, a multiple of 8; the workspace is of p
     // rows and, but for `positive`, as many parts as there are blocks along y.
@@ -205,7 +247,8 @@ fn limits<'a>(
     let Some(margin) = rule.margin else { return Ok(None) };
     let (launch, margin) = (grid(p, 1), margin as f32);
     let [p, c] = [int("contrastive", p)?, int("contrastive", c)?];
-    let arguments = ContrastiveLimit { limit: &mut *limit, q, candidates, p, c, margin };
+    let arguments =
+        ContrastiveLimit { limit: &mut *limit, q, candidates, p, c, margin, terms: rule.dtype.terms() };
     // SAFETY: limit has p elements; the op's contract holds q to p rows of c, a multiple of 8, and candidates to no
     // fewer.
     unsafe { kernels::contrastive_limit(gpu, launch, arguments) }?;
@@ -213,7 +256,8 @@ fn limits<'a>(
 }
 
 /// `dz[p,m] = s dmean / P (e^(s q[p]·c[m] - lse[p]) - [m = p])`, `dq = dz c`, `dc = dzᵀ q`; the scores are computed anew,
-/// and which of them count is taken as constant.
+/// and which of them count is taken as constant. Where vectors are rounded, it is the gradient with respect to the rounded
+/// ones, handed on as it is.
 ///
 /// | operand          | shape  | dtype     | role                    |
 /// |------------------|--------|-----------|-------------------------|
@@ -240,7 +284,8 @@ pub fn contrastive_bwd(
     match device {
         Device::Cpu(real) => with_real!(*real, R => {
             let ids = ids.map(Tensor::host::<i32>).transpose()?;
-            let scores = Scores { q: q.host()?, c: c.host()?, ids, rule, sizes };
+            let (q, c) = (rule.vectors(q.host()?), rule.vectors(c.host()?));
+            let scores = Scores { q: &q, c: &c, ids, rule, sizes };
             cpu_bwd::<R>(dq.host_mut()?, dc.host_mut()?, lse.host()?, scores, dmean)
         }),
         Device::Gpu(gpu) if hopper::takes(gpu, sizes) => {
@@ -311,7 +356,7 @@ fn gpu_bwd(
     let [mut dz, mut limit] = Tensor::workspace(gpu, parts)?;
     let limit = limits(gpu, &mut limit, [q, candidates], rule, [p, width])?;
     let (scale, weight) = (rule.scale as f32, (rule.scale * dmean / p as f64) as f32);
-    let int = |n| int("contrastive_bwd", n);
+    let (int, terms) = (|n| int("contrastive_bwd", n), rule.dtype.terms());
     let (columns, [m, c, stride]) = (m, [int(m)?, int(width)?, int(stride)?]);
     for from in (0..p).step_by(wave) {
         let count = wave.min(p - from);
@@ -331,16 +376,17 @@ fn gpu_bwd(
             stride,
             scale,
             weight,
+            terms,
         };
         let launch = grid(count, columns);
         // SAFETY: the op's contract holds q, candidates, ids and lse to p, m and c, a multiple of 8; dz has room for
         // the rows of a wave, which all lie below p.
         unsafe { kernels::contrastive_bwd(gpu, launch, arguments) }?;
-        let arguments = ContrastiveDq { dq: &mut *dq, dz, candidates, first, rows, m, c, stride };
+        let arguments = ContrastiveDq { dq: &mut *dq, dz, candidates, first, rows, m, c, stride, terms };
         let launch = grid(width, count);
         // SAFETY: dq is like q; dz is what the launch above has written of these rows.
         unsafe { kernels::contrastive_dq(gpu, launch, arguments) }?;
-        let arguments = ContrastiveDc { dc: &mut *dc, dz, q, first, rows, m, c, stride };
+        let arguments = ContrastiveDc { dc: &mut *dc, dz, q, first, rows, m, c, stride, terms };
         let launch = grid(width, columns);
         // SAFETY: dc is like candidates; dz is what the launch before has written of these rows.
         unsafe { kernels::contrastive_dc(gpu, launch, arguments) }?;

@@ -14,6 +14,7 @@ pub use check::Invalid;
 pub use trimmed::Trimmed;
 
 use crate::format::keys::one_or_many;
+use crate::ops::contrastive::LossDtype;
 use crate::pretrained::pooling::PoolingMode;
 use crate::text::template::Template;
 use crate::train::blocks::Grouping;
@@ -275,6 +276,9 @@ settings! {
     /// Cosines are multiplied by this [default: 20 simcse, 50 supervised]
     flag(long = "scale", env = "LLM2VEC_SCALE", value_name = "S", help_heading = "Contrastive")
     loss_scale: f64 => [20.0, 20.0, 50.0], number_above_0();
+    /// f32, or bf16 to round the unit vectors and take one product in place of six [default: f32]
+    flag(long, env = "LLM2VEC_LOSS_DTYPE", value_name = "DTYPE", hide_possible_values = true, help_heading = "Contrastive")
+    loss_dtype: LossDtype = LossDtype::F32;
     /// simcse: dropout of attention probabilities [default: 0.3]
     flag(long = "attention-dropout", env = "LLM2VEC_ATTENTION_DROPOUT", value_name = "RATE", help_heading = "Contrastive")
     simcse_dropout: f64 => [0.0, 0.3, 0.0], fraction_below_1();

@@ -278,7 +278,8 @@ pub fn tokens(config: &TrainConfig) -> usize {
 }
 
 pub(super) fn rule(config: &TrainConfig, setup: &Setup) -> Rule {
-    let loss = InfoNce { scale: config.loss_scale, margin: config.false_negative_margin };
+    let loss =
+        InfoNce { scale: config.loss_scale, margin: config.false_negative_margin, dtype: config.loss_dtype };
     Rule { pooling: setup.pooling.op(), loss, chunk: config.grad_cache }
 }
 

@@ -6,12 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Kernels whose main loop is wgmma.
-const PRODUCTS: [&str; 12] = [
-    "contrastive_bwd_sm90",
-    "contrastive_dc_sm90",
-    "contrastive_dq_sm90",
-    "contrastive_fwd_sm90",
-    "contrastive_limit_sm90",
+const PRODUCTS: [&str; 17] = [
+    "contrastive_bwd_sm90_3",
+    "contrastive_bwd_sm90_1",
+    "contrastive_dc_sm90_3",
+    "contrastive_dc_sm90_1",
+    "contrastive_dq_sm90_3",
+    "contrastive_dq_sm90_1",
+    "contrastive_fwd_sm90_3",
+    "contrastive_fwd_sm90_1",
+    "contrastive_limit_sm90_3",
+    "contrastive_limit_sm90_1",
     "lora_linear_swiglu_sm90",
     "lora_linear_fwd_sm90_256",
     "lora_linear_fwd_sm90_128",
@@ -50,7 +55,7 @@ fn instructions(nvdisasm: &Path, stem: &str, cubin: &[u8]) -> Vec<(String, Vec<S
     text.split("\n.text.").skip(1).map(kernel).collect()
 }
 
-/// The main loop is four wgmma for the four k-steps of a stage (contrastive: twelve, six for each of two), one wait for those of
+/// The main loop is four wgmma for the four k-steps of a stage (exact contrastive: twelve, six for each of two), one wait for those of
 /// the stage before, one arrival; no fence that flushes, no access to local memory, anywhere between.
 #[test]
 fn the_main_loops_of_hopper_hold_wgmma_and_nothing_that_waits_for_memory() {

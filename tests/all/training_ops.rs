@@ -3,10 +3,11 @@
 
 use crate::common;
 
+use half::bf16;
 use llm2vec::device::{DType, Device};
 use llm2vec::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step};
 use llm2vec::ops::attention::{Heads, Mask, attention_bwd, attention_fwd};
-use llm2vec::ops::contrastive::{InfoNce, contrastive_fwd};
+use llm2vec::ops::contrastive::{InfoNce, LossDtype, contrastive_bwd, contrastive_fwd};
 use llm2vec::ops::dropout::Dropout;
 use llm2vec::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
 use llm2vec::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
@@ -75,7 +76,7 @@ fn contrastive_is_its_formula() {
     let ids = [0, 1, 0, 3, 4, 5, 1, 7, 8];
     let tensor = Tensor::from_i32(&ids);
     for (margin, with_ids) in [(None, false), (None, true), (Some(0.0), false), (Some(1.0), true)] {
-        let rule = InfoNce { scale: 3.0, margin };
+        let rule = InfoNce { scale: 3.0, margin, dtype: LossDtype::F32 };
         let [mut total, mut loss, mut lse] = [poison(&[2]), poison(&[p]), poison(&[p])];
         let given = with_ids.then_some(&tensor);
         contrastive_fwd(&F64, &mut total, &mut loss, &mut lse, &q, &cand, given, rule).unwrap();
@@ -95,9 +96,43 @@ fn contrastive_is_its_formula() {
         near(&total.to_f64(), &[exact.iter().sum::<f64>() / p as f64, won], 1e-12, "total");
     }
     let [mut total, mut loss, mut lse] = [poison(&[2]), poison(&[m]), poison(&[m])];
-    let rule = InfoNce { scale: 1.0, margin: None };
+    let rule = InfoNce { scale: 1.0, margin: None, dtype: LossDtype::F32 };
     let refused = contrastive_fwd(&F64, &mut total, &mut loss, &mut lse, &cand, &q, None, rule).unwrap_err();
     assert!(refused.to_string().contains("4 candidates for 9 queries"), "{refused}");
+}
+
+/// In bf16 the loss and its gradient are those of the rounded vectors, at f32 and at f64; and other than the exact ones.
+#[test]
+fn contrastive_in_bf16_is_the_loss_of_rounded_vectors() {
+    let [p, m, c] = [5, 12, 24];
+    let (q, cand) = (random(1, &[p, c]), random(2, &[m, c]));
+    for real in [DType::F32, DType::F64] {
+        let device = Device::Cpu(real);
+        let each = |t: &Tensor, f: fn(f32) -> f64| {
+            Tensor::from_f64(real, t.shape(), t.to_f64().into_iter().map(|x| f(x as f32)))
+        };
+        let held = |t: &Tensor| each(t, f64::from);
+        let rounded = |t: &Tensor| each(t, |x| f64::from(bf16::from_f32(x)));
+        let run = |q: &Tensor, cand: &Tensor, dtype: LossDtype| {
+            let rule = InfoNce { scale: 3.0, margin: Some(0.5), dtype };
+            let poison = |shape: &[usize]| {
+                Tensor::from_f64(real, shape, std::iter::repeat_n(f64::NAN, shape.iter().product()))
+            };
+            let [mut total, mut loss, mut lse] = [poison(&[2]), poison(&[p]), poison(&[p])];
+            let [mut dq, mut dc] = [poison(&[p, c]), poison(&[m, c])];
+            contrastive_fwd(&device, &mut total, &mut loss, &mut lse, q, cand, None, rule).unwrap();
+            contrastive_bwd(&device, &mut dq, &mut dc, q, cand, None, &lse, rule, 0.7).unwrap();
+            [total, loss, lse, dq, dc].map(|t| t.to_f64())
+        };
+        let got = run(&held(&q), &held(&cand), LossDtype::Bf16);
+        assert_eq!(got, run(&rounded(&q), &rounded(&cand), LossDtype::F32), "{real:?}");
+        let exact = run(&held(&q), &held(&cand), LossDtype::F32);
+        for (got, exact) in got.iter().zip(&exact).skip(1) {
+            let size = exact.iter().map(|x| x.abs()).fold(0.0, f64::max);
+            let off = got.iter().zip(exact).map(|(g, e)| (g - e).abs()).fold(0.0, f64::max);
+            assert!(off > 0.0 && off < 0.05 * size, "{real:?}: off by {off} of {size}");
+        }
+    }
 }
 
 /// What passes by the norm is added to what passes through it.

@@ -99,6 +99,11 @@ const REASONS: &[(&str, &str, &str)] = &[
     ("_sm90", "at.ready(", "one try of two, of a slot that was ready long before in all of these runs"),
     ("_sm90", "at.staged(", "one try of two, of a panel that was staged long before in all of these runs"),
     (
+        "contrastive_limit_sm90_1",
+        "mbarrier_arrive(at.empty(held))",
+        "of a tile's last stages: a block of these cases has one tile of the diagonal, and no next one that waits for them",
+    ),
+    (
         "_sm90",
         "__syncwarp",
         "the lanes that were not elected wait for the one that was; the emulator joins them itself",

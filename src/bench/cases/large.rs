@@ -5,7 +5,7 @@ use super::{
     single,
 };
 use crate::ops::attention::{Heads, Mask};
-use crate::ops::contrastive::InfoNce;
+use crate::ops::contrastive::{InfoNce, LossDtype};
 use crate::ops::dropout::Dropout;
 use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
 use crate::ops::masked_xent::{Gradient, masked_xent_bwd, masked_xent_step};
@@ -127,7 +127,7 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
         list.push(pool(n, c, forward));
         list.push(rows::l2norm([(n / 128).max(1), c], 1e-12, forward));
         let queries = (n / 32).max(1);
-        list.push(contrastive(queries, c, forward));
+        list.extend([LossDtype::F32, LossDtype::Bf16].map(|dtype| contrastive(queries, c, dtype, forward)));
         list.push(masked_xent([n, c, vocab, (n / 5).max(1)], forward));
     }
     list.push(masked_xent_step_of([n, c, vocab, (n / 5).max(1)]));
@@ -261,10 +261,11 @@ impl Projection<'_> {
 }
 
 /// With a hard negative for each query; the scale makes scores of normal vectors as large as 20 makes those of unit vectors.
-fn contrastive(p: usize, c: usize, forward: bool) -> Case {
-    let rule = InfoNce { scale: 20.0 / c as f64, margin: None };
+fn contrastive(p: usize, c: usize, dtype: LossDtype, forward: bool) -> Case {
+    let rule = InfoNce { scale: 20.0 / c as f64, margin: None, dtype };
     let case = losses::contrastive([p, 2 * p, c], rule, false, forward);
-    Case { label: format!("P={p} M={} C={c}", 2 * p), ..case }
+    let name = if dtype == LossDtype::Bf16 { " bf16" } else { "" };
+    Case { label: format!("P={p} M={} C={c}{name}", 2 * p), ..case }
 }
 
 /// The head is frozen, as in the recipe.

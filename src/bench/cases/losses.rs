@@ -4,7 +4,7 @@ use super::{
     Added, Case, DMEAN, Facts, Ints, Level, Normal, Poison, Scaled, activation, chain, index, single, unfused,
 };
 use crate::device::Device;
-use crate::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
+use crate::ops::contrastive::{InfoNce, LossDtype, contrastive_bwd, contrastive_fwd};
 use crate::ops::masked_xent::{Gradient, masked_xent_bwd, masked_xent_fwd, masked_xent_step};
 use crate::tensor::Tensor;
 
@@ -112,7 +112,7 @@ pub fn contrastives() -> Vec<Case> {
         ([65, 130, 72], 0.5, Some(0.25), true),
     ];
     let pair = |(sizes, scale, margin, ids)| {
-        let rule = InfoNce { scale, margin };
+        let rule = InfoNce { scale, margin, dtype: LossDtype::F32 };
         [contrastive(sizes, rule, ids, true), contrastive(sizes, rule, ids, false)]
     };
     cases.into_iter().flat_map(pair).collect()
@@ -120,8 +120,22 @@ pub fn contrastives() -> Vec<Case> {
 
 /// Several tiles for each block that is there at a time, and more stages than a ring has.
 pub fn contrastive_rings() -> Vec<Case> {
-    let rule = InfoNce { scale: 0.5, margin: Some(0.25) };
+    let rule = InfoNce { scale: 0.5, margin: Some(0.25), dtype: LossDtype::F32 };
     [true, false].map(|forward| contrastive([130, 260, 136], rule, true, forward)).into()
+}
+
+/// Of rounded vectors, whose loss has no derivative: one tile, some, and more stages than a ring has.
+pub fn contrastives_in_bf16() -> Vec<Case> {
+    let cases = [
+        ([5, 15, 8], 0.5, None, false),
+        ([65, 130, 72], 0.5, Some(0.25), true),
+        ([130, 260, 520], 0.25, Some(0.25), true),
+    ];
+    let pair = |(sizes, scale, margin, ids)| {
+        let rule = InfoNce { scale, margin, dtype: LossDtype::Bf16 };
+        [contrastive(sizes, rule, ids, true), contrastive(sizes, rule, ids, false)]
+    };
+    cases.into_iter().flat_map(pair).collect()
 }
 
 pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, forward: bool) -> Case {
@@ -131,7 +145,7 @@ pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, 
         index("ids", Ints(vec![m], (0..m).map(|j| (if j % 3 == 0 { j % 6 } else { j }) as i32).collect()));
     let sizes = Facts::sizes([("P", p), ("M", m), ("C", c)]);
     let label = format!("{} {rule:?} ids={with_ids}", sizes.spelled());
-    let facts = Facts { margin: rule.margin, ..sizes };
+    let facts = Facts { margin: rule.margin, rounded: rule.dtype == LossDtype::Bf16, ..sizes };
     let mut inputs = vec![q, cand];
     if !forward {
         inputs.push(single("lse", Level(vec![p], 20.0)));
@@ -165,7 +179,10 @@ pub(super) fn contrastive([p, m, c]: [usize; 3], rule: InfoNce, with_ids: bool, 
         inputs,
         flops: 6 * p * m * c,
         elements: 2 * (p + m) * c,
-        unfused: None,
+        unfused: match rule.dtype {
+            LossDtype::F32 => None,
+            LossDtype::Bf16 => chain(move |o, i| unfused::contrastive_bwd(o, i, rule, DMEAN)),
+        },
         run: Box::new(move |d, o, i| {
             let [dq, dc] = o else { unreachable!() };
             contrastive_bwd(d, dq, dc, &i[0], &i[1], i.get(3), &i[2], rule, DMEAN)

@@ -167,6 +167,8 @@ pub struct Facts {
     pub pooling: Option<Pooling>,
     /// From the positive's score, above which a candidate does not count.
     pub margin: Option<f64>,
+    /// Whether a loss rounds its vectors to bf16.
+    pub rounded: bool,
     /// Whether [`DROPOUT`] is on.
     pub dropout: bool,
 }
@@ -250,6 +252,7 @@ pub fn device_only() -> Vec<Case> {
         linear::lora_linear_swiglus(),
         losses::masked_xent_steps(),
         losses::contrastive_rings(),
+        losses::contrastives_in_bf16(),
     ];
     lists.into_iter().flatten().collect()
 }

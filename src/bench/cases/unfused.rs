@@ -6,6 +6,7 @@
 use crate::device::cpu::{Matrix, matmul};
 use crate::error::Result;
 use crate::ops::attention::{Heads, Mask};
+use crate::ops::contrastive::InfoNce;
 use crate::ops::dropout::Dropout;
 use crate::ops::lora_linear::Lora;
 use crate::tensor::Tensor;
@@ -294,5 +295,28 @@ pub fn masked_xent_bwd(o: &mut [Tensor], i: &[Tensor], dmean: f64) -> Result<()>
         dx[r as usize * c..][..c].iter_mut().zip(back).for_each(|(dx, b)| *dx += b);
     }
     dx.iter_mut().for_each(|x| *x = round(*x));
+    Ok(())
+}
+
+/// Of rounded vectors: the scores' gradient is one step, each product of it another. Operands of the case: dq, dc; q, c, lse and
+/// ids where there are some.
+pub fn contrastive_bwd(o: &mut [Tensor], i: &[Tensor], rule: InfoNce, dmean: f64) -> Result<()> {
+    let ([dq, dc], [q, c, lse, ids @ ..]) = (o, i) else { unreachable!() };
+    let (p, m, width) = (q.shape()[0], c.shape()[0], q.shape()[1]);
+    let (q, c, lse) = (rounded(q.to_f64()), rounded(c.to_f64()), lse.host::<f64>()?);
+    let ids = ids.first().map(Tensor::host::<i32>).transpose()?;
+    let (q, c) = (Matrix::rows(&q, p, width, width), Matrix::rows(&c, m, width, width));
+    let mut dz = product(q, c.t());
+    for (r, z) in dz.chunks_mut(m).enumerate() {
+        let limit = rule.margin.map_or(f64::INFINITY, |margin| z[r] + margin);
+        for (j, z) in z.iter_mut().enumerate() {
+            let counts = j == r || !(ids.is_some_and(|ids| ids[r] == ids[j]) || *z > limit);
+            let share = if counts { (rule.scale * *z - lse[r]).exp() } else { 0.0 };
+            *z = round(rule.scale * dmean / p as f64 * (share - f64::from(u8::from(j == r))));
+        }
+    }
+    let dz = Matrix::rows(&dz, p, m, m);
+    dq.host_mut::<f64>()?.copy_from_slice(&product(dz, c));
+    dc.host_mut::<f64>()?.copy_from_slice(&product(dz.t(), q));
     Ok(())
 }

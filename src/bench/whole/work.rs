@@ -14,7 +14,7 @@ use crate::model::state::{Keep, State};
 use crate::model::weights::{Source, Storage};
 use crate::ops::adamw::AdamW;
 use crate::ops::attention::Mask;
-use crate::ops::contrastive::InfoNce;
+use crate::ops::contrastive::{InfoNce, LossDtype};
 use crate::ops::pool::{Pooling, pool_fwd};
 use crate::rng::normal;
 use crate::tensor::{Raw, Tensor};
@@ -198,7 +198,11 @@ fn contrastive(device: &Device, timed: &Timed, stage: Stage, size: Size) -> Resu
         (learner, Contrastive::new(arena, config.width, batch.queries, all - batch.queries, all, &[]))
     })?;
     let scale = recipe(task).scale;
-    let rule = Rule { pooling: Pooling::Mean, loss: InfoNce { scale, margin: None }, chunk: 0 };
+    let rule = Rule {
+        pooling: Pooling::Mean,
+        loss: InfoNce { scale, margin: None, dtype: LossDtype::F32 },
+        chunk: 0,
+    };
     let learn = move |learner: &mut Learner, noise: &Noise| {
         loss.learn(learner, &batch, rule, Some(noise), 1.0).map(|outcome| outcome.loss)
     };

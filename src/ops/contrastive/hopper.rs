@@ -12,7 +12,6 @@ use crate::kernels::contrastive_sm90::{
 use crate::tensor::{Tensor, int, whole_vectors, workspace_bytes};
 
 const OP: &str = "contrastive";
-const PLANES: usize = kernels::PLANES as usize;
 const TILE: usize = kernels::TILE as usize;
 /// Rows of a cluster.
 const HIGH: usize = (kernels::ROWS * kernels::CLUSTER) as usize;
@@ -26,9 +25,12 @@ pub fn takes(gpu: &Gpu, [p, m, _]: [usize; 3]) -> bool {
     gpu.hopper(OP) && (p * m >= LEAST || !gpu.chooses())
 }
 
+/// Planes of an exact number; a rounded one has one.
+const MOST_PLANES: usize = 3;
+
 /// Queries that are held at a time; whole clusters of them, or all.
 pub fn wave([p, m, _]: [usize; 3]) -> usize {
-    let rows = WAVE / (2 * PLANES * m.next_multiple_of(8)) / HIGH * HIGH;
+    let rows = WAVE / (2 * MOST_PLANES * m.next_multiple_of(8)) / HIGH * HIGH;
     rows.max(HIGH).min(p)
 }
 
@@ -43,11 +45,11 @@ struct Room {
 }
 
 impl Room {
-    fn new([p, m, c]: [usize; 3], wave: usize) -> Room {
+    fn new([p, m, c]: [usize; 3], wave: usize, planes: usize) -> Room {
         Room {
-            planes: [[PLANES * m, c], [PLANES * wave, c]],
+            planes: [[planes * m, c], [planes * wave, c]],
             tiles: [m.div_ceil(TILE), wave],
-            dz: [PLANES * pitch(wave), m.next_multiple_of(8)],
+            dz: [planes * pitch(wave), m.next_multiple_of(8)],
             row: [p],
         }
     }
@@ -69,16 +71,20 @@ fn pitch(rows: usize) -> usize {
     rows.next_multiple_of(kernels::DEPTH as usize)
 }
 
-/// Bytes of workspace for at most so many queries and candidates of so many columns.
+/// Bytes of workspace for at most so many queries and candidates of so many columns, exact or rounded.
 pub fn workspace(sizes: [usize; 3]) -> usize {
-    let room = Room::new(sizes, wave(sizes));
+    let room = Room::new(sizes, wave(sizes), MOST_PLANES);
     workspace_bytes(&room.forward()).max(workspace_bytes(&room.backward()))
 }
 
-/// A launch for the tiles of a product.
-fn product(rows: usize, columns: usize) -> Launch {
-    let clusters = rows.div_ceil(HIGH) * columns.div_ceil(TILE);
-    Launch::clusters(clusters, kernels::CLUSTER as usize, kernels::THREADS as usize, kernels::SHARED)
+/// A launch for the tiles of a product of numbers of so many planes.
+fn product(rows: usize, columns: usize, planes: i32) -> Launch {
+    launch(rows.div_ceil(HIGH) * columns.div_ceil(TILE), kernels::CLUSTER as usize, planes)
+}
+
+fn launch(clusters: usize, blocks: usize, planes: i32) -> Launch {
+    let shared = if planes == 1 { kernels::SHARED_OF_ONE } else { kernels::SHARED };
+    Launch::clusters(clusters, blocks, kernels::THREADS as usize, shared)
 }
 
 /// Operands that both directions read.
@@ -104,6 +110,10 @@ struct Wave<'a> {
 }
 
 impl<'a> Operands<'a> {
+    fn planes(&self) -> i32 {
+        self.rule.dtype.terms()
+    }
+
     /// Calls `use_wave` for every so many queries.
     fn waves(
         self,
@@ -114,11 +124,12 @@ impl<'a> Operands<'a> {
     ) -> Result<()> {
         let [p, m, c] = self.sizes;
         whole_vectors(OP, "C", c, 8)?;
-        split(gpu, candidates, self.candidates, 0, m)?;
+        let planes = self.planes();
+        split(gpu, candidates, self.candidates, [0, m], planes)?;
         for first in (0..p).step_by(wave) {
             let rows = wave.min(p - first);
-            queries.set_rows(PLANES * rows)?;
-            split(gpu, queries, self.q, first, rows)?;
+            queries.set_rows(planes as usize * rows)?;
+            split(gpu, queries, self.q, [first, rows], planes)?;
             let (candidates, queries, limit) = (&*candidates, &mut *queries, &mut *limit);
             let mut wave = Wave { gpu, of: self, candidates, queries, limit, at: [first, rows] };
             wave.limits()?;
@@ -128,14 +139,14 @@ impl<'a> Operands<'a> {
     }
 }
 
-/// `rows` rows of x from `first` on, as planes.
-fn split(gpu: &Gpu, planes: &mut Tensor, x: &Tensor, first: usize, rows: usize) -> Result<()> {
+/// `rows` rows of x from `first` on, as so many planes.
+fn split(gpu: &Gpu, to: &mut Tensor, x: &Tensor, [first, rows]: [usize; 2], planes: i32) -> Result<()> {
     let threads = kernels::ROW_THREADS as usize;
     let c = x.shape()[1];
     let launch = Launch::line((rows * c / 8).div_ceil(threads), threads);
     let [first, rows, c] = [int(OP, first)?, int(OP, rows)?, int(OP, c)?];
-    let arguments = ContrastiveSplitSm90 { planes, x, first, rows, c };
-    // SAFETY: planes are of `rows` rows of c, a multiple of 8, which lie within x; a thread has eight numbers.
+    let arguments = ContrastiveSplitSm90 { to, x, first, rows, c, planes };
+    // SAFETY: the planes are of `rows` rows of c, a multiple of 8, which lie within x; a thread has eight numbers.
     unsafe { kernels::contrastive_split_sm90(gpu, launch, arguments) }
 }
 
@@ -157,8 +168,8 @@ impl Wave<'_> {
         let [first, rows, m, c] = self.numbers()?;
         let [q, candidates] = &self.maps(kernels::TILE)?;
         let tiles = self.at[1].div_ceil(kernels::ROWS as usize);
-        let (gpu, launch) =
-            (self.gpu, Launch::clusters(tiles, 1, kernels::THREADS as usize, kernels::SHARED));
+        let (gpu, planes) = (self.gpu, self.of.planes());
+        let launch = launch(tiles, 1, planes);
         let arguments = ContrastiveLimitSm90 {
             q,
             candidates,
@@ -168,6 +179,7 @@ impl Wave<'_> {
             m,
             c,
             margin: margin as f32,
+            planes,
         };
         // SAFETY: the maps are those that the file's head gives, of arrays that outlive the call; limit has P elements, and
         // the wave's rows lie below P.
@@ -177,8 +189,8 @@ impl Wave<'_> {
 
 /// total, loss and lse.
 pub fn forward(gpu: &Gpu, [total, loss, lse]: [&mut Tensor; 3], of: Operands, wave: usize) -> Result<()> {
-    let ([p, m, _], scale) = (of.sizes, of.rule.scale as f32);
-    let room = Room::new(of.sizes, wave);
+    let ([p, m, _], scale, planes) = (of.sizes, of.rule.scale as f32, of.planes());
+    let room = Room::new(of.sizes, wave, planes as usize);
     let [
         mut candidates,
         mut queries,
@@ -195,7 +207,7 @@ pub fn forward(gpu: &Gpu, [total, loss, lse]: [&mut Tensor; 3], of: Operands, wa
         let ([first, rows, m_, c], ids) = (wave.numbers()?, wave.of.ids);
         let [q, candidates] = &wave.maps(kernels::TILE / kernels::CLUSTER)?;
         let limit = of.rule.margin.map(|_| &*wave.limit);
-        let launch = product(wave.at[1], m);
+        let launch = product(wave.at[1], m, planes);
         let arguments = ContrastiveFwdSm90 {
             q,
             candidates,
@@ -210,6 +222,7 @@ pub fn forward(gpu: &Gpu, [total, loss, lse]: [&mut Tensor; 3], of: Operands, wa
             m: m_,
             c,
             scale,
+            planes,
         };
         // SAFETY: as for the limits; the parts are of as many rows as there are tiles of candidates, of a wave's queries each,
         // positive and ids of P and M.
@@ -239,17 +252,17 @@ pub fn backward(
     dmean: f64,
     wave: usize,
 ) -> Result<()> {
-    let [p, m, c] = of.sizes;
+    let ([p, m, c], planes) = (of.sizes, of.planes());
     let (scale, weight) = (of.rule.scale as f32, (of.rule.scale * dmean / p as f64) as f32);
-    let room = Room::new(of.sizes, wave);
+    let room = Room::new(of.sizes, wave, planes as usize);
     let [mut candidates, mut queries, mut dz, mut limit] = Tensor::workspace(gpu, room.backward())?;
     let stride = int(OP, room.dz[1])?;
     of.waves(gpu, wave, [&mut candidates, &mut queries, &mut limit], |wave| {
         let ([first, rows, m_, c_], ids, count) = (wave.numbers()?, wave.of.ids, wave.at[1]);
         let limit = of.rule.margin.map(|_| &*wave.limit);
-        dz.set_rows(PLANES * pitch(count))?;
+        dz.set_rows(planes as usize * pitch(count))?;
         let [q, candidates] = &wave.maps(kernels::TILE / kernels::CLUSTER)?;
-        let launch = product(count, m);
+        let launch = product(count, m, planes);
         let arguments = ContrastiveBwdSm90 {
             q,
             candidates,
@@ -264,20 +277,22 @@ pub fn backward(
             stride,
             scale,
             weight,
+            planes,
         };
-        // SAFETY: as in the forward; dz is of three times pitch rows of stride.
+        // SAFETY: as in the forward; dz is of planes of pitch rows of stride.
         unsafe { kernels::contrastive_bwd_sm90(gpu, launch, arguments) }?;
         let deep = kernels::DEPTH / kernels::CLUSTER;
         let map = &dz.tiles(gpu, "dz", kernels::ROWS)?;
         let candidates = &wave.candidates.tiles(gpu, "candidates", deep)?;
-        let launch = product(count, c);
-        let arguments = ContrastiveDqSm90 { dz: map, candidates, dq: &mut *dq, first, rows, m: m_, c: c_ };
+        let launch = product(count, c, planes);
+        let dq = &mut *dq;
+        let arguments = ContrastiveDqSm90 { dz: map, candidates, dq, first, rows, m: m_, c: c_, planes };
         // SAFETY: dz is what the launch above has written; dq is like q.
         unsafe { kernels::contrastive_dq_sm90(gpu, launch, arguments) }?;
         let map = &dz.tiles(gpu, "dz", kernels::DEPTH)?;
         let q = &wave.queries.tiles(gpu, "queries", deep)?;
-        let launch = product(m, c);
-        let arguments = ContrastiveDcSm90 { dz: map, q, dc: &mut *dc, first, rows, m: m_, c: c_ };
+        let launch = product(m, c, planes);
+        let arguments = ContrastiveDcSm90 { dz: map, q, dc: &mut *dc, first, rows, m: m_, c: c_, planes };
         // SAFETY: likewise; dc is like candidates.
         unsafe { kernels::contrastive_dc_sm90(gpu, launch, arguments) }
     })

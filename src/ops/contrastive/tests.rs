@@ -33,7 +33,7 @@ fn bits(t: &Tensor) -> Vec<u32> {
 fn shares_change_no_more_than_rounding_and_waves_no_bit() {
     let sizes @ [p, ..] = [130, 260, 24];
     let Some((gpu, here, [q, k, ids, lse])) = problem(sizes) else { return };
-    let rule = InfoNce { scale: 2.0, margin: Some(0.5) };
+    let rule = InfoNce { scale: 2.0, margin: Some(0.5), dtype: LossDtype::F32 };
     let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
     let [mut total, mut loss, mut sum] = [zeros(&[2]), zeros(&[p]), zeros(&[p])];
     let [a, b, d] = [&mut total, &mut loss, &mut sum];
@@ -78,7 +78,7 @@ fn the_workspace_is_enough_for_less() {
 fn waves_on_hopper_change_no_bit() {
     let sizes @ [p, ..] = [300, 520, 72];
     let Some((gpu, here, there)) = problem_on((9, 0), sizes) else { return };
-    let ([q, k, ids, lse], rule) = (&there, InfoNce { scale: 2.0, margin: Some(0.5) });
+    let ([q, k, ids, lse], rule) = (&there, InfoNce { scale: 2.0, margin: Some(0.5), dtype: LossDtype::F32 });
     let of = hopper::Operands { q, candidates: k, ids: Some(ids), rule, sizes };
     let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape);
     let mut exact = [&[2][..], &[p], &[p]].map(zeros);
@@ -110,7 +110,7 @@ fn a_second_copy_of_the_positive_is_no_win() {
     }
     let k = k.to_gpu(&gpu, DType::F32).unwrap();
     for margin in [None, Some(0.0)] {
-        let rule = InfoNce { scale: 1.0, margin };
+        let rule = InfoNce { scale: 1.0, margin, dtype: LossDtype::F32 };
         let mut out = [2, p, p].map(|n| Tensor::zeros_on(&gpu, DType::F32, &[n]).unwrap());
         gpu_fwd(&gpu, out.each_mut(), [&q, &k], None, rule, sizes, shares(p, m, TILE)).unwrap();
         assert_eq!(out[0].to_f64()[1], 1.0, "query 2 alone has no equal to its positive");

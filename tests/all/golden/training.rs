@@ -7,7 +7,7 @@ use llm2vec::model::state::Keep;
 use llm2vec::model::weights::Storage;
 use llm2vec::ops::adamw::AdamW;
 use llm2vec::ops::attention::Mask;
-use llm2vec::ops::contrastive::InfoNce;
+use llm2vec::ops::contrastive::{InfoNce, LossDtype};
 use llm2vec::ops::pool::Pooling;
 use llm2vec::pretrained::files::ModelFiles;
 use llm2vec::pretrained::names::Located;
@@ -124,7 +124,11 @@ impl Golden {
             |ids: &Vec<i32>| Sequence { ids: ids.iter().map(|&id| id as u32).collect(), span: 0..ids.len() };
         let batch = Batch { sequences: texts.iter().map(sequence).collect(), queries, same: None };
         for chunk in [0, 2] {
-            let rule = Rule { pooling: Pooling::Mean, loss: InfoNce { scale: 20.0, margin: None }, chunk };
+            let rule = Rule {
+                pooling: Pooling::Mean,
+                loss: InfoNce { scale: 20.0, margin: None, dtype: LossDtype::F32 },
+                chunk,
+            };
             let (mut learner, mut arena) = self.learner(folder, adapter);
             let c = learner.model.config.width;
             let mut loss = Contrastive::new(&mut arena, c, queries, texts.len() - queries, texts.len(), &[]);

@@ -97,6 +97,7 @@ fn recipe() -> Vec<Row> {
         ("template", "supervised", json!("llama2")),
         ("loss_class", "supervised", json!("Triplet")),
         ("loss_scale", "supervised", json!(10.0)),
+        ("loss_dtype", "supervised", json!("bf16")),
         ("simcse_dropout", "simcse", json!(0.5)),
         ("hard_negatives", "supervised", json!(0)),
         ("false_negative_margin", "supervised", json!(0.0)),

@@ -6,7 +6,7 @@ use llm2vec::device::Device;
 use llm2vec::model::llama::Noise;
 use llm2vec::model::state::Keep;
 use llm2vec::ops::attention::Mask;
-use llm2vec::ops::contrastive::InfoNce;
+use llm2vec::ops::contrastive::{InfoNce, LossDtype};
 use llm2vec::ops::pool::Pooling;
 use llm2vec::rng::philox;
 use llm2vec::train::contrastive::{Batch, Contrastive, Rule, Sequence};
@@ -58,7 +58,8 @@ fn a_batch_in_chunks_has_the_gradient_of_the_whole() {
             (Pooling::Last, false, Some(0.0)),
             (Pooling::First, false, None),
         ] {
-            let rule = |chunk| Rule { pooling, loss: InfoNce { scale: 5.0, margin }, chunk };
+            let rule =
+                |chunk| Rule { pooling, loss: InfoNce { scale: 5.0, margin, dtype: LossDtype::F32 }, chunk };
             for (d, (device, most)) in [(Device::cpu_f64(), 1e-11), (Device::cpu(), 2e-4)].iter().enumerate()
             {
                 let (whole, wanted) = gradients(dir, device, Keep::All, rule(0), same);
@@ -86,7 +87,7 @@ fn a_batch_in_chunks_has_the_gradient_of_the_whole() {
 fn masks_and_rules_show_in_the_gradient() {
     let (dir, device) = (models().remove(0), Device::cpu_f64());
     let of = |pooling, margin, same| {
-        let rule = Rule { pooling, loss: InfoNce { scale: 5.0, margin }, chunk: 3 };
+        let rule = Rule { pooling, loss: InfoNce { scale: 5.0, margin, dtype: LossDtype::F32 }, chunk: 3 };
         gradients(&dir, &device, Keep::All, rule, same).1.concat()
     };
     let seen = [

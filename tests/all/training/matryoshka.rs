@@ -7,7 +7,7 @@ use llm2vec::device::Device;
 use llm2vec::model::llama::Noise;
 use llm2vec::model::state::Keep;
 use llm2vec::ops::attention::Mask;
-use llm2vec::ops::contrastive::InfoNce;
+use llm2vec::ops::contrastive::{InfoNce, LossDtype};
 use llm2vec::ops::pool::Pooling;
 use llm2vec::train::contrastive::{Contrastive, Rule};
 use llm2vec::train::learner::Learner;
@@ -17,7 +17,11 @@ const SCALE: f64 = 5.0;
 const SHARE: f64 = 0.7;
 
 fn rule(chunk: usize) -> Rule {
-    Rule { pooling: Pooling::Mean, loss: InfoNce { scale: SCALE, margin: None }, chunk }
+    Rule {
+        pooling: Pooling::Mean,
+        loss: InfoNce { scale: SCALE, margin: None, dtype: LossDtype::F32 },
+        chunk,
+    }
 }
 
 /// A learner at f64, and its loss over these levels, of which the first is as wide as the model.

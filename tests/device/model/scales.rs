@@ -7,7 +7,7 @@ use super::{CHAIN, off};
 use llm2vec::device::{DType, Device};
 use llm2vec::memory::Arena;
 use llm2vec::model::state::Keep;
-use llm2vec::ops::contrastive::{InfoNce, contrastive_bwd, contrastive_fwd};
+use llm2vec::ops::contrastive::{InfoNce, LossDtype, contrastive_bwd, contrastive_fwd};
 use llm2vec::ops::l2norm::{l2norm_bwd, l2norm_fwd};
 use llm2vec::ops::pool::{Pooling, pool_bwd, pool_fwd};
 use llm2vec::rng::philox;
@@ -52,7 +52,7 @@ impl Batch {
         let mut spans = arena.tensor(DType::I32, &[texts, 2]);
         let each: Vec<i32> = self.starts.windows(2).flat_map(|w| [w[0] + 1, w[1]]).collect();
         spans.write(&each).unwrap();
-        let rule = InfoNce { scale: self.scale, margin: None };
+        let rule = InfoNce { scale: self.scale, margin: None, dtype: LossDtype::F32 };
         pool_fwd(device, &mut pooled, hidden, &spans, Pooling::Mean).unwrap();
         l2norm_fwd(device, &mut unit, &mut norm, &pooled, EPS).unwrap();
         q.copy_rows(0, &unit, 0, QUERIES).unwrap();

@@ -9,7 +9,7 @@ use llm2vec::model::llama::Noise;
 use llm2vec::model::state::Keep;
 use llm2vec::model::weights::Storage;
 use llm2vec::ops::adamw::AdamW;
-use llm2vec::ops::contrastive::InfoNce;
+use llm2vec::ops::contrastive::{InfoNce, LossDtype};
 use llm2vec::ops::pool::Pooling;
 use llm2vec::rng::philox;
 use llm2vec::tensor::Tensor;
@@ -111,7 +111,7 @@ impl Run {
         let batch = self.step % BATCHES;
         // A larger scale would multiply the error of cosines that bf16 states have, and hide any other (scales.rs has those);
         // and over a margin the loss jumps, wherever a cosine is near it.
-        let loss = InfoNce { scale: 1.0, margin: None };
+        let loss = InfoNce { scale: 1.0, margin: None, dtype: LossDtype::F32 };
         let rule = Rule { pooling: Pooling::Mean, loss, chunk: self.chunk };
         let learner = &mut self.learner;
         let outcome = match self.stage {
