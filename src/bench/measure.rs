@@ -8,6 +8,7 @@ use crate::device::emulator::Counters;
 use crate::device::gpu::{Gpu, Memory};
 use crate::device::{DType, Device};
 use crate::error::{Error, Result, Setting, Spelling, message};
+use crate::ops::clock::clock_fwd;
 use crate::rng::normal;
 use crate::tensor::Tensor;
 use std::time::{Duration, Instant};
@@ -127,13 +128,16 @@ pub struct Subject<'a> {
     /// Calls in a sample; 0 before the first.
     repeats: usize,
     samples: Vec<f64>,
+    /// MHz behind each of them, where there is a clock.
+    clocks: Vec<f64>,
 }
 
 impl<'a> Subject<'a> {
     /// Made, and run once.
     pub fn new(operands: &Operands, case: &'a Case) -> Result<Subject<'a>> {
         let (outputs, inputs) = (operands.list(&case.outputs)?, operands.list(&case.inputs)?);
-        let mut subject = Subject { case, outputs, inputs, repeats: 0, samples: Vec::new() };
+        let mut subject =
+            Subject { case, outputs, inputs, repeats: 0, samples: Vec::new(), clocks: Vec::new() };
         subject.call(&operands.device)?;
         if let Device::Gpu(gpu) = &operands.device {
             gpu.synchronize()?;
@@ -169,15 +173,28 @@ impl<'a> Subject<'a> {
         for _ in 0..samples {
             let time = clock.time(self.repeats, || self.call(&device))?;
             self.samples.push(time);
+            self.clocks.extend(clock.mhz()?);
         }
         Ok(())
     }
+}
+
+/// How long a multiprocessor's clock is watched: a hundred steps of a timer that steps once a microsecond.
+const WATCHED_NANOSECONDS: usize = 100_000;
+/// Looks at the timer in that time, at most.
+const LOOKS: usize = 1 << 20;
+
+/// MHz of so many cycles in so many nanoseconds; nothing where no time has passed.
+fn megahertz(cycles: i32, nanoseconds: i32) -> Option<f64> {
+    (nanoseconds > 0).then(|| 1e3 * f64::from(cycles) / f64::from(nanoseconds))
 }
 
 /// Times calls: on a GPU by events, its level-2 cache emptied before each.
 pub struct Clock {
     device: Device,
     flush: Option<Memory>,
+    /// [2], of a real GPU.
+    read: Option<Tensor>,
 }
 
 impl Clock {
@@ -187,7 +204,19 @@ impl Clock {
             Device::Cpu(_) => None,
             Device::Gpu(gpu) => Some(gpu.memory(FLUSH)?),
         };
-        Ok(Clock { device: device.clone(), flush })
+        let real = gpu(device).filter(|gpu| !gpu.is_emulated());
+        let read = real.map(|_| ints(device, &[2], &[0, 0])).transpose()?;
+        Ok(Clock { device: device.clone(), flush, read })
+    }
+
+    /// MHz that a GPU's multiprocessor runs at behind what was timed last; nothing elsewhere.
+    pub fn mhz(&mut self) -> Result<Option<f64>> {
+        let Some(read) = &mut self.read else { return Ok(None) };
+        clock_fwd(&self.device, read, LOOKS, WATCHED_NANOSECONDS)?;
+        match read.to_host()?.host::<i32>()? {
+            &[cycles, nanoseconds] => Ok(megahertz(cycles, nanoseconds)),
+            _ => Ok(None),
+        }
     }
 
     /// Seconds of one call; on the CPU the mean of `repeats`.
@@ -297,6 +326,7 @@ pub fn ops(
         }
         for (i, subject) in group.zip(&subjects) {
             rows[i].time = subject.as_ref().and_then(|s| Spread::of(&s.samples));
+            rows[i].clock_mhz = subject.as_ref().and_then(|s| Some(Spread::of(&s.clocks)?.median));
             if let Some(rival) = rival.as_deref_mut() {
                 rows[i].rivals = rival.taken(i);
             }
@@ -438,6 +468,12 @@ mod tests {
         let theirs = better(ours(0.5e12), &rows);
         assert_eq!(theirs.flops_per_second, Some(1e12));
         assert_eq!(theirs.product.as_deref(), Some("the rival's F.linear (cuBLAS)"));
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_has_no_rate() {
+        assert_eq!(megahertz(198_123, 100_064).map(|mhz| mhz.round()), Some(1980.0));
+        assert_eq!([megahertz(0, 0), megahertz(5, 0)], [None, None]);
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct Row {
     pub time: Option<Spread>,
     /// Of the roof: the least time that it leaves, over the median.
     pub share: Option<f64>,
+    /// MHz that a multiprocessor of a GPU ran at, measured behind each sample: the median.
+    pub clock_mhz: Option<f64>,
     /// What the emulator counted.
     pub counted: Option<Counted>,
     /// Why there is nothing to show.

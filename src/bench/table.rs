@@ -60,7 +60,7 @@ impl Record {
         let mut head = vec!["op", "case"];
         match counted {
             true => head.extend(["bytes", "touched", "sectors", "tensor FLOPs", "conflicts", "kernels"]),
-            false => head.extend(["us", "least", "GB/s", "TFLOP/s", "of roof"]),
+            false => head.extend(["us", "least", "GB/s", "TFLOP/s", "of roof", "SM MHz"]),
         }
         if self.rival.is_some() {
             head.extend(["rival us", "by", "ratio"]);
@@ -151,55 +151,63 @@ fn share(part: Option<f64>) -> String {
     or_none(part.map(|s| format!("{:.0} %", 100.0 * s)))
 }
 
-/// Microseconds, their least, GB/s, TFLOP/s, share of the roof; or why not.
+/// What the multiprocessors ran at.
+fn megahertz(row: &Row) -> String {
+    or_none(row.clock_mhz.map(|mhz| format!("{mhz:.0}")))
+}
+
+/// Microseconds, their least, GB/s, TFLOP/s, share of the roof, clock; or why not.
 fn timed(row: &Row) -> Vec<String> {
-    let Some(t) = row.time else { return noted(row, 5) };
+    let Some(t) = row.time else { return noted(row, 6) };
     let rate = |amount: u64, unit: f64| match amount {
         0 => NONE.to_string(),
         _ => digits(amount as f64 / t.median / unit),
     };
     let us = |s: f64| digits(1e6 * s);
-    vec![us(t.median), us(t.least), rate(row.bytes, 1e9), rate(row.flops, 1e12), share(row.share)]
+    let (bytes, flops) = (rate(row.bytes, 1e9), rate(row.flops, 1e12));
+    vec![us(t.median), us(t.least), bytes, flops, share(row.share), megahertz(row)]
 }
 
-const WHOLE: [&str; 10] =
-    ["op", "case", "by", "ms", "least", "tokens/s", "TFLOP/s", "of roof", "peak memory", "ratio"];
+const WHOLE: [&str; 11] =
+    ["op", "case", "by", "ms", "least", "tokens/s", "TFLOP/s", "of roof", "SM MHz", "peak memory", "ratio"];
 
 /// A line for ours and one for each of the rival's ways, its time over ours last; or why there is none.
 fn whole(row: &Row) -> Vec<Vec<String>> {
-    let line = |by: &str, time: std::result::Result<Spread, &str>, share_of, peak: Option<u64>| {
-        let mut cells = vec![row.op.clone(), row.label.clone(), by.into()];
-        match time {
-            Ok(t) => {
-                let rate = format!("{:.0}", row.tokens.unwrap_or(0) as f64 / t.median);
-                let ms = |s: f64| digits(1e3 * s);
-                let flops = digits(row.flops as f64 / t.median / 1e12);
-                cells.extend([
-                    ms(t.median),
-                    ms(t.least),
-                    rate,
-                    flops,
-                    share(share_of),
-                    or_none(peak.map(amount)),
-                ]);
-                cells.push(or_none(row.time.map(|ours| format!("{:.2}", t.median / ours.median))));
+    let line =
+        |by: &str, time: std::result::Result<Spread, &str>, share_of, clock: String, peak: Option<u64>| {
+            let mut cells = vec![row.op.clone(), row.label.clone(), by.into()];
+            match time {
+                Ok(t) => {
+                    let rate = format!("{:.0}", row.tokens.unwrap_or(0) as f64 / t.median);
+                    let ms = |s: f64| digits(1e3 * s);
+                    let flops = digits(row.flops as f64 / t.median / 1e12);
+                    cells.extend([
+                        ms(t.median),
+                        ms(t.least),
+                        rate,
+                        flops,
+                        share(share_of),
+                        clock,
+                        or_none(peak.map(amount)),
+                    ]);
+                    cells.push(or_none(row.time.map(|ours| format!("{:.2}", t.median / ours.median))));
+                }
+                Err(why) => {
+                    cells.extend(vec![NONE.to_string(); WHOLE.len() - 4]);
+                    cells.push(why.into());
+                }
             }
-            Err(why) => {
-                cells.extend(vec![NONE.to_string(); WHOLE.len() - 4]);
-                cells.push(why.into());
-            }
-        }
-        cells
-    };
+            cells
+        };
     let ours = row.time.ok_or(row.note.as_deref().unwrap_or("not timed"));
     let theirs = row.rivals.iter().map(|(name, rival)| {
         let time = match rival {
             Rival::Time(t) => Ok(*t),
             Rival::Note(why) => Err(why.as_str()),
         };
-        line(&format!("PyTorch {name}"), time, None, row.rival_peaks.get(name).copied())
+        line(&format!("PyTorch {name}"), time, None, NONE.into(), row.rival_peaks.get(name).copied())
     });
-    [line("llm2vec", ours, row.share, row.peak)].into_iter().chain(theirs).collect()
+    [line("llm2vec", ours, row.share, megahertz(row), row.peak)].into_iter().chain(theirs).collect()
 }
 
 fn cost(row: &Row) -> Vec<String> {

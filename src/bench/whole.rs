@@ -127,6 +127,8 @@ impl Timed {
 #[derive(Default)]
 struct Ours {
     samples: Vec<f64>,
+    /// MHz behind each of them, where there is a clock.
+    clocks: Vec<f64>,
     roof: Roof,
     /// Without chance, from where it starts.
     result: Option<Tensor>,
@@ -203,7 +205,8 @@ pub fn measure(
 fn done(row: Row, ours: Ours, rival: Option<String>) -> (Row, Roof, Option<String>) {
     let time = Spread::of(&ours.samples);
     let share = ours.roof.flops_per_second.zip(time).map(|(rate, t)| row.flops as f64 / rate / t.median);
-    (Row { time, share, peak: ours.peak, ..row }, ours.roof, rival)
+    let clock_mhz = Spread::of(&ours.clocks).map(|clocks| clocks.median);
+    (Row { time, share, clock_mhz, peak: ours.peak, ..row }, ours.roof, rival)
 }
 
 /// Our rounds on a device: made ready, timed, and gone.
@@ -236,6 +239,7 @@ fn turn(
             let start = Instant::now();
             work(true)?;
             ours.samples.push(start.elapsed().as_secs_f64());
+            ours.clocks.extend(clock.mhz()?);
         }
     }
     ours.roof = bounds.roof(device);

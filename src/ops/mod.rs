@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod clock;
 pub mod contrastive;
 pub mod dropout;
 pub mod embed;

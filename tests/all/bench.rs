@@ -105,6 +105,8 @@ fn a_run_is_a_table_in_every_form_and_a_report() {
     assert!(
         time.samples == 2 && time.least > 0.0 && time.least <= time.median && record.rows[0].share.is_some()
     );
+    assert!(record.rows[0].clock_mhz.is_none(), "a CPU has no such clock");
+    assert!(text.lines().next().is_some_and(|head| head.ends_with("SM MHz")), "{text}");
     assert!(
         record.command.contains("LLM2VEC_DEVICE=cpu ")
             && record.command.contains("--filter 'swiglu N=65' --rounds 2")
@@ -155,6 +157,7 @@ fn a_record_says_what_was_not_run() {
         label: "N=1 | odd".into(),
         bytes: 1_000_000,
         time: Some(spread(20.0)),
+        clock_mhz: Some(1755.4),
         rivals: BTreeMap::from(rivals),
         ..Row::default()
     };
@@ -173,12 +176,12 @@ fn a_record_says_what_was_not_run() {
     };
     let text = record.render(Form::Markdown);
     assert!(
-        text.contains("| a_fwd | N=1 \\| odd | 20.0 | 20.0 | 50.0 | - | - | 30.0 | eager | 1.50 |"),
+        text.contains("| a_fwd | N=1 \\| odd | 20.0 | 20.0 | 50.0 | - | - | 1755 | 30.0 | eager | 1.50 |"),
         "{text}"
     );
     assert!(
         text.contains(
-            "| a_fwd | C=3 | - | - | - | - | a_fwd: C = 3, a GPU takes multiples of 8 | - | none ran | - |"
+            "| a_fwd | C=3 | - | - | - | - | - | a_fwd: C = 3, a GPU takes multiples of 8 | - | none ran | - |"
         ),
         "{text}"
     );

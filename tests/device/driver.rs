@@ -9,6 +9,7 @@ use crate::common;
 use answers::built;
 use command::{Tiny, folder, good, llm2vec, prose, str};
 use common::here;
+use llm2vec::bench::record::Record;
 use llm2vec::device::gpu::{Gpu, Graphs, Launch, Swizzle, Tiles};
 use llm2vec::device::{DType, Device};
 use llm2vec::error::Error;
@@ -383,6 +384,27 @@ fn small_copies_wait_for_nothing() {
     });
     // Three of them fill the room, so the fourth and the seventh wait; then the copy back, and the end.
     log.into_iter().for_each(|log| assert_eq!(log.matches("wait").count(), 4, "{log}"));
+}
+
+/// Behind each sample one thread reads the multiprocessor's clock, and the row bears the median.
+#[test]
+fn a_timed_row_names_the_clock_it_ran_at() {
+    let Some(dir) = driver().filter(|_| built()) else { return };
+    let (log, json) = (dir.path().join("log"), dir.path().join("ops.json"));
+    let cases = ["bench", "ops", "-q", "--device", "cuda", "--kernels", "portable", "--cases", "table"];
+    let how = ["--filter", "swiglu_bwd N=65", "--rounds", "2", "--samples", "3", "-o", str(&json)];
+    let mut command = llm2vec(&[&cases[..], &how].concat());
+    // Room for what empties the level-2 cache.
+    let room = (300 << 20).to_string();
+    command.env("LD_LIBRARY_PATH", dir.path()).env("FAKE_LOG", &log).env("FAKE_MOST", room);
+    let text = good(command);
+    let record: Record = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!(record.rows.iter().map(|row| row.clock_mhz).collect::<Vec<_>>(), [Some(1980.0)], "{text}");
+    assert!(text.lines().nth(1).is_some_and(|row| row.ends_with(" 1980")), "{text}");
+    let log = std::fs::read_to_string(&log).unwrap();
+    in_order(&log, &["swiglu_bwd", "event", "clock_fwd 1,1,1 1,1,1 0", "swiglu_bwd", "event", "clock_fwd"]);
+    // Of the row, and of the product that the roof is measured by.
+    assert_eq!(log.matches("clock_fwd").count(), 12, "{log}");
 }
 
 /// A training on the false driver, whose kernels compute nothing: a step is five graphs, made at the first and updated from

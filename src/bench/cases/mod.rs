@@ -97,6 +97,15 @@ pub enum Role {
     Index,
     /// Room for activations: what an op leaves there says nothing.
     Room,
+    /// What a clock says, i32: other at every call.
+    Reading,
+}
+
+impl Role {
+    /// Whether the same call leaves the same there.
+    pub fn is_result(self) -> bool {
+        !matches!(self, Role::Room | Role::Reading)
+    }
 }
 
 /// A named operand of a case.
@@ -132,7 +141,7 @@ impl Operand {
         match self.role {
             Role::Activation | Role::Room => DType::Bf16,
             Role::Single => DType::F32,
-            Role::Index => DType::I32,
+            Role::Index | Role::Reading => DType::I32,
         }
     }
 
@@ -253,6 +262,7 @@ pub fn device_only() -> Vec<Case> {
         losses::masked_xent_steps(),
         losses::contrastive_rings(),
         losses::contrastives_in_bf16(),
+        rows::clocks(),
     ];
     lists.into_iter().flatten().collect()
 }

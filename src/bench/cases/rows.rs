@@ -1,7 +1,10 @@
 //! Ops that work row by row.
 
-use super::{Case, DROPOUT, Facts, Fill, Ints, Level, Normal, Poison, activation, index, single};
+use super::{
+    Case, DROPOUT, Facts, Fill, Ints, Level, Normal, Operand, Poison, Role, activation, index, single,
+};
 use crate::ops::attention::Heads;
+use crate::ops::clock::clock_fwd;
 use crate::ops::dropout::dropout_fwd;
 use crate::ops::embed::embed_fwd;
 use crate::ops::finite::finite_fwd;
@@ -308,4 +311,19 @@ pub fn finites() -> Vec<Case> {
         [case([n, c], Normal(vec![n, c]), "finite"), case([n, c], level, "infinite")]
     };
     ROWS.iter().flat_map(both).collect()
+}
+
+/// A thread that reads its clock beside the timer, for no longer than tests have.
+pub fn clocks() -> Vec<Case> {
+    vec![Case {
+        op: "clock_fwd",
+        label: "turns=8".into(),
+        facts: Facts::default(),
+        outputs: vec![Operand { name: "read", role: Role::Reading, fill: Ints(vec![2], vec![7, 7]) }],
+        inputs: Vec::new(),
+        flops: 0,
+        elements: 2,
+        unfused: None,
+        run: Box::new(|d, o, _| clock_fwd(d, &mut o[0], 8, 1000)),
+    }]
 }

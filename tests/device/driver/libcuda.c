@@ -64,7 +64,7 @@ int cuMemPoolSetAttribute(void *pool, int what, void *value) { return *(uint64_t
 int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = 1 << 29, *total = 1 << 30, 0; }
 int cuMemAllocAsync(uint64_t *p, size_t bytes, void *s) {
     IDLE();
-    if (bytes > 4 << 20) return 2;
+    if (bytes > set("FAKE_MOST", 4 << 20)) return 2;
     return *p = (uint64_t)malloc(bytes), 0;
 }
 int cuMemFreeAsync(uint64_t p, void *s) { return free((void *)p), 0; }
@@ -108,6 +108,8 @@ int cuLaunchKernelEx(const Config *c, const char *name, void **values, void **ex
         if (types[i] == 'n') LOG(" %s", *(void **)values[i] ? "there" : "null");
     }
     if (!strcmp(name, "l2norm_fwd")) ***(float ***)values = 42;
+    // 1980 MHz for a tenth of a millisecond.
+    if (!strcmp(name, "clock_fwd")) (**(int ***)values)[0] = 198000, (**(int ***)values)[1] = 100000;
     LOG("\n");
     launched = 1, nodes++;
     return set("FAKE_LAUNCH", 0);
