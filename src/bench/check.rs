@@ -5,6 +5,7 @@
 
 use super::cases::{self, Case};
 use super::measure::Operands;
+use crate::device::choice::{self, Table};
 use crate::device::gpu::Gpu;
 use crate::device::images::KernelSet;
 use crate::device::{Device, cuda};
@@ -13,6 +14,7 @@ use crate::format::atomic;
 use crate::kernels;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -53,14 +55,15 @@ pub fn compare(gpu: &Gpu, family: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-fn outputs(operands: &Operands, device: &Device, case: &Case) -> Result<Vec<Tensor>> {
+/// What a case leaves on a device, on the host.
+pub(super) fn outputs(operands: &Operands, device: &Device, case: &Case) -> Result<Vec<Tensor>> {
     let (mut outputs, inputs) = (operands.list(&case.outputs)?, operands.list(&case.inputs)?);
     (case.run)(device, &mut outputs, &inputs)?;
     outputs.iter().map(Tensor::to_host).collect()
 }
 
 /// How far two results of one sum are apart, if further than two roundings to bf16 and the order of f32 sums account for.
-fn apart(right: &[f64], got: &[f64]) -> Option<String> {
+pub(super) fn apart(right: &[f64], got: &[f64]) -> Option<String> {
     let rms = |x: &mut dyn Iterator<Item = f64>| (x.map(|x| x * x).sum::<f64>() / right.len() as f64).sqrt();
     let size = rms(&mut right.iter().copied());
     let off = rms(&mut right.iter().zip(got).map(|(a, b)| a - b));
@@ -81,6 +84,9 @@ pub struct Verdict {
     pub gpu: String,
     /// Families that are not to run, and why.
     pub wrong: BTreeMap<String, String>,
+    /// Which variants are the faster, once that was tried: a [`Table`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<Value>,
 }
 
 /// The file of a GPU's verdict in `cache`: named by the GPU, its size, its driver and the images.
@@ -108,14 +114,45 @@ pub fn known(gpu: &cuda::Description, cache: &Path) -> Option<Verdict> {
     serde_json::from_str(&std::fs::read_to_string(file(cache, gpu)).ok()?).ok()
 }
 
+/// Keeps a table beside the verdict of this GPU, in its file.
+///
+/// Errors where there is no verdict that can be read, or the file cannot be written.
+pub fn keep(gpu: &cuda::Description, cache: &Path, table: &Table) -> Result<PathBuf> {
+    let file = file(cache, gpu);
+    // Another tuning waits: each reads what the one before has left.
+    let beside = file.with_extension("lock");
+    let lock = std::fs::File::create(&beside).map_err(|e| Error::io(&beside, e))?;
+    lock.lock().map_err(|e| Error::io(&beside, e))?;
+    let mut verdict =
+        known(gpu, cache).ok_or_else(|| Error::file(&file, "holds no verdict to keep it with"))?;
+    verdict.table = Some(serde_json::to_value(table).unwrap_or_default());
+    atomic::write_json(&file, &serde_json::to_value(&verdict).unwrap_or_default())?;
+    Ok(file)
+}
+
 impl Verdict {
+    /// The table that is kept with it, if there is one.
+    ///
+    /// Errors where it cannot be read.
+    pub fn tuned(&self) -> Result<Option<Table>> {
+        let read = |value: &Value| {
+            Table::deserialize(value)
+                .map_err(|e| Error::unsupported(format!("the table of kernels cannot be read: {e}")))
+        };
+        self.table.as_ref().map(read).transpose()
+    }
+
     /// Which families run, and which are left out, and why.
     pub fn told(&self) -> String {
         let (wrong, right): (Vec<&str>, Vec<&str>) =
             FAMILIES.into_iter().partition(|family| self.wrong.contains_key(*family));
         let right = if right.is_empty() { "none".into() } else { right.join(", ") };
         let wrong = wrong.iter().map(|family| format!("; {family} left out: {}", self.wrong[*family]));
-        format!("of the kernels for Hopper {right} passed the self-check{}", wrong.collect::<String>())
+        let table = self.tuned().map_or("table: unreadable".into(), |table| choice::named(table.as_ref()));
+        format!(
+            "of the kernels for Hopper {right} passed the self-check{}; {table}",
+            wrong.collect::<String>()
+        )
     }
 }
 

@@ -6,4 +6,5 @@ pub mod measure;
 pub mod record;
 pub mod rival;
 pub mod table;
+pub mod tune;
 pub mod whole;

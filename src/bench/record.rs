@@ -180,7 +180,7 @@ impl Record {
             driver: gpu.then(cuda::driver).flatten(),
             commit: named.or_else(|| option_env!("BUILD_COMMIT").map(Into::into)),
             command: line(variables, &command),
-            date: utc(SystemTime::now()),
+            date: now(),
             ..Record::default()
         }
     }
@@ -217,6 +217,11 @@ fn field(file: &str, key: &str) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find(|l| l.starts_with(key))?;
     Some(line.split_once(':')?.1.trim().to_string())
+}
+
+/// The time, in UTC.
+pub(super) fn now() -> String {
+    utc(SystemTime::now())
 }
 
 /// `2025-11-25 09:36:16 UTC`: days to dates by Hinnant's `civil_from_days`.

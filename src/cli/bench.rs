@@ -1,6 +1,7 @@
 //! `llm2vec bench`: how long things take here, and how long they could.
 
 mod plot;
+mod tune;
 mod whole;
 
 use crate::bench::cases::{self, Case, large::large};
@@ -28,6 +29,7 @@ use std::time::Duration;
   llm2vec bench ops --device emulated --filter rmsnorm       what kernels cost, counted: no GPU needed
   llm2vec bench encode --shape Mistral-7B --device cuda --against pytorch --compile
   llm2vec bench train -m DIR --stage mntp --tokens 2048 --length 64
+  llm2vec bench tune -m DIR                                   which kernels are the faster on this GPU, kept for later
   llm2vec bench report results > table.md")]
 pub struct Bench {
     #[command(subcommand)]
@@ -39,6 +41,7 @@ enum What {
     Ops(Box<Ops>),
     Encode(whole::Encode),
     Train(whole::Train),
+    Tune(tune::Tune),
     Report(Report),
 }
 
@@ -141,6 +144,7 @@ impl Bench {
             What::Ops(ops) => ops.run(),
             What::Encode(encode) => encode.run(),
             What::Train(train) => train.run(),
+            What::Tune(tune) => tune.run(),
             What::Report(report) => report.run(),
         }
     }

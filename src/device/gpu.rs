@@ -2,6 +2,7 @@
 
 mod graphs;
 
+use super::choice::{Table, Variant, choose, named};
 use super::cuda::Cuda;
 use super::emulated::Emulated;
 use super::emulator::Counters;
@@ -23,6 +24,10 @@ pub struct Gpu {
     set: KernelSet,
     /// Ops whose kernels for Hopper are wrong here, and why; none where nobody has looked.
     wrong: Option<BTreeMap<String, String>>,
+    /// What was found to be faster than the default.
+    table: Option<Arc<Table>>,
+    /// The one way that everything runs which has it.
+    only: Option<Variant>,
 }
 
 /// Tensor maps that are kept: far more than a model and its pass have, for one number of tokens.
@@ -59,7 +64,8 @@ impl Gpu {
 
     fn new(driver: Driver) -> Gpu {
         let set = KernelSet::Auto;
-        Gpu { driver: Arc::new(driver), workspace: Arc::default(), maps: Arc::default(), set, wrong: None }
+        let (driver, workspace, maps) = (Arc::new(driver), Arc::default(), Arc::default());
+        Gpu { driver, workspace, maps, set, wrong: None, table: None, only: None }
     }
 
     /// The same GPU with this choice of kernels.
@@ -80,7 +86,27 @@ impl Gpu {
         Gpu { wrong: Some(wrong), ..self }
     }
 
-    /// The kernels that run, in a few words: the set, and what is left out of it.
+    /// The same GPU, whose choice goes by this table; without one by the default.
+    pub fn tuned(self, table: Option<Table>) -> Gpu {
+        Gpu { table: table.map(Arc::new), ..self }
+    }
+
+    /// The same GPU, every op of which runs this way: for comparisons.
+    pub fn only(self, variant: Variant) -> Gpu {
+        Gpu { only: Some(variant), ..self }
+    }
+
+    /// The way that an op of a family runs at these sizes; `predicted` says whether the default takes kernels for Hopper.
+    pub fn variant(&self, family: &str, op: &str, sizes: &[usize], predicted: bool) -> Variant {
+        let default = if predicted || !self.chooses() { Variant::Hopper } else { Variant::Portable };
+        match self.only {
+            Some(variant) => variant,
+            None if !self.hopper(family) => Variant::Portable,
+            None => choose(self.table.as_deref().filter(|_| self.chooses()), op, sizes, default),
+        }
+    }
+
+    /// The kernels that run, in a few words: the set, its table, and what is left out of it.
     pub fn kernels(&self) -> String {
         let set = match (self.set, &self.wrong) {
             (KernelSet::Hopper, _) => "hopper",
@@ -88,7 +114,9 @@ impl Gpu {
             _ => "portable",
         };
         let out = self.wrong.iter().flatten().map(|(op, why)| format!(", {op} left out: {why}"));
-        out.fold(set.into(), |all, one| all + &one)
+        let table = self.wrong.as_ref().filter(|_| self.chooses()).map(|_| named(self.table.as_deref()));
+        let table = table.map_or(String::new(), |table| format!(", {table}"));
+        out.fold(format!("{set}{table}"), |all, one| all + &one)
     }
 
     /// Whether an op's kernels for Hopper may run.
@@ -100,7 +128,7 @@ impl Gpu {
         }
     }
 
-    /// Whether they run for those sizes alone that they are predicted to be the faster for, not for all that they take.
+    /// Whether they run for those sizes alone that they are predicted or known to be the faster for, not for all that they take.
     pub fn chooses(&self) -> bool {
         self.set == KernelSet::Auto
     }

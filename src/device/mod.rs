@@ -2,6 +2,7 @@
 
 #[allow(unsafe_code)]
 pub mod bf16;
+pub mod choice;
 #[allow(unsafe_code)]
 pub mod cpu;
 #[allow(unsafe_code)]

@@ -19,3 +19,4 @@ mod nvtx;
 mod removals;
 mod run;
 mod selfcheck;
+mod tuned;

@@ -4,6 +4,7 @@ use super::{
     Added, Case, DMEAN, DROPOUT, Facts, Normal, Poison, activation, adamw, attention, linear, losses, rows,
     single,
 };
+use crate::model::config::Config;
 use crate::ops::attention::{Heads, Mask};
 use crate::ops::contrastive::{InfoNce, LossDtype};
 use crate::ops::dropout::Dropout;
@@ -70,10 +71,21 @@ const LENGTHS: [usize; 3] = [128, 512, 4096];
 const RANK: usize = 16;
 const LORA_DROPOUT: Dropout = Dropout { rate: 0.05, ..DROPOUT };
 
-/// Every op of a layer of every shape, in packs of `tokens`; a case that several shapes share is there once and names them.
+/// A model's.
+pub fn shape_of(config: &Config) -> Shape {
+    let &Config { width, layers, heads, feed_forward, vocab, .. } = config;
+    Shape { name: "the model", width, layers, heads, feed_forward, vocab }
+}
+
+/// [`large_of`] all shapes.
 pub fn large(tokens: usize) -> Vec<Case> {
+    large_of(&SHAPES, tokens)
+}
+
+/// Every op of a layer of these shapes, in packs of `tokens`; a case that several shapes share is there once and names them.
+pub fn large_of(shapes: &[Shape], tokens: usize) -> Vec<Case> {
     let mut list: Vec<(Case, Vec<&str>)> = Vec::new();
-    for shape in SHAPES {
+    for &shape in shapes {
         for case in layer(shape, tokens) {
             match list.iter_mut().find(|(c, _)| (c.op, &c.label) == (case.op, &case.label)) {
                 // A short pack makes sizes of one shape equal, too.

@@ -2,6 +2,7 @@
 
 use super::plan::Sizes;
 use crate::device::DType;
+use crate::device::choice::Variant;
 use crate::device::gpu::{Gpu, Launch, TensorMap};
 use crate::error::Result;
 use crate::kernels::lora_linear_sm90::{
@@ -14,17 +15,33 @@ use crate::tensor::{Tensor, int};
 
 /// Whether the kernels are asked for and take these sizes; else the portable ones do.
 pub fn takes(gpu: &Gpu, sizes: &Sizes) -> bool {
+    gpu.hopper("lora_linear") && fits(sizes)
+}
+
+fn fits(sizes: &Sizes) -> bool {
     let stacked = sizes.segments.len() * sizes.rank;
-    gpu.hopper("lora_linear") && sizes.rank <= kernels::MOST_RANKS as usize && stacked.is_multiple_of(8)
+    sizes.rank <= kernels::MOST_RANKS as usize && stacked.is_multiple_of(8)
+}
+
+/// The kernels that are chosen for these sizes; none where the portable ones are. `plain` is the op's name without adapters.
+pub fn chosen(gpu: &Gpu, op: &str, plain: &str, sizes: &Sizes) -> Option<Variant> {
+    let op = if sizes.segments.is_empty() { plain } else { op };
+    let variant = || gpu.variant("lora_linear", op, &[sizes.n, sizes.k, sizes.m], true);
+    fits(sizes).then(variant).filter(|variant| *variant != Variant::Portable)
 }
 
 /// Columns of a tile, blocks of its cluster, and the launch for as many as `rows` by `columns` take. Wide ones where they
-/// fill the GPU, else narrow ones, that keep more multiprocessors busy; the bits are the same.
-fn tile(gpu: &Gpu, rows: usize, columns: usize) -> (i32, i32, Launch) {
+/// fill the GPU, else narrow ones, that keep more multiprocessors busy, unless the choice says which; the bits are the same.
+fn tile(gpu: &Gpu, rows: usize, columns: usize, variant: Variant) -> (i32, i32, Launch) {
     let high = (kernels::ROWS * kernels::WIDE_CLUSTER) as usize;
     let clusters = rows.div_ceil(high) * columns.div_ceil(kernels::WIDE as usize);
     let threads = kernels::THREADS as usize;
-    if clusters * kernels::WIDE_CLUSTER as usize >= gpu.processors() {
+    let wide = match variant {
+        Variant::HopperWide => true,
+        Variant::HopperNarrow => false,
+        Variant::Hopper | Variant::Portable => clusters * kernels::WIDE_CLUSTER as usize >= gpu.processors(),
+    };
+    if wide {
         let cluster = kernels::WIDE_CLUSTER;
         let launch = Launch::clusters(clusters, cluster as usize, threads, kernels::WIDE_SHARED);
         return (kernels::WIDE, cluster, launch);
@@ -51,10 +68,10 @@ pub struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments) -> Result<()> {
+    pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments, variant: Variant) -> Result<()> {
         const OP: &str = "lora_linear_fwd";
         let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
-        let (columns, cluster, launch) = tile(gpu, sizes.n, sizes.m);
+        let (columns, cluster, launch) = tile(gpu, sizes.n, sizes.m, variant);
         let (low, of) = stack(gpu, self.low, sizes, segments)?;
         let x = self.x.tiles(gpu, "x", kernels::ROWS)?;
         let y = self.y.tiles(gpu, "y", kernels::PANEL)?;
@@ -155,10 +172,10 @@ pub struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments) -> Result<()> {
+    pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments, variant: Variant) -> Result<()> {
         const OP: &str = "lora_linear_bwd";
         let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
-        let (columns, cluster, launch) = tile(gpu, sizes.n, sizes.k);
+        let (columns, cluster, launch) = tile(gpu, sizes.n, sizes.k, variant);
         let deep = kernels::DEPTH / cluster;
         let (mut of, mut low) = (Segments { count: 0, ..segments }, None);
         if let Some((padded, dxa, a)) = self.low {
