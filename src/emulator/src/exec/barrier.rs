@@ -2,10 +2,10 @@
 
 use super::context::{Context, Next, Run};
 use crate::isa::op::{BarrierOp, Op};
-use crate::isa::operand::{Barrier, LANES, Pred, Src};
+use crate::isa::operand::{Barrier, LANES, Pred, Src, lanes};
 use crate::machine::clock::Clock;
 use crate::machine::gate::GATES;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {

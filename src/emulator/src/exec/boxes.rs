@@ -2,11 +2,11 @@
 
 use super::context::{Context, Done, Run};
 use crate::isa::copy::End;
-use crate::isa::operand::{Rmw, Space, Src, Ty};
+use crate::isa::operand::{Rmw, Space, Src, Ty, lanes};
 use crate::isa::space::{LOCAL_WINDOW, PARAM_WINDOW};
 use crate::isa::tensor_map::TensorMap;
 use crate::machine::flight::{Flight, Piece, Where};
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {

@@ -7,11 +7,11 @@
 use super::context::{Context, Run};
 use super::proxy::Behalf;
 use crate::isa::copy::{Bulk, End};
-use crate::isa::operand::{LANES, Lanes, Space, Src, Ty};
+use crate::isa::operand::{LANES, Lanes, Space, Src, Ty, lanes};
 use crate::machine::clock::Agent;
 use crate::machine::flight::{Flight, Piece, Where, runs, write};
 use crate::machine::memory::State;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{Fault, Kind};
 
 impl End {

@@ -1,7 +1,7 @@
 //! What an instruction may reach, and what every family of them needs: addresses, checks, findings, counts.
 
 use crate::isa::module::{Inst, Module, Variable};
-use crate::isa::operand::{Addr, LANES, Lanes, Space, Src};
+use crate::isa::operand::{Addr, LANES, Lanes, Space, Src, lanes};
 use crate::isa::space::{LOCAL_WINDOW, SHARED_WINDOW};
 use crate::machine::clock::{Agents, Touch, spelled};
 use crate::machine::cluster::{Cluster, RANK_SHIFT, rank_of};
@@ -11,7 +11,7 @@ use crate::machine::frame::Frame;
 use crate::machine::gate::{GATES, Gate};
 use crate::machine::memory::{Memory, Region};
 use crate::machine::predecessor::Predecessor;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::machine::warpgroup::{WARPGROUPS, Warpgroup};
 use crate::report::checks::Collected;
 use crate::report::counters::Count;

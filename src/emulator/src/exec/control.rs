@@ -2,8 +2,8 @@
 
 use super::context::{Context, Next, Run};
 use crate::isa::op::{ControlOp, Op};
-use crate::isa::operand::Src;
-use crate::machine::warp::{Warp, lanes};
+use crate::isa::operand::{Src, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {

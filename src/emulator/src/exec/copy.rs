@@ -3,13 +3,13 @@
 
 use super::context::{Context, Done, Run};
 use crate::isa::op::CopyOp;
-use crate::isa::operand::{Addr, LANES, Space, Src};
+use crate::isa::operand::{Addr, LANES, Space, Src, lanes};
 use crate::machine::clock::{Agent, Touch};
 use crate::machine::copies::{Copy, Pack};
 use crate::machine::flight::{Flight, Piece, Where};
 use crate::machine::memory::State;
 use crate::machine::shadow::GRAIN;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{Fault, Kind};
 
 impl Context<'_> {

@@ -1,9 +1,9 @@
 //! `ldmatrix` and `stmatrix`: matrices of 8 x 8 halves between shared memory and registers.
 
 use super::context::{Context, Done, Run, passes_of};
-use crate::isa::operand::{Addr, LANES, Lanes, Space, Src};
+use crate::isa::operand::{Addr, LANES, Lanes, Space, Src, lanes};
 use crate::machine::memory::State;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::Fault;
 
 impl Context<'_> {

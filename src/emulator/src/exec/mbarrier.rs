@@ -6,13 +6,13 @@
 
 use super::context::{Context, Done, Next, Run};
 use crate::isa::mbarrier::{Mbar, What};
-use crate::isa::operand::{LANES, Lanes, NONE, Proxy, Space, Src};
+use crate::isa::operand::{LANES, Lanes, NONE, Proxy, Space, Src, lanes};
 use crate::machine::clock::{Agent, Clock};
 use crate::machine::cluster::mapped;
 use crate::machine::flight::Where;
 use crate::machine::mbarrier::{MOST, Mbarrier};
 use crate::machine::memory::State;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{Fault, Habit, Kind};
 
 impl Context<'_> {

@@ -2,14 +2,14 @@
 
 use super::context::{Context, Done, Run, near};
 use crate::isa::op::MemoryOp;
-use crate::isa::operand::{Addr, LANES, Lanes, Order, Rmw, Space, Src, Ty};
+use crate::isa::operand::{Addr, LANES, Lanes, Order, Rmw, Space, Src, Ty, lanes};
 use crate::isa::space::PARAM_WINDOW;
 use crate::machine::clock::{Clock, Touch, Who};
 use crate::machine::flight::Where;
 use crate::machine::memory::State;
 use crate::machine::predecessor::PREDECESSOR;
 use crate::machine::shadow::{GRAIN, PAGE};
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::numbers::rmw::{modify, modify_global};
 use crate::report::finding::{Fault, Kind};
 

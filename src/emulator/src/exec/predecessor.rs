@@ -1,9 +1,10 @@
 //! Programmatic launch: what a kernel may touch while the one before it may still run.
 
 use super::context::{Context, Done, Run};
+use crate::isa::operand::lanes;
 use crate::machine::flight::Where;
 use crate::machine::predecessor::PREDECESSOR;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{Kind, other_access};
 
 impl Context<'_> {

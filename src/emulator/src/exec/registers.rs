@@ -2,9 +2,9 @@
 
 use super::context::{Context, Run};
 use crate::isa::op::{Flush, Ftz, RegisterOp};
-use crate::isa::operand::{AluFn, CmpFn, LANES, Lanes, Logic, Pred, Src};
+use crate::isa::operand::{AluFn, CmpFn, LANES, Lanes, Logic, Pred, Src, lanes};
 use crate::machine::cluster::{MOST_BLOCKS, mapped, rank_of};
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::numbers::alu::{insert, lop3};
 
 impl Context<'_> {

@@ -2,9 +2,9 @@
 
 use super::context::{Context, Done, Next, Run};
 use crate::isa::op::WarpOp;
-use crate::isa::operand::{LANES, Lanes, Shuffle, Src, Ty, Vote};
+use crate::isa::operand::{LANES, Lanes, Shuffle, Src, Ty, Vote, lanes};
 use crate::isa::product::Mma;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::numbers::rmw::modify;
 use crate::report::finding::{Fault, Kind};
 

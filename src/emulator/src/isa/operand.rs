@@ -3,6 +3,18 @@
 /// The lanes of a warp.
 pub const LANES: usize = 32;
 
+/// The lanes of a mask.
+pub fn lanes(mask: u32) -> impl Iterator<Item = usize> {
+    let mut rest = mask;
+    std::iter::from_fn(move || {
+        let lane = rest.trailing_zeros();
+        (rest != 0).then(|| {
+            rest &= rest - 1;
+            lane as usize
+        })
+    })
+}
+
 /// One register of a whole warp: 32 lanes of up to 64 bits, zero-extended.
 pub type Lanes = [u64; LANES];
 

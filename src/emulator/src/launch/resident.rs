@@ -3,7 +3,7 @@
 use super::environment::environment;
 use super::plan::Running;
 use crate::exec::context::Context;
-use crate::isa::operand::{Barrier, LANES};
+use crate::isa::operand::{Barrier, LANES, lanes};
 use crate::isa::space::GUARD;
 use crate::machine::clock::{Clock, WARPS};
 use crate::machine::cluster::{Beside, Cluster};
@@ -13,7 +13,7 @@ use crate::machine::gate::{GATES, Gate};
 use crate::machine::memory::{Region, State};
 use crate::machine::partings::Partings;
 use crate::machine::products::Products;
-use crate::machine::warp::{Warp, lanes};
+use crate::machine::warp::Warp;
 use crate::machine::warpgroup::{GROUP, WARPGROUPS, Warpgroup};
 use crate::report::finding::{Fault, Kind, coordinates};
 use std::collections::BTreeMap;

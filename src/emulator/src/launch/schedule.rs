@@ -5,8 +5,8 @@ use super::resident::Resident;
 use crate::exec::step::waits_at;
 use crate::isa::module::{Inst, Module};
 use crate::isa::op::{BarrierOp, Op};
-use crate::isa::operand::LANES;
-use crate::machine::warp::{Warp, lanes};
+use crate::isa::operand::{LANES, lanes};
+use crate::machine::warp::Warp;
 use crate::report::finding::{At, Fault, Kind};
 use std::ops::Range;
 

@@ -1,7 +1,6 @@
 //! A warp's `cp.async` that it has not waited for: of each lane, or, while all 32 do the same, of all of them at once.
 
-use super::warp::lanes;
-use crate::isa::operand::LANES;
+use crate::isa::operand::{LANES, lanes};
 
 /// A copy that has begun.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,7 @@
 
 use super::clock::{Clock, Touch, Who};
 use super::shadow::{GRAIN, Races};
-use super::warp::lanes;
-use crate::isa::operand::{LANES, Proxy};
+use crate::isa::operand::{LANES, Proxy, lanes};
 use crate::report::finding::{Bad, Kind};
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};

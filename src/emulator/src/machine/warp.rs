@@ -13,7 +13,7 @@ use super::memory::{Region, State};
 use super::partings::Partings;
 use super::products::Products;
 use crate::isa::module::{Function, NOWHERE};
-use crate::isa::operand::{LANES, Lanes, NONE, Pred, Src};
+use crate::isa::operand::{LANES, Lanes, NONE, Pred, Src, lanes};
 use crate::isa::space::{GUARD, MOST};
 use std::cell::RefCell;
 
@@ -360,16 +360,4 @@ impl Drop for Warp {
         // A thread that ends has no list any more.
         let _ = LEFT.try_with(|left| left.borrow_mut().put(registers));
     }
-}
-
-/// The lanes of a mask.
-pub fn lanes(mask: u32) -> impl Iterator<Item = usize> {
-    let mut rest = mask;
-    std::iter::from_fn(move || {
-        let lane = rest.trailing_zeros();
-        (rest != 0).then(|| {
-            rest &= rest - 1;
-            lane as usize
-        })
-    })
 }
