@@ -63,7 +63,7 @@ pub(super) fn outputs(operands: &Operands, device: &Device, case: &Case) -> Resu
 }
 
 /// How far two results of one sum are apart, if further than two roundings to bf16 and the order of f32 sums account for.
-pub(super) fn apart(right: &[f64], got: &[f64]) -> Option<String> {
+fn apart(right: &[f64], got: &[f64]) -> Option<String> {
     let rms = |x: &mut dyn Iterator<Item = f64>| (x.map(|x| x * x).sum::<f64>() / right.len() as f64).sqrt();
     let size = rms(&mut right.iter().copied());
     let off = rms(&mut right.iter().zip(got).map(|(a, b)| a - b));
@@ -84,7 +84,7 @@ pub struct Verdict {
     pub gpu: String,
     /// Families that are not to run, and why.
     pub wrong: BTreeMap<String, String>,
-    /// Which variants are the faster, once that was tried: a [`Table`].
+    /// Which tiles are the faster, once that was tried: a [`Table`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<Value>,
 }

@@ -1,12 +1,12 @@
-//! Which kernel variants are the faster on the GPU that is there: each is checked against the default's results, then timed in turn
-//! with it.
+//! Which tiles are the faster for products on the GPU that is there: each is held to the bits of the default, then timed in turn with
+//! it.
 
 use super::cases::Case;
-use super::check::{apart, outputs};
+use super::check::outputs;
 use super::measure::{Deadline, Operands};
 use super::record::{Spread, now};
 use crate::device::Device;
-use crate::device::choice::{Table, Variant, bucket};
+use crate::device::choice::{Table, Tile, bucket};
 use crate::device::gpu::Gpu;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -16,9 +16,9 @@ use std::time::Duration;
 pub const TOTAL: Duration = Duration::from_secs(60);
 /// Likewise.
 pub const EACH: Duration = Duration::from_secs(2);
-/// Times that all variants of an op are timed, in turn.
+/// Times that all tiles of an op are timed, in turn.
 const ROUNDS: usize = 5;
-/// A variant replaces the default only if the default takes so much longer.
+/// Tiles replace the default's only if the default takes so much longer.
 const GAIN: f64 = 1.03;
 /// A sample lasts about so long, in seconds: short calls are repeated.
 const SAMPLE: f64 = 0.01;
@@ -28,39 +28,21 @@ const SAMPLE: f64 = 0.01;
 pub struct Found {
     /// The calls that it stands for.
     pub bucket: String,
-    /// The fastest variant, where one is faster than the default by enough; and the default's time over its own.
-    pub best: Option<(Variant, f64)>,
+    /// The fastest tiles, where they are faster than the default by enough; and the default's time over its own.
+    pub best: Option<(Tile, f64)>,
     /// What was dropped, or why nothing was timed.
     pub notes: Vec<String>,
 }
 
-/// The op and sizes that a case's choice goes by, and its variants; nothing where there is none.
-pub fn subject(case: &Case) -> Option<(String, &'static [Variant])> {
-    use Variant::{Hopper, HopperNarrow, HopperWide, Portable};
-    let sizes = |letters: &[&str]| letters.iter().map(|l| case.facts.size(l)).collect::<Option<Vec<usize>>>();
-    let rows = |name: &str| Some(case.inputs.iter().find(|operand| operand.name == name)?.fill.shape()[0]);
-    let named = |suffix: &str, sizes: &[usize]| bucket(&format!("{}{suffix}", case.op), sizes);
-    match case.op {
-        "attention_fwd" | "attention_bwd" => {
-            let all = [vec![rows("qkv")?, rows("starts")? - 1], sizes(&["H", "G", "D"])?].concat();
-            Some((named("", &all), &[Portable, Hopper]))
-        }
-        "lora_linear_fwd" | "lora_linear_bwd" => {
-            let suffix = if case.facts.segments.is_empty() { " plain" } else { "" };
-            Some((named(suffix, &sizes(&["N", "K", "M"])?), &[Portable, Hopper, HopperWide, HopperNarrow]))
-        }
-        "masked_xent_fwd" | "masked_xent_step" => {
-            Some((named("", &sizes(&["P", "C", "V"])?), &[Portable, Hopper]))
-        }
-        "contrastive_fwd" | "contrastive_bwd" => {
-            let suffix = if case.facts.rounded { " bf16" } else { "" };
-            Some((named(suffix, &sizes(&["P", "M", "C"])?), &[Portable, Hopper]))
-        }
-        _ => None,
-    }
+/// The calls that a case stands for; nothing where there is no choice.
+pub fn subject(case: &Case) -> Option<String> {
+    let sizes = ["N", "K", "M"].iter().map(|l| case.facts.size(l)).collect::<Option<Vec<usize>>>();
+    let suffix = if case.facts.segments.is_empty() { " plain" } else { "" };
+    let has = ["lora_linear_fwd", "lora_linear_bwd"].contains(&case.op);
+    has.then(|| Some(bucket(&format!("{}{suffix}", case.op), &sizes?))).flatten()
 }
 
-/// Finds the fastest variant of each case's calls until the time is over; each bucket's first case stands for it.
+/// Finds the fastest tiles of each case's calls until the time is over; each bucket's first case stands for it.
 ///
 /// Errors where the device does; a case that it refuses is left out.
 pub fn tune(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<(Table, Vec<Found>)> {
@@ -68,17 +50,14 @@ pub fn tune(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<(Table, V
     let operands = Operands::new(&Device::Gpu(gpu.clone()));
     let gpu = gpu.clone().tuned(None);
     for case in cases {
-        let Some((bucket, variants)) = subject(case).filter(|(b, _)| found.iter().all(|f| f.bucket != *b))
-        else {
-            continue;
-        };
+        let Some(bucket) = subject(case).filter(|b| found.iter().all(|f| f.bucket != *b)) else { continue };
         if total.over(1.0) {
             let notes = vec![format!("not timed: {} s were over", TOTAL.as_secs())];
             found.push(Found { bucket, best: None, notes });
             continue;
         }
         say(format!("{bucket}: {} {}", case.op, case.label));
-        match one(&gpu, &operands, case, variants) {
+        match one(&gpu, &operands, case) {
             Ok((best, notes)) => found.push(Found { bucket, best, notes }),
             Err(Error::Limit { .. }) => {}
             Err(e) => found.push(Found { bucket, best: None, notes: vec![e.to_string()] }),
@@ -88,39 +67,28 @@ pub fn tune(gpu: &Gpu, cases: &[Case], say: &dyn Fn(String)) -> Result<(Table, V
     Ok((Table { date: now(), picks }, found))
 }
 
-type Best = Option<(Variant, f64)>;
+type Best = Option<(Tile, f64)>;
 
-/// The fastest variant of a case that is right, and what was dropped.
-fn one(gpu: &Gpu, operands: &Operands, case: &Case, variants: &[Variant]) -> Result<(Best, Vec<String>)> {
+/// The fastest tiles of a case that give the default's bits, and what was dropped.
+fn one(gpu: &Gpu, operands: &Operands, case: &Case) -> Result<(Best, Vec<String>)> {
     let deadline = Deadline::new(Some(EACH));
-    let by = |variant: Variant| Device::Gpu(gpu.clone().only(variant));
+    let by = |tile: Tile| Device::Gpu(gpu.clone().only(tile));
+    let of = |device: &Device| Ok::<_, Error>(bits(case, &outputs(operands, device, case)?));
+    let wanted = of(&Device::Gpu(gpu.clone()))?;
     let (mut right, mut notes) = (Vec::new(), Vec::new());
-    let [portable, hopper] =
-        [Variant::Portable, Variant::Hopper].map(|variant| outputs(operands, &by(variant), case));
-    let (portable, hopper) = (portable?, hopper?);
-    for &variant in variants {
-        let wrong = match variant {
-            Variant::Portable => None,
-            Variant::Hopper => differs(case, &portable, &hopper),
-            // Tiles are no more than an order of work: the bits are those of the family.
-            _ => {
-                let same = bits(case, &outputs(operands, &by(variant), case)?) == bits(case, &hopper);
-                (!same).then(|| "gives other bits".into())
-            }
-        };
-        match wrong {
-            None => right.push(variant),
-            Some(what) => notes.push(format!("{} dropped: {what}", variant.name())),
+    for tile in Tile::ALL {
+        match of(&by(tile))? == wanted {
+            true => right.push(tile),
+            false => notes.push(format!("{} dropped: gives other bits", tile.name())),
         }
     }
     let default = Device::Gpu(gpu.clone());
-    let devices: Vec<Device> =
-        [default].into_iter().chain(right.iter().map(|&variant| by(variant))).collect();
+    let devices: Vec<Device> = [default].into_iter().chain(right.iter().map(|&tile| by(tile))).collect();
     let Some(times) = timed(gpu, operands, case, &devices, &deadline)? else {
         notes.push(format!("not timed: {ROUNDS} rounds take more than {} s", EACH.as_secs()));
         return Ok((None, notes));
     };
-    let gains = right.iter().zip(&times[1..]).map(|(&variant, time)| (variant, times[0] / time));
+    let gains = right.iter().zip(&times[1..]).map(|(&tile, time)| (tile, times[0] / time));
     let best = gains.max_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, gain)| *gain >= GAIN);
     Ok((best, notes))
 }
@@ -149,16 +117,6 @@ fn timed(
         }
     }
     Ok(samples.iter().map(|samples| Some(Spread::of(samples)?.median)).collect())
-}
-
-/// How results of two families differ by more than their roundings, if they do.
-fn differs(case: &Case, right: &[Tensor], got: &[Tensor]) -> Option<String> {
-    let results =
-        case.outputs.iter().zip(right.iter().zip(got)).filter(|(operand, _)| operand.role.is_result());
-    let mut findings = results.filter_map(|(operand, (a, b))| {
-        Some(format!("{} {}", operand.name, apart(&a.to_f64(), &b.to_f64())?))
-    });
-    findings.next()
 }
 
 /// The results' bits.

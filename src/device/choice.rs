@@ -1,30 +1,28 @@
-//! Which of an op's kernels run where there are several: one function of op, sizes, default, and what was found faster on the GPU.
+//! Which tiles a product on Hopper takes: one function of op, sizes, and what was found faster on the GPU. The bits are those of any
+//! other tiles; kernels that sum otherwise are never chosen by timing, so that how long a pack is changes no row of it.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A way to run an op on compute capability 9.0.
+/// Tiles of a product for compute capability 9.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Variant {
-    /// By the portable kernels.
-    Portable,
-    /// By those for Hopper.
-    Hopper,
-    /// By those for Hopper, a product in tiles of 256 columns.
-    HopperWide,
-    /// By those for Hopper, a product in tiles of 128 columns.
-    HopperNarrow,
+pub enum Tile {
+    /// Of 256 columns.
+    Wide,
+    /// Of 128 columns.
+    Narrow,
 }
 
-impl Variant {
+impl Tile {
+    /// All there are.
+    pub const ALL: [Tile; 2] = [Tile::Wide, Tile::Narrow];
+
     /// Its name, as in a file.
     pub fn name(self) -> &'static str {
         match self {
-            Variant::Portable => "portable",
-            Variant::Hopper => "hopper",
-            Variant::HopperWide => "hopper-wide",
-            Variant::HopperNarrow => "hopper-narrow",
+            Tile::Wide => "wide",
+            Tile::Narrow => "narrow",
         }
     }
 }
@@ -35,7 +33,7 @@ pub struct Table {
     /// When, in UTC.
     pub date: String,
     /// By [`bucket`]; those alone that are not the default.
-    pub picks: BTreeMap<String, Variant>,
+    pub picks: BTreeMap<String, Tile>,
 }
 
 /// The name of all calls of an op that are chosen for alike: each size up to the same power of two.
@@ -44,10 +42,9 @@ pub fn bucket(op: &str, sizes: &[usize]) -> String {
     format!("{op} {}", sizes.join("x"))
 }
 
-/// The variant of a call: the table's, if it has one for calls like it, else the default.
-pub fn choose(table: Option<&Table>, op: &str, sizes: &[usize], default: Variant) -> Variant {
-    let pick = table.and_then(|table| table.picks.get(&bucket(op, sizes)).copied());
-    pick.unwrap_or(default)
+/// The tiles of a call, if the table has some for calls like it.
+pub fn choose(table: Option<&Table>, op: &str, sizes: &[usize]) -> Option<Tile> {
+    table.and_then(|table| table.picks.get(&bucket(op, sizes)).copied())
 }
 
 /// A table in two or three words.
@@ -61,16 +58,12 @@ mod tests {
 
     #[test]
     fn sizes_of_a_bucket_are_chosen_for_alike() {
-        let picks = BTreeMap::from([(bucket("a_fwd", &[100, 64]), Variant::HopperWide)]);
+        let picks = BTreeMap::from([(bucket("a_fwd", &[100, 64]), Tile::Wide)]);
         let table = Table { date: "2026-01-02 03:04:05 UTC".into(), picks };
-        let choice = |op: &str, sizes: &[usize]| choose(Some(&table), op, sizes, Variant::Hopper);
-        assert_eq!([[65, 33], [128, 64]].map(|sizes| choice("a_fwd", &sizes)), [Variant::HopperWide; 2]);
-        assert_eq!(
-            [[64, 64], [129, 64], [100, 65]].map(|sizes| choice("a_fwd", &sizes)),
-            [Variant::Hopper; 3]
-        );
-        assert_eq!(choice("a_bwd", &[100, 64]), Variant::Hopper);
-        assert_eq!(choose(None, "a_fwd", &[100, 64], Variant::Portable), Variant::Portable);
+        let choice = |op: &str, sizes: &[usize]| choose(Some(&table), op, sizes);
+        assert_eq!([[65, 33], [128, 64]].map(|sizes| choice("a_fwd", &sizes)), [Some(Tile::Wide); 2]);
+        assert_eq!([[64, 64], [129, 64], [100, 65]].map(|sizes| choice("a_fwd", &sizes)), [None; 3]);
+        assert_eq!((choice("a_bwd", &[100, 64]), choose(None, "a_fwd", &[100, 64])), (None, None));
         assert_eq!(
             [named(None), named(Some(&table))],
             ["table: default", "table: tuned 2026-01-02 03:04:05 UTC"]

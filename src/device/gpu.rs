@@ -2,7 +2,7 @@
 
 mod graphs;
 
-use super::choice::{Table, Variant, choose, named};
+use super::choice::{Table, Tile, choose, named};
 use super::cuda::Cuda;
 use super::emulated::Emulated;
 use super::emulator::Counters;
@@ -26,8 +26,8 @@ pub struct Gpu {
     wrong: Option<BTreeMap<String, String>>,
     /// What was found to be faster than the default.
     table: Option<Arc<Table>>,
-    /// The one way that everything runs which has it.
-    only: Option<Variant>,
+    /// The tiles of all products for Hopper.
+    only: Option<Tile>,
 }
 
 /// Tensor maps that are kept: far more than a model and its pass have, for one number of tokens.
@@ -91,19 +91,14 @@ impl Gpu {
         Gpu { table: table.map(Arc::new), ..self }
     }
 
-    /// The same GPU, every op of which runs this way: for comparisons.
-    pub fn only(self, variant: Variant) -> Gpu {
-        Gpu { only: Some(variant), ..self }
+    /// The same GPU, every product of which for Hopper takes these tiles: for comparisons.
+    pub fn only(self, tile: Tile) -> Gpu {
+        Gpu { only: Some(tile), ..self }
     }
 
-    /// The way that an op of a family runs at these sizes; `predicted` says whether the default takes kernels for Hopper.
-    pub fn variant(&self, family: &str, op: &str, sizes: &[usize], predicted: bool) -> Variant {
-        let default = if predicted || !self.chooses() { Variant::Hopper } else { Variant::Portable };
-        match self.only {
-            Some(variant) => variant,
-            None if !self.hopper(family) => Variant::Portable,
-            None => choose(self.table.as_deref().filter(|_| self.chooses()), op, sizes, default),
-        }
+    /// The tiles of a product of these sizes, where they are not the default's.
+    pub fn tile(&self, op: &str, sizes: &[usize]) -> Option<Tile> {
+        self.only.or_else(|| choose(self.table.as_deref().filter(|_| self.chooses()), op, sizes))
     }
 
     /// The kernels that run, in a few words: the set, its table, and what is left out of it.
@@ -128,7 +123,7 @@ impl Gpu {
         }
     }
 
-    /// Whether they run for those sizes alone that they are predicted or known to be the faster for, not for all that they take.
+    /// Whether they run for those sizes alone that they are predicted to be the faster for, not for all that they take.
     pub fn chooses(&self) -> bool {
         self.set == KernelSet::Auto
     }

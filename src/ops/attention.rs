@@ -107,7 +107,7 @@ pub fn attention_fwd(
             let lse = lse.map(Tensor::host_mut::<R>).transpose()?;
             cpu_fwd::<R>(out.host_mut()?, lse, qkv.host()?, starts, rule)
         }),
-        Device::Gpu(gpu) if hopper::takes_forward(gpu, heads, qkv.shape()[0], starts.numel() - 1) => {
+        Device::Gpu(gpu) if hopper::takes(gpu, heads.width) => {
             hopper::forward(gpu, out, lse, qkv, starts, rule)?
         }
         Device::Gpu(gpu) => gpu::forward(gpu, out, lse, qkv, starts, rule)?,
@@ -253,7 +253,7 @@ pub fn attention_bwd(
             let given = Given { qkv: qkv.host()?, out: out.host()?, dout: dout.host()?, lse: lse.host()? };
             cpu_bwd::<R>(dqkv.host_mut()?, given, starts, rule)
         }),
-        Device::Gpu(gpu) if hopper::takes_backward(gpu, heads, qkv.shape()[0], starts.numel() - 1) => {
+        Device::Gpu(gpu) if hopper::takes_backward(gpu, heads.width, qkv.shape()[0], starts.numel() - 1) => {
             hopper::backward(gpu, dqkv, dout, out, lse, qkv, starts, rule)?
         }
         Device::Gpu(gpu) => gpu::backward(gpu, dqkv, dout, out, lse, qkv, starts, rule)?,

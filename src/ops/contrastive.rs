@@ -19,10 +19,6 @@ mod hopper;
 #[cfg(test)]
 mod tests;
 
-/// What the choice of kernels calls the directions, exact and in bf16.
-const FWD: [&str; 2] = ["contrastive_fwd", "contrastive_fwd bf16"];
-const BWD: [&str; 2] = ["contrastive_bwd", "contrastive_bwd bf16"];
-
 /// What the loss multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -103,7 +99,7 @@ pub fn contrastive_fwd(
             let (q, c) = (rule.vectors(q.host()?), rule.vectors(c.host()?));
             cpu_fwd::<R>(total, loss, lse, Scores { q: &q, c: &c, ids, rule, sizes });
         }),
-        Device::Gpu(gpu) if hopper::takes(gpu, FWD, rule.dtype, sizes) => {
+        Device::Gpu(gpu) if hopper::takes(gpu, sizes) => {
             let of = hopper::Operands { q, candidates: c, ids, rule, sizes };
             hopper::forward(gpu, [total, loss, lse], of, hopper::wave(sizes))?;
         }
@@ -292,7 +288,7 @@ pub fn contrastive_bwd(
             let scores = Scores { q: &q, c: &c, ids, rule, sizes };
             cpu_bwd::<R>(dq.host_mut()?, dc.host_mut()?, lse.host()?, scores, dmean)
         }),
-        Device::Gpu(gpu) if hopper::takes(gpu, BWD, rule.dtype, sizes) => {
+        Device::Gpu(gpu) if hopper::takes(gpu, sizes) => {
             let of = hopper::Operands { q, candidates: c, ids, rule, sizes };
             hopper::backward(gpu, [dq, dc], lse, of, dmean, hopper::wave(sizes))?;
         }
@@ -401,7 +397,9 @@ fn gpu_bwd(
 /// Bytes of workspace that the forward and the backward of at most so many queries and candidates of C columns take.
 pub fn contrastive_workspace(on: &Device, p: usize, m: usize, c: usize) -> usize {
     match on {
-        Device::Gpu(gpu) if hopper::may(gpu) => hopper::workspace([p, m, c]).max(portable_workspace(p, m)),
+        Device::Gpu(gpu) if hopper::takes(gpu, [p, m, c]) => {
+            hopper::workspace([p, m, c]).max(portable_workspace(p, m))
+        }
         _ => portable_workspace(p, m),
     }
 }

@@ -49,7 +49,7 @@ pub fn masked_xent_fwd(
             let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
             cpu_fwd::<R>(total, loss, lse, x.host()?, w, &picks, sizes[1])
         }),
-        Device::Gpu(gpu) if hopper::takes(gpu, "masked_xent_fwd", sizes) => {
+        Device::Gpu(gpu) if gpu.hopper("masked_xent") => {
             hopper::run(gpu, [total, loss, lse], None, [x, w, rows, labels], sizes)
         }
         Device::Gpu(gpu) => {
@@ -91,16 +91,10 @@ pub fn masked_xent_step(
         operands.push(("dx", &*gradient.dx, "N C"));
         operands.extend(gradient.dw.as_deref().map(|dw| ("dw", dw, "V C")));
         let sizes = contract("masked_xent_step", &operands, x, w, rows, labels)?;
-        if hopper::takes(gpu, "masked_xent_step", sizes) {
-            return hopper::run(gpu, [total, loss, lse], Some(gradient), [x, w, rows, labels], sizes);
-        }
-        // The forward alone may be chosen for otherwise.
-        let (shares, all) = (shares(sizes[3], sizes[2], ACROSS), [&mut *total, &mut *loss, &mut *lse]);
-        gpu_fwd(gpu, all, [x, w, rows, labels], sizes, shares)?;
-    } else {
-        masked_xent_fwd(device, total, loss, lse, x, w, rows, labels)?;
+        return hopper::run(gpu, [total, loss, lse], Some(gradient), [x, w, rows, labels], sizes);
     }
     let Gradient { dx, dw, dmean } = gradient;
+    masked_xent_fwd(device, total, loss, lse, x, w, rows, labels)?;
     masked_xent_bwd(device, dx, dw, x, w, rows, labels, lse, dmean)
 }
 

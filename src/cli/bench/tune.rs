@@ -1,4 +1,4 @@
-//! `llm2vec bench tune`: the kernel variants that are the faster on this GPU, kept for later runs.
+//! `llm2vec bench tune`: the tiles that are the faster for products on this GPU, kept for later runs.
 
 use crate::bench::cases::large::{SHAPES, large_of, shape_of};
 use crate::bench::check::{FAMILIES, keep};
@@ -15,7 +15,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use std::io::IsTerminal;
 
-/// Check the kernel variants of every op on this GPU, time them in turn, and keep those that beat the default by 3 %.
+/// Time a product's tiles on this GPU in turn with the default's, and keep those that have its bits and beat it by 3 %.
 ///
 /// A minute at most. Later runs of `--kernels auto` go by the table; no other command times anything.
 #[derive(Args)]
@@ -40,7 +40,7 @@ impl Tune {
         if !(1..=1 << 20).contains(&self.tokens) {
             return Err(Error::usage(format!("--tokens {}: expected 1 to {}", self.tokens, 1 << 20)));
         }
-        let why = "variants are there for GPUs of compute capability 9.0";
+        let why = "products have a choice of tiles on compute capability 9.0";
         let gpu = match Device::by_name(&self.device)? {
             Device::Gpu(gpu) if gpu.capability() == (9, 0) && !gpu.is_emulated() => gpu,
             Device::Gpu(gpu) => return print(&format!("nothing to tune on {}: {why}\n", gpu.name())),
@@ -79,13 +79,13 @@ impl Tune {
 fn shown(found: &[Found]) -> String {
     let row = |f: &Found| {
         let (best, gain) = match f.best {
-            Some((variant, gain)) => (variant.name().to_string(), format!("{gain:.2}")),
+            Some((tile, gain)) => (tile.name().to_string(), format!("{gain:.2}")),
             None => ("default".into(), "-".into()),
         };
         vec![f.bucket.clone(), best, gain, f.notes.join("; ")]
     };
     aligned(
-        &["case", "kernels", "default's time over its", "detail"],
+        &["case", "tiles", "default's time over theirs", "detail"],
         &found.iter().map(row).collect::<Vec<_>>(),
     )
 }

@@ -3,7 +3,6 @@
 use super::gpu::{Numbers, rows};
 use super::{Heads, Rule};
 use crate::device::DType;
-use crate::device::choice::Variant;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
 use crate::kernels::Extent;
@@ -12,25 +11,18 @@ use crate::kernels::attention_bwd_queries_sm90::{self as queries, AttentionBwdQu
 use crate::kernels::attention_fwd_sm90::{self as kernels, AttentionFwdSm90};
 use crate::tensor::{Tensor, int};
 
-/// Whether the kernels take this width, and are chosen for `b` texts of `n` rows together; else the portable ones are.
-fn takes(gpu: &Gpu, op: &str, heads: Heads, [n, b]: [usize; 2], predicted: bool) -> bool {
-    let Heads { query, key, width } = heads;
-    let chosen = || gpu.variant("attention", op, &[n, b, query, key, width], predicted);
-    kernels::ATTENTION_FWD_SM90.contains(&(width as i32)) && chosen() != Variant::Portable
-}
-
-/// The forward's choice.
-pub fn takes_forward(gpu: &Gpu, heads: Heads, n: usize, b: usize) -> bool {
-    takes(gpu, "attention_fwd", heads, [n, b], true)
+/// Whether the kernels are asked for and take this width; else the portable ones do.
+pub fn takes(gpu: &Gpu, width: usize) -> bool {
+    gpu.hopper("attention") && kernels::ATTENTION_FWD_SM90.contains(&(width as i32))
 }
 
 /// Mean length from which on `auto` takes the backward: it takes a text of up to 64 rows for one of 64, the portable kernels by
 /// sixteens.
 const SHORT: usize = 24;
 
-/// The backward's choice.
-pub fn takes_backward(gpu: &Gpu, heads: Heads, n: usize, b: usize) -> bool {
-    takes(gpu, "attention_bwd", heads, [n, b], n >= SHORT * b)
+/// Whether the backward is asked for, takes this width, and is predicted to be the faster for `b` texts of `n` rows together.
+pub fn takes_backward(gpu: &Gpu, width: usize, n: usize, b: usize) -> bool {
+    takes(gpu, width) && (!gpu.chooses() || n >= SHORT * b)
 }
 
 /// Query heads that a block goes through one after the other: those that share keys where texts are short, so that keys are

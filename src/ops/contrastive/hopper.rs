@@ -1,8 +1,7 @@
 //! contrastive on Hopper, where there are many scores: a wave of queries at a time against all candidates.
 
-use super::{InfoNce, LossDtype};
+use super::InfoNce;
 use crate::device::DType;
-use crate::device::choice::Variant;
 use crate::device::gpu::{Gpu, Launch, TensorMap};
 use crate::error::Result;
 use crate::kernels::contrastive::{self as portable, ContrastiveTotal};
@@ -21,16 +20,9 @@ const WAVE: usize = 256 << 20;
 /// Scores from which on tiles of this size fill the GPU.
 const LEAST: usize = 1 << 21;
 
-/// Whether the kernels are chosen for these sizes, by default where they have enough to do; else the portable ones run.
-/// `names` are the op's for either dtype.
-pub fn takes(gpu: &Gpu, [exact, rounded]: [&str; 2], dtype: LossDtype, sizes: [usize; 3]) -> bool {
-    let op = if dtype == LossDtype::F32 { exact } else { rounded };
-    gpu.variant(OP, op, &sizes, sizes[0] * sizes[1] >= LEAST) != Variant::Portable
-}
-
-/// Whether they may be chosen for some sizes.
-pub fn may(gpu: &Gpu) -> bool {
-    gpu.hopper(OP)
+/// Whether the kernels are asked for, and have enough to do; else the portable ones run.
+pub fn takes(gpu: &Gpu, [p, m, _]: [usize; 3]) -> bool {
+    gpu.hopper(OP) && (p * m >= LEAST || !gpu.chooses())
 }
 
 /// Planes of an exact number; a rounded one has one.

@@ -134,8 +134,8 @@ pub fn forward(
     let segments = Segments::new(FWD, sizes, lora.as_ref())?;
     let low = low_rank(gpu, xa, x, lora, dropout, sizes, segments)?;
     let Some(y) = y else { return Ok(()) };
-    if let Some(variant) = hopper::chosen(gpu, FWD, "lora_linear_fwd plain", sizes) {
-        return hopper::Forward { y, x, w, bias, residual, low }.run(gpu, sizes, segments, variant);
+    if hopper::takes(gpu, sizes) {
+        return hopper::Forward { y, x, w, bias, residual, low }.run(gpu, sizes, segments);
     }
     let [n, k, m, r] = [int(FWD, sizes.n)?, int(FWD, sizes.k)?, int(FWD, sizes.m)?, int(FWD, sizes.rank)?];
     let side = tile(sizes.n, sizes.m);
@@ -220,11 +220,11 @@ impl Backward<'_> {
     /// dx; `padded` is room for the factors.
     fn dx(&mut self, gpu: &Gpu, sizes: &Sizes, of: &Segments, padded: Option<&mut Tensor>) -> Result<()> {
         let Some(dx) = &mut self.dx else { return Ok(()) };
-        if let Some(variant) = hopper::chosen(gpu, BWD, "lora_linear_bwd plain", sizes) {
+        if hopper::takes(gpu, sizes) {
             let low = padded.zip(self.dxa.as_deref()).zip(self.lora.map(|l| l.a));
             let low = low.map(|((padded, dxa), a)| (padded, dxa, a));
             let backward = hopper::Backward { dx, dy: self.dy, w: self.w, low, dropout: self.dropout };
-            return backward.run(gpu, sizes, *of, variant);
+            return backward.run(gpu, sizes, *of);
         }
         let [n, k, m, r] =
             [int(BWD, sizes.n)?, int(BWD, sizes.k)?, int(BWD, sizes.m)?, int(BWD, sizes.rank)?];

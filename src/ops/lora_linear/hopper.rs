@@ -2,7 +2,7 @@
 
 use super::plan::Sizes;
 use crate::device::DType;
-use crate::device::choice::Variant;
+use crate::device::choice::Tile;
 use crate::device::gpu::{Gpu, Launch, TensorMap};
 use crate::error::Result;
 use crate::kernels::lora_linear_sm90::{
@@ -15,33 +15,20 @@ use crate::tensor::{Tensor, int};
 
 /// Whether the kernels are asked for and take these sizes; else the portable ones do.
 pub fn takes(gpu: &Gpu, sizes: &Sizes) -> bool {
-    gpu.hopper("lora_linear") && fits(sizes)
-}
-
-fn fits(sizes: &Sizes) -> bool {
     let stacked = sizes.segments.len() * sizes.rank;
-    sizes.rank <= kernels::MOST_RANKS as usize && stacked.is_multiple_of(8)
-}
-
-/// The kernels that are chosen for these sizes; none where the portable ones are. `plain` is the op's name without adapters.
-pub fn chosen(gpu: &Gpu, op: &str, plain: &str, sizes: &Sizes) -> Option<Variant> {
-    let op = if sizes.segments.is_empty() { plain } else { op };
-    let variant = || gpu.variant("lora_linear", op, &[sizes.n, sizes.k, sizes.m], true);
-    fits(sizes).then(variant).filter(|variant| *variant != Variant::Portable)
+    gpu.hopper("lora_linear") && sizes.rank <= kernels::MOST_RANKS as usize && stacked.is_multiple_of(8)
 }
 
 /// Columns of a tile, blocks of its cluster, and the launch for as many as `rows` by `columns` take. Wide ones where they
-/// fill the GPU, else narrow ones, that keep more multiprocessors busy, unless the choice says which; the bits are the same.
-fn tile(gpu: &Gpu, rows: usize, columns: usize, variant: Variant) -> (i32, i32, Launch) {
+/// fill the GPU, else narrow ones, that keep more multiprocessors busy, unless a table knows better; the bits are the same.
+fn tile(gpu: &Gpu, op: &str, rows: usize, columns: usize, sizes: &Sizes) -> (i32, i32, Launch) {
     let high = (kernels::ROWS * kernels::WIDE_CLUSTER) as usize;
     let clusters = rows.div_ceil(high) * columns.div_ceil(kernels::WIDE as usize);
     let threads = kernels::THREADS as usize;
-    let wide = match variant {
-        Variant::HopperWide => true,
-        Variant::HopperNarrow => false,
-        Variant::Hopper | Variant::Portable => clusters * kernels::WIDE_CLUSTER as usize >= gpu.processors(),
-    };
-    if wide {
+    // Without adapters there is no low-rank stage.
+    let op = if sizes.segments.is_empty() { format!("{op} plain") } else { op.into() };
+    let fills = clusters * kernels::WIDE_CLUSTER as usize >= gpu.processors();
+    if gpu.tile(&op, &[sizes.n, sizes.k, sizes.m]).map_or(fills, |tile| tile == Tile::Wide) {
         let cluster = kernels::WIDE_CLUSTER;
         let launch = Launch::clusters(clusters, cluster as usize, threads, kernels::WIDE_SHARED);
         return (kernels::WIDE, cluster, launch);
@@ -68,10 +55,10 @@ pub struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments, variant: Variant) -> Result<()> {
+    pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments) -> Result<()> {
         const OP: &str = "lora_linear_fwd";
         let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
-        let (columns, cluster, launch) = tile(gpu, sizes.n, sizes.m, variant);
+        let (columns, cluster, launch) = tile(gpu, OP, sizes.n, sizes.m, sizes);
         let (low, of) = stack(gpu, self.low, sizes, segments)?;
         let x = self.x.tiles(gpu, "x", kernels::ROWS)?;
         let y = self.y.tiles(gpu, "y", kernels::PANEL)?;
@@ -172,10 +159,10 @@ pub struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments, variant: Variant) -> Result<()> {
+    pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments) -> Result<()> {
         const OP: &str = "lora_linear_bwd";
         let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
-        let (columns, cluster, launch) = tile(gpu, sizes.n, sizes.k, variant);
+        let (columns, cluster, launch) = tile(gpu, OP, sizes.n, sizes.k, sizes);
         let deep = kernels::DEPTH / cluster;
         let (mut of, mut low) = (Segments { count: 0, ..segments }, None);
         if let Some((padded, dxa, a)) = self.low {

@@ -2,7 +2,6 @@
 
 use super::Gradient;
 use crate::device::DType;
-use crate::device::choice::Variant;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
 use crate::kernels::masked_xent::{self as portable, MaskedXentDw, MaskedXentTotal, MaskedXentZero};
@@ -19,11 +18,6 @@ const HIGH: usize = (kernels::ROWS * kernels::CLUSTER) as usize;
 /// Bytes that the exponentials of a wave may take, and rows that fill the GPU when they are multiplied by w.
 const WAVE: usize = 128 << 20;
 const FULL: usize = 1024;
-
-/// Whether the kernels are chosen for these sizes, N, C, V, P; else the portable ones are.
-pub fn takes(gpu: &Gpu, op: &str, [_, c, v, p]: [usize; 4]) -> bool {
-    gpu.variant(OP, op, &[p, c, v], true) != Variant::Portable
-}
 
 /// Rows that are held at a time; whole clusters of them, or all.
 fn wave(p: usize, v: usize) -> usize {
