@@ -29,6 +29,18 @@ impl Best {
     }
 }
 
+impl From<Best> for [u64; 3] {
+    fn from(best: Best) -> [u64; 3] {
+        [best.step, best.value.to_bits(), best.since as u64]
+    }
+}
+
+impl From<[u64; 3]> for Best {
+    fn from([step, value, since]: [u64; 3]) -> Best {
+        Best { step, value: f64::from_bits(value), since: since as usize }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -80,7 +80,7 @@ impl Identity {
         let by_path = inputs.is_null();
         // Runs of before there were slices had one.
         let mut saved = configuration.clone();
-        if let Value::Object(fields) = &mut saved {
+        if let (Value::Object(fields), true) = (&mut saved, wanted["slices"].is_number()) {
             fields.entry("slices").or_insert(1.into());
         }
         if let (true, Value::Object(all), Value::Object(paths)) = (by_path, &mut wanted, &self.paths) {

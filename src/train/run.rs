@@ -224,8 +224,13 @@ impl Trainer {
                 folder.keep_best(&self.adapter()?, &self.settings())?;
             }
         }
-        self.best = serde_json::from_str(&self.ranks.tell(&json!(self.best).to_string())?)
-            .map_err(|e| Error::device(format!("what rank 0 says of its evaluation: {e}")))?;
+        let told: Vec<u64> = self
+            .best
+            .filter(|_| self.ranks.is_first())
+            .map_or(Vec::new(), |best| <[u64; 3]>::from(best).into());
+        let told: Vec<u64> =
+            bytemuck::pod_collect_to_vec(&self.ranks.gather(bytemuck::cast_slice(&told))?.concat());
+        self.best = told.as_chunks().0.first().map(|&words| Best::from(words));
         Ok(())
     }
 

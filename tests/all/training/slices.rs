@@ -7,7 +7,7 @@ use llm2vec::device::Device;
 use llm2vec::model::llama::Noise;
 use llm2vec::model::state::Keep;
 use llm2vec::ops::attention::Mask;
-use llm2vec::ops::contrastive::InfoNce;
+use llm2vec::ops::contrastive::{InfoNce, LossDtype};
 use llm2vec::ops::pool::Pooling;
 use llm2vec::train::contrastive::{Contrastive, Rule};
 use llm2vec::train::mask::Masked;
@@ -31,7 +31,11 @@ fn contrastive(
     let (mut learner, mut arena) = learner(dir, device, &MODULES, Mask::Full, Keep::All, tokens);
     learner.divide(&mut arena, share, turns);
     let mut loss = Contrastive::new(&mut arena, learner.model.config.width, queries, all - queries, all, &[]);
-    let rule = Rule { pooling: Pooling::Mean, loss: InfoNce { scale: 5.0, margin: None }, chunk };
+    let rule = Rule {
+        pooling: Pooling::Mean,
+        loss: InfoNce { scale: 5.0, margin: None, dtype: LossDtype::F32 },
+        chunk,
+    };
     let mut outcome = Outcome::default();
     for turn in 0..turns {
         let noise = Noise { first: NOISE.first + (turn * tokens) as u64, ..NOISE };
@@ -87,7 +91,11 @@ fn sums_of_slices_are_a_tree() {
     // Two batches, of which there is one: every slice keeps its own.
     learner.divide(&mut arena, share(), 2);
     let mut loss = Contrastive::new(&mut arena, learner.model.config.width, queries, all - queries, all, &[]);
-    let rule = Rule { pooling: Pooling::Mean, loss: InfoNce { scale: 5.0, margin: None }, chunk: 0 };
+    let rule = Rule {
+        pooling: Pooling::Mean,
+        loss: InfoNce { scale: 5.0, margin: None, dtype: LossDtype::F32 },
+        chunk: 0,
+    };
     loss.learn(&mut learner, &batch, rule, Some(&NOISE), 1.0).unwrap();
     let mut slices: Vec<Vec<Vec<f64>>> = Vec::new();
     for slice in 0..8 {
