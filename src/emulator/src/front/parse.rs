@@ -101,9 +101,12 @@ impl<'a> Parser<'a> {
         if self.takes('=') {
             self.initialiser(&mut variable, ty)?;
             variable.size = variable.size.max(variable.init.len());
-            variable.init.resize(variable.size, 0);
         }
         self.expect(';')?;
+        let all = variable.size + self.module.globals.iter().map(|(other, _)| other.size).sum::<usize>();
+        if all as u64 > MOST << 7 {
+            return self.wrong(format!("{all} bytes of variables, at most {} are held here", MOST << 7));
+        }
         self.globals.insert(name, self.module.globals.len() as u32);
         self.module.globals.push((variable, constant));
         Ok(())
@@ -245,5 +248,25 @@ impl<'a> Parser<'a> {
             self.takes(',');
         }
         Ok(list)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::isa::module::Module;
+
+    /// Sizes in a damaged file are no reason to take so much memory.
+    #[test]
+    fn variables_take_what_they_need_and_no_more_than_there_is() {
+        let parse = |variables: &str| {
+            let head = ".version 8.0\n.target sm_80\n.address_size 64\n";
+            Module::parse("a.ptx", &format!("{head}{variables}"))
+        };
+        let module = parse(".global .align 1 .b8 a[100000000] = {1, 2};").unwrap();
+        let (variable, _) = &module.globals[0];
+        assert_eq!((variable.size, &variable.init[..]), (100_000_000, &[1, 2][..]));
+        let many = parse(".global .align 1 .b8 a[100000000];\n.global .align 1 .b8 b[100000000];");
+        let said = many.map(|_| ()).unwrap_err().to_string();
+        assert!(said.contains("200000000 bytes of variables, at most 134217728 are held here"), "{said}");
     }
 }
