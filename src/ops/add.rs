@@ -34,5 +34,5 @@ pub fn add_fwd(device: &Device, y: &mut Tensor, x: &Tensor) -> Result<()> {
 }
 
 fn cpu_fwd<R: Real>(y: &mut [R], x: &[R]) {
-    y.par_iter_mut().zip(x).with_min_len(1 << 14).for_each(|(y, &x)| *y = *y + x);
+    y.par_iter_mut().zip(x).with_min_len(1 << 14).for_each(|(y, &x)| *y += x);
 }

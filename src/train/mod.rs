@@ -24,7 +24,7 @@ pub mod partials;
 pub(crate) mod paths;
 #[cfg(feature = "cli")]
 pub mod plot;
-pub(crate) mod prepare;
+pub mod prepare;
 pub(crate) mod progress;
 pub mod ranks;
 pub(crate) mod resume;

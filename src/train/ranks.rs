@@ -79,13 +79,7 @@ pub struct Ranks {
 impl Default for Ranks {
     /// This process alone.
     fn default() -> Ranks {
-        Ranks {
-            rank: 0,
-            size: 1,
-            broken: Cell::new(false),
-            #[cfg(feature = "mpi")]
-            world: None,
-        }
+        Ranks::of(1)
     }
 }
 
@@ -106,9 +100,13 @@ impl Ranks {
 
     /// So many, of which the first alone is there: for a plan.
     pub fn of(size: usize) -> Ranks {
-        let mut ranks = Ranks::default();
-        ranks.size = size;
-        ranks
+        Ranks {
+            rank: 0,
+            size,
+            broken: Cell::new(false),
+            #[cfg(feature = "mpi")]
+            world: None,
+        }
     }
 
     /// Whether this is the rank that writes and tells.
