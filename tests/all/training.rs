@@ -8,7 +8,7 @@ mod slices;
 mod validation;
 use crate::command;
 use crate::common;
-#[cfg(feature = "mpi")]
+#[cfg(all(unix, feature = "mpi"))]
 mod ranks;
 #[cfg(unix)]
 mod resume;

@@ -161,20 +161,9 @@ pub fn learner(
     learner_with(dir, device, modules, mask, keep, tokens, Head::None)
 }
 
-/// Likewise, with a frozen language-model head.
+/// Likewise, with this head.
 #[allow(dead_code)] // of one test binary
-pub fn learner_with_head(
-    dir: &Path,
-    device: &Device,
-    modules: &[&str],
-    mask: Mask,
-    keep: Keep,
-    tokens: usize,
-) -> (Learner, Arena) {
-    learner_with(dir, device, modules, mask, keep, tokens, Head::Frozen)
-}
-
-fn learner_with(
+pub fn learner_with(
     dir: &Path,
     device: &Device,
     modules: &[&str],

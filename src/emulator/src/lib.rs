@@ -31,6 +31,7 @@
 //!   A product takes its registers and operands from the instruction to the wait that covers it, and is done at once
 //!   under an odd seed, at that wait under an even one. `setmaxnreg` moves registers through the block's pool, which
 //!   starts with all that the kernel's bounds allow.
+//! - A module's variables, of 128 MiB together at most.
 //! - Clusters in x, y and z, whose blocks run together: their special registers, barrier, and each other's shared memory
 //!   (`mapa`). Programmatic launch: see [`Launch::overlap`].
 //! - mbarriers with all that is done to them; bulk copies, tensor copies in 1 to 5 dimensions (tiled; see [`TensorMap`]),

@@ -2,6 +2,7 @@
 //!
 //! `mpirun` starts them; where there is none, these tests say "skipped", or fail under `REQUIRE_MPI=1`.
 
+use super::resume::Case;
 use super::{Data, STAGES, log, same_run, train};
 use crate::command::{Tiny, failed, folder, good, str};
 use crate::common::amount;
@@ -11,7 +12,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// No run of these takes longer, unless it waits for ever.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -25,20 +25,7 @@ fn built() -> bool {
     there
 }
 
-/// A stage with much of what it can do, on little data.
-struct Case {
-    stage: &'static str,
-    tiny: Tiny,
-    below: TempDir,
-    data: Data,
-}
-
 impl Case {
-    fn new(stage: &'static str) -> Case {
-        let tiny = Tiny::new();
-        Case { stage, below: tiny.adapter(1), tiny, data: Data::new(45) }
-    }
-
     /// Epochs end, batches are short, several make a step.
     fn alone(&self, out: &Path, flags: &[&str]) -> Command {
         let (valid, pairs) = (self.data.validation(), self.data.pairs());
@@ -156,8 +143,8 @@ fn whoever_dies_the_run_goes_on_with_any_number() {
         let started = Instant::now();
         good(case.on(2, &straight, &flags));
         let whole = started.elapsed();
-        let (mut kills, wanted) = (0, amount("LLM2VEC_KILLS", 10).div_ceil(3));
-        while kills < wanted {
+        let (mut died, wanted) = (0, amount("LLM2VEC_KILLS", 10).div_ceil(3));
+        for kills in 0..wanted {
             let draw = philox([kills as u32, 0, 0, 0], [11, stage.len() as u32]);
             let child = spawned(case.on([4, 2, 1][kills % 3], &out, &flags));
             sleep(whole.mul_f64(0.3 + 0.5 * f64::from(draw[0]) / f64::from(u32::MAX)));
@@ -165,9 +152,9 @@ fn whoever_dies_the_run_goes_on_with_any_number() {
             if let Some(rank) = ranks.get(draw[1] as usize % ranks.len().max(1)) {
                 let _ = Command::new("kill").args(["-9", &rank.to_string()]).status();
             }
-            ended(child);
-            kills += 1;
+            died += usize::from(!ended(child).status.success());
         }
+        assert!(died > 0, "{stage}: no kill of {wanted} came while the run was on");
         good(case.on(2, &out, &flags));
         same_run(&out, &straight);
     }

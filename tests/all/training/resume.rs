@@ -15,15 +15,15 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A stage with much of what it can do, on little data: epochs end, batches are short, several make a step.
-struct Case {
-    stage: &'static str,
-    tiny: Tiny,
-    below: TempDir,
-    data: Data,
+pub(super) struct Case {
+    pub(super) stage: &'static str,
+    pub(super) tiny: Tiny,
+    pub(super) below: TempDir,
+    pub(super) data: Data,
 }
 
 impl Case {
-    fn new(stage: &'static str) -> Case {
+    pub(super) fn new(stage: &'static str) -> Case {
         let tiny = Tiny::new();
         Case { stage, below: tiny.adapter(1), tiny, data: Data::new(45) }
     }

@@ -2,7 +2,7 @@
 
 use super::{Data, STAGES, chunks, log, train};
 use crate::command::{Tiny, failed, folder, good, str};
-use crate::common::{MODULES, learner, models, relative};
+use crate::common::{MODULES, learner, learner_with, models, relative};
 use llm2vec::device::Device;
 use llm2vec::model::llama::Noise;
 use llm2vec::model::state::Keep;
@@ -10,6 +10,7 @@ use llm2vec::ops::attention::Mask;
 use llm2vec::ops::contrastive::{InfoNce, LossDtype};
 use llm2vec::ops::pool::Pooling;
 use llm2vec::train::contrastive::{Contrastive, Rule};
+use llm2vec::train::learner::Head;
 use llm2vec::train::mask::Masked;
 use llm2vec::train::mntp::{Mntp, Outcome};
 use llm2vec::train::ranks::{Reduce, Share};
@@ -124,7 +125,8 @@ fn a_masked_step_in_slices_has_the_gradient_of_the_whole() {
         let of = |cuts: &[usize], whole: usize| {
             let dir = &models()[0];
             let config = crate::common::config(dir);
-            let (mut learner, mut arena) = masked_learner(dir, &device);
+            let (mut learner, mut arena) =
+                learner_with(dir, &device, &MODULES, Mask::Full, Keep::All, 48, Head::Frozen);
             learner.divide(&mut arena, tree(cuts.len() - 1), 1);
             let mut loss = Mntp::new(&mut arena, &config, whole);
             let packs: Vec<Masked> = cuts.windows(2).map(|c| pack(c[0], c[1], config.vocab)).collect();
@@ -142,10 +144,6 @@ fn a_masked_step_in_slices_has_the_gradient_of_the_whole() {
             assert!(off <= most, "{device:?} {cuts:?}: off by {off:e}");
         }
     }
-}
-
-fn masked_learner(dir: &Path, device: &Device) -> (llm2vec::train::learner::Learner, llm2vec::memory::Arena) {
-    crate::common::learner_with_head(dir, device, &MODULES, Mask::Full, Keep::All, 48)
 }
 
 /// Sequences of 8 tokens; that of number 1 has no label.
