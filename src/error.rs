@@ -80,12 +80,11 @@ pub enum Error {
         /// Why.
         error: Box<Error>,
     },
-    /// Another rank has ended the run, and says why.
+    /// Another rank has ended the run, says why and has the exit status: one with another would be the first to be noticed
+    /// by whoever started them, who then ends the rest before they have spoken.
     Elsewhere {
         /// Which.
         rank: usize,
-        /// This process's exit status.
-        status: u8,
     },
 }
 
@@ -142,7 +141,7 @@ impl Error {
                 message![format!("stopped by {}: ", signal_name(*signal)), what.clone()]
             }
             Error::Rank { rank, error } => message![format!("rank {rank}: "), error.message()],
-            Error::Elsewhere { rank, .. } => format!("ended by rank {rank}").into(),
+            Error::Elsewhere { rank } => format!("ended by rank {rank}").into(),
         }
     }
 
@@ -152,7 +151,7 @@ impl Error {
             Error::Usage(_) => 2,
             Error::Stopped { signal, .. } => 128 + signal,
             Error::Rank { error, .. } => error.exit_code(),
-            Error::Elsewhere { status, .. } => *status,
+            Error::Elsewhere { .. } => 0,
             _ => 1,
         }
     }

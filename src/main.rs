@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let (what, status) = match ended {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         // Said by another rank.
-        Ok(Err(Error::Elsewhere { status, .. })) => return ExitCode::from(status),
+        Ok(Err(Error::Elsewhere { .. })) => return ExitCode::SUCCESS,
         Ok(Err(e)) => (e.message().spelled(cli::FLAGS), e.exit_code()),
         Err(panic) => {
             let what = llm2vec::error::panic_message(&*panic);

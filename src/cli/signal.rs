@@ -19,6 +19,8 @@ const SIGNALS: [i32; 2] = [SIGINT, SIGTERM];
 
 /// The newest signal's number.
 static NEWEST: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+/// Whether nothing is said of a signal.
+static MUTE: AtomicBool = AtomicBool::new(false);
 /// Whether the first signal only asks.
 static ASKS: AtomicBool = AtomicBool::new(false);
 
@@ -92,9 +94,16 @@ fn attend(mut woken: std::os::unix::net::UnixStream) {
         }
         let what = "what was not finished is removed".into();
         let stopped = Error::Stopped { signal: NEWEST.load(Ordering::SeqCst) as u8, what };
-        say(format_args!("error: {stopped}"));
+        if !MUTE.load(Ordering::SeqCst) {
+            say(format_args!("error: {stopped}"));
+        }
         low_level::exit(stopped.exit_code().into());
     }
+}
+
+/// From now on a signal ends the process without a word.
+pub fn mute() {
+    MUTE.store(true, Ordering::SeqCst);
 }
 
 /// Returns where no signal is ending the process; one that does has the last word.

@@ -145,7 +145,12 @@ impl Flags {
     fn run(self, stage: Stage) -> Result<()> {
         let ranks = ranks()?;
         let options = ranks.settle(self.options(stage, &ranks))?;
-        Trainer::open(options)?.run().map(drop)
+        let ended = Trainer::open(options).and_then(Trainer::run);
+        if let Err(Error::Elsewhere { .. }) = ended {
+            // Whoever started the ranks may end this one before it has left; another has said why.
+            signal::mute();
+        }
+        ended.map(drop)
     }
 
     fn options(self, stage: Stage, ranks: &Rc<Ranks>) -> Result<Options> {

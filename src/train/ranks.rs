@@ -118,7 +118,7 @@ impl Ranks {
     fn meet(&self, failed: bool, words: usize) -> Result<Vec<usize>> {
         let said = self.exchange([u64::from(failed), words as u64]);
         match said.iter().position(|[failed, _]| *failed != 0) {
-            Some(rank) => Err(Error::Elsewhere { rank, status: 1 }),
+            Some(rank) => Err(Error::Elsewhere { rank }),
             None => Ok(said.into_iter().map(|[_, words]| words as usize).collect()),
         }
     }
@@ -183,18 +183,15 @@ impl Ranks {
         {
             return ended;
         }
-        let stopped = match &ended {
-            // All know of a signal.
-            Err(Error::Stopped { signal, .. }) => Some(128 + signal),
-            _ => None,
-        };
-        match (self.meet(ended.is_err() && stopped.is_none(), 0), stopped) {
-            (Err(Error::Elsewhere { rank, .. }), _) if rank == self.rank => {
+        // All know of a signal.
+        let stopped = matches!(ended, Err(Error::Stopped { .. }));
+        match self.meet(ended.is_err() && !stopped, 0) {
+            Err(Error::Elsewhere { rank }) if rank == self.rank => {
                 ended.map_err(|e| Error::Rank { rank, error: Box::new(e) })
             }
-            (Err(e), _) => Err(e),
-            (Ok(_), Some(status)) if !self.is_first() => Err(Error::Elsewhere { rank: 0, status }),
-            (Ok(_), _) => ended,
+            Err(e) => Err(e),
+            Ok(_) if stopped && !self.is_first() => Err(Error::Elsewhere { rank: 0 }),
+            Ok(_) => ended,
         }
     }
 }
