@@ -1,6 +1,6 @@
 //! The arena: every struct of tensors is built by one constructor, first to be counted, then for real.
 
-use crate::device::{DType, Device, bf16::Panels};
+use crate::device::{DType, Device, panels::Panels};
 use crate::error::{Error, Message, Result, message};
 use crate::tensor::Tensor;
 
@@ -104,10 +104,10 @@ impl Arena {
         self.tensor(self.device.statistic(), shape)
     }
 
-    /// A frozen bf16 weight in the CPU's packed layout.
-    pub fn panels(&mut self, shape: [usize; 2]) -> Tensor {
-        self.count(Panels::bytes(shape[0], shape[1]));
-        if self.planning { Tensor::planned(DType::Bf16, &shape) } else { Tensor::panels(shape) }
+    /// A frozen weight of `Bf16` or else `F32` in the CPU's packed layout.
+    pub fn panels(&mut self, dtype: DType, shape: [usize; 2]) -> Tensor {
+        self.count(Panels::bytes(dtype == DType::Bf16, shape[0], shape[1]));
+        if self.planning { Tensor::planned(dtype, &shape) } else { Tensor::panels(dtype, shape) }
     }
 
     /// Bytes by group, in the order of first use.

@@ -2,7 +2,7 @@
 
 use crate::device::cpu::Real;
 use crate::device::gpu::{Gpu, Memory};
-use crate::device::{DType, bf16::Panels};
+use crate::device::{DType, panels::Panels};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -90,9 +90,10 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), data }
     }
 
-    /// A bf16 weight `[M, K]` in the layout of the CPU's bf16 matrix product.
-    pub fn panels(shape: [usize; 2]) -> Tensor {
-        Tensor { shape: shape.to_vec(), data: Data::Panels(Panels::zeros(shape[0], shape[1])) }
+    /// A weight `[M, K]` of `Bf16` or else `F32` in the layout of the CPU's matrix products.
+    pub fn panels(dtype: DType, shape: [usize; 2]) -> Tensor {
+        let panels = Panels::zeros(dtype == DType::Bf16, shape[0], shape[1]);
+        Tensor { shape: shape.to_vec(), data: Data::Panels(panels) }
     }
 
     /// A tensor of this shape that has no memory: what a planning arena hands out.
@@ -126,12 +127,12 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// Element type; packed panels are `Bf16`.
+    /// Element type.
     pub fn dtype(&self) -> DType {
         match &self.data {
             Data::F64(_) => DType::F64,
-            Data::F32(_) => DType::F32,
-            Data::Bf16(_) | Data::Panels(_) => DType::Bf16,
+            Data::F32(_) | Data::Panels(Panels::F32(_)) => DType::F32,
+            Data::Bf16(_) | Data::Panels(Panels::Bf16(_)) => DType::Bf16,
             Data::I32(_) => DType::I32,
             Data::Gpu(_, d) | Data::Planned(d) => *d,
         }
@@ -229,7 +230,7 @@ impl Tensor {
         Error::Shape { op: "tensor", what: format!("holds {:?}, expected {wanted}", self.dtype()) }
     }
 
-    /// The packed panels, if the tensor is a packed bf16 weight.
+    /// The packed panels, if the tensor is a packed weight.
     pub fn as_panels(&self) -> Option<&Panels> {
         if let Data::Panels(p) = &self.data { Some(p) } else { None }
     }
@@ -263,7 +264,7 @@ impl Tensor {
         }
     }
 
-    /// Rows `first .. first + rows` of a `[M, K]` weight at `T`: where they lie, or widened from bf16 into `room`.
+    /// Rows `first .. first + rows` of a `[M, K]` weight at `T`: where they lie, or out of panels or widened from bf16 into `room`.
     pub fn weight_rows<'a, T: Real + Element>(
         &'a self,
         first: usize,
@@ -271,14 +272,14 @@ impl Tensor {
         room: &'a mut Vec<T>,
     ) -> Result<&'a [T]> {
         let k: usize = self.shape[1..].iter().product();
-        if self.dtype() != DType::Bf16 {
+        if self.dtype() != DType::Bf16 && self.as_panels().is_none() {
             return Ok(&self.host()?[first * k..][..rows * k]);
         }
         room.resize(rows * k, T::ZERO);
         let wide = |x: bf16| T::of(x.to_f64());
         match &self.data {
             Data::Panels(p) => room.par_chunks_mut(k).enumerate().for_each(|(r, row)| {
-                row.iter_mut().zip(p.row(first + r)).for_each(|(y, x)| *y = wide(x));
+                p.row(first + r, |at, x| row[at] = T::of(x.into()));
             }),
             _ => room.par_chunks_mut(k).zip(self.host::<bf16>()?[first * k..].par_chunks(k)).for_each(
                 |(row, w)| {

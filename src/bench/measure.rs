@@ -149,7 +149,7 @@ impl<'a> Subject<'a> {
     fn packed(mut self) -> Result<Subject<'a>> {
         if let Some(at) = self.case.inputs.iter().position(|operand| operand.name == "w") {
             let w = &self.inputs[at];
-            let mut panels = Tensor::panels([w.shape()[0], w.shape()[1]]);
+            let mut panels = Tensor::panels(DType::Bf16, [w.shape()[0], w.shape()[1]]);
             panels.put_rows(0, w.host::<f32>()?)?;
             self.inputs[at] = panels;
         }

@@ -37,7 +37,7 @@ pub struct Size {
     pub tokens: usize,
     /// In a text.
     pub length: usize,
-    /// bf16 weights packed for the CPU's micro-kernels.
+    /// bf16 weights packed for the CPU's products.
     pub panels: bool,
     /// Keep only the inputs of blocks.
     pub recompute: bool,

@@ -2,7 +2,7 @@
 
 use crate::bench::check;
 use crate::cli::print;
-use crate::device::{Device, bf16, cuda, images};
+use crate::device::{Device, cuda, images, panels};
 use crate::error::Result;
 use crate::kernels;
 use crate::memory::amount;
@@ -73,9 +73,12 @@ fn threads() -> Finding {
 }
 
 fn vectors() -> Finding {
-    match bf16::native() {
-        Some(name) => pass("cpu", format!("{name} for --dtype bf16")),
-        None => warn("cpu", "no bf16 instructions".into(), "--dtype bf16 saves memory here, not time"),
+    let real = panels::f32_unit().map_or("f32 by `gemm`".into(), |name| format!("f32 by {name}"));
+    match panels::bf16_unit() {
+        Some(name) => pass("cpu", format!("{real}, --dtype bf16 by {name}")),
+        None => {
+            warn("cpu", format!("{real}, no bf16 instructions"), "--dtype bf16 saves memory here, not time")
+        }
     }
 }
 

@@ -181,7 +181,7 @@ fn device_lines(device: &Device) -> Vec<Line> {
         Ok(list) => listed(&list),
         Err(why) => why,
     };
-    let bf16 = crate::device::bf16::native().unwrap_or("bf16 widened");
+    let bf16 = crate::device::panels::bf16_unit().unwrap_or("bf16 widened");
     let device = match device {
         Device::Cpu(_) => format!("cpu, {} threads, {bf16}", rayon::current_num_threads()),
         Device::Gpu(gpu) => described(gpu),

@@ -1,7 +1,5 @@
 //! Where tensors live and what computes: the CPU, a GPU, or its emulator. `unsafe` stands here and around launches.
 
-#[allow(unsafe_code)]
-pub mod bf16;
 pub mod choice;
 #[allow(unsafe_code)]
 pub mod cpu;
@@ -15,6 +13,8 @@ pub mod launch;
 pub mod mapped;
 #[allow(unsafe_code)]
 pub mod nvtx;
+#[allow(unsafe_code)]
+pub mod panels;
 pub mod system;
 
 use crate::error::{Error, Result, Setting, message};

@@ -1,5 +1,6 @@
 //! The weights: every field with its shape, and where each comes from in a checkpoint.
 
+use crate::device::panels::f32_unit;
 use crate::device::{DType, Device};
 use crate::error::{Error, Result};
 use crate::memory::Arena;
@@ -12,12 +13,17 @@ use crate::tensor::{Edit, Raw, Tensor};
 /// How the large matrices are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// In the type that the device computes in.
+    /// In the type that the device computes in; on a CPU packed for its products, where those are the quicker ones.
     Real,
     /// bf16, widened tile by tile as it is used: half the memory of f32.
     Bf16,
     /// bf16, packed for the bf16 matrix product.
     Panels,
+}
+
+/// Whether weights are packed that this device computes with as they are.
+fn packs(device: &Device) -> bool {
+    matches!(device, Device::Cpu(DType::F32)) && f32_unit().is_some()
 }
 
 /// A projection `[M, K]`, possibly several of the checkpoint's, one below the other.
@@ -77,9 +83,10 @@ impl Linear {
     ) -> Linear {
         let m = parts.iter().map(|(_, rows)| rows).sum();
         let w = match storage {
+            Storage::Real if packs(&arena.device) => arena.panels(DType::F32, [m, k]),
             Storage::Real => arena.activation(&[m, k]),
             Storage::Bf16 => arena.tensor(DType::Bf16, &[m, k]),
-            Storage::Panels => arena.panels([m, k]),
+            Storage::Panels => arena.panels(DType::Bf16, [m, k]),
         };
         Linear { w, bias: bias.then(|| arena.activation(&[m])), lora: None, parts: parts.to_vec() }
     }

@@ -55,11 +55,11 @@ impl Lora<'_> {
 /// | `y`        | [N, M]   | activation                               | overwritten; `None` where only xa is wanted |
 /// | `xa`       | [N, S R] | activation                               | overwritten with drop(x) Aᵀ; needed with `lora` |
 /// | `x`        | [N, K]   | activation                               | read                         |
-/// | `w`        | [M, K]   | activation, bf16, or packed bf16 panels  | read                         |
+/// | `w`        | [M, K]   | activation, bf16, or panels of f32 or bf16 | read                       |
 /// | `bias`     | `[M]`    | activation                               | read                         |
 /// | `residual` | [N, M]   | activation                               | read                         |
 ///
-/// With packed panels `x` is rounded to bf16 as well; sums are always f32 or better. A GPU takes f32 A and B, K, M and
+/// With panels of bf16 `x` is rounded to bf16 as well, and so is `dy` backward; sums are always f32 or better. A GPU takes f32 A and B, K, M and
 /// rows of segments that are multiples of 8, and up to three segments. Errors if a shape does not fit.
 /// Source: Hu et al. 2021, arXiv:2106.09685, eq. 3; dropout of its input as in PEFT.
 #[allow(clippy::too_many_arguments)]
@@ -345,6 +345,13 @@ pub fn lora_linear_bwd(
 
 /// `dx = dy w`.
 fn product_bwd<R: Real + Element>(dx: &mut [R], dy: &[R], w: &Tensor, [n, k, m]: [usize; 3]) -> Result<()> {
+    if let Some(panels) = w.as_panels() {
+        if <R as Real>::DTYPE != DType::F32 {
+            return refuse("lora_linear_bwd", "packed weights are multiplied in f32".into());
+        }
+        panels.matmul_back(bytemuck::cast_slice_mut(dx), bytemuck::cast_slice(dy), n);
+        return Ok(());
+    }
     let mut room = Vec::new();
     for first in (0..m).step_by(tile(w, m)) {
         let rows = tile(w, m).min(m - first);

@@ -53,7 +53,7 @@ impl Tensor {
                     Ok(())
                 })
             }),
-            Data::Panels(panels) => panels.fill(first..first + raw.rows(), |rows, panel| {
+            Data::Panels(panels) => panels.fill(first..first + raw.rows(), &|rows, panel| {
                 if let (DType::Bf16, None) = (raw.dtype, edit) {
                     let bits = raw.pairs(rows.clone());
                     panel.copy(bits);
@@ -178,9 +178,10 @@ mod tests {
             0 => Tensor::zeros(DType::F64, &[130, COLS]),
             1 => Tensor::zeros(DType::F32, &[130, COLS]),
             2 => Tensor::zeros(DType::Bf16, &[130, COLS]),
-            _ => Tensor::panels([130, COLS]),
+            3 => Tensor::panels(DType::F32, [130, COLS]),
+            _ => Tensor::panels(DType::Bf16, [130, COLS]),
         };
-        for (kind, dtype) in (0..4).flat_map(|kind| [DType::F32, DType::F16, DType::Bf16].map(|d| (kind, d)))
+        for (kind, dtype) in (0..5).flat_map(|kind| [DType::F32, DType::F16, DType::Bf16].map(|d| (kind, d)))
         {
             for edit in [None, Some(&negated as Edit)] {
                 let (mut got, mut wanted) = (make(kind), make(kind));
@@ -216,7 +217,8 @@ mod tests {
             for mut tensor in [
                 Tensor::zeros(DType::F32, &[60, COLS]),
                 Tensor::zeros(DType::Bf16, &[60, COLS]),
-                Tensor::panels([60, COLS]),
+                Tensor::panels(DType::F32, [60, COLS]),
+                Tensor::panels(DType::Bf16, [60, COLS]),
             ] {
                 let said = tensor.fill(0, &raw(dtype, &[60, COLS], &data), None).unwrap_err().to_string();
                 assert!(said.contains("at row 51, column 6") && said.contains(&value.to_string()), "{said}");

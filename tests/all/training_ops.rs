@@ -180,14 +180,19 @@ fn lora_linear_leaves_out_what_is_frozen() {
 fn bf16_weights_give_the_gradients_of_their_values() {
     let [n, k, m] = [5, 33, 1100];
     let rows: Vec<f32> = normal(1, m * k).into_iter().map(|v| (v * 8.0).round() as f32 / 8.0).collect();
-    let mut weights =
-        [Tensor::zeros(DType::F32, &[m, k]), Tensor::zeros(DType::Bf16, &[m, k]), Tensor::panels([m, k])];
+    let mut weights = [
+        Tensor::zeros(DType::F32, &[m, k]),
+        Tensor::panels(DType::F32, [m, k]),
+        Tensor::zeros(DType::Bf16, &[m, k]),
+        Tensor::panels(DType::Bf16, [m, k]),
+    ];
     for w in &mut weights {
         w.put_rows(0, &rows).unwrap();
     }
     let small = |name: u64, shape: &[usize]| {
         let n = shape.iter().product();
-        Tensor::from_f64(DType::F32, shape, normal(name, n).into_iter().map(|x| 0.2 * x))
+        // Numbers that bf16 holds, or its panels would round dy.
+        Tensor::from_f64(DType::F32, shape, normal(name, n).into_iter().map(|x| (6.4 * x).round() / 32.0))
     };
     let (x, dy) = (small(2, &[n, k]), small(3, &[n, m]));
     let (picked, labels) = (Tensor::from_i32(&[0, 3]), Tensor::from_i32(&[1099, 512]));

@@ -3,14 +3,11 @@
 //! Written as inline assembly because the intrinsics are not stable Rust. Linux hands the tile
 //! registers out on request only ([`available`] asks once for the process).
 
-use half::bf16;
+use super::tile::{Lines, Tile, WHOLE, through_a_whole_tile};
+use super::{PANEL, Pair};
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::PANEL;
-
-/// Rows of `x` per tile product: two tiles of 16.
-pub const ROWS: usize = 32;
 /// Pairs of k per tile: 16 rows of 64 bytes.
 pub const PAIRS: usize = 16;
 
@@ -65,24 +62,33 @@ impl Tiles {
         Some(Tiles(()))
     }
 
-    /// `y[32, 48] (+)= x[32, 2 pairs] w`, rows of `y` being `stride` apart; `w` is one panel.
+    /// `y (+)= x w`; `x` ends with rows of zeros up to a multiple of 32, `w` is some steps of a panel.
     ///
-    /// Panics if a slice is too short or `pairs` is no multiple of 16.
-    pub fn product(
-        &self,
-        y: &mut [f32],
-        stride: usize,
-        x: &[[bf16; 2]],
-        pairs: usize,
-        w: &[[bf16; 2]],
-        add: bool,
-    ) {
-        assert!(
-            pairs > 0 && pairs.is_multiple_of(PAIRS) && x.len() >= ROWS * pairs && w.len() >= pairs * PANEL
-        );
-        assert!(y.len() >= (ROWS - 1) * stride + PANEL);
+    /// A ragged tile goes through a whole one of its own, which begins with what is in `y`: a row's sum is taken in the same
+    /// order in both, or its bits would say how many rows are beside it. Panics if a slice is too short or the steps are no
+    /// multiple of 16.
+    pub fn product(&self, y: &mut Tile, x: Lines<Pair>, w: &[Pair], add: bool) {
+        for first in (0..y.rows()).step_by(WHOLE) {
+            let (mut y, x) = (y.part(first..y.rows().min(first + WHOLE)), x.from(first));
+            match y.whole() {
+                // SAFETY: the tile's 32 rows of 48 numbers, which are its own.
+                Some((at, stride)) => unsafe { self.whole(at, stride, x, w, add) },
+                // SAFETY: 32 rows of 48 numbers.
+                None => through_a_whole_tile(&mut y, add, |room| unsafe {
+                    self.whole(room.as_mut_ptr(), PANEL, x, w, true);
+                }),
+            }
+        }
+    }
+
+    /// # Safety
+    /// - `y` points to 32 rows of 48 numbers, `stride` apart, that nobody else uses
+    unsafe fn whole(&self, y: *mut f32, stride: usize, x: Lines<Pair>, w: &[Pair], add: bool) {
+        let pairs = w.len() / PANEL;
+        assert!(pairs > 0 && pairs.is_multiple_of(PAIRS) && x.holds(WHOLE, pairs));
         if !add {
-            y.chunks_mut(stride).take(ROWS).for_each(|row| row[..PANEL].fill(0.0));
+            // SAFETY: rows of y.
+            (0..WHOLE).for_each(|r| unsafe { y.add(r * stride).write_bytes(0, PANEL) });
         }
         // SAFETY: the configuration is loaded while `self` lives; the asserts bound every tile that is read or
         // written; the tile registers are declared clobbered.
@@ -119,12 +125,12 @@ impl Tiles {
                 "tilestored [{y1} + {ys}*1], tmm3",
                 "tilestored [{y1} + {ys}*1 + 64], tmm4",
                 "tilestored [{y1} + {ys}*1 + 128], tmm5",
-                y0 = in(reg) y.as_mut_ptr(),
-                y1 = in(reg) y.as_mut_ptr().add(16 * stride),
+                y0 = in(reg) y,
+                y1 = in(reg) y.add(16 * stride),
                 ys = in(reg) 4 * stride,
-                x0 = inout(reg) x.as_ptr() => _,
-                x1 = inout(reg) x.as_ptr().add(16 * pairs) => _,
-                xs = in(reg) 4 * pairs,
+                x0 = inout(reg) x.steps.as_ptr() => _,
+                x1 = inout(reg) x.steps.as_ptr().add(16 * x.stride) => _,
+                xs = in(reg) 4 * x.stride,
                 w = inout(reg) w.as_ptr() => _,
                 ws = in(reg) 4 * PANEL,
                 w_step = const PAIRS * 4 * PANEL,

@@ -1,0 +1,174 @@
+//! Every unit that this CPU has, and a model of the one that it may lack, against f64.
+
+use super::tile::{Lines, Tile, WHOLE, through_a_whole_tile};
+use super::*;
+
+/// Tile registers as the manual defines them: each step over 16 pairs sums the products of even and of odd k from zero,
+/// and adds the sum of both to `y`.
+struct Model;
+
+impl Unit<Pair> for Model {
+    const ROWS: usize = WHOLE;
+
+    fn product(&self, y: &mut Tile, x: Lines<Pair>, w: &[Pair], add: bool) {
+        for first in (0..y.rows()).step_by(WHOLE) {
+            let (mut y, x) = (y.part(first..y.rows().min(first + WHOLE)), x.from(first));
+            through_a_whole_tile(&mut y, add, |y| {
+                for (i, sum) in y.iter_mut().enumerate() {
+                    let (r, c) = (i / PANEL, i % PANEL);
+                    for step in (0..w.len() / PANEL).step_by(16) {
+                        let half = |i: usize| {
+                            let product = |k: usize| {
+                                x.steps[r * x.stride + k][i].to_f32() * w[k * PANEL + c][i].to_f32()
+                            };
+                            (step..step + 16).fold(0.0, |sum, k| sum + product(k))
+                        };
+                        *sum += half(0) + half(1);
+                    }
+                }
+            });
+        }
+    }
+}
+
+type Forward = Box<dyn Fn(&Panels, &mut [f32], &[f32], usize, bool)>;
+type Back = Box<dyn Fn(&Panels, &mut [f32], &[f32], usize)>;
+
+/// A unit's name, whether it takes bf16, its two products.
+type Case = (&'static str, bool, Forward, Back);
+
+fn half<U: Unit<Pair> + 'static>(name: &'static str, load: fn() -> U) -> Case {
+    let packed = |p: &Panels| match p {
+        Panels::Bf16(p) => p.clone(),
+        Panels::F32(_) => unreachable!(),
+    };
+    let forward = move |p: &Panels, y: &mut [f32], x: &[f32], n, add| packed(p).matmul(load, y, x, n, add);
+    (name, true, Box::new(forward), Box::new(move |p, dx, dy, n| packed(p).matmul_back(load, dx, dy, n)))
+}
+
+fn single<U: Unit<f32> + 'static>(name: &'static str, load: fn() -> U) -> Case {
+    let packed = |p: &Panels| match p {
+        Panels::F32(p) => p.clone(),
+        Panels::Bf16(_) => unreachable!(),
+    };
+    let forward = move |p: &Panels, y: &mut [f32], x: &[f32], n, add| packed(p).matmul(load, y, x, n, add);
+    (name, false, Box::new(forward), Box::new(move |p, dx, dy, n| packed(p).matmul_back(load, dx, dy, n)))
+}
+
+fn units() -> Vec<Case> {
+    vec![
+        half("bf16 as it comes", Half::load),
+        half("bf16 without tiles", Half::without_tiles),
+        half("portable bf16", || Half::Portable),
+        half("tile model", || Model),
+        single("f32 as it comes", Single::load),
+        single("portable f32", || Single::Portable),
+    ]
+}
+
+fn numbers(n: usize, step: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * step % 101) as f32 - 50.0) / 31.0).collect()
+}
+
+fn packed(bf16: bool, w: &[f32], m: usize, k: usize) -> Panels {
+    let mut panels = Panels::zeros(bf16, m, k);
+    w.chunks(k).enumerate().for_each(|(r, row)| panels.set_row(r, row));
+    panels
+}
+
+/// Ragged in every direction: tails of rows, columns, an odd K, several depths; adding, overwriting, and backward.
+#[test]
+fn equals_the_f64_product_of_the_rounded_operands() {
+    let sizes =
+        [(1, 1, 1), (3, 47, 5), (32, 48, 32), (33, 49, 33), (600, 100, 258), (9, 1009, 970), (2, 95, 2000)];
+    for ((n, m, k), (unit, bf16, forward, back)) in
+        sizes.into_iter().flat_map(|s| units().into_iter().map(move |u| (s, u)))
+    {
+        let (x, w, dy) = (numbers(n * k, 37), numbers(m * k, 53), numbers(n * m, 43));
+        let panels = packed(bf16, &w, m, k);
+        let r = |v: f32| if bf16 { bf16::from_f32(v).to_f64() } else { v.into() };
+        let near = |what: &str, i: usize, got: f32, exact: f64, depth: usize| {
+            let bound = 1e-5 * depth as f64;
+            assert!((f64::from(got) - exact).abs() < bound, "{unit} {what} [{n},{m},{k}] {i}: {got} {exact}");
+        };
+        let mut y = vec![f32::NAN; n * m];
+        forward(&panels, &mut y, &x, n, false);
+        forward(&panels, &mut y, &x, n, true);
+        for (i, got) in y.iter().enumerate() {
+            let exact: f64 = (0..k).map(|t| 2.0 * r(x[i / m * k + t]) * r(w[i % m * k + t])).sum();
+            near("forward", i, *got, exact, k);
+        }
+        let mut dx = vec![f32::NAN; n * k];
+        back(&panels, &mut dx, &dy, n);
+        for (i, got) in dx.iter().enumerate() {
+            let exact: f64 = (0..m).map(|t| r(dy[i / k * m + t]) * r(w[t * k + i % k])).sum();
+            near("backward", i, *got, exact, m);
+        }
+    }
+}
+
+/// Rows of whole and of ragged tiles, adding to what is in `y` and overwriting, and backward.
+#[test]
+fn a_row_has_the_same_bits_whatever_rows_are_beside_it() {
+    const N: usize = 300;
+    for (m, k) in [(48, 64), (100, 258), (20, 1300)] {
+        for (unit, bf16, forward, back) in units() {
+            let (x, panels) = (numbers(N * k, 37), packed(bf16, &numbers(m * k, 53), m, k));
+            let before = numbers(N * m, 29);
+            for way in 0..3 {
+                let rows = |first: usize, n: usize| {
+                    let mut y = before[first * m..][..n * m].to_vec();
+                    let mut dx = vec![f32::NAN; n * k];
+                    match way {
+                        2 => back(&panels, &mut dx, &y, n),
+                        add => forward(&panels, &mut y, &x[first * k..][..n * k], n, add == 1),
+                    }
+                    if way == 2 { dx } else { y }.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+                };
+                let (all, wide) = (rows(0, N), if way == 2 { k } else { m });
+                for (first, n) in
+                    [(0, 1), (149, 1), (3, 7), (5, 8), (31, 9), (17, 32), (1, 33), (40, 95), (9, 280)]
+                {
+                    let same = rows(first, n) == all[first * wide..][..n * wide];
+                    assert!(same, "{unit} [{m},{k}], way {way}: {n} rows from {first} differ");
+                }
+            }
+        }
+    }
+}
+
+/// One thread or several.
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let (n, m, k) = (70, 500, 1100);
+    let (x, dy) = (numbers(n * k, 37), numbers(n * m, 43));
+    for bf16 in [false, true] {
+        let panels = packed(bf16, &numbers(m * k, 53), m, k);
+        let products = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (mut y, mut dx) = (vec![0.0; n * m], vec![0.0; n * k]);
+            pool.install(|| {
+                panels.matmul(&mut y, &x, n, false);
+                panels.matmul_back(&mut dx, &dy, n);
+            });
+            (y, dx)
+        };
+        let one = products(1);
+        assert!([2, 3, 5].into_iter().all(|threads| products(threads) == one), "bf16 {bf16}");
+    }
+}
+
+#[test]
+fn a_row_is_read_as_it_was_set() {
+    for bf16 in [false, true] {
+        let w = numbers(50 * 7, 53);
+        let panels = packed(bf16, &w, 50, 7);
+        for (r, row) in w.chunks(7).enumerate() {
+            let mut got = [f32::NAN; 7];
+            panels.row(r, |at, v| got[at] = v);
+            let wanted: Vec<f32> =
+                row.iter().map(|&v| if bf16 { bf16::from_f32(v).to_f32() } else { v }).collect();
+            assert_eq!(got[..], wanted);
+        }
+    }
+}
