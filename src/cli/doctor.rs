@@ -2,7 +2,7 @@
 
 use crate::bench::check;
 use crate::cli::print;
-use crate::device::{Device, cuda, images, panels};
+use crate::device::{Device, cuda, images, nccl, panels};
 use crate::error::Result;
 use crate::kernels;
 use crate::memory::amount;
@@ -44,6 +44,7 @@ impl Doctor {
             hopper(),
             emulator(),
             ranks(),
+            nccl(),
         ];
         let line = |f: &Finding| match (self.json, f.hint) {
             (true, _) => serde_json::to_string(f).unwrap_or_default() + "\n",
@@ -177,6 +178,19 @@ fn ranks() -> Finding {
     return pass("mpi", format!("ranks train by {}", crate::train::ranks::library()));
     #[cfg(not(feature = "mpi"))]
     pass("mpi", "not in this build: one process trains (--features mpi for ranks)".into())
+}
+
+/// What the GPUs of ranks would exchange gradients by.
+fn nccl() -> Finding {
+    match (nccl::version(), cuda::gpus().is_ok_and(|list| !list.is_empty())) {
+        (Ok(version), _) => pass("nccl", format!("{version}, for ranks that have a GPU each")),
+        (Err(why), false) => pass("nccl", format!("{why}; no GPU would take it")),
+        (Err(why), true) => warn(
+            "nccl",
+            why,
+            "gradients of ranks go through the hosts' memory; name the library's folder in LD_LIBRARY_PATH",
+        ),
+    }
 }
 
 fn emulator() -> Finding {

@@ -7,7 +7,7 @@ use crate::pretrained::open::Compute;
 use crate::train::config::{Invalid, Stage, TrainConfig};
 use crate::train::folder::Existing;
 use crate::train::log;
-use crate::train::ranks::Ranks;
+use crate::train::ranks::{Ranks, Transport};
 use crate::train::run::{Options, Trainer};
 use clap::builder::BoolishValueParser;
 use clap::parser::ValueSource;
@@ -89,6 +89,16 @@ struct RunFlags {
     device: String,
     #[command(flatten)]
     kernels: KernelSetFlags,
+    /// How ranks send gradients: nccl (from GPU to GPU), mpi (through the hosts' memory), or auto: nccl where it can
+    #[arg(
+        long,
+        env = "LLM2VEC_TRANSPORT",
+        value_name = "HOW",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Machine"
+    )]
+    transport: Transport,
 
     /// Every step as JSON [default: log.jsonl in --output]
     #[arg(long, env = "LLM2VEC_LOG", value_name = "FILE.jsonl", help_heading = "Output")]
@@ -184,6 +194,7 @@ impl Flags {
             plot: run.plot,
             stop: signal::stop_flag()?,
             ranks: Rc::clone(ranks),
+            transport: run.transport,
         })
     }
 

@@ -106,7 +106,7 @@ pub struct Cuda {
     pub processors: usize,
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    pub(super) stream: sys::CUstream,
     loaded: Mutex<Loaded>,
     staging: Mutex<Staging>,
     /// Waits for each kernel, so that an error is its own.
@@ -185,13 +185,22 @@ impl Cuda {
     }
 
     /// Makes the context this thread's.
-    fn enter(&self) -> Result<()> {
+    pub(super) fn enter(&self) -> Result<()> {
         // SAFETY: retained until `drop`.
         failed("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
     }
 
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Where it is on its machine's bus.
+    pub fn slot(&self) -> Result<String> {
+        let mut text = [0; 16];
+        // SAFETY: as much room as is said, which is more than "0000:00:00.0" takes; the driver ends it with a NUL.
+        let got = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, self.device) };
+        failed("cuDeviceGetPCIBusId", got.result())?;
+        Ok(text.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect())
     }
 
     /// Free bytes on the device.

@@ -133,6 +133,19 @@ impl Gpu {
         matches!(&*self.driver, Driver::Emulated(_))
     }
 
+    /// The CUDA driver's, where it is no emulator.
+    pub(super) fn driver(&self) -> Option<&Cuda> {
+        match &*self.driver {
+            Driver::Cuda(cuda) => Some(cuda),
+            Driver::Emulated(_) => None,
+        }
+    }
+
+    /// Where it is on its machine's bus; nothing of the emulator.
+    pub fn slot(&self) -> Result<Option<String>> {
+        self.driver().map(Cuda::slot).transpose()
+    }
+
     /// Marketing name, or `emulated (sm_80)`.
     pub fn name(&self) -> &str {
         match &*self.driver {

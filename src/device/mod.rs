@@ -12,6 +12,8 @@ pub mod images;
 pub mod launch;
 pub mod mapped;
 #[allow(unsafe_code)]
+pub mod nccl;
+#[allow(unsafe_code)]
 pub mod nvtx;
 #[allow(unsafe_code)]
 pub mod panels;

@@ -72,6 +72,7 @@ settings! {
     Log "log"
     Plot "plot"
     Tensorboard "tensorboard"
+    Transport "transport"
     // Of mining.
     Negatives "negatives"
     RangeMin "range_min"

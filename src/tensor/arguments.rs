@@ -2,7 +2,7 @@
 
 use super::{Data, Tensor, refuse};
 use crate::device::DType;
-use crate::device::gpu::{Argument, Gpu, Swizzle, TensorMap, Tiles};
+use crate::device::gpu::{Argument, Gpu, Memory, Swizzle, TensorMap, Tiles};
 use crate::error::Result;
 
 impl Tensor {
@@ -25,6 +25,20 @@ impl Tensor {
             swizzle: Swizzle::B128,
         };
         gpu.tensor_map(memory, &tiles)
+    }
+
+    /// Where it lies on a GPU.
+    pub fn memory(&self) -> Result<&Memory> {
+        match &self.data {
+            Data::Gpu(memory, _) => Ok(memory),
+            _ => Err(self.wrong_type("an array on a GPU")),
+        }
+    }
+
+    /// Likewise, to be written.
+    pub fn memory_mut(&mut self) -> Result<&mut Memory> {
+        let wrong = self.wrong_type("an array on a GPU");
+        if let Data::Gpu(memory, _) = &mut self.data { Ok(memory) } else { Err(wrong) }
     }
 
     /// The array as a kernel's parameter `name`, whose elements the C signature says are `dtype`.

@@ -309,7 +309,7 @@ settings! {
     /// Parts of a batch, a power of two, that ranks share; they decide the order of sums, ranks do not [default: the ranks]
     flag(long, env = "LLM2VEC_SLICES", value_name = "K", help_heading = "Machine")
     slices: Option<usize> = None, optional(check::slices);
-    /// tree (the same bits for any number of ranks), or fast (as they come, and as MPI adds) [default: tree]
+    /// tree (the same bits for any number of ranks), or fast (as they come, and as MPI or NCCL adds) [default: tree]
     flag(long, env = "LLM2VEC_REDUCE", value_name = "HOW", hide_possible_values = true, help_heading = "Machine")
     reduce: Reduce = Reduce::Tree;
 

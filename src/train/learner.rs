@@ -15,6 +15,7 @@ use crate::model::weights::{Source, Storage};
 use crate::ops::adamw::{AdamW, Clip, adamw_norm, adamw_step, adamw_workspace};
 use crate::ops::attention::Mask;
 use crate::tensor::Tensor;
+use crate::train::cards::{self, Exchange};
 use crate::train::partials::Partials;
 use crate::train::ranks::{Reduce, Share};
 
@@ -59,6 +60,7 @@ pub struct Learner {
     /// The slices of a step that are this process's.
     pub share: Share,
     partials: Partials,
+    exchange: Option<Exchange>,
     grads: Grads,
     /// AdamW's mean of gradients and of their squares, in the order of [`Learner::names`]
     moments: Vec<[Tensor; 2]>,
@@ -90,13 +92,17 @@ impl Learner {
         arena.workspace(|| adamw_workspace(grads.all().map(Tensor::numel)));
         let graphs = if let Device::Gpu(gpu) = &model.device { Graphs::of(gpu) } else { Graphs::default() };
         let (share, partials) = (Share::default(), Partials::default());
-        Learner { model, state, scratch, graphs, share, partials, grads, moments, norm }
+        Learner { model, state, scratch, graphs, share, partials, exchange: None, grads, moments, norm }
     }
 
-    /// Room for the gradients of this process's slices, in steps of `turns` batches.
+    /// Room for the gradients of this process's slices, in steps of `turns` batches, and for their exchange between GPUs.
     pub fn divide(&mut self, arena: &mut Arena, share: Share, turns: usize) {
         let apart = if share.reduce == Reduce::Tree { share.own().len() } else { 1 };
         self.partials = Partials::new(arena, &self.model.weights, apart, turns);
+        self.exchange = share.ranks.are_joined(&self.model.device).then(|| {
+            let elements = self.grads.all().map(Tensor::numel).sum::<usize>().min(cards::ELEMENTS);
+            Exchange::new(arena, share.ranks.size, elements, share.reduce == Reduce::Tree)
+        });
         self.share = share;
     }
 
@@ -140,9 +146,9 @@ impl Learner {
 
     /// After the last batch of a step: the gradients of all slices on all ranks become one sum.
     pub fn sum(&mut self) -> Result<()> {
-        let Learner { model, grads, share, partials, .. } = self;
+        let Learner { model, grads, share, partials, exchange, .. } = self;
         partials.sum(&model.device, grads)?;
-        share.ranks.sum(grads.all_mut(), share.reduce)
+        share.ranks.sum(&model.device, grads.all_mut(), share.reduce, exchange.as_mut())
     }
 
     /// One step of AdamW under the gradient's norm `most` (0: no bound), then gradients of 0. Gives the norm before.

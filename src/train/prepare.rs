@@ -17,7 +17,7 @@ use crate::train::folder::{self, Existing};
 use crate::train::learner::{Head, Learner, Size};
 use crate::train::log;
 use crate::train::paths::{Outputs, inputs};
-use crate::train::ranks::{Ranks, Share};
+use crate::train::ranks::{Ranks, Share, Transport};
 use crate::train::stage::{self, Loss, tokens};
 use crate::train::validation;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,8 @@ pub struct Options {
     pub stop: Arc<AtomicUsize>,
     /// The processes that share the run.
     pub ranks: Rc<Ranks>,
+    /// How their gradients go.
+    pub transport: Transport,
 }
 
 impl Options {
@@ -66,6 +68,7 @@ impl Options {
             plot: None,
             stop: Arc::default(),
             ranks: Rc::default(),
+            transport: Transport::default(),
         }
     }
 }

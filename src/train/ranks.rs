@@ -4,10 +4,13 @@
 //! What is asked of all ranks begins with a few numbers from each: whether it goes on, and how much it has to say. A rank
 //! that has failed says so at the next of these, so none waits for it, and the error is told once.
 
-use crate::error::{Error, Result};
+use crate::device::Device;
+use crate::device::nccl::{self, Comm, Id};
+use crate::error::{Error, Message, Result, Setting, message};
 use crate::tensor::Tensor;
+use crate::train::cards::Exchange;
 use serde::{Deserialize, Serialize};
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -18,8 +21,21 @@ use std::rc::Rc;
 pub enum Reduce {
     /// As a binary tree over the slices: the same bits for any number of ranks.
     Tree,
-    /// A rank adds its slices one after the other, MPI's all-reduce the ranks: their number decides the order.
+    /// A rank adds its slices one after the other, the all-reduce of MPI or NCCL the ranks: their number decides the order.
     Fast,
+}
+
+/// By which way gradients go from rank to rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Transport {
+    /// By NCCL where every rank has it and a GPU of its own, else by MPI.
+    #[default]
+    Auto,
+    /// From GPU to GPU.
+    Nccl,
+    /// Through the host's memory.
+    Mpi,
 }
 
 /// The part of a step that is this process's.
@@ -72,6 +88,8 @@ pub struct Ranks {
     pub size: usize,
     /// A rank has left the others in the middle of something: nothing more is to be asked of all.
     broken: Cell<bool>,
+    /// The GPUs of all, where gradients go from one to the other.
+    comm: OnceCell<Comm>,
     #[cfg(feature = "mpi")]
     world: Option<world::World>,
 }
@@ -89,7 +107,8 @@ impl Ranks {
     pub fn join(size: usize) -> Result<Ranks> {
         let world = world::World::join()?;
         let (rank, found) = world.place();
-        let ranks = Ranks { rank, size: found, broken: Cell::new(false), world: Some(world) };
+        let (broken, comm) = (Cell::new(false), OnceCell::new());
+        let ranks = Ranks { rank, size: found, broken, comm, world: Some(world) };
         if found != size {
             let what = format!("was started as one of {size} ranks, and its MPI library sees {found}");
             let hint = "take the mpirun of the MPI that it was built with";
@@ -104,6 +123,7 @@ impl Ranks {
             rank: 0,
             size,
             broken: Cell::new(false),
+            comm: OnceCell::new(),
             #[cfg(feature = "mpi")]
             world: None,
         }
@@ -132,12 +152,64 @@ impl Ranks {
         Ok(self.collect(mine, &lengths))
     }
 
+    /// Every rank's bytes.
+    fn bytes(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let said = self.gather(&mine.iter().map(|&byte| byte.into()).collect::<Vec<u32>>())?;
+        Ok(said.into_iter().map(|words| words.into_iter().map(|word| word as u8).collect()).collect())
+    }
+
     /// The first rank's text, on all of them.
     pub fn tell(&self, text: &str) -> Result<String> {
-        let words: Vec<u32> =
-            if self.is_first() { text.bytes().map(u32::from).collect() } else { Vec::new() };
-        let said: Vec<u8> = self.gather(&words)?.concat().into_iter().map(|word| word as u8).collect();
+        let said = self.bytes(if self.is_first() { text.as_bytes() } else { &[] })?.concat();
         Ok(String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Joins the GPUs of all ranks, where they can be. Gives the line that says how gradients go, where there is a choice.
+    ///
+    /// Errors where NCCL is wished for and one rank lacks what it takes, or NCCL fails.
+    pub fn connect(&self, device: &Device, wish: Transport) -> Result<Option<Message>> {
+        if self.size == 1 {
+            return Ok(None);
+        }
+        let own = match wish {
+            Transport::Mpi => Err("by its settings".into()),
+            _ => card(device),
+        };
+        // What is in the way begins with a blank.
+        let said = self.bytes(own.unwrap_or_else(|why| format!(" {why}")).as_bytes())?;
+        let said: Vec<String> =
+            said.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect();
+        match (hindrance(&said), device) {
+            (Some(why), _) if wish == Transport::Nccl => {
+                return Err(Error::device(message![Setting::Transport, format!(" nccl: {why}")]));
+            }
+            (Some(why), Device::Gpu(gpu)) if !gpu.is_emulated() => {
+                return Ok(Some(format!("gradients: by MPI through the hosts' memory ({why})").into()));
+            }
+            (None, Device::Gpu(gpu)) => {
+                let id = if self.is_first() { Id::new()?.0.to_vec() } else { Vec::new() };
+                let Ok(id) = self.bytes(&id)?.concat().try_into().map(Id) else {
+                    return Err(Error::device("NCCL's id has not come from rank 0"));
+                };
+                self.broken.set(true);
+                let comm = Comm::join(gpu, id, self.rank, self.size).map_err(|e| self.own(e))?;
+                self.broken.set(false);
+                let _ = self.comm.set(comm);
+            }
+            _ => return Ok(None),
+        }
+        Ok(nccl::version().ok().map(|version| format!("gradients: by NCCL {version}").into()))
+    }
+
+    /// Whether gradients go from GPU to GPU; of a plan, whether they could.
+    pub fn are_joined(&self, device: &Device) -> bool {
+        let plan = self.size > 1 && self.is_plan();
+        self.comm.get().is_some() || plan && matches!(device, Device::Gpu(gpu) if !gpu.is_emulated())
+    }
+
+    /// An error that is told here, for the others cannot be asked.
+    fn own(&self, error: Error) -> Error {
+        Error::Rank { rank: self.rank, error: Box::new(error) }
     }
 
     /// An error that names the ranks for which one of these, by SHA-256, is another than the first rank's.
@@ -158,18 +230,29 @@ impl Ranks {
         Ok(())
     }
 
-    /// Leaves the sum over all ranks in each of these, the same bits on all.
-    pub fn sum<'a>(&self, tensors: impl Iterator<Item = &'a mut Tensor>, how: Reduce) -> Result<()> {
+    /// Leaves the sum over all ranks in each of these, the same bits on all, by the way of GPUs that are joined where there is
+    /// `room` for it.
+    pub fn sum<'a>(
+        &self,
+        device: &Device,
+        tensors: impl Iterator<Item = &'a mut Tensor>,
+        how: Reduce,
+        room: Option<&mut Exchange>,
+    ) -> Result<()> {
         if self.size == 1 {
             return Ok(());
         }
         self.meet(false, 0)?;
         // Whoever fails in the middle leaves the others waiting: it ends without a word, and its starter ends them.
         self.broken.set(true);
-        for tensor in tensors {
-            let mut values = tensor.read_f32()?.into_owned();
-            self.add(&mut values, how);
-            tensor.write(&values)?;
+        if let (Some(comm), Some(room)) = (self.comm.get(), room) {
+            room.sum(device, comm, tensors).map_err(|e| self.own(e))?;
+        } else {
+            for tensor in tensors {
+                let mut values = tensor.read_f32()?.into_owned();
+                self.add(&mut values, how);
+                tensor.write(&values)?;
+            }
         }
         self.broken.set(false);
         Ok(())
@@ -196,9 +279,36 @@ impl Ranks {
     }
 }
 
+/// Which GPU this is, of all machines', or why NCCL cannot be had.
+fn card(device: &Device) -> std::result::Result<String, String> {
+    let Device::Gpu(gpu) = device else { return Err("the CPU trains".into()) };
+    let Some(slot) = gpu.slot().map_err(|e| e.to_string())? else { return Err("the emulator trains".into()) };
+    nccl::version()?;
+    // A machine that is started, by whichever name its containers call it.
+    let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Ok(format!("{} {slot}", machine.trim()))
+}
+
+/// What keeps the ranks from joining their GPUs, by what each says of its own.
+fn hindrance(said: &[String]) -> Option<String> {
+    let lacks = said.iter().enumerate().find_map(|(rank, own)| Some((rank, own.strip_prefix(' ')?)));
+    let shared = || {
+        let pairs = (0..said.len()).flat_map(|rank| (0..rank).map(move |other| (other, rank)));
+        pairs.into_iter().find(|&(other, rank)| said[other] == said[rank])
+    };
+    match lacks {
+        Some((rank, why)) => Some(format!("rank {rank}: {why}")),
+        None => shared().map(|(a, b)| format!("ranks {a} and {b} share a GPU, which NCCL refuses")),
+    }
+}
+
 /// Without MPI there is one rank, which asks nobody.
 #[cfg(not(feature = "mpi"))]
 impl Ranks {
+    fn is_plan(&self) -> bool {
+        true
+    }
+
     fn exchange(&self, mine: [u64; 2]) -> Vec<[u64; 2]> {
         vec![mine]
     }
@@ -212,6 +322,10 @@ impl Ranks {
 
 #[cfg(feature = "mpi")]
 impl Ranks {
+    fn is_plan(&self) -> bool {
+        self.world.is_none()
+    }
+
     fn exchange(&self, mine: [u64; 2]) -> Vec<[u64; 2]> {
         self.world.as_ref().map_or(vec![mine], |world| world.exchange(mine))
     }
@@ -233,6 +347,8 @@ impl Ranks {
 impl Drop for Ranks {
     /// Takes leave of the others, unless they wait for something that will not come.
     fn drop(&mut self) {
+        // The GPUs part before the processes do.
+        drop(self.comm.take());
         if let Some(world) = self.world.take()
             && (self.broken.get() || std::thread::panicking())
         {

@@ -121,6 +121,7 @@ impl Trainer {
         if ranks.is_first() {
             check_outputs(options, &setup, &output, start.as_ref().map(|(_, dir)| dir.as_path()))?;
         }
+        let joined = ranks.connect(&setup.device, options.transport)?;
         let config = &options.config;
         let (mut feed, mut lines) = Feed::open(config, &setup)?;
         let validation = Validation::open(config, &setup, &feed, &mut lines)?;
@@ -128,7 +129,7 @@ impl Trainer {
         let adapter = start.as_ref().map(|(adapter, _)| adapter.clone());
         let plan = plan(config, &setup, adapter, share.clone())?;
         lines.push(plan_line(&plan).into());
-        lines.extend(shared(&share));
+        lines.extend(shared(&share).into_iter().chain(joined));
 
         let identity = Identity::new(config, &setup, start.as_ref().map(|(adapter, _)| adapter))?;
         if ranks.size > 1 {

@@ -35,6 +35,18 @@ pub fn llm2vec(args: &[&str]) -> Command {
     command
 }
 
+/// Compiles a library of `tests/device/driver` that stands in for NVIDIA's; says where there is no C compiler.
+pub fn compiled(dir: &Path, library: &str, source: &str, flags: &[&str]) -> bool {
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-w", "-o"]).arg(dir.join(library)).args(flags);
+    let made = compiler.arg(common::here("tests/device/driver").join(source)).status();
+    match made {
+        Ok(status) => assert!(status.success(), "{source} does not compile"),
+        Err(_) => println!("skipped: no C compiler"),
+    }
+    made.is_ok()
+}
+
 /// Runs a command with these bytes on its standard input.
 pub fn fed(mut command: Command, input: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

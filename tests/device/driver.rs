@@ -7,8 +7,7 @@ use crate::command;
 use crate::common;
 
 use answers::built;
-use command::{Tiny, folder, good, llm2vec, prose, str};
-use common::here;
+use command::{Tiny, compiled, folder, good, llm2vec, prose, str};
 use llm2vec::bench::record::Record;
 use llm2vec::device::gpu::{Gpu, Graphs, Launch, Swizzle, Tiles};
 use llm2vec::device::{DType, Device};
@@ -23,17 +22,8 @@ use std::process::Command;
 
 /// The folder of the false driver, compiled; nothing where there is no C compiler.
 pub fn driver() -> Option<tempfile::TempDir> {
-    let dir = tempfile::tempdir().unwrap();
-    let made = Command::new("cc")
-        .args(["-shared", "-fPIC", "-w", "-o"])
-        .arg(dir.path().join("libcuda.so"))
-        .arg(here("tests/device/driver/libcuda.c"))
-        .status();
-    match made {
-        Ok(status) => assert!(status.success(), "libcuda.c does not compile"),
-        Err(_) => println!("skipped: no C compiler"),
-    }
-    made.is_ok().then_some(dir)
+    let dir = folder();
+    compiled(dir.path(), "libcuda.so", "libcuda.c", &[]).then_some(dir)
 }
 
 /// Runs `body` in a process of its own that has the false driver; gives what that wrote down.

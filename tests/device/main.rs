@@ -15,6 +15,7 @@ mod driver;
 mod emulator;
 mod masks;
 mod model;
+mod nccl;
 mod nvtx;
 mod removals;
 mod run;

@@ -3,15 +3,13 @@
 
 use crate::answers;
 use crate::command;
-use crate::common;
 use crate::driver::driver;
 
 use answers::built;
-use command::{Tiny, failed, folder, llm2vec, passed, prose};
-use common::here;
+use command::{Tiny, compiled, failed, folder, llm2vec, passed, prose};
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 /// Encodes with the false driver; gives how it went, and what the driver and the ranges wrote down.
 fn encoded(driver: &Path, nvtx: &str) -> (Output, Vec<String>) {
@@ -52,12 +50,7 @@ fn each_launch_is_in_a_range_of_its_op() {
         failed(output, 1, &["LLM2VEC_NVTX", "libnvToolsExt was not found"]);
         assert!(!log.iter().any(|line| line.starts_with("rmsnorm_fwd")), "{log:?}");
     }
-    let made = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .arg(driver.path().join("libnvToolsExt.so"))
-        .arg(here("tests/device/driver/libnvToolsExt.c"))
-        .status();
-    assert!(made.unwrap().success(), "libnvToolsExt.c does not compile");
+    assert!(compiled(driver.path(), "libnvToolsExt.so", "libnvToolsExt.c", &[]));
     let (output, log) = encoded(driver.path(), "0");
     passed(output);
     assert!(!log.iter().any(|line| line.starts_with("push")), "off is off");

@@ -4,12 +4,13 @@
 
 use super::resume::Case;
 use super::{Data, STAGES, log, same_run, train};
-use crate::command::{Tiny, failed, folder, good, str};
+use crate::command::{Tiny, compiled, failed, folder, good, str};
 use crate::common::amount;
+use llm2vec::device::nccl;
 use llm2vec::rng::philox;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,7 @@ fn mpirun(ranks: usize, command: &Command) -> Command {
 }
 
 /// Its end, which comes.
-fn ended(mut child: Child) -> std::process::Output {
+fn ended(mut child: Child) -> Output {
     let deadline = Instant::now() + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
@@ -280,6 +281,84 @@ fn ranks_and_slices_that_do_not_fit_are_refused() {
     let saved = fs::read_to_string(out.join("train_config.json")).unwrap();
     let saved: serde_json::Value = serde_json::from_str(&saved).unwrap();
     assert_eq!((&saved["per_device_train_batch_size"], &saved["slices"]), (&6.into(), &2.into()));
+}
+
+/// The ranks of a machine with so many false GPUs, and a false NCCL where there is one: their kernels compute nothing.
+fn with_gpus(gpus: &str, libraries: &Path, command: &Command, settings: &[(&str, &str)]) -> Output {
+    let mut shell = Command::new("sh");
+    let quoted = |text: &std::ffi::OsStr| format!("'{}'", text.to_str().unwrap());
+    let line = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
+    let line = line.collect::<Vec<_>>().join(" ");
+    let own = "FAKE_LOG=$TMPDIR/log-$OMPI_COMM_WORLD_RANK LD_LIBRARY_PATH=$FAKE_LIBRARIES:$LD_LIBRARY_PATH";
+    shell.args(["-c", &format!("{own} exec {line}")]);
+    let mut run = mpirun(2, &shell);
+    run.envs([("FAKE_LIBRARIES", libraries), ("TMPDIR", libraries)]).envs(settings.iter().copied());
+    run.envs([("FAKE_COUNT", gpus), ("FAKE_APPEND", "1")]);
+    ended(spawned(run))
+}
+
+/// Gradients go by NCCL where each rank has it and a GPU of its own, and by MPI where not, with a line that says so; a failure of
+/// one rank ends the other, which waits for it.
+#[test]
+fn gpus_exchange_gradients_where_they_can() {
+    if !built() || std::env::var_os("LLM2VEC_NO_KERNELS").is_some() {
+        return;
+    }
+    let (tiny, data, dir, libraries) = (Tiny::wide(64), Data::new(8), folder(), folder());
+    let at = libraries.path();
+    if !compiled(at, "libcuda.so", "libcuda.c", &[]) {
+        return;
+    }
+    let flags = ["--batch", "4", "--max-length", "12", "--steps", "2", "--rank", "4"];
+    let run = |name: &str, more: &[&str]| {
+        let flags = [&flags[..], &["--kernels", "portable"], more].concat();
+        train("simcse", tiny.dir.path(), &data, &dir.path().join(name), &flags)
+    };
+    let says = |output: Output, what: &str| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains("gradients: by")).collect();
+        assert!(output.status.success() && lines.len() == 1 && lines[0].contains(what), "{what}: {said}");
+    };
+    let by_mpi = "gradients: by MPI through the hosts' memory (";
+    // Where a system has the library, it is found all the same.
+    if nccl::version().is_err() {
+        let none = format!("{by_mpi}rank 0: libnccl.so.2 was not found)");
+        says(with_gpus("2", at, &run("none", &[]), &[]), &none);
+    }
+    assert!(compiled(at, "libnccl.so.2", "libnccl.c", &[]));
+    fs::read_dir(at)
+        .unwrap()
+        .flatten()
+        .filter(|f| f.file_name().to_string_lossy().starts_with("log"))
+        .for_each(|f| {
+            fs::remove_file(f.path()).unwrap();
+        });
+    let shared = format!("{by_mpi}ranks 0 and 1 share a GPU, which NCCL refuses)");
+    says(with_gpus("1", at, &run("shared", &[]), &[]), &shared);
+    let told = format!("{by_mpi}rank 0: by its settings)");
+    says(with_gpus("2", at, &run("mpi", &["--transport", "mpi"]), &[]), &told);
+    assert!(!fs::read_to_string(at.join("log-1")).unwrap().contains("ncclComm"));
+
+    says(with_gpus("2", at, &run("nccl", &[]), &[]), "gradients: by NCCL 2.30.3");
+    same_run(&dir.path().join("nccl"), &dir.path().join("mpi"));
+    let log = fs::read_to_string(at.join("log-1")).unwrap();
+    let calls: Vec<&str> = log.lines().filter_map(|l| l.strip_prefix("nccl")?.split(' ').next()).collect();
+    let step = ["GroupStart", "Send", "Recv", "Send", "Recv", "GroupEnd", "AllGather"];
+    assert_eq!(calls, [&["CommInitRank"][..], &step, &step, &["CommDestroy"]].concat());
+
+    let refused = |name: &str, gpus: &str, more: &[&str], settings: &[(&str, &str)], what: &str| {
+        let output = with_gpus(gpus, at, &run(name, more), settings);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(!output.status.success() && errors.len() == 1 && errors[0].contains(what), "{what}: {said}");
+    };
+    let wished = ["--transport", "nccl"];
+    refused("wished", "1", &wished, &[], "--transport nccl: ranks 0 and 1 share a GPU");
+    refused("cpu", "2", &[&wished[..], &["--device", "cpu"]].concat(), &[], "rank 0: the CPU trains");
+    for call in ["ncclCommInitRank", "ncclAllGather"] {
+        let fails = [("FAKE_FAIL", call), ("FAKE_FAIL_RANK", "1")];
+        refused(call, "2", &[], &fails, &format!("rank 1: {call} failed: unhandled system error"));
+    }
 }
 
 /// Two steps of the kernels themselves, with vectors and gradients through the host.
