@@ -4,7 +4,7 @@
 
 use super::resume::Case;
 use super::{Data, STAGES, log, same_run, train};
-use crate::command::{Tiny, compiled, failed, folder, good, str};
+use crate::command::{Tiny, compiled, failed, folder, good, llm2vec, str};
 use crate::common::amount;
 use llm2vec::device::nccl;
 use llm2vec::rng::philox;
@@ -131,7 +131,7 @@ fn ranks_train_what_one_process_trains() {
     }
 }
 
-/// Ten kills of a random rank at random moments; what goes on has another number of ranks each time.
+/// Ten kills of a random rank, some steps and milliseconds after its start; what goes on has another number of ranks each time.
 #[test]
 fn whoever_dies_the_run_goes_on_with_any_number() {
     if !built() {
@@ -141,15 +141,20 @@ fn whoever_dies_the_run_goes_on_with_any_number() {
         let (case, dir) = (Case::new(stage), folder());
         let flags = ["--steps", "12", "--save-steps", "1", "--keep", "2", "--slices", "4", "--resume"];
         let (straight, out) = (dir.path().join("straight"), dir.path().join("run"));
-        let started = Instant::now();
         good(case.on(2, &straight, &flags));
-        let whole = started.elapsed();
+        let done = || fs::read_to_string(out.join("log.jsonl")).map_or(0, |text| text.lines().count());
         let (mut died, wanted) = (0, amount("LLM2VEC_KILLS", 10).div_ceil(3));
         for kills in 0..wanted {
             let draw = philox([kills as u32, 0, 0, 0], [11, stage.len() as u32]);
-            let child = spawned(case.on([4, 2, 1][kills % 3], &out, &flags));
-            sleep(whole.mul_f64(0.3 + 0.5 * f64::from(draw[0]) / f64::from(u32::MAX)));
-            let ranks = processes(child.id());
+            let (goal, deadline) = (done() + draw[0] as usize % 4, Instant::now() + PATIENCE);
+            let mut child = spawned(case.on([4, 2, 1][kills % 3], &out, &flags));
+            let mut ranks = Vec::new();
+            while (ranks.is_empty() || done() < goal) && child.try_wait().unwrap().is_none() {
+                assert!(Instant::now() < deadline, "no step");
+                sleep(Duration::from_millis(2));
+                ranks = processes(child.id());
+            }
+            sleep(Duration::from_millis(draw[2] as u64 % 50));
             if let Some(rank) = ranks.get(draw[1] as usize % ranks.len().max(1)) {
                 let _ = Command::new("kill").args(["-9", &rank.to_string()]).status();
             }
@@ -311,8 +316,9 @@ fn gpus_exchange_gradients_where_they_can() {
     }
     let flags = ["--batch", "4", "--max-length", "12", "--steps", "2", "--rank", "4"];
     let run = |name: &str, more: &[&str]| {
-        let flags = [&flags[..], &["--kernels", "portable"], more].concat();
-        train("simcse", tiny.dir.path(), &data, &dir.path().join(name), &flags)
+        let (out, rows) = (dir.path().join(name), data.of("simcse"));
+        let common = ["train", "simcse", "-m", tiny.path(), "--data", str(&rows), "-o", str(&out)];
+        llm2vec(&[&common[..], &flags, &["--kernels", "portable"], more].concat())
     };
     let says = |output: Output, what: &str| {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
