@@ -4,7 +4,7 @@
 //! the user's run. What was found is kept in `$XDG_CACHE_HOME/llm2vec/KEY.json`, the key being all that it depends on.
 
 use super::cases::{self, Case};
-use super::measure::Operands;
+use super::subject::Operands;
 use crate::device::choice::{self, Table};
 use crate::device::gpu::Gpu;
 use crate::device::images::KernelSet;

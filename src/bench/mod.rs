@@ -5,6 +5,8 @@ pub mod check;
 pub mod measure;
 pub mod record;
 pub mod rival;
+mod roof;
+pub mod subject;
 pub mod table;
 pub mod tune;
 pub mod whole;

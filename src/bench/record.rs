@@ -42,9 +42,9 @@ pub struct Record {
 pub struct Roof {
     /// Of a copy, reads and writes together.
     pub bytes_per_second: Option<f64>,
-    /// Of a plain product in the float that the device computes in.
+    /// Of a plain product in the float that the device computes in; of a CPU, of its instructions alone.
     pub flops_per_second: Option<f64>,
-    /// Whose product that was, where it may not be the fastest there is.
+    /// Whose product that was, where it may not be the fastest there is, or which instruction.
     #[serde(default)]
     pub product: Option<String>,
 }

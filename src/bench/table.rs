@@ -81,7 +81,8 @@ impl Record {
         let roof = self.roof.clone().unwrap_or_default();
         let copy = roof.bytes_per_second.map(|b| format!("copy {:.0} GB/s", b / 1e9));
         let by = roof.product.map_or(String::new(), |by| format!(" ({by})"));
-        let product = roof.flops_per_second.map(|f| format!("plain product {:.2} TFLOP/s{by}", f / 1e12));
+        let what = if self.device.starts_with("cpu") { "instructions" } else { "plain product" };
+        let product = roof.flops_per_second.map(|f| format!("{what} {:.2} TFLOP/s{by}", f / 1e12));
         let roof: Vec<String> = copy.into_iter().chain(product).collect();
         let lines = [
             ("device", Some(self.device.clone())),

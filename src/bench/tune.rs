@@ -3,8 +3,9 @@
 
 use super::cases::Case;
 use super::check::outputs;
-use super::measure::{Deadline, Operands};
+use super::measure::Deadline;
 use super::record::{Spread, now};
+use super::subject::Operands;
 use crate::device::Device;
 use crate::device::choice::{Table, Tile, bucket};
 use crate::device::gpu::Gpu;

@@ -3,9 +3,11 @@
 mod against;
 mod work;
 
-use super::cases::large::SHAPES;
-use super::measure::{Bounds, Clock, Deadline, Operands, Settings, bounds};
+use super::cases::large::{SHAPES, SMALL};
+use super::measure::{Deadline, Settings};
 use super::record::{Rival, Roof, Row, Spread};
+use super::roof::{Bounds, bounds};
+use super::subject::{Clock, Operands};
 use crate::device::Device;
 use crate::device::cpu::{memory, reset_peak};
 use crate::error::{Error, Result, Setting, message};
@@ -70,8 +72,9 @@ impl Timed {
 
     /// Random weights in a known shape.
     pub fn random(name: &str) -> Result<Timed> {
-        let Some(shape) = SHAPES.iter().find(|s| s.name.eq_ignore_ascii_case(name)) else {
-            let names = SHAPES.map(|s| s.name).join(", ");
+        let shapes = || SHAPES.into_iter().chain([SMALL]);
+        let Some(shape) = shapes().find(|s| s.name.eq_ignore_ascii_case(name)) else {
+            let names = shapes().map(|s| s.name).collect::<Vec<_>>().join(", ");
             return Err(Error::usage(message![Setting::Shape, format!(" {name}: expected one of {names}")]));
         };
         let json = json!({

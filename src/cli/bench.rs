@@ -8,6 +8,7 @@ use crate::bench::cases::{self, Case, large::large};
 use crate::bench::measure::{self, Settings};
 use crate::bench::record::Record;
 use crate::bench::rival::{self, Patience, Python, Script};
+use crate::bench::subject::gpu;
 use crate::bench::table::Form;
 use crate::cli::lists::{Listed, paths};
 use crate::cli::{FLAGS, KernelSetFlags, print, say};
@@ -47,7 +48,7 @@ enum What {
 
 /// Every op of the case table, or at the sizes of real models: time, GB/s, TFLOP/s, share of the measured roof.
 ///
-/// The roof is a copy and a plain product, timed in the same run. On the emulator costs are counted, not timed.
+/// The roof is a copy and a plain product (of a CPU, its multiply instructions alone), timed in the same run. On the emulator costs are counted, not timed.
 #[derive(Args)]
 struct Ops {
     /// Only cases whose op and sizes hold all these words
@@ -168,7 +169,7 @@ impl Common {
     /// The number of the GPU, which PyTorch is to take as well.
     fn ordinal(&self, device: &Device) -> Option<usize> {
         let number = self.device.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-        measure::gpu(device).map(|_| number.unwrap_or(0))
+        gpu(device).map(|_| number.unwrap_or(0))
     }
 
     /// The device, with the kernels that were asked for.
@@ -232,14 +233,14 @@ impl Ops {
     fn run(self) -> Result<()> {
         let settings = self.common.settings()?;
         let device = self.common.opened()?;
-        let cases = self.selected(measure::gpu(&device).is_some())?;
+        let cases = self.selected(gpu(&device).is_some())?;
         let rival = self.rival.wanted()?;
         if self.list.is_some() {
             return print(&format!("{:#}\n", rival::list(&cases)));
         }
         let say = self.common.progress();
         let mut record = Record::new("ops", &device, std::env::args().collect());
-        if let (Some(gpu), true) = (measure::gpu(&device), self.common.device.starts_with("emulated")) {
+        if let (Some(gpu), true) = (gpu(&device), self.common.device.starts_with("emulated")) {
             if rival {
                 return Err(Error::usage(
                     "--against: the emulator counts and times nothing; use --device cpu or cuda",

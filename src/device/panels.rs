@@ -11,6 +11,7 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod fill;
+mod peak;
 mod portable;
 mod product;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tile;
 mod units;
 
 use half::bf16;
+pub use peak::peak;
 use product::{Panel, product, steps_of};
 use std::ops::Range;
 use tile::Rows;

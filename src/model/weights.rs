@@ -22,7 +22,7 @@ pub enum Storage {
 }
 
 /// Whether weights are packed that this device computes with as they are.
-fn packs(device: &Device) -> bool {
+pub fn packs(device: &Device) -> bool {
     matches!(device, Device::Cpu(DType::F32)) && f32_unit().is_some()
 }
 

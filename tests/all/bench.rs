@@ -99,6 +99,7 @@ fn a_run_is_a_table_in_every_form_and_a_report() {
     args.extend(["--device", "cpu", "-o", str(&json), "-o", str(&md), "-o", str(&csv)]);
     let text = good(llm2vec(&args));
     assert!(text.contains("swiglu_bwd  N=65 F=40") && text.contains("roof: copy "), "{text}");
+    assert!(text.contains(" TFLOP/s (f32 multiply-add)"), "{text}");
     let record: Record = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!((record.kind.as_str(), record.rows.len()), ("ops", 2));
     let time = record.rows[0].time.unwrap();

@@ -65,6 +65,16 @@ pub const SHAPES: [Shape; 4] = [
     },
 ];
 
+/// Likewise, of whole models alone: as large as a CPU is likely to run.
+pub const SMALL: Shape = Shape {
+    name: "Llama-3.2-1B",
+    width: 2048,
+    layers: 16,
+    heads: Heads { query: 32, key: 8, width: 64 },
+    feed_forward: 8192,
+    vocab: 128256,
+};
+
 /// Lengths of the sequences in a pack.
 const LENGTHS: [usize; 3] = [128, 512, 4096];
 /// Rank and dropout of the recipe's adapters.

@@ -1,7 +1,7 @@
 //! What a bench of whole models runs: an encoder or a learner, with its weights, its adapter and its texts.
 
 use super::{Size, Task, Timed};
-use crate::bench::measure::{DRAWN, ints};
+use crate::bench::subject::{DRAWN, ints};
 use crate::device::gpu::Graphs;
 use crate::device::{DType, Device};
 use crate::error::{Error, Result, Setting, message};

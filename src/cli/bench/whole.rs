@@ -65,7 +65,7 @@ enum Subject {
 
 #[derive(Args)]
 struct SubjectFlags {
-    /// Random weights in the shape of S-LLaMA-1.3B, Llama-2-7B, Mistral-7B or Llama-3-8B
+    /// Random weights in the shape of Llama-3.2-1B, S-LLaMA-1.3B, Llama-2-7B, Mistral-7B or Llama-3-8B
     #[arg(long, env = "LLM2VEC_SHAPE", value_name = "NAME")]
     shape: Option<String>,
     /// Model folder, or a name in the local Hugging Face cache

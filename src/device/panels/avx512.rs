@@ -116,6 +116,25 @@ macro_rules! multiply_pairs {
 product!(F32Vectors, f32, "avx512f", multiply);
 product!(Bf16Vectors, Pair, "avx512f,avx512bf16", multiply_pairs);
 
+impl Bf16Vectors {
+    /// So many instructions in each of 12 sums; gives the operations.
+    pub fn spin(&self, rounds: usize) -> usize {
+        // SAFETY: `load` has seen that the CPU has the instructions.
+        unsafe { spin(rounds) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn spin(rounds: usize) -> usize {
+    let x = std::hint::black_box(_mm512_set1_epi32(0x3f00_3f00));
+    let mut sums = [_mm512_castsi512_ps(x); 12];
+    for _ in 0..rounds {
+        sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, to_bf16(x), to_bf16(x)));
+    }
+    std::hint::black_box(sums);
+    4 * 16 * sums.len() * rounds
+}
+
 #[inline(always)]
 fn to_bf16(v: __m512i) -> __m512bh {
     // SAFETY: both are 64 plain bytes.

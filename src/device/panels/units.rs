@@ -112,6 +112,10 @@ mod absent {
                 pub fn product<S>(&self, _: &mut Tile, _: Lines<S>, _: &[S], _: bool) {
                     match *self {}
                 }
+
+                pub fn spin(&self, _: usize) -> usize {
+                    match *self {}
+                }
             }
         )*};
     }
