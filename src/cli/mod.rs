@@ -30,10 +30,11 @@ use crate::device::images::KernelSet;
 use crate::encode::texts::Empty;
 use crate::error::{Error, Result, one_line};
 use crate::format::input::{Format, Reading};
+use crate::pretrained::loading;
 use crate::pretrained::open::Options;
 use clap::builder::BoolishValueParser;
 use clap::builder::Resettable;
-use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -84,7 +85,16 @@ enum Command {
 pub fn parse() -> Cli {
     let mut command = prepared_command(Cli::command());
     let matches = command.get_matches_mut();
+    if !is_quiet(&matches) {
+        loading::show(progress::loading);
+    }
     Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut command).exit())
+}
+
+/// Whether the command was told to show nothing.
+fn is_quiet(matches: &ArgMatches) -> bool {
+    let here = matches.try_get_one::<bool>("quiet").ok().flatten().is_some_and(|quiet| *quiet);
+    here || matches.subcommand().is_some_and(|(_, matches)| is_quiet(matches))
 }
 
 /// An empty variable of the environment is none, as scripts leave them. `--help` is the short page: what the values of

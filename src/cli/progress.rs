@@ -4,7 +4,26 @@ use crate::cli::say;
 use crate::device::cpu::memory;
 use crate::format::input;
 use crate::train::progress::Progress;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Weights that are being read: since when, and the bar, which those alone have that take long.
+static LOADING: Mutex<Option<(Instant, Option<Progress>)>> = Mutex::new(None);
+
+/// Shows so many bytes of so many, where reading takes longer than two seconds; takes the bar away at the last.
+pub fn loading(read: u64, total: u64) {
+    let Ok(mut state) = LOADING.lock() else { return };
+    if read >= total {
+        if let Some((_, Some(bar))) = state.take() {
+            bar.finish();
+        }
+        return;
+    }
+    let (start, bar) = state.get_or_insert_with(|| (Instant::now(), None));
+    if start.elapsed() > Duration::from_secs(2) {
+        bar.get_or_insert_with(|| Progress::bytes(total)).reach(read);
+    }
+}
 
 /// What has gone through so far.
 pub struct Tally {

@@ -71,6 +71,8 @@ pub trait Source: Sync {
     fn tensor(&self, name: &str) -> Result<Raw<'_>>;
     /// The deltas to add to `module` (`q_proj`, …) of `layer`, in order.
     fn deltas(&self, layer: usize, module: &str) -> Vec<&Delta>;
+    /// Hears of so many more bytes of tensors that were read, and of the end, whether all were or not: `None`.
+    fn taken(&self, _bytes: Option<usize>) {}
 }
 
 impl Linear {
@@ -100,9 +102,9 @@ impl Linear {
             let merged =
                 |row: usize, values: &mut [f32]| deltas.iter().for_each(|d| d.add_to_row(row, values));
             let edit: Option<Edit> = if deltas.is_empty() { None } else { Some(&merged) };
-            self.w.fill(first, &of_shape(source, &format!("{name}.weight"), &[rows, k])?, edit)?;
+            fill(&mut self.w, first, source, &format!("{name}.weight"), &[rows, k], edit)?;
             if let Some(bias) = &mut self.bias {
-                bias.fill(first, &of_shape(source, &format!("{name}.bias"), &[rows])?, None)?;
+                fill(bias, first, source, &format!("{name}.bias"), &[rows], None)?;
             }
             first += rows;
         }
@@ -178,10 +180,15 @@ impl Weights {
     ///
     /// Errors name the tensor: missing, of another shape, or holding NaN or infinity.
     pub fn load(&mut self, config: &Config, source: &impl Source) -> Result<()> {
+        let loaded = self.fill(config, source);
+        source.taken(None);
+        loaded
+    }
+
+    fn fill(&mut self, config: &Config, source: &impl Source) -> Result<()> {
         use rayon::prelude::*;
         let c = config.width;
-        let whole =
-            |to: &mut Tensor, name: &str, shape: &[usize]| to.fill(0, &of_shape(source, name, shape)?, None);
+        let whole = |to: &mut Tensor, name: &str, shape: &[usize]| fill(to, 0, source, name, shape, None);
         whole(&mut self.embed, table(config, source), &[config.vocab, c])?;
         whole(&mut self.norm, "model.norm.weight", &[c])?;
         let name = if config.tied { table(config, source) } else { "lm_head.weight" };
@@ -264,6 +271,21 @@ fn table(config: &Config, source: &impl Source) -> &'static str {
     let (table, head) = ("model.embed_tokens.weight", "lm_head.weight");
     let only_head = config.tied && source.tensor(table).is_err() && source.tensor(head).is_ok();
     if only_head { head } else { table }
+}
+
+/// Fills rows of a tensor, from `first` on, with one of the checkpoint's.
+fn fill(
+    to: &mut Tensor,
+    first: usize,
+    source: &impl Source,
+    name: &str,
+    shape: &[usize],
+    edit: Option<Edit>,
+) -> Result<()> {
+    let raw = of_shape(source, name, shape)?;
+    to.fill(first, &raw, edit)?;
+    source.taken(Some(raw.data.len()));
+    Ok(())
 }
 
 fn of_shape<'a>(source: &'a impl Source, name: &str, shape: &[usize]) -> Result<Raw<'a>> {

@@ -8,6 +8,7 @@ use crate::model::config::Config;
 use crate::model::lora::Delta;
 use crate::model::weights::{Source, check};
 use crate::pretrained::chain::{self, Link};
+use crate::pretrained::loading::Loading;
 use crate::pretrained::names::{self, Located, locate, stem};
 use crate::pretrained::sentence_transformers::Modules;
 use crate::pretrained::settings::Settings;
@@ -121,14 +122,15 @@ pub struct ModelFiles {
     /// What is stacked on the bare model, by its record and by the adapters named.
     pub chain: Vec<Link>,
     deltas: Vec<BTreeMap<(usize, String), Delta>>,
+    loading: Loading,
 }
 
 impl ModelFiles {
     /// Opens and checks everything against `config`; also gives warnings, one line each.
     pub fn open(base: &Located, config: &Config, adapters: &[Located]) -> Result<(ModelFiles, Vec<String>)> {
         let checkpoint = Checkpoint::open(&base.dir)?;
-        let mut files =
-            ModelFiles { dir: base.dir.clone(), checkpoint, chain: Vec::new(), deltas: Vec::new() };
+        let (dir, loading) = (base.dir.clone(), Loading::new(checkpoint.bytes()));
+        let mut files = ModelFiles { dir, checkpoint, chain: Vec::new(), deltas: Vec::new(), loading };
         check(config, &files)?;
         let mut warnings = Vec::new();
         let recorded = |folder: &Path| Ok(Settings::read(folder)?.and_then(|s| s.adapters));
@@ -191,6 +193,10 @@ impl Source for ModelFiles {
     fn deltas(&self, layer: usize, module: &str) -> Vec<&Delta> {
         let key = (layer, module.to_string());
         self.deltas.iter().filter_map(|adapter| adapter.get(&key)).collect()
+    }
+
+    fn taken(&self, bytes: Option<usize>) {
+        self.loading.taken(bytes);
     }
 }
 

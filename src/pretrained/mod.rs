@@ -4,6 +4,7 @@ pub mod chain;
 pub mod export;
 pub mod files;
 pub mod fingerprint;
+pub mod loading;
 pub mod names;
 pub mod open;
 pub mod pooling;

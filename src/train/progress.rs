@@ -24,6 +24,12 @@ impl Progress {
         Progress::new(Some(total), "{bar:30} {percent} %  {msg}  {elapsed}, {eta} left", quiet)
     }
 
+    /// A bar of bytes.
+    pub fn bytes(total: u64) -> Progress {
+        let template = "{bar:30} {bytes} of {total_bytes} of weights  {elapsed}, {eta} left";
+        Progress::new(Some(total), template, false)
+    }
+
     /// A spinner beside what [`Progress::message`] says, where nobody knows the end.
     pub fn spinner(quiet: bool) -> Progress {
         let shown = Progress::new(None, "{spinner} {msg}  {elapsed}", quiet);
@@ -44,6 +50,11 @@ impl Progress {
     /// A line above it.
     pub fn line(&self, text: &str) {
         self.bar.suspend(|| eprintln!("{text}"));
+    }
+
+    /// Goes to `position`.
+    pub fn reach(&self, position: u64) {
+        self.bar.set_position(position);
     }
 
     /// Goes to `step`, with words beside it.

@@ -2,17 +2,24 @@
 
 use crate::common;
 
-use common::{Loaded, config, models, novel5m, random_adapter, relative};
+use common::{Loaded, at, config, models, novel5m, random_adapter, relative};
 use llm2vec::device::Device;
 use llm2vec::encode::Encoder;
-use llm2vec::model::weights::Storage;
+use llm2vec::error::Result;
+use llm2vec::memory::Arena;
+use llm2vec::model::Model;
+use llm2vec::model::lora::Delta;
+use llm2vec::model::weights::{Source, Storage};
 use llm2vec::ops::attention::Mask;
+use llm2vec::pretrained::files::ModelFiles;
 use llm2vec::pretrained::open::{Compute, Options, PoolOver};
 use llm2vec::pretrained::pooling::PoolingMode;
 use llm2vec::rng::philox;
+use llm2vec::tensor::Raw;
 use llm2vec::text::Prompt;
 use llm2vec::text::tokenizer::Tokenizer;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const MASKS: [Mask; 4] = [Mask::Full, Mask::Causal, Mask::Window(3), Mask::CausalWindow(3)];
 
@@ -174,6 +181,38 @@ fn the_number_of_threads_changes_no_bit() {
                 assert!(same, "{} {storage:?}: {threads} threads differ from one", dir.display());
             }
         }
+    }
+}
+
+/// Every byte of the checkpoint is told once, and the end.
+#[test]
+fn loading_tells_the_bytes_that_it_has_read() {
+    struct Told(ModelFiles, AtomicUsize, AtomicUsize);
+
+    impl Source for Told {
+        fn tensor(&self, name: &str) -> Result<Raw<'_>> {
+            self.0.tensor(name)
+        }
+
+        fn deltas(&self, layer: usize, module: &str) -> Vec<&Delta> {
+            self.0.deltas(layer, module)
+        }
+
+        fn taken(&self, bytes: Option<usize>) {
+            self.1.fetch_add(bytes.unwrap_or(0), Ordering::Relaxed);
+            self.2.fetch_add(usize::from(bytes.is_none()), Ordering::Relaxed);
+        }
+    }
+
+    for dir in models() {
+        let config = config(&dir);
+        let (files, _) = ModelFiles::open(&at(&dir), &config, &[]).unwrap();
+        let told = Told(files, AtomicUsize::new(0), AtomicUsize::new(0));
+        let mut model = Model::new(&mut Arena::new(&Device::cpu()), &config, Mask::Full, Storage::Real, 64);
+        model.load(&told).unwrap();
+        let head = told.0.checkpoint.find("lm_head.weight").map_or(0, |head| head.data.len());
+        let wanted = told.0.checkpoint.bytes() as usize - head;
+        assert_eq!((told.1.into_inner(), told.2.into_inner()), (wanted, 1), "{}", dir.display());
     }
 }
 
