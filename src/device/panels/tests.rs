@@ -76,15 +76,9 @@ fn packed(bf16: bool, w: &[f32], m: usize, k: usize) -> Panels {
     panels
 }
 
-/// Ragged in every direction: tails of rows, columns, an odd K, several depths; adding, overwriting, and backward.
-#[test]
-fn equals_the_f64_product_of_the_rounded_operands() {
-    let sizes =
-        [(1, 1, 1), (3, 47, 5), (32, 48, 32), (33, 49, 33), (600, 100, 258), (9, 1009, 970), (2, 95, 2000)];
-    for ((n, m, k), (unit, bf16, forward, back)) in
-        sizes.into_iter().flat_map(|s| units().into_iter().map(move |u| (s, u)))
-    {
-        let (x, w, dy) = (numbers(n * k, 37), numbers(m * k, 53), numbers(n * m, 43));
+fn is_the_f64_product_of_the_rounded_operands([n, m, k]: [usize; 3]) {
+    let (x, w, dy) = (numbers(n * k, 37), numbers(m * k, 53), numbers(n * m, 43));
+    for (unit, bf16, forward, back) in units() {
         let panels = packed(bf16, &w, m, k);
         let r = |v: f32| if bf16 { bf16::from_f32(v).to_f64() } else { v.into() };
         let near = |what: &str, i: usize, got: f32, exact: f64, depth: usize| {
@@ -104,6 +98,24 @@ fn equals_the_f64_product_of_the_rounded_operands() {
             let exact: f64 = (0..m).map(|t| r(dy[i / k * m + t]) * r(w[t * k + i % k])).sum();
             near("backward", i, *got, exact, m);
         }
+    }
+}
+
+/// Ragged in every direction: tails of rows, columns, an odd K, several depths; adding, overwriting, and backward.
+#[test]
+fn products_are_those_of_the_rounded_operands() {
+    for size in
+        [[1, 1, 1], [3, 47, 5], [32, 48, 32], [33, 49, 33], [600, 100, 258], [9, 1009, 970], [2, 95, 2048]]
+    {
+        is_the_f64_product_of_the_rounded_operands(size);
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #[test]
+    fn products_of_any_shape_are(n in 1..70usize, m in 1..170usize, k in 1..1200usize) {
+        is_the_f64_product_of_the_rounded_operands([n, m, k]);
     }
 }
 
