@@ -72,14 +72,15 @@ def rival(a):
 
 
 def ours(a, ranks, out):
-    """Tokens a second, and the adapter."""
+    """Tokens a second, the share of a step that its ranks exchange things in, and the adapter."""
     command = [a.binary, "train", "simcse", "-m", a.model, "--data", a.data, "--batch", a.batch, "--max-length", a.length, "--device", "cpu",
                "--attention-dropout", 0, "--steps", a.steps, "--slices", a.ranks, "--quiet", "--overwrite", "-o", out, "--threads", 1 if ranks > 1 else a.ranks]
     if ranks > 1:
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "core", "-n", ranks, *command]
     subprocess.run(list(map(str, command)), check=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     steps = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return statistics.median(s["tokens_per_second"] for s in steps[1:]), (out / "adapter_model.safetensors").read_bytes()
+    rate, share = (statistics.median(s.get(key, 0) for s in steps[1:]) for key in ("tokens_per_second", "ranks_exchange_share"))
+    return rate, share, (out / "adapter_model.safetensors").read_bytes()
 
 
 def main():
@@ -95,14 +96,14 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(a.rounds):
-            one, adapter = ours(a, 1, Path(folder) / "one")
-            many, same = ours(a, a.ranks, Path(folder) / "many")
+            one, _, adapter = ours(a, 1, Path(folder) / "one")
+            many, share, same = ours(a, a.ranks, Path(folder) / "many")
             if adapter != same:
                 sys.exit("the ranks have trained another adapter than one process")
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(a.ranks), *sys.argv]
             done = subprocess.run(torchrun, check=True, capture_output=True, text=True)
             rows.append((one, many, float(done.stdout.split()[-1])))
-            print("one process {:.0f}, ranks {:.0f}, PyTorch's ranks {:.0f} tokens/s".format(*rows[-1]), flush=True)
+            print("one process {:.0f}, ranks {:.0f}, PyTorch's ranks {:.0f} tokens/s".format(*rows[-1]) + f", exchange {share:.1%} of a step", flush=True)
     median = lambda of: statistics.median(of(*row) for row in rows)
     print(f"ranks over one process {median(lambda o, m, t: m / o):.2f}, over PyTorch's ranks {median(lambda o, m, t: m / t):.2f}")
 

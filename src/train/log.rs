@@ -4,6 +4,7 @@ use super::progress::Progress;
 use super::tensorboard::Events;
 use crate::device::cpu::memory;
 use crate::error::{Error, Message, Result, Setting, Spelling, message};
+use crate::train::ranks::Spent;
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, Write};
@@ -45,6 +46,8 @@ pub struct Step {
     pub tokens: u64,
     /// How long it took.
     pub time: Duration,
+    /// Of that, what went to other ranks, where there are any.
+    pub spent: Option<Spent>,
 }
 
 /// What the plot needs of a step.
@@ -122,6 +125,10 @@ impl Log {
         let mut values =
             vec![("loss", *loss), ("grad_norm", *grad_norm), ("lr", *lr), ("tokens_per_second", rate)];
         values.extend(peak.map(|bytes| ("memory_mib", bytes as f64 / (1 << 20) as f64)));
+        if let Some(Spent { wait, exchange }) = s.spent {
+            let share = |part: Duration| part.as_secs_f64() / s.time.as_secs_f64().max(1e-9);
+            values.extend([("ranks_wait_share", share(wait)), ("ranks_exchange_share", share(exchange))]);
+        }
         self.write(*step, "train", &values)
     }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// In which order the gradients of the ranks are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,15 @@ impl Share {
     }
 }
 
+/// What a rank does beside its own work.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// Until all are where they ask each other for something.
+    pub wait: Duration,
+    /// From there until it is had.
+    pub exchange: Duration,
+}
+
 /// The processes of a run, as one of them sees them.
 pub struct Ranks {
     /// This one's number.
@@ -88,6 +98,7 @@ pub struct Ranks {
     pub size: usize,
     /// A rank has left the others in the middle of something: nothing more is to be asked of all.
     broken: Cell<bool>,
+    spent: Cell<Spent>,
     /// The GPUs of all, where gradients go from one to the other.
     comm: OnceCell<Comm>,
     #[cfg(feature = "mpi")]
@@ -108,7 +119,7 @@ impl Ranks {
         let world = world::World::join()?;
         let (rank, found) = world.place();
         let (broken, comm) = (Cell::new(false), OnceCell::new());
-        let ranks = Ranks { rank, size: found, broken, comm, world: Some(world) };
+        let ranks = Ranks { rank, size: found, broken, spent: Cell::default(), comm, world: Some(world) };
         if found != size {
             let what = format!("was started as one of {size} ranks, and its MPI library sees {found}");
             let hint = "take the mpirun of the MPI that it was built with";
@@ -123,6 +134,7 @@ impl Ranks {
             rank: 0,
             size,
             broken: Cell::new(false),
+            spent: Cell::default(),
             comm: OnceCell::new(),
             #[cfg(feature = "mpi")]
             world: None,
@@ -134,9 +146,22 @@ impl Ranks {
         self.rank == 0
     }
 
+    /// What this rank has spent on the others since this was last asked.
+    pub fn spent(&self) -> Option<Spent> {
+        (self.size > 1).then(|| self.spent.take())
+    }
+
+    fn spend(&self, start: Instant, on: impl Fn(&mut Spent) -> &mut Duration) {
+        let mut spent = self.spent.get();
+        *on(&mut spent) += start.elapsed();
+        self.spent.set(spent);
+    }
+
     /// Whether all go on, and what each has to say. An error on any of them is one here.
     fn meet(&self, failed: bool, words: usize) -> Result<Vec<usize>> {
+        let start = Instant::now();
         let said = self.exchange([u64::from(failed), words as u64]);
+        self.spend(start, |spent| &mut spent.wait);
         match said.iter().position(|[failed, _]| *failed != 0) {
             Some(rank) => Err(Error::Elsewhere { rank }),
             None => Ok(said.into_iter().map(|[_, words]| words as usize).collect()),
@@ -148,8 +173,10 @@ impl Ranks {
         if self.size == 1 {
             return Ok(vec![mine.to_vec()]);
         }
-        let lengths = self.meet(false, mine.len())?;
-        Ok(self.collect(mine, &lengths))
+        let (lengths, start) = (self.meet(false, mine.len())?, Instant::now());
+        let said = self.collect(mine, &lengths);
+        self.spend(start, |spent| &mut spent.exchange);
+        Ok(said)
     }
 
     /// Every rank's bytes.
@@ -243,6 +270,7 @@ impl Ranks {
             return Ok(());
         }
         self.meet(false, 0)?;
+        let start = Instant::now();
         // Whoever fails in the middle leaves the others waiting: it ends without a word, and its starter ends them.
         self.broken.set(true);
         if let (Some(comm), Some(room)) = (self.comm.get(), room) {
@@ -255,6 +283,7 @@ impl Ranks {
             }
         }
         self.broken.set(false);
+        self.spend(start, |spent| &mut spent.exchange);
         Ok(())
     }
 

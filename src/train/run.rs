@@ -206,7 +206,8 @@ impl Trainer {
         let loss = sum / with_rows.max(1) as f64;
         self.step = step;
         self.losses.add(loss);
-        self.log.step(&Step { step, loss, grad_norm, lr: rate, tokens, time: started.elapsed() })?;
+        let (time, spent) = (started.elapsed(), self.ranks.spent());
+        self.log.step(&Step { step, loss, grad_norm, lr: rate, tokens, time, spent })?;
         if step.is_multiple_of(self.config.eval_steps as u64) || step == self.schedule.steps as u64 {
             self.evaluate()?;
         }

@@ -88,7 +88,9 @@ fn timeless_log(out: &Path) -> Vec<Value> {
     let mut lines = log(out);
     for line in &mut lines {
         let fields = line.as_object_mut().unwrap();
-        fields.retain(|key, _| key != "tokens_per_second" && key != "memory_mib");
+        fields.retain(|key, _| {
+            !["tokens_per_second", "memory_mib"].contains(&key.as_str()) && !key.starts_with("ranks_")
+        });
     }
     lines
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 fn step(step: u64) -> Step {
     let (loss, time) = (1.0 / (step as f64 + 0.1), Duration::from_millis(250));
-    Step { step, loss, grad_norm: 0.3 * step as f64, lr: 1e-4 / step as f64, tokens: 1000, time }
+    Step { step, loss, grad_norm: 0.3 * step as f64, lr: 1e-4 / step as f64, tokens: 1000, time, spent: None }
 }
 
 fn options(dir: &Path) -> Options {
