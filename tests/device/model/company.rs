@@ -5,7 +5,8 @@ use super::tiny::{devices, models};
 use super::{CHAIN, off, pack};
 use llm2vec::device::{DType, Device};
 use llm2vec::model::state::Keep;
-use llm2vec::ops::attention::{Heads, Mask, attention_fwd};
+use llm2vec::ops::attention::{Heads, Mask, attention_bwd, attention_fwd};
+use llm2vec::ops::dropout::Dropout;
 use llm2vec::ops::lora_linear::lora_linear_fwd;
 use llm2vec::rng::normal;
 use llm2vec::tensor::Tensor;
@@ -117,5 +118,89 @@ fn a_row_of_a_product_is_the_same_in_large_tiles_and_small() {
             let one = product(&rows(&device, &x, first, few), &rows(&device, &residual, first, few));
             assert!(all[first * m..][..few * m] == one, "rows from {first} differ");
         }
+    }
+}
+
+/// Attention's outputs and gradients of a text, from what its rows hold alone: first of a pack, in its midst and last of it,
+/// behind and before texts about as long as a tile. Hopper's kernels give the same bits; the others sum keys in other groups.
+#[test]
+fn attention_of_a_text_does_not_depend_on_its_company() {
+    let heads = Heads { query: 4, key: 1, width: 64 };
+    let rounding = 2.0f64.powi(-8);
+    for device in devices() {
+        let Device::Gpu(gpu) = &device else { unreachable!() };
+        let same = gpu.hopper("attention") && !gpu.chooses();
+        let mut worst = 0.0f64;
+        for mask in [Mask::Full, Mask::Causal, Mask::Window(45), Mask::CausalWindow(45)] {
+            for (n, drop) in [(7, true), (33, false), (130, true)] {
+                let text = Company {
+                    device: &device,
+                    heads,
+                    mask,
+                    drop,
+                    text: [5, 6].map(|seed| seed << 8 | n as u64),
+                    n,
+                };
+                for other in [1, 63, 64, 65, 127, 128, 129] {
+                    let what = format!("{mask:?}: text of {n} beside {other}");
+                    let lengths = [n, other, n, other, n];
+                    gpu.seed(0);
+                    let packed = text.among(&lengths, 0);
+                    gpu.seed(1);
+                    assert!(text.among(&lengths, 0) == packed, "{what}: other bits in another run");
+                    for (at, packed) in [0, n + other, 2 * (n + other)].into_iter().zip(&packed) {
+                        for (packed, alone) in packed.iter().zip(&text.among(&[n], at)[0]) {
+                            assert!(!same || packed == alone, "{what}: other bits at {at}");
+                            worst = worst.max(off(packed, alone));
+                        }
+                    }
+                    assert!(worst <= rounding, "{what} is off by {worst:.2e}");
+                }
+            }
+        }
+        println!("{}: off by {worst:.2e} at most", gpu.name());
+    }
+}
+
+/// A text of `n` rows and its gradient, of these seeds.
+struct Company<'a> {
+    device: &'a Device,
+    heads: Heads,
+    mask: Mask,
+    drop: bool,
+    text: [u64; 2],
+    n: usize,
+}
+
+impl Company<'_> {
+    /// Every second text of a pack is the one, others are drawn: its out, lse and dqkv each time. So many tokens came before the pack.
+    fn among(&self, lengths: &[usize], before: usize) -> Vec<[Vec<f64>; 3]> {
+        let Device::Gpu(gpu) = self.device else { unreachable!() };
+        let (starts, n) = (starts(lengths), lengths.iter().sum());
+        let (columns, width) = (self.heads.columns(), self.heads.query * self.heads.width);
+        let put = |seed: u64, columns: usize| {
+            let text = |(i, len): (usize, &usize)| {
+                normal(if i % 2 == 0 { seed } else { 99 + i as u64 }, len * columns)
+            };
+            let all: Vec<f64> = lengths.iter().enumerate().flat_map(text).collect();
+            Tensor::from_f64(DType::F64, &[n, columns], all).to_gpu(gpu, DType::Bf16).unwrap()
+        };
+        let (qkv, dout) = (put(self.text[0], columns), put(self.text[1], width));
+        let zeros = |dtype, columns| Tensor::zeros_on(gpu, dtype, &[n, columns]).unwrap();
+        let (mut out, mut lse) = (zeros(DType::Bf16, width), zeros(DType::F32, self.heads.query));
+        let mut dqkv = zeros(DType::Bf16, columns);
+        let at = Tensor::from_i32(&starts).to_gpu(gpu, DType::I32).unwrap();
+        let dropout =
+            self.drop.then_some(Dropout { rate: 0.3, seed: 3, step: 1, site: 2, first: 9 + before as u64 });
+        attention_fwd(self.device, &mut out, Some(&mut lse), &qkv, &at, self.heads, self.mask, dropout)
+            .unwrap();
+        attention_bwd(self.device, &mut dqkv, &dout, &out, &lse, &qkv, &at, self.heads, self.mask, dropout)
+            .unwrap();
+        let all = [(out, width), (lse, self.heads.query), (dqkv, columns)]
+            .map(|(x, columns)| (x.to_f64(), columns));
+        let own = |&first: &i32| {
+            all.each_ref().map(|(x, columns)| x[first as usize * columns..][..self.n * columns].to_vec())
+        };
+        starts[..lengths.len()].iter().step_by(2).map(own).collect()
     }
 }
