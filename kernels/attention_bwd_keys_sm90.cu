@@ -13,17 +13,21 @@
 //           Scores are computed transposed, k qᵀ and v doutᵀ together, exponentials under the second; pᵀ is the A operand of dv
 //           in registers, dsᵀ that of dk in shared memory, where it also is the A operand of dq, read the other way: a text of
 //           one slice takes 5 products and is read once, a longer one 4 here and 3 there. Of dq a warpgroup takes half of the
-//           columns, or, where D is 64, every other tile; of a head of its own all. Nothing is added in memory. Seen from a key,
-//           the mask is that of a query with left and right exchanged. A Philox call is eight keys of a query; a lane draws four,
-//           and eight shuffles hand the quad's other lanes what they need as one word. dk and dv leave from where keys and values
-//           were, dq from a panel a warpgroup, by TMA, 16 rows at a time, at a text's end by vectors.
-// Cost      flops: 40960 D a tile of queries and 64 keys of a short text, 32768 D of a longer one's, where any is seen. Bytes,
-//           short of rows past N: 256 D a head's 64 keys, 4 D a key and head; of a short text 384 D a tile and 2 D + 4 a query,
-//           of a longer one 256 D a tile and 8 a query of it; 4 B + 4 min(B, THREADS) a block and 16 an item of starts, more
-//           where B > THREADS.
+//           columns, or, where D is 64, every other tile; of a head of its own all. Of a tile products have what the text has,
+//           queries by eights in scores and by sixteens in sums, keys of dq by sixteens; a warpgroup leaves out a tile that sees
+//           none of its keys. Nothing is added in memory. Seen from a key, the mask is that of a query with left and right
+//           exchanged. A Philox call is eight keys of a query; a lane draws four, and a shuffle for each eight queries hands the
+//           quad's other lanes what they need as one word. dk and dv leave from where keys and values were, dq from a panel a
+//           warpgroup, by TMA, 16 rows at a time, at a text's end by vectors.
+// Cost      flops: 256 D (u + w) a tile and 64 keys of which any is seen, u and w being the text's queries of the tile rounded up
+//           to 8 (at least 16) and to 16; of a short text 128 D a tile and key, seen halves' keys rounded up to 16. Texts of 20
+//           to 60 tokens take 1.15 times what as many in texts of 64 do. Bytes, short of rows past N: 256 D a head's 64 keys,
+//           4 D a key and head; of a short text 384 D a tile and 2 D + 4 a query, of a longer one 256 D a tile and 8 a query of
+//           it; 4 B + 4 min(B, THREADS) a block and 16 an item of starts, more where B > THREADS.
 // Numerics  As in attention_bwd.cu: p, drop(p) and ds are rounded to bf16 for the products that they enter, scales are applied in
 //           f32 to sums. Bits depend neither on the grid nor on what else is in the pack.
-// Hazards   As in attention_fwd_sm90.cu. dsᵀ has two places: who writes the next has met the other behind the product before.
+// Hazards   As in attention_fwd_sm90.cu. dsᵀ begins as zeros: dq's A operand has rows behind a text's end, which go nowhere. It
+//           has two places: who writes the next has met the other behind the product before.
 //           Branches around products turn on what a stage says, which every lane has by a shuffle: ptxas is to know them uniform.
 // Budget    40 registers a thread for the producers, 232 for a consumer, whose sums are D of them; one block a multiprocessor:
 //           512 D bytes of keys and values, 256 / D stages of 384 D bytes, 32 KB of dsᵀ, 16 KB of dq.
@@ -173,7 +177,7 @@ struct QueryProducer {
             for (int more = group * ceil_div(last - first, UNIT) * units - 1; more >= 0; more--) {
                 // Which warpgroups' keys any of these queries sees.
                 const bool low = row < min(slice.end, middle + left), high = row + UNIT > max(slice.start, middle - right);
-                const int works = !wide ? 1 << w : whole ? 3 : low + 2 * high;
+                const int works = !wide ? 1 << w : low + 2 * high;
                 load({row, slice.end, h + w * group, flags | works | (more == 0 ? Stage::LAST : 0) | more % 2 * Stage::ODD});
                 flags &= ~Stage::FIRST;
                 if (++w < units) continue;
@@ -237,6 +241,7 @@ struct Consumer {
     int H, G, left, right;
     unsigned settled;
     int n = 0, step = 0;
+    bool begun = false;
     // Of the turn at hand.
     int thread, w;
     Stage tile;
@@ -254,16 +259,20 @@ struct Consumer {
                      : "memory");
         return x;
     }
-    // This warpgroup's keys, or both's, and the other's work on them.
-    __device__ __forceinline__ void meet(bool both) const {
-        if (both) barrier_sync(1, 128 * CONSUMERS);
+    // dq is of both warpgroups' keys.
+    __device__ __forceinline__ bool together() const {
+        return (tile.flags & (Stage::WIDE | Stage::WHOLE)) == (Stage::WIDE | Stage::WHOLE);
+    }
+    __device__ __forceinline__ void meet() const {
+        if (together()) barrier_sync(1, 128 * CONSUMERS);
         else barrier_warpgroup(2 + w);
     }
     // Hides what keys do not see; seen from a key, the mask is that of a query with left and right exchanged.
-    __device__ __forceinline__ void mask(float (&s)[UNIT / 2]) const {
+    template <int COLUMNS>
+    __device__ __forceinline__ void mask(float (&s)[COLUMNS / 2]) const {
         const int first = job.first(w), last = job.last(w);
         const Range common = {max(job.start, last - right), min(job.end, first + left + 1)};
-        if (last - first == UNIT - 1 && common.holds(tile.row, UNIT)) return;
+        if (last - first == UNIT - 1 && common.holds(tile.row, COLUMNS)) return;
         Range sees[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -273,25 +282,30 @@ struct Consumer {
         }
         hide(s, tile.row + thread % 4 * 2, sees);
     }
-    // dk += dsᵀ q, of the warpgroup's keys.
+    // dk += dsᵀ q, of the warpgroup's keys and so many queries.
+    template <int QUERIES>
     __device__ __forceinline__ void multiply_queries(float (&dk)[D / 2]) const {
         const bytes64 a = wgmma_descriptor(at.ds(step) + w * PANEL), b = wgmma_descriptor(at.queries(n), PANEL);
 #pragma unroll
-        for (int k = 0; k < UNIT / 16; k++) {
-            if constexpr (D == 64) wgmma_m64n64k16<true>(dk, a + (k * 32 >> 4), b + (k * 16 * 128 >> 4), k > 0 || step > 0);
-            else wgmma_m64n128k16<true>(dk, a + (k * 32 >> 4), b + (k * 16 * 128 >> 4), k > 0 || step > 0);
+        for (int k = 0; k < QUERIES / 16; k++) {
+            if constexpr (D == 64) wgmma_m64n64k16<true>(dk, a + (k * 32 >> 4), b + (k * 16 * 128 >> 4), k > 0 || begun);
+            else wgmma_m64n128k16<true>(dk, a + (k * 32 >> 4), b + (k * 16 * 128 >> 4), k > 0 || begun);
         }
         wgmma_commit();
     }
-    // Some columns of dq = ds k of the tile's queries, of keys from `from` on.
+    // Some columns of dq = ds k of the tile's queries, of KEYS keys from `from` on.
     template <int KEYS>
     __device__ __forceinline__ void multiply_ds(float (&dq)[32], int from, int panel) const {
+        wgmma_pin(dq);
+        wgmma_fence();
         const bytes64 a = wgmma_descriptor(at.ds(step) + from, SLICE_PANEL);
         const bytes64 b = wgmma_descriptor(at.keys() + from + panel * SLICE_PANEL, SLICE_PANEL);
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++)
             wgmma_m64n64k16<true, true>(dq, a + (k * 16 * 128 >> 4), b + (k * 16 * 128 >> 4), k > 0);
         wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_pin(dq);
     }
     // What ds of all warps gives dq: of one head's keys each warpgroup takes its share of the columns, by turns where there are
     // only 64; of a head each all.
@@ -300,6 +314,9 @@ struct Consumer {
         const unsigned staged = at.dq(w) + thread % 128 / 32 * STORED * 128;
         const float scale = 1.0f / sqrtf(float(D));
         const bool wide = tile.flags & Stage::WIDE;
+        int keys = same(ceil_div(job.end - job.start, 16)), from = wide ? 0 : w * PANEL;
+        if (wide && !(tile.flags & 2)) keys = UNIT / 16;
+        if (wide && !(tile.flags & 1)) keys -= UNIT / 16, from = PANEL;
 #pragma unroll 1
         for (int panel = 0; panel < P::PANELS; panel++) {
             if (wide && w != (P::PANELS == 1 ? tile.flags / Stage::ODD : panel)) continue;
@@ -307,87 +324,94 @@ struct Consumer {
             if (lane == 0) cp_async_bulk_wait_read();
             __syncwarp();
             float dq[32];
-            wgmma_pin(dq);
-            wgmma_fence();
-            if (wide) multiply_ds<ROWS>(dq, 0, panel);
-            else multiply_ds<UNIT>(dq, w * PANEL, panel);
-            wgmma_wait<0>();
-            wgmma_pin(dq);
+            switch (keys) {
+                case 1: multiply_ds<16>(dq, from, panel); break;
+                case 2: multiply_ds<32>(dq, from, panel); break;
+                case 3: multiply_ds<48>(dq, from, panel); break;
+                case 4: multiply_ds<64>(dq, from, panel); break;
+                case 5: multiply_ds<80>(dq, from, panel); break;
+                case 6: multiply_ds<96>(dq, from, panel); break;
+                case 7: multiply_ds<112>(dq, from, panel); break;
+                default: multiply_ds<ROWS>(dq, from, panel);
+            }
             put_rows(staged, PANEL, dq, scale, scale);
             send_rows<STORED, 1>(map, dqkv, (H + 2 * G) * D, tile.head * D + 64 * panel, first, tile.end, staged, PANEL);
         }
     }
-    // One tile of queries.
-    __device__ __forceinline__ void work(float (&dk)[D / 2], float (&dv)[D / 2]) {
-        float s[UNIT / 2], dp[UNIT / 2];
-        unsigned p[UNIT / 4], ds[4];
+    // One tile of queries, of which the text has COLUMNS at most: by sixteens in what sums over them.
+    template <int COLUMNS>
+    __device__ __forceinline__ void work(float (&dk)[D / 2], float (&dv)[D / 2]) const {
+        constexpr int SUMMED = (COLUMNS + 15) / 16 * 16;
+        float s[COLUMNS / 2], dp[COLUMNS / 2];
+        unsigned p[SUMMED / 4], ds[4];
         const int own = w * PANEL;
         const float by = LOG2E / sqrtf(float(D));
         wgmma_pin(s);
         wgmma_pin(dp);
         wgmma_fence();
-        multiply_keys<D, UNIT>(s, wgmma_descriptor(at.keys() + own), SLICE_PANEL, wgmma_descriptor(at.queries(n)), PANEL);
-        multiply_keys<D, UNIT>(dp, wgmma_descriptor(at.values() + own), SLICE_PANEL, wgmma_descriptor(at.douts(n)), PANEL);
+        multiply_keys<D, COLUMNS>(s, wgmma_descriptor(at.keys() + own), SLICE_PANEL, wgmma_descriptor(at.queries(n)), PANEL);
+        multiply_keys<D, COLUMNS>(dp, wgmma_descriptor(at.values() + own), SLICE_PANEL, wgmma_descriptor(at.douts(n)), PANEL);
         KeptOfKeys kept = {ALL};
         const int group = (job.first(w) - job.start) / BF16S + thread % 128 / 32 * 2;
-        if (dropout.least) kept = KeptOfKeys::draw(dropout, tile.row, tile.head, group);
+        if (dropout.least) kept = KeptOfKeys::draw<COLUMNS>(dropout, tile.row, tile.head, group);
         settle(settled + 4 * thread, __uint_as_float(kept.bits));
         mbarrier_wait(at.known(n), P::lap(n));
         wgmma_wait<1>();
         wgmma_pin(s);
-        mask(s);
+        mask<COLUMNS>(s);
 #pragma unroll
-        for (int j = 0; j < UNIT / 8; j++) {
+        for (int j = 0; j < COLUMNS / 8; j++) {
             const float2 of = stat(0, j);
 #pragma unroll
             for (int i = 0; i < 4; i++) s[4 * j + i] = exp2_fast(s[4 * j + i] * by - (i % 2 ? of.y : of.x));
         }
         unsigned all = 0;
 #pragma unroll
-        for (int j = 0; j < UNIT / 2; j++) all ^= __float_as_uint(s[j]);
+        for (int j = 0; j < COLUMNS / 2; j++) all ^= __float_as_uint(s[j]);
         settle(settled + 4 * thread, __uint_as_float(all));
         wgmma_wait<0>();
         wgmma_pin(dp);
         const int lane = thread % 32, to = at.ds(step) + own + thread % 128 / 32 * 16 * 128 + lane % 16 * 128;
 #pragma unroll
-        for (int j = 0; j < UNIT / 8; j++) {
-            const float2 less = stat(1, j);
+        for (int j = 0; j < SUMMED / 8; j++) {
+            if (j == COLUMNS / 8) {
+                p[2 * j] = p[2 * j + 1] = ds[2] = ds[3] = 0;
+            } else {
+                const float2 less = stat(1, j);
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float *x = s + 4 * j + 2 * half, *y = dp + 4 * j + 2 * half;
-                float d[2] = {y[0], y[1]};
-                unsigned& both = p[2 * j + half];
-                both = narrow(x[0], x[1]);
-                if (dropout.least) {
-                    both &= kept.both(j, half);
-                    for (int i = 0; i < 2; i++) d[i] = masked(d[i], kept.all(j, half, i)) * dropout.scale;
+                for (int half = 0; half < 2; half++) {
+                    const float *x = s + 4 * j + 2 * half, *y = dp + 4 * j + 2 * half;
+                    float d[2] = {y[0], y[1]};
+                    unsigned& both = p[2 * j + half];
+                    both = narrow(x[0], x[1]);
+                    if (dropout.least) {
+                        both &= kept.both(j, half);
+                        for (int i = 0; i < 2; i++) d[i] = masked(d[i], kept.all(j, half, i)) * dropout.scale;
+                    }
+                    ds[2 * (j % 2) + half] = narrow(x[0] * (d[0] - less.x), x[1] * (d[1] - less.y));
                 }
-                ds[2 * (j % 2) + half] = narrow(x[0] * (d[0] - less.x), x[1] * (d[1] - less.y));
             }
             if (j % 2) stmatrix_x4(to + (((j - 1 + lane / 16) ^ lane % 8) << 4), ds[0], ds[1], ds[2], ds[3]);
         }
         fence_proxy_async();
-        meet((tile.flags & (Stage::WIDE | Stage::WHOLE)) == (Stage::WIDE | Stage::WHOLE));
+        meet();
         wgmma_pin(p);
         wgmma_pin(dv);
         wgmma_pin(dk);
         wgmma_fence();
-        multiply_values<D>(dv, p, wgmma_descriptor(at.douts(n), PANEL), step > 0);
-        multiply_queries(dk);
+        multiply_values<D>(dv, p, wgmma_descriptor(at.douts(n), PANEL), begun);
+        multiply_queries<SUMMED>(dk);
         wgmma_wait<0>();
         wgmma_pin(p);
         wgmma_pin(dv);
         wgmma_pin(dk);
-        arrive(at.empty(n));
-        if (tile.flags & Stage::WHOLE) queries();
-        step++;
     }
     // dk and dv take the place of the keys and values, which nothing reads any more.
     __device__ __forceinline__ void store(const float (&dk)[D / 2], const float (&dv)[D / 2]) const {
         const int warp = thread % 128 / 32, first = job.first(w) + 16 * warp, head = H + job.head + (job.wide ? 0 : w);
         const unsigned to = at.keys() + w * PANEL + warp * STORED * 128, apart = at.values() - at.keys();
         const float scale = 1.0f / sqrtf(float(D));
-        meet((tile.flags & (Stage::WIDE | Stage::WHOLE)) == (Stage::WIDE | Stage::WHOLE));
+        meet();
         put_rows(to, SLICE_PANEL, dk, scale, scale);
         put_rows(to + apart, SLICE_PANEL, dv, dropout.scale, dropout.scale);
         send_rows<STORED, P::PANELS>(map, dqkv, (H + 2 * G) * D, head * D, first, job.end, to, SLICE_PANEL);
@@ -396,16 +420,27 @@ struct Consumer {
     }
     __device__ __forceinline__ void run() {
         float dk[D / 2], dv[D / 2];
+        thread = anew(threadIdx.x), w = same(thread / 128);
+        // Products of dq read whole rows of dsᵀ, of which a warp writes what a text has: what is behind it is to be something.
+        const unsigned rows = w * PANEL + thread % 128 / 32 * 16 * 128 + thread % 32 * 4;
+        for (int i = 0; i < 16 * 128; i += 32 * 4) st_shared(at.ds(0) + rows + i, 0), st_shared(at.ds(1) + rows + i, 0);
+        __syncwarp();
         for (int round = 0;; n++) {
             thread = anew(threadIdx.x), w = same(thread / 128);
             mbarrier_wait(at.full(n), P::lap(n));
             tile = tiles[n % P::STAGES].here();
             if (tile.head == END) break;
-            if (tile.flags & Stage::FIRST) mbarrier_wait(at.posted(), round++ & 1), step = 0;
-            if (!(tile.flags >> w & 1)) arrive(at.empty(n));
-            else work(dk, dv);
+            if (tile.flags & Stage::FIRST) mbarrier_wait(at.posted(), round++ & 1), step = 0, begun = false;
+            const bool works = tile.flags >> w & 1;
+            if (works) by_eights<UNIT>(tile.end - tile.row, [&](auto queries) { work<queries.value>(dk, dv); }), begun = true;
+            else if (together()) meet();
+            arrive(at.empty(n));
+            if (works || together()) {
+                if (tile.flags & Stage::WHOLE) queries();
+                step++;
+            }
             if (!(tile.flags & Stage::LAST)) continue;
-            if (step > 0) store(dk, dv);
+            if (begun) store(dk, dv);
             arrive(at.taken());
         }
     }

@@ -8,9 +8,10 @@
 //           128-byte swizzle. heads divides H.
 // Plan      A sequence is cut into slices of ROWS = 128 rows; an item is a slice and `heads` query heads, one after the other.
 //           Blocks are persistent and take items in turn, the last first. Warpgroup 2 is the producer: its first warp finds an
-//           item's slice, posts a job to each consumer (64 rows of a head), and loads queries and tiles of KEYS = 128 keys and
+//           item's slice, posts a job to each consumer (64 rows), and loads queries and tiles of KEYS = 128 keys and
 //           values into a ring of 256 / D stages. Warpgroups 0 and 1 are the consumers: the halves of a slice, or, of one of up
-//           to 64 rows, two heads, so that short texts leave neither idle. Both go through the same tiles, or, where their heads
+//           to 64 rows, two heads, so that short texts leave neither idle, or, of one of up to LOADED rows, two heads each, where
+//           such pairs share keys: their rows are halves of the 64. Both go through the same tiles, or, where their heads
 //           have keys of their own, each through its own and lets the other's go. Keys that fit one tile stay for all heads of
 //           the item that share them: each of q, k, v is then read once.
 //           Scores come by wgmma from shared memory; exponentials become the A operand of the second product in registers. The
@@ -20,8 +21,9 @@
 //           second product), 96, or all. Tiles lie on the grid of eights of their text, so a Philox call is eight columns: each
 //           lane of a quad draws eights of its two rows while scores are multiplied, and two shuffles hand the bits round.
 //           Out goes by stmatrix and TMA, 16 rows at a time; rows at a text's end, behind which another's follow, by vectors.
-// Cost      flops: 128 D (u + w) for each half of a slice and head, u and w being the keys from its first tile to the last that it
-//           sees, rounded up to 8 and to 16 as above. Bytes, short of rows past N: 128 D a half and head; 4 D a key of a slice,
+// Cost      flops: 128 D (u + w) for each job, a half of a slice and head, or a pair: u and w are the keys from its first tile to
+//           the last that it sees, rounded up to 8 and to 16 as above. Texts of 20 to 60 tokens take 1.14 times what as many in
+//           texts of 64 do, 1.02 with pairs. Bytes, short of rows past N: 128 D a job; 4 D a key of a slice,
 //           their number rounded up to 32, and head (heads that share a single tile count once); 2 D + 4 a row and head of out
 //           and lse; 4 B + 4 min(B, THREADS) a block and 8 an item of starts, more where B > THREADS.
 // Numerics  Scores, maxima and sums in f32, exponentials base 2 by ex2.approx; what a row's sums are relative to moves only when
@@ -84,8 +86,8 @@ struct alignas(16) Job {
     // Of `head`: nothing more comes; nothing but to let tiles go.
     static constexpr int END = -1, NONE = -2;
     // Of `flags`: as many tiles of the other warpgroup come before; behind; the tiles are kept for the next job; the two
-    // warpgroups go through the same tiles in turn.
-    static constexpr int BEFORE = 1, BEHIND = 2, KEPT = 4, TURNS = 8;
+    // warpgroups go through the same tiles in turn; half of the rows are those of the head behind.
+    static constexpr int BEFORE = 1, BEHIND = 2, KEPT = 4, TURNS = 8, PAIR = 16;
     int row, start, end, head, key, tiles, flags, unused;
 
     __device__ __forceinline__ Job here() const {
@@ -117,7 +119,11 @@ struct Producer {
         jobs[w] = job;
         if (rows) {
             mbarrier_arrive_expect_tx(at.posted(w), P::UNIT_BYTES);
-            load(at.queries(w), P::UNIT_PANEL, job.head, job.row, UNIT / LOADED, at.posted(w));
+            for (int b = 0; b < UNIT / LOADED; b++) {
+                const bool pair = job.flags & Job::PAIR;
+                load(at.queries(w) + b * LOADED * 128, P::UNIT_PANEL, job.head + (pair ? b : 0),
+                     job.row + (pair ? 0 : b * LOADED), 1, at.posted(w));
+            }
         } else {
             mbarrier_arrive(at.posted(w));
         }
@@ -131,23 +137,26 @@ struct Producer {
         const unsigned to = is_keys ? at.keys(n % P::STAGES) : at.values(n % P::STAGES);
         load(to, P::TILE_PANEL, H + (is_keys ? 0 : G) + g, key, boxes, full);
     }
-    // Some heads of a slice. Where it is wide both warpgroups have rows of a head, else all rows of a head each.
+    // Some heads of a slice. Where it is wide both warpgroups have rows of a head, else all rows of a head each, or, of up to
+    // half a warpgroup's rows, those of two heads that share keys.
     __device__ __forceinline__ void work(const Slice& slice, int head, int heads) {
         const int end = min(slice.row + ROWS, slice.end), group = H / G;
         const bool wide = end - slice.row > UNIT;
-        const int step = wide ? 1 : 2;
+        const bool pair = end - slice.row <= LOADED && group % 2 == 0 && heads % 2 == 0;
+        const int apart = pair ? 2 : 1, step = wide ? 1 : 2 * apart;
         const int seen = max(slice.start, slice.row - left), until = min(slice.end, end + right);
         const int key = slice.start + ((seen - slice.start) & ~(BF16S - 1)), tiles = ceil_div(until - key, KEYS);
         bool fresh = true;
         for (int h = head; h < head + heads; h += step) {
-            const bool both = wide || h + 1 < head + heads;
-            const int g0 = h / group, g1 = wide || !both ? g0 : (h + 1) / group;
+            const bool both = wide || h + apart < head + heads;
+            const int g0 = h / group, g1 = wide || !both ? g0 : (h + apart) / group;
             const bool shared = g0 == g1, more = h + step < head + heads;
             const bool keeps = tiles == 1 && shared && more && min(h + 2 * step, head + heads) - 1 < (g0 + 1) * group;
-            const int flags = (keeps ? Job::KEPT : 0) | (shared && both && tiles > 1 ? Job::TURNS : 0);
+            const int turns = shared && both && tiles > 1 ? Job::TURNS : 0;
+            const int flags = (keeps ? Job::KEPT : 0) | turns | (pair ? Job::PAIR : 0);
             const int before = both && shared ? 0 : Job::BEFORE;
             const Job first = {slice.row, slice.start, slice.end, h, key, tiles, flags | (shared ? 0 : Job::BEHIND)};
-            const int row = slice.row + (wide ? UNIT : 0), other = both ? (wide ? h : h + 1) : Job::NONE;
+            const int row = slice.row + (wide ? UNIT : 0), other = both ? (wide ? h : h + apart) : Job::NONE;
             const Job second = {row, slice.start, slice.end, other, key, tiles, flags | before};
             const auto post_second = [&] { post(1, second, both); };
             const int count = !fresh ? 0 : shared ? tiles : 2 * tiles;
@@ -328,17 +337,7 @@ struct Consumer {
         mbarrier_wait(at.keys_full(tile), P::lap(tile));
         if (full > 0) turn(), pass();
         const bool keep = full > 0;
-        switch (ceil_div(tail, 8)) {
-            case 1:
-            case 2: narrow_tile<16>(state, key, keep); break;
-            case 3: narrow_tile<24>(state, key, keep); break;
-            case 4: narrow_tile<32>(state, key, keep); break;
-            case 5: narrow_tile<40>(state, key, keep); break;
-            case 6: narrow_tile<48>(state, key, keep); break;
-            case 7: narrow_tile<56>(state, key, keep); break;
-            case 8: narrow_tile<64>(state, key, keep); break;
-            default: narrow_tile<NARROW>(state, key, keep);
-        }
+        by_eights<NARROW>(tail, [&](auto keys) { narrow_tile<keys.value>(state, key, keep); });
         release(at.values_empty(tile));
         tile++;
     }
@@ -376,7 +375,9 @@ struct Consumer {
                 continue;
             }
             const int last = min(job.row + UNIT, job.end) - 1;
-            row = job.row + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+            const int warp = threadIdx.x % 128 / 32, pair = job.flags & Job::PAIR ? 1 : 0;
+            row = job.row + (pair ? warp % 2 : warp) * 16 + threadIdx.x % 32 / 4;
+            job.head += pair * (warp / 2);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int r = min(row + 8 * half, last);

@@ -13,6 +13,31 @@ __device__ __forceinline__ int anew(int x) {
     return x;
 }
 
+template <int N>
+struct Number {
+    static constexpr int value = N;
+};
+
+// Calls f with the number of columns that a product of `count` has: by eights up to 64, else MOST.
+template <int MOST, typename F>
+__device__ __forceinline__ void by_eights(int count, F f) {
+    switch (ceil_div(count, 8)) {
+        case 1:
+        case 2: f(Number<16>()); break;
+        case 3: f(Number<24>()); break;
+        case 4: f(Number<32>()); break;
+        case 5: f(Number<40>()); break;
+        case 6: f(Number<48>()); break;
+        case 7: f(Number<56>()); break;
+        case 8:
+            if constexpr (MOST != 64) {
+                f(Number<64>());
+                break;
+            }
+        default: f(Number<MOST>());
+    }
+}
+
 // UNIT rows of a head's columns to panels of 64, so many bytes apart.
 template <int D>
 __device__ __forceinline__ void load_unit(unsigned to, int panel, const CUtensorMap& map, int head, int row, unsigned full) {
@@ -144,6 +169,7 @@ struct KeptOfKeys {
     unsigned bits;
 
     // A lane draws four of the 128 calls: two queries that lanes of its place in a quad have, by both eights of keys.
+    template <int COLUMNS>
     static __device__ __forceinline__ KeptOfKeys draw(const Draw& dropout, int query, int plane, int group) {
         const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
         unsigned own = 0, bits = 0;
@@ -151,7 +177,7 @@ struct KeptOfKeys {
 #pragma unroll 1
         for (int i = 0; i < 4; i++) own |= dropout.kept(query + 8 * g + 2 * t + i % 2, plane, group + i / 2) << (8 * i);
 #pragma unroll
-        for (int j = 0; j < 8; j++) bits |= (__shfl_sync(ALL, own, 4 * j + t) >> g & 0x01010101u) << j;
+        for (int j = 0; j < COLUMNS / 8; j++) bits |= (__shfl_sync(ALL, own, 4 * j + t) >> g & 0x01010101u) << j;
         return {bits};
     }
     // All bits, or none, of the key in row `half` of the thread and the query; of two queries, of 16 bits each.

@@ -66,7 +66,11 @@ fn slices() -> Vec<Case> {
     let tiny = [3, 1, 2, 390, 1, 1, 1, 2, 5, 40];
     let [full, causal] = [Mask::Full, Mask::Causal];
     let [near, before] = [Mask::Window(7), Mask::CausalWindow(70)];
-    let packs: [(&[usize], [usize; 3], [Mask; 2]); 13] = [
+    // Texts of a slice whose second tile of queries has each width, and whose keys are each number of sixteens.
+    let wide = [70, 86, 94, 103, 111, 119];
+    let packs: [(&[usize], [usize; 3], [Mask; 2]); 15] = [
+        (&wide, [2, 2, 64], [full, causal]),
+        (&wide, [2, 1, 128], [causal, full]),
         (&[1], [2, 1, 64], [full, causal]),
         (&sentences, [8, 2, 128], [full, causal]),
         (&sentences, [4, 4, 64], [near, full]),

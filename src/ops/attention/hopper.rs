@@ -16,8 +16,8 @@ pub fn takes(gpu: &Gpu, width: usize) -> bool {
     gpu.hopper("attention") && kernels::ATTENTION_FWD_SM90.contains(&(width as i32))
 }
 
-/// Mean length from which on `auto` takes the backward: it takes a text of up to 64 rows for one of 64, the portable kernels by
-/// sixteens.
+/// Mean length from which on `auto` takes the backward: it loads 64 rows of a text that has fewer, and they are one side of each
+/// of its products; the portable kernels load what there is and multiply sixteens.
 const SHORT: usize = 24;
 
 /// Whether the backward is asked for, takes this width, and is predicted to be the faster for `b` texts of `n` rows together.
