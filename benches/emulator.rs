@@ -6,7 +6,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llm2vec::bench::cases;
-use llm2vec::bench::measure::{Operands, Subject};
+use llm2vec::bench::subject::{Operands, Subject};
 use llm2vec::device::Device;
 use llm2vec::device::emulator::{Count, Element, Emulator, Launch, Module, Swizzle, TensorMap};
 use llm2vec::device::gpu::Gpu;

@@ -5,7 +5,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use llm2vec::bench::cases::{self, large::large};
-use llm2vec::bench::measure::{Clock, Operands, Subject};
+use llm2vec::bench::subject::{Clock, Operands, Subject};
 use llm2vec::device::Device;
 use std::time::Duration;
 

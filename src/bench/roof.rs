@@ -68,7 +68,7 @@ impl<'a> Bounds<'a> {
             None => (None, None),
         };
         Roof {
-            bytes_per_second: self.copy.as_ref().and_then(|c| rate(c, c.case.bytes(device) as u64)),
+            bytes_per_second: self.copy.as_ref().and_then(|c| rate(c, c.case.bytes(device))),
             flops_per_second,
             product,
         }
