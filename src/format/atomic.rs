@@ -118,8 +118,7 @@ fn place(target: &Path) -> Result<(PathBuf, String)> {
 pub(crate) fn beside(target: &Path) -> Result<NamedTempFile> {
     let (real, prefix) = place(target)?;
     let folder = folder(&real);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix);
+    let mut builder = named(&prefix);
     #[cfg(unix)]
     {
         // The default of tempfile is 0600, which other users could not read after the rename; the umask applies.
@@ -131,7 +130,7 @@ pub(crate) fn beside(target: &Path) -> Result<NamedTempFile> {
     remove_leftovers(folder, &prefix);
     loop {
         let temp = builder.tempfile_in(folder).map_err(|e| Error::io(target, e))?;
-        if is_leftover(&file_name(temp.path()), &prefix) && hold(temp.as_file(), temp.path()) {
+        if hold(temp.as_file(), temp.path()) {
             remember(&mut list, temp.path(), None);
             return Ok(temp);
         }
@@ -143,6 +142,14 @@ fn file_name(path: &Path) -> String {
 }
 
 const RANDOM: usize = 6;
+
+/// Makes names that [`is_leftover`] knows, all of them: one that it does not know would stay wherever a process is killed, or
+/// cannot remove it again, as soon as it is there.
+fn named(prefix: &str) -> tempfile::Builder<'_, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(prefix).rand_bytes(RANDOM - 1).suffix("0");
+    builder
+}
 
 /// The name that the temporary file `name` of a killed process was to get.
 pub(crate) fn meant(name: &str) -> Option<&str> {
@@ -264,11 +271,10 @@ pub(crate) fn folder_in(parent: &Path, prefix: &str) -> Result<TempDir> {
     let mut list = unfinished();
     remove_leftovers(parent, prefix);
     loop {
-        let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent).map_err(failed)?;
+        let folder = named(prefix).tempdir_in(parent).map_err(failed)?;
         // Elsewhere a folder cannot be opened, and so not be locked or taken for a leftover.
         let lock = if cfg!(unix) { Some(fs::File::open(folder.path()).map_err(failed)?) } else { None };
-        let ours = is_leftover(&file_name(folder.path()), prefix);
-        if !ours || !lock.as_ref().is_none_or(|lock| hold(lock, folder.path())) {
+        if !lock.as_ref().is_none_or(|lock| hold(lock, folder.path())) {
             continue;
         }
         remember(&mut list, folder.path(), lock);
@@ -292,4 +298,21 @@ pub(crate) fn publish_folder(temp: TempDir, target: &Path) -> Result<()> {
     drop(list);
     let _ = temp.keep(); // it has its final name: nothing to remove
     sync_folder(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of names at random one in 185 is all lowercase letters, as a name that somebody gave may be.
+    #[test]
+    fn every_name_that_is_made_is_known_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..2000 {
+            let temp = named(".v.npy.").tempfile_in(dir.path()).unwrap();
+            let name = file_name(temp.path());
+            assert!(is_leftover(&name, ".v.npy.") && meant(&name) == Some("v.npy"), "{name}");
+        }
+        assert!(!is_leftover(".v.npy.backup", ".v.npy."));
+    }
 }
