@@ -5,11 +5,9 @@ use super::{PANEL, Pair};
 use std::arch::x86_64::*;
 
 /// The instructions for f32 are there.
-#[derive(Clone, Copy)]
 pub struct F32Vectors(());
 
 /// The instructions for bf16 are there.
-#[derive(Clone, Copy)]
 pub struct Bf16Vectors(());
 
 impl F32Vectors {
@@ -30,7 +28,7 @@ impl Bf16Vectors {
 /// The product of one type of panels.
 ///
 /// Its tiles have their rows written out: sums in an array of as many rows as a parameter says, the compiler would begin in
-/// memory, by a call of memset, which waits there for what the tile before has written (6 % at K = 256).
+/// memory, by a call of memset, which waits there for what the tile before has written.
 macro_rules! product {
     ($vectors:ident, $step:ty, $features:literal, $dot:ident) => {
         impl $vectors {

@@ -37,32 +37,34 @@ type Back = Box<dyn Fn(&Panels, &mut [f32], &[f32], usize)>;
 /// A unit's name, whether it takes bf16, its two products.
 type Case = (&'static str, bool, Forward, Back);
 
-fn half<U: Unit<Pair> + 'static>(name: &'static str, load: fn() -> U) -> Case {
-    let packed = |p: &Panels| match p {
-        Panels::Bf16(p) => p.clone(),
-        Panels::F32(_) => unreachable!(),
-    };
-    let forward = move |p: &Panels, y: &mut [f32], x: &[f32], n, add| packed(p).matmul(load, y, x, n, add);
-    (name, true, Box::new(forward), Box::new(move |p, dx, dy, n| packed(p).matmul_back(load, dx, dy, n)))
+fn case<S: Step, U: Unit<S> + 'static>(
+    name: &'static str,
+    of: fn(&Panels) -> &Packed<S>,
+    load: fn() -> U,
+) -> Case {
+    let forward = move |p: &Panels, y: &mut [f32], x: &[f32], n, add| of(p).matmul(load, y, x, n, add);
+    let back = move |p: &Panels, dx: &mut [f32], dy: &[f32], n| of(p).matmul_back(load, dx, dy, n);
+    (name, S::NUMBERS == 2, Box::new(forward), Box::new(back))
 }
 
-fn single<U: Unit<f32> + 'static>(name: &'static str, load: fn() -> U) -> Case {
-    let packed = |p: &Panels| match p {
-        Panels::F32(p) => p.clone(),
-        Panels::Bf16(_) => unreachable!(),
-    };
-    let forward = move |p: &Panels, y: &mut [f32], x: &[f32], n, add| packed(p).matmul(load, y, x, n, add);
-    (name, false, Box::new(forward), Box::new(move |p, dx, dy, n| packed(p).matmul_back(load, dx, dy, n)))
+fn half(panels: &Panels) -> &Packed<Pair> {
+    let Panels::Bf16(packed) = panels else { unreachable!() };
+    packed
+}
+
+fn single(panels: &Panels) -> &Packed<f32> {
+    let Panels::F32(packed) = panels else { unreachable!() };
+    packed
 }
 
 fn units() -> Vec<Case> {
     vec![
-        half("bf16 as it comes", Half::load),
-        half("bf16 without tiles", Half::without_tiles),
-        half("portable bf16", || Half::Portable),
-        half("tile model", || Model),
-        single("f32 as it comes", Single::load),
-        single("portable f32", || Single::Portable),
+        case("bf16 as it comes", half, Half::load),
+        case("bf16 without tiles", half, Half::without_tiles),
+        case("portable bf16", half, || Half::Portable),
+        case("tile model", half, || Model),
+        case("f32 as it comes", single, Single::load),
+        case("portable f32", single, || Single::Portable),
     ]
 }
 
