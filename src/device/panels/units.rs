@@ -86,8 +86,7 @@ pub fn bf16_unit() -> Option<&'static str> {
     }
 }
 
-/// What multiplies f32 on this CPU, where packed weights are the quicker ones. (By AVX2 they were 3.6 times as fast as `gemm` at
-/// 32 rows and at 0.75 to 0.9 of it at a thousand.)
+/// What multiplies f32 on this CPU, where packed weights are the quicker ones. Without AVX-512 `gemm` is, for many rows.
 pub fn f32_unit() -> Option<&'static str> {
     match Single::load() {
         Single::Avx512(_) => Some("AVX-512"),
