@@ -97,7 +97,6 @@ const REASONS: &[(&str, &str, &str)] = &[
         "of the tile or two that one half of a slice sees and the other does not: fewer than the ring has",
     ),
     ("_sm90", "at.ready(", "one try of two, of a slot that was ready long before in all of these runs"),
-    ("_sm90", "at.staged(", "one try of two, of a panel that was staged long before in all of these runs"),
     (
         "contrastive_limit_sm90_1",
         "mbarrier_arrive(at.empty(held))",
