@@ -8,8 +8,8 @@
 // Shapes    q, dq [P, C], c, dc [M, C] f32, loss, lse [P], total [2] f32, ids [M] i32 or null; M >= P. Workspace: forward
 //           most, sum, rival [S, P] and positive, limit [P] f32; backward dz [W, ceil8(M)] and limit [P] f32.
 // Plan      Kernels that end in _3 multiply f32, in _1 numbers rounded to bf16 as they are loaded, dz among them.
-//           One product of f32 matrices serves all: a block of 4 warps, 32 x 32 a warp, 32 of the inner dimension at a time,
-//           the next 32 on their way in registers meanwhile. With a margin contrastive_limit first takes the diagonal tiles
+//           Products are product.cuh's, tiles of 64 x 64, with a loader of their own, which splits f32 on the way from registers to a
+//           stage; a ring has two. With a margin contrastive_limit first takes the diagonal tiles
 //           (the same sums in the same order, so a candidate equal to the positive ties with it). contrastive_fwd: grid
 //           (ceil(P / 64), S), a block folds its share of a row of tiles into (most, sum, rival) in registers;
 //           contrastive_total, one block, merges the S shares in order. Backward by waves of W rows, so that dz is
@@ -39,67 +39,37 @@
 // Source    Oord et al. 2018, arXiv:1807.03748, eq. 4; margin from Solatorio 2024, arXiv:2402.16829; the three bf16 from
 //           Henry, Tang & Heinecke 2019, arXiv:1904.06376.
 #include "lse.cuh"
-#include "mma.cuh"
+#include "product.cuh"
 
 EXPORT constexpr int TILE = 64;
-EXPORT constexpr int DEEP = 32;
 EXPORT constexpr int THREADS = 128;
 EXPORT constexpr int TOTAL_THREADS = 1024;
 
 // A vector to shared memory in one store, which nvcc else takes apart.
-__device__ inline void st_shared(bf16* to, const uint4& x) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(to)), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+__device__ inline void st_shared(unsigned to, const uint4& x) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
                  : "memory");
 }
 
-// bf16 of one term of one operand's tile; 32 rows of 64 take less than 64 rows of 32.
-constexpr int AREA = TILE * (DEEP + BF16S);
-template <int TERMS>
-struct Shared {
-    alignas(16) bf16 terms[2][TERMS][AREA];
-};
+// f32 that go as COUNT bf16, x = terms 0 + 1 + 2, or rounded to term 0: by way of registers. The sums of a stage are taken in fresh
+// accumulators.
+template <bool ACROSS, bool LEFT, int COUNT>
+struct Split : Side<float, TILE / 32, ACROSS, LEFT> {
+    static constexpr int TERMS = COUNT, STAGES = 2;
+    static constexpr bool FRESH = true;
+    float4 next[TILE / 32][2];
 
-// Half of a product: TILE of its outer dimension by DEEP of the inner one at a time. Rows of the matrix run along the
-// outer dimension, or ACROSS it, along the inner one.
-template <bool ACROSS>
-struct Operand {
-    static constexpr int COLUMNS = ACROSS ? TILE : DEEP;
-    static constexpr int CHUNKS = COLUMNS / BF16S;
-    static constexpr int VECTORS = TILE * DEEP / BF16S / THREADS;
-    const float* data;
-    int rows, columns;
-    float4 next[VECTORS][2];
-
-    __device__ inline Operand(const float* data, int rows, int columns)
-        : data(data), rows(rows), columns(columns) {}
-
-    // Where in the tile this thread's vector i lies. Rows of four chunks go to a quarter of a warp by twos that are four
-    // apart: five chunks' stride brings those to different banks.
-    __device__ static inline int row(int i) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = THREADS / 32;
-        if (ACROSS) return (i * warps + warp) * 4 + lane / 8;
-        return (i * warps + warp) * 8 + lane / 4 % 2 * 4 + lane / 8;
+    __device__ __forceinline__ void fetch(unsigned, int deep) {
+#pragma unroll
+        for (int i = 0; i < this->BLOCKS; i++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+                next[i][j] = this->there(i, deep) ? load(this->from + i * this->turn, j) : make_float4(0, 0, 0, 0);
+        this->pass(deep);
     }
-    __device__ static inline int column() { return threadIdx.x % CHUNKS * BF16S; }
-
-    __device__ inline void load(int outer, int inner) {
-        const int row0 = ACROSS ? inner : outer, column0 = ACROSS ? outer : inner;
-        const int at = column0 + column();
+    __device__ __forceinline__ void land(unsigned stage) const {
 #pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
-            const int from = row0 + row(i);
-            const bool inside = from < rows && at < columns;
-            const float4* vector = reinterpret_cast<const float4*>(data + from * size_t(columns) + at);
-#pragma unroll
-            for (int j = 0; j < 2; j++) next[i][j] = inside ? vector[j] : make_float4(0, 0, 0, 0);
-        }
-    }
-
-    // Its numbers' first TERMS terms: x = terms 0 + 1 + 2, or is rounded to term 0.
-    template <int TERMS>
-    __device__ inline void store(bf16 (&terms)[TERMS][AREA]) const {
-#pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
+        for (int i = 0; i < this->BLOCKS; i++) {
             float rest[BF16S] = {next[i][0].x, next[i][0].y, next[i][0].z, next[i][0].w,
                                  next[i][1].x, next[i][1].y, next[i][1].z, next[i][1].w};
 #pragma unroll
@@ -109,80 +79,32 @@ struct Operand {
                 widen(taken, rounded);
 #pragma unroll
                 for (int k = 0; k < BF16S; k++) rest[k] -= taken[k];
-                st_shared(Tile<COLUMNS>{terms[term]}.at(row(i), column()), rounded);
+                st_shared(this->place(stage + term * this->BYTES, i), rounded);
             }
         }
     }
+    __device__ static __forceinline__ void commit() {}
+    template <int PENDING>
+    __device__ static __forceinline__ void wait() {}
 };
 
-// A warp's 32 x 32 of a tile; element [i][j][e] stands at row(i, e), column(j, e).
-struct Sums {
-    float at[2][4][4];
+__device__ inline void store_pair(float* to, float low, float high) { *reinterpret_cast<float2*>(to) = make_float2(low, high); }
 
-    __device__ static inline int row(int i, int e) {
-        return threadIdx.x / 64 * 32 + i * 16 + e / 2 * 8 + threadIdx.x % 32 / 4;
-    }
-    __device__ static inline int column(int j, int e) {
-        return threadIdx.x / 32 % 2 * 32 + j * 8 + threadIdx.x % 4 * 2 + e % 2;
-    }
-};
-
-// sum += A B of the tile whose first row is m and first column n, over an inner dimension of K.
-template <int TERMS, bool A_ACROSS, bool B_ACROSS>
-__device__ inline void product(Sums& sum, Shared<TERMS>& shared, Operand<A_ACROSS> a, int m, Operand<B_ACROSS> b, int n, int K) {
-    const int warp_m = Sums::row(0, 0) / 32 * 32, warp_n = Sums::column(0, 0) / 32 * 32;
-    a.load(m, 0);
-    b.load(n, 0);
-    for (int k0 = 0; k0 < K; k0 += DEEP) {
-        __syncthreads();
-        a.store(shared.terms[0]);
-        b.store(shared.terms[1]);
-        __syncthreads();
-        if (k0 + DEEP < K) {
-            a.load(m, k0 + DEEP);
-            b.load(n, k0 + DEEP);
-        }
-        float part[2][4][4] = {};
-#pragma unroll
-        for (int k = 0; k < DEEP; k += 16) {
-            unsigned fa[TERMS][2][4], fb[TERMS][2][4];
-#pragma unroll
-            for (int term = 0; term < TERMS; term++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    fragment_a<A_ACROSS>(fa[term][i], Tile<Operand<A_ACROSS>::COLUMNS>{shared.terms[0][term]}, warp_m + i * 16, k);
-                    fragment_b<B_ACROSS>(fb[term][i], Tile<Operand<B_ACROSS>::COLUMNS>{shared.terms[1][term]}, warp_n + i * 16, k);
-                }
-            }
-            // The smallest products first; of one term there is the last alone.
-#pragma unroll
-            for (int pair = TERMS == 3 ? 0 : 5; pair < 6; pair++) {
-                constexpr int LEFT[] = {1, 0, 2, 0, 1, 0}, RIGHT[] = {1, 2, 0, 1, 0, 0};
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-#pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        const unsigned(&right)[4] = fb[RIGHT[pair]][j / 2];
-                        mma_m16n8k16(part[i][j], fa[LEFT[pair]][i], right[j % 2 * 2], right[j % 2 * 2 + 1]);
-                    }
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) sum.at[i][j][e] += part[i][j][e];
-    }
-}
+// Scores q c^T, and their gradient by c and by q.
+template <int TERMS>
+using Cosines = Product<Split<false, true, TERMS>, Split<false, false, TERMS>>;
+template <int TERMS>
+using ByCandidates = Product<Split<false, true, TERMS>, Split<true, false, TERMS>>;
+template <int TERMS>
+using ByQueries = Product<Split<true, true, TERMS>, Split<true, false, TERMS>>;
+static_assert(Cosines<3>::TILE == TILE && Cosines<3>::THREADS == THREADS, "the host launches by them");
 
 // The cosines of the tile whose first query is p and first candidate m.
 template <int TERMS>
-__device__ inline Sums cosines(Shared<TERMS>& shared, const float* q, const float* c, int P, int M, int C, int p, int m) {
-    Sums sum = {};
-    product(sum, shared, Operand<false>(q, P, C), p, Operand<false>(c, M, C), m, C);
-    return sum;
+__device__ __forceinline__ void take_cosines(Cosines<TERMS>& x, void* ring, const float* q, const float* c, int P, int M, int C,
+                                             int p, int m) {
+    x.begin(ring, {q, P, C, C}, {c, M, C, C}, p, m);
+    x.finish();
 }
 
 // Of a row's 8 columns that a thread has, how far the k-th lies from the first.
@@ -214,18 +136,13 @@ struct Rule {
 // limit[p] = x[p,p] + margin
 template <int TERMS>
 __device__ inline void take_limit(float* limit, const float* q, const float* candidates, int P, int C, float margin) {
-    __shared__ Shared<TERMS> shared;
+    __shared__ __align__(128) unsigned char ring[Cosines<TERMS>::RING];
     const int first = blockIdx.x * TILE;
-    const Sums x = cosines(shared, q, candidates, P, P, C, first, first);
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const int row = Sums::row(i, e);
-                if (row == Sums::column(j, e) && first + row < P) limit[first + row] = x.at[i][j][e] + margin;
-            }
+    Cosines<TERMS> x;
+    take_cosines(x, ring, q, candidates, P, P, C, first, first);
+    x.each_pair([&](int row, int column, float low, float high) {
+        if (row / 2 == column / 2 && first + row < P) limit[first + row] = (row == column ? low : high) + margin;
+    });
 }
 KERNELS(contrastive_limit, _, TERMS, (3, 1), __launch_bounds__(THREADS),
         (float* __restrict__ limit, const float* __restrict__ q, const float* __restrict__ candidates, int P, int C,
@@ -237,28 +154,31 @@ template <int TERMS>
 __device__ inline void forward(float* most, float* sum, float* rival, float* positive, const float* q,
                                const float* candidates, const int* ids, const float* limit, int P, int M, int C, int tiles,
                                float scale) {
-    __shared__ Shared<TERMS> shared;
-    __shared__ float halves[2][3][TILE];
+    __shared__ __align__(128) unsigned char ring[Cosines<TERMS>::RING];
+    // Of each row, by half of its columns, when the ring has been read.
+    float(&halves)[2][3][TILE] = *reinterpret_cast<float(*)[2][3][TILE]>(ring);
+    static_assert(sizeof halves <= sizeof ring, "of six floats a row");
     Rule rule{ids, limit};
     const int p0 = blockIdx.x * TILE;
     const int begin = blockIdx.y * tiles * TILE, end = min(begin + tiles * TILE, M);
     Lse seen[2][2] = {{Lse::none(), Lse::none()}, {Lse::none(), Lse::none()}};
     float above[2][2] = {{LOWEST, LOWEST}, {LOWEST, LOWEST}};
     for (int m0 = begin; m0 < end; m0 += TILE) {
-        const Sums x = cosines(shared, q, candidates, P, M, C, p0, m0);
-        rule.columns(m0 + Sums::column(0, 0), M);
+        Cosines<TERMS> x;
+        take_cosines(x, ring, q, candidates, P, M, C, p0, m0);
+        rule.columns(m0 + x.column(0), M);
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const int p = p0 + Sums::row(i, 2 * h), ahead = M - rule.m;
+                const int p = p0 + x.row(i, h), ahead = M - rule.m;
                 if (p >= P) continue;
                 rule.row(p);
                 float top = LOWEST;
                 unsigned counts = 0;
 #pragma unroll
                 for (int k = 0; k < 8; k++) {
-                    const float cosine = x.at[i][k / 2][2 * h + k % 2];
+                    const float cosine = x.d[i][k / 2][2 * h + k % 2];
                     const bool own = rule.m + apart(k) == p;
                     if (own) positive[p] = cosine;
                     if (apart(k) >= ahead || !rule.counts(k, cosine)) continue;
@@ -269,7 +189,7 @@ __device__ inline void forward(float* most, float* sum, float* rival, float* pos
                 seen[i][h].raise(top);
 #pragma unroll
                 for (int k = 0; k < 8; k++)
-                    if (counts >> k & 1) seen[i][h].add(x.at[i][k / 2][2 * h + k % 2] * scale);
+                    if (counts >> k & 1) seen[i][h].add(x.d[i][k / 2][2 * h + k % 2] * scale);
             }
     }
     // Four lanes and two warps have parts of each row.
@@ -285,7 +205,7 @@ __device__ inline void forward(float* most, float* sum, float* rival, float* pos
                 highest = rival_of(highest, __shfl_xor_sync(ALL, highest, apart));
             }
             float(&half)[3][TILE] = halves[threadIdx.x / 32 % 2];
-            const int row = Sums::row(i, 2 * h);
+            const int row = Cosines<TERMS>().row(i, h);
             if (threadIdx.x % 4 == 0) half[0][row] = all.most, half[1][row] = all.sum, half[2][row] = highest;
         }
     __syncthreads();
@@ -336,16 +256,17 @@ contrastive_total(float* __restrict__ total, float* __restrict__ loss, float* __
 template <int TERMS>
 __device__ inline void backward(float* dz, const float* q, const float* candidates, const int* ids, const float* limit,
                                 const float* lse, int first, int rows, int M, int C, int stride, float scale, float weight) {
-    __shared__ Shared<TERMS> shared;
+    __shared__ __align__(128) unsigned char ring[Cosines<TERMS>::RING];
     Rule rule{ids, limit};
     const int end = first + rows, p0 = first + blockIdx.x * TILE, m0 = blockIdx.y * TILE;
-    const Sums x = cosines(shared, q, candidates, end, M, C, p0, m0);
-    rule.columns(m0 + Sums::column(0, 0), M);
+    Cosines<TERMS> x;
+    take_cosines(x, ring, q, candidates, end, M, C, p0, m0);
+    rule.columns(m0 + x.column(0), M);
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const int p = p0 + Sums::row(i, 2 * h), ahead = M - rule.m;
+            const int p = p0 + x.row(i, h), ahead = M - rule.m;
             if (p >= end) continue;
             rule.row(p);
             const float of = lse[p];
@@ -355,7 +276,7 @@ __device__ inline void backward(float* dz, const float* q, const float* candidat
                 float pair[2];
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    const float cosine = x.at[i][k / 2][2 * h + e];
+                    const float cosine = x.d[i][k / 2][2 * h + e];
                     const bool counts = apart(k + e) < ahead && rule.counts(k + e, cosine);
                     pair[e] = counts ? expf(cosine * scale - of) * weight : 0.0f;
                     if (rule.m + apart(k + e) == p) pair[e] -= weight;
@@ -372,33 +293,18 @@ KERNELS(contrastive_bwd, _, TERMS, (3, 1), __launch_bounds__(THREADS),
             backward<TERMS>(dz, q, candidates, ids_or_null, limit_or_null, lse, first, rows, M, C, stride, scale, weight);
         })
 
-// The tile of rows m and columns n of a matrix of `rows` rows, in pairs.
-template <typename Use>
-__device__ inline void each_pair(Sums& sum, float* matrix, int rows, int C, int m, int n, Use use) {
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int row = m + Sums::row(i, 2 * h), column = n + Sums::column(j, 0);
-                if (row >= rows || column >= C) continue;
-                use(sum.at[i][j] + 2 * h, *reinterpret_cast<float2*>(matrix + size_t(row) * C + column));
-            }
-}
-
-__device__ inline void write(const float* pair, float2& to) { to = make_float2(pair[0], pair[1]); }
-__device__ inline void read(float* pair, const float2& from) { pair[0] = from.x, pair[1] = from.y; }
-
 // dq of `rows` queries from `first` on.
 template <int TERMS>
 __device__ inline void query_gradient(float* dq, const float* dz, const float* candidates, int first, int rows, int M,
                                       int C, int stride) {
-    __shared__ Shared<TERMS> shared;
+    __shared__ __align__(128) unsigned char ring[ByCandidates<TERMS>::RING];
     const int n = blockIdx.x * TILE, m = blockIdx.y * TILE;
-    Sums sum = {};
-    product(sum, shared, Operand<false>(dz, rows, stride), m, Operand<true>(candidates, M, C), n, M);
-    each_pair(sum, dq + size_t(first) * C, rows, C, m, n, [](float* pair, float2& to) { write(pair, to); });
+    ByCandidates<TERMS> sum;
+    sum.begin(ring, {dz, rows, stride, stride}, {candidates, C, M, C}, m, n);
+    sum.finish();
+    sum.each_pair([&](int r, int c, float low, float high) {
+        if (m + r < rows && n + c < C) store_pair(dq + size_t(first + m + r) * C + n + c, low, high);
+    });
 }
 KERNELS(contrastive_dq, _, TERMS, (3, 1), __launch_bounds__(THREADS),
         (float* __restrict__ dq, const float* __restrict__ dz, const float* __restrict__ candidates, int first, int rows,
@@ -410,13 +316,20 @@ KERNELS(contrastive_dq, _, TERMS, (3, 1), __launch_bounds__(THREADS),
 template <int TERMS>
 __device__ inline void candidate_gradient(float* dc, const float* dz, const float* q, int first, int rows, int M, int C,
                                           int stride) {
-    __shared__ Shared<TERMS> shared;
+    __shared__ __align__(128) unsigned char ring[ByQueries<TERMS>::RING];
     const int n = blockIdx.x * TILE, m = blockIdx.y * TILE;
-    Sums sum = {};
-    if (first > 0) each_pair(sum, dc, M, C, m, n, [](float* pair, float2& from) { read(pair, from); });
-    const Operand<true> left(dz, rows, stride), right(q + size_t(first) * C, rows, C);
-    product(sum, shared, left, m, right, n, rows);
-    each_pair(sum, dc, M, C, m, n, [](float* pair, float2& to) { write(pair, to); });
+    ByQueries<TERMS> sum;
+    if (first > 0)
+        sum.each_pair([&](int r, int c, float& low, float& high) {
+            if (m + r >= M || n + c >= C) return;
+            const float2 from = *reinterpret_cast<const float2*>(dc + size_t(m + r) * C + n + c);
+            low = from.x, high = from.y;
+        });
+    sum.begin(ring, {dz, M, rows, stride}, {q + size_t(first) * C, C, rows, C}, m, n);
+    sum.finish();
+    sum.each_pair([&](int r, int c, float low, float high) {
+        if (m + r < M && n + c < C) store_pair(dc + size_t(m + r) * C + n + c, low, high);
+    });
 }
 KERNELS(contrastive_dc, _, TERMS, (3, 1), __launch_bounds__(THREADS),
         (float* __restrict__ dc, const float* __restrict__ dz, const float* __restrict__ q, int first, int rows, int M,

@@ -1,7 +1,11 @@
 // What the kernels of lora_linear share: segments of a merged projection, loads of low-rank factors, masks.
 #pragma once
-#include "mma.cuh"
+#include "product.cuh"
 #include "philox.cuh"
+
+// y = x w^T, or with w ACROSS, dx = dy w.
+template <int BLOCKS, bool ACROSS>
+using Linear = Product<Copies<BLOCKS, false, true>, Copies<BLOCKS, ACROSS, false>>;
 
 // Ranks of one k-step or tile of the low-rank products; larger ranks take several, smaller ones are filled up with zeros.
 constexpr int RANKS = 16;

@@ -28,7 +28,6 @@
 // Limits    as in the forward; segments without an adapter (scale 0) give no da, no db and a dxa of 0.
 // Source    chain rule; low-rank terms ahead of the main product: Zhu et al. 2025, arXiv:2510.00206.
 #include "lora_linear.cuh"
-#include "product.cuh"
 
 EXPORT constexpr int THREADS = 256;
 EXPORT constexpr int TOKENS = 32;
@@ -198,9 +197,9 @@ __device__ __forceinline__ unsigned kept_of_fragments(const Draw& dropout, int r
 
 // Adds the segments' masked low-rank terms to the sums of a tile at `row`, `column`. `room` holds 16 rows of a.
 template <int BLOCKS>
-__device__ __forceinline__ void low_rank(Product<BLOCKS, true>& product, bf16* room, const bf16* dxa, const float* a, int N,
+__device__ __forceinline__ void low_rank(Linear<BLOCKS, true>& product, bf16* room, const bf16* dxa, const float* a, int N,
                                          int K, int R, const Segments& of, const Draw& dropout, int row, int column) {
-    using P = Product<BLOCKS, true>;
+    using P = Linear<BLOCKS, true>;
     constexpr int WORDS = P::EIGHTS * BLOCKS / 8, CHUNKS = P::TILE / BF16S;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const unsigned room_address = shared_address(room);
@@ -258,7 +257,7 @@ __device__ __forceinline__ void low_rank(Product<BLOCKS, true>& product, bf16* r
 template <int BLOCKS>
 __device__ __forceinline__ void linear_dx(bf16* dx, const bf16* dy, const bf16* w, const bf16* dxa, const float* a, int N,
                                           int K, int M, int R, const Segments& of, const Draw& dropout) {
-    using P = Product<BLOCKS, true>;
+    using P = Linear<BLOCKS, true>;
     __shared__ __align__(128) bf16 ring[P::RING / sizeof(bf16)];
     const int2 tile = tile_of_block(ceil_div(N, P::TILE), ceil_div(K, P::TILE));
     const int row = tile.x * P::TILE, column = tile.y * P::TILE;
@@ -268,7 +267,7 @@ __device__ __forceinline__ void linear_dx(bf16* dx, const bf16* dy, const bf16* 
         low_rank(product, ring, dxa, a, N, K, R, of, dropout, row, column);
         __syncthreads();
     }
-    product.begin(ring, dy, w, N, K, M, row, column);
+    product.begin(ring, {dy, N, M, M}, {w, K, M, K}, row, column);
     product.finish();
     product.end(ring, dx, nullptr, nullptr, N, K, row, column);
 }

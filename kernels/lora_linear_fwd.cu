@@ -24,7 +24,6 @@
 // Limits    K and M and the ends of segments multiples of 8, S at most 3; rows at 16-byte boundaries.
 // Source    Hu et al. 2021, arXiv:2106.09685, eq. 3; low-rank step in the same sums: Zhu et al. 2025, arXiv:2510.00206.
 #include "lora_linear.cuh"
-#include "product.cuh"
 
 EXPORT constexpr int XA_THREADS = 256;
 EXPORT constexpr int XA_TOKENS = 128;
@@ -32,7 +31,7 @@ EXPORT constexpr int XA_DEPTH = 64;
 EXPORT constexpr int SLICES = 4;
 EXPORT constexpr int STEP = 16;
 EXPORT constexpr int DEPTH = 32;
-static_assert(SLICES == SLICES_OF_BLOCK && STEP == RANKS && DEPTH == Product<4, false>::DEPTH, "the host counts by them");
+static_assert(SLICES == SLICES_OF_BLOCK && STEP == RANKS && DEPTH == Linear<4, false>::DEPTH, "the host counts by them");
 EXPORT constexpr int ROUND_THREADS = 256;
 
 // Tile of a, one block's ranks by XA_DEPTH columns: two panels of 32 columns, so that a lane's 16 bytes hold two k-steps.
@@ -139,9 +138,9 @@ lora_linear_round(bf16* __restrict__ out, const float* __restrict__ parts, int N
 
 // Adds the segments' low-rank products to the sums of a tile at `row`, `column`.
 template <bool EVEN, int BLOCKS>
-__device__ __forceinline__ void low_rank(Product<BLOCKS, false>& product, const bf16* xa, const float* b, int N, int R,
+__device__ __forceinline__ void low_rank(Linear<BLOCKS, false>& product, const bf16* xa, const float* b, int N, int R,
                                          const Segments& of, int row, int column) {
-    using P = Product<BLOCKS, false>;
+    using P = Linear<BLOCKS, false>;
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, m = column + product.warp_column + g;
     for (int s = 0; s < of.count; s++) {
         const int start = of.start(s), end = of.end(s);
@@ -166,12 +165,12 @@ __device__ __forceinline__ void low_rank(Product<BLOCKS, false>& product, const 
 template <int BLOCKS>
 __device__ __forceinline__ void linear(bf16* y, const bf16* x, const bf16* w, const bf16* bias, const bf16* residual,
                                        const bf16* xa, const float* b, int N, int K, int M, int R, const Segments& of) {
-    using P = Product<BLOCKS, false>;
+    using P = Linear<BLOCKS, false>;
     __shared__ __align__(128) bf16 ring[P::RING / sizeof(bf16)];
     const int2 tile = tile_of_block(ceil_div(N, P::TILE), ceil_div(M, P::TILE));
     const int row = tile.x * P::TILE, column = tile.y * P::TILE;
     P product;
-    product.begin(ring, x, w, N, M, K, row, column);
+    product.begin(ring, {x, N, K, K}, {w, M, K, K}, row, column);
     if (xa && R % 2 == 0) low_rank<true>(product, xa, b, N, R, of, row, column);
     else if (xa) low_rank<false>(product, xa, b, N, R, of, row, column);
     product.finish();

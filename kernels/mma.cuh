@@ -78,12 +78,6 @@ __device__ inline void load_a(unsigned (&a)[4], const Tile<COLUMNS>& tile, int r
     const int lane = threadIdx.x % 32;
     ldmatrix_x4(a, tile.at(row + lane % 16, column + lane / 16 * 8));
 }
-// The A fragment of the transpose of the 16 x 16 block at `row`, `column`: A[i][k] = tile[row + k][column + i].
-template <int COLUMNS>
-__device__ inline void load_a_trans(unsigned (&a)[4], const Tile<COLUMNS>& tile, int row, int column) {
-    const int lane = threadIdx.x % 32;
-    ldmatrix_x4_trans(a, tile.at(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8));
-}
 // B fragments of 16 (k) x 16 (n), from a tile that holds B transposed: B[k][n] = tile[row + n][column + k].
 // b[0], b[1] are those of columns 0 .. 8, b[2], b[3] those of columns 8 .. 16.
 template <int COLUMNS>
@@ -96,16 +90,4 @@ template <int COLUMNS>
 __device__ inline void load_b_trans(unsigned (&b)[4], const Tile<COLUMNS>& tile, int row, int column) {
     const int lane = threadIdx.x % 32;
     ldmatrix_x4_trans(b, tile.at(row + lane % 16, column + lane / 16 * 8));
-}
-
-// The fragments at `outer` and `k` of a product, from a tile whose rows run along its outer dimension, or ACROSS it.
-template <bool ACROSS, int COLUMNS>
-__device__ inline void fragment_a(unsigned (&r)[4], const Tile<COLUMNS>& a, int outer, int k) {
-    if constexpr (ACROSS) load_a_trans(r, a, k, outer);
-    else load_a(r, a, outer, k);
-}
-template <bool ACROSS, int COLUMNS>
-__device__ inline void fragment_b(unsigned (&r)[4], const Tile<COLUMNS>& b, int outer, int k) {
-    if constexpr (ACROSS) load_b_trans(r, b, k, outer);
-    else load_b(r, b, outer, k);
 }

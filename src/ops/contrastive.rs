@@ -8,7 +8,6 @@ use crate::kernels::contrastive::{
     self as kernels, ContrastiveBwd, ContrastiveDc, ContrastiveDq, ContrastiveFwd, ContrastiveLimit,
     ContrastiveTotal,
 };
-use crate::ops::{most_shares, shares};
 use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
 use half::bf16;
 use rayon::prelude::*;
@@ -104,7 +103,7 @@ pub fn contrastive_fwd(
             hopper::forward(gpu, [total, loss, lse], of, hopper::wave(sizes))?;
         }
         Device::Gpu(gpu) => {
-            let shares = shares(sizes[0], sizes[1], TILE);
+            let shares = shares(sizes[0], sizes[1]);
             gpu_fwd(gpu, [total, loss, lse], [q, c], ids, rule, sizes, shares)?;
         }
     }
@@ -184,6 +183,20 @@ fn cpu_fwd<R: Real + Element>(total: &mut [R], loss: &mut [R], lse: &mut [R], sc
 }
 
 const TILE: usize = kernels::TILE as usize;
+/// About so many blocks share the tiles of the score matrix.
+const BLOCKS: usize = 1024;
+
+/// Of a matrix of `rows` by `columns`: how many of a row of tiles a block goes through, and blocks for it.
+fn shares(rows: usize, columns: usize) -> [usize; 2] {
+    let (rows, columns) = (rows.div_ceil(TILE), columns.div_ceil(TILE));
+    let tiles = (rows * columns).div_ceil(BLOCKS).min(columns);
+    [tiles, columns.div_ceil(tiles)]
+}
+
+/// The most elements of [blocks for a row of tiles, rows] that [`shares`] makes of at most so many rows: fewer are cut into more.
+fn most_shares(rows: usize, columns: usize) -> usize {
+    (columns.div_ceil(TILE) * rows).min(BLOCKS * TILE + rows.next_multiple_of(TILE))
+}
 
 /// Blocks of the tiles of so many rows and columns.
 fn grid(across: usize, down: usize) -> Launch {
@@ -406,7 +419,7 @@ pub fn contrastive_workspace(on: &Device, p: usize, m: usize, c: usize) -> usize
 
 fn portable_workspace(p: usize, m: usize) -> usize {
     // Longer waves are of more rows: the bound holds for all of them.
-    let parts = most_shares(p, m, TILE);
+    let parts = most_shares(p, m);
     let stride = m.next_multiple_of(8);
     fwd_bytes(parts, p).max(bwd_bytes((p * stride).min((WAVE / 4).max(TILE * stride)), p))
 }

@@ -1,18 +1,12 @@
 //! masked_xent: cross-entropy of the language-model head at the rows that have a label, a tile of the vocabulary at a time.
 
+use crate::device::Device;
 use crate::device::cpu::{Matrix, Real, exp_or_zero, matmul, simd};
-use crate::device::gpu::{Gpu, Launch};
-use crate::device::{DType, Device};
 use crate::error::Result;
-use crate::kernels::masked_xent::{
-    self as kernels, MaskedXentBwd, MaskedXentDw, MaskedXentDx, MaskedXentFwd, MaskedXentTotal,
-    MaskedXentZero,
-};
-use crate::ops::{most_shares, shares};
-use crate::tensor::{Element, Tensor, dims, int, refuse, whole_vectors, with_real, workspace_bytes};
+use crate::tensor::{Element, Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
 
-mod hopper;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
@@ -43,25 +37,12 @@ pub fn masked_xent_fwd(
 ) -> Result<()> {
     let operands = [("total", &*total, "2"), ("loss", &*loss, "P"), ("lse", &*lse, "P")];
     let sizes = contract("masked_xent_fwd", &operands, x, w, rows, labels)?;
-    match device {
-        Device::Cpu(real) => with_real!(*real, R => {
-            let picks = picks("masked_xent_fwd", rows, labels, sizes)?;
-            let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
-            cpu_fwd::<R>(total, loss, lse, x.host()?, w, &picks, sizes[1])
-        }),
-        Device::Gpu(gpu) if gpu.hopper("masked_xent") => {
-            hopper::run(gpu, [total, loss, lse], None, [x, w, rows, labels], sizes)
-        }
-        Device::Gpu(gpu) => {
-            let shares = shares(sizes[3], sizes[2], ACROSS);
-            gpu_fwd(gpu, [total, loss, lse], [x, w, rows, labels], sizes, shares)
-        }
-    }
+    run(device, "masked_xent_fwd", [total, loss, lse], None, [x, w, rows, labels], sizes)
 }
 
-/// What a step wants of the gradient; operands as in [`masked_xent_bwd`].
+/// What a step wants of the gradient.
 pub struct Gradient<'a> {
-    /// [N, C], overwritten.
+    /// [N, C], overwritten; 0 outside `rows`.
     pub dx: &'a mut Tensor,
     /// [V, C], added to; `None` = frozen.
     pub dw: Option<&'a mut Tensor>,
@@ -69,9 +50,16 @@ pub struct Gradient<'a> {
     pub dmean: f64,
 }
 
-/// [`masked_xent_fwd`] and [`masked_xent_bwd`] at once: where the device can, logits are computed once for both.
+/// [`masked_xent_fwd`] and its gradient at once, so that a GPU computes the logits once:
+/// `dz = dmean / P (e^(z - lse) - onehot(labels))`, `dx[rows] = dz w`, `dw += dzᵀ x[rows]`.
 ///
-/// Operands and errors as theirs.
+/// | operand | shape  | dtype      | role                              |
+/// |---------|--------|------------|-----------------------------------|
+/// | `dx`    | [N, C] | activation | overwritten; 0 outside `rows`     |
+/// | `dw`    | [V, C] | statistic  | added to; `None` = frozen         |
+/// | others  |        |            | as in the forward                 |
+///
+/// Errors as the forward's. On a GPU, no row may be picked twice.
 #[allow(clippy::too_many_arguments)]
 pub fn masked_xent_step(
     device: &Device,
@@ -84,18 +72,35 @@ pub fn masked_xent_step(
     rows: &Tensor,
     labels: &Tensor,
 ) -> Result<()> {
-    if let Device::Gpu(gpu) = device
-        && gpu.hopper("masked_xent")
-    {
-        let mut operands = vec![("total", &*total, "2"), ("loss", &*loss, "P"), ("lse", &*lse, "P")];
-        operands.push(("dx", &*gradient.dx, "N C"));
-        operands.extend(gradient.dw.as_deref().map(|dw| ("dw", dw, "V C")));
-        let sizes = contract("masked_xent_step", &operands, x, w, rows, labels)?;
-        return hopper::run(gpu, [total, loss, lse], Some(gradient), [x, w, rows, labels], sizes);
+    let mut operands = vec![("total", &*total, "2"), ("loss", &*loss, "P"), ("lse", &*lse, "P")];
+    operands.push(("dx", &*gradient.dx, "N C"));
+    operands.extend(gradient.dw.as_deref().map(|dw| ("dw", dw, "V C")));
+    let sizes = contract("masked_xent_step", &operands, x, w, rows, labels)?;
+    run(device, "masked_xent_step", [total, loss, lse], Some(gradient), [x, w, rows, labels], sizes)
+}
+
+fn run(
+    device: &Device,
+    op: &'static str,
+    [total, loss, lse]: [&mut Tensor; 3],
+    gradient: Option<Gradient>,
+    [x, w, rows, labels]: [&Tensor; 4],
+    sizes @ [_, c, v, p]: [usize; 4],
+) -> Result<()> {
+    match device {
+        Device::Cpu(real) => with_real!(*real, R => {
+            let picks = picks(op, rows, labels, sizes)?;
+            let (total, loss, lse) = (total.host_mut::<R>()?, loss.host_mut::<R>()?, lse.host_mut::<R>()?);
+            let x = x.host()?;
+            cpu_fwd::<R>(total, loss, lse, x, w, &picks, c)?;
+            let Some(Gradient { dx, dw, dmean }) = gradient else { return Ok(()) };
+            let dw = dw.map(Tensor::host_mut::<R>).transpose()?;
+            cpu_bwd::<R>(dx.host_mut()?, dw, x, w, &picks, lse, c, R::of(dmean / p as f64))
+        }),
+        Device::Gpu(gpu) => {
+            gpu::run(gpu, [total, loss, lse], gradient, [x, w, rows, labels], sizes, gpu::wave(p, v))
+        }
     }
-    let Gradient { dx, dw, dmean } = gradient;
-    masked_xent_fwd(device, total, loss, lse, x, w, rows, labels)?;
-    masked_xent_bwd(device, dx, dw, x, w, rows, labels, lse, dmean)
 }
 
 /// A row of x and its label.
@@ -219,94 +224,6 @@ impl<R: Real> Seen<R> {
     }
 }
 
-const ACROSS: usize = kernels::TILE as usize;
-
-/// A block for each of these tiles.
-fn grid(across: usize, down: usize) -> Launch {
-    let launch = Launch::plane([across, down], [kernels::THREADS as usize, 1]);
-    Launch { shared: kernels::SHARED as u32, ..launch }
-}
-
-fn gpu_fwd(
-    gpu: &Gpu,
-    [total, loss, lse]: [&mut Tensor; 3],
-    [x, w, rows, labels]: [&Tensor; 4],
-    [_, c, v, p]: [usize; 4],
-    [tiles, splits]: [usize; 2],
-) -> Result<()> {
-    whole_vectors("masked_xent_fwd", "C", c, 8)?;
-    let parts = [splits, p];
-    let [mut most, mut sum, mut label, mut best] = Tensor::workspace(
-        gpu,
-        [(DType::F32, &parts[..]), (DType::F32, &parts), (DType::F32, &[p]), (DType::I32, &parts)],
-    )?;
-    let launch = grid(p.div_ceil(ACROSS), splits);
-    let int = |n| int("masked_xent_fwd", n);
-    let [p, v, c, tiles, splits] = [int(p)?, int(v)?, int(c)?, int(tiles)?, int(splits)?];
-    let arguments = MaskedXentFwd {
-        most: &mut most,
-        sum: &mut sum,
-        best: &mut best,
-        label: &mut label,
-        x,
-        w,
-        rows,
-        labels,
-        p,
-        v,
-        c,
-        tiles,
-    };
-    // SAFETY: `contract` holds x, w, rows and labels to p, v and c, a multiple of 8; the workspace is of p rows and,
-    // but for `label`, as many parts as there are blocks along y. That rows lie within x the caller answers for.
-    unsafe { kernels::masked_xent_fwd(gpu, launch, arguments) }?;
-    let launch = Launch::line(1, kernels::TOTAL_THREADS as usize);
-    let (most, sum, best, label) = (&most, &sum, &best, &label);
-    let arguments = MaskedXentTotal { total, loss, lse, most, sum, best, label, labels, p, splits };
-    // SAFETY: `contract` holds loss, lse and labels to p and total to 2; the parts are those that the launch above
-    // has written.
-    unsafe { kernels::masked_xent_total(gpu, launch, arguments) }
-}
-
-/// `dz = dmean / P (e^(z - lse) - onehot(labels))`, `dx[rows] = dz w`, `dw += dzᵀ x[rows]`; the logits are computed anew.
-///
-/// | operand  | shape  | dtype                   | role                                              |
-/// |----------|--------|-------------------------|---------------------------------------------------|
-/// | `dx`     | [N, C] | activation              | overwritten; 0 outside `rows`                     |
-/// | `dw`     | [V, C] | statistic               | added to; `None` = frozen                         |
-/// | `x`, `w`, `rows`, `labels` | | as in the forward | read                                             |
-/// | `lse`    | `[P]`  | statistic               | read, from the forward                            |
-///
-/// `dmean` is the gradient of the mean loss. On a GPU, no row may be picked twice.
-#[allow(clippy::too_many_arguments)]
-pub fn masked_xent_bwd(
-    device: &Device,
-    dx: &mut Tensor,
-    dw: Option<&mut Tensor>,
-    x: &Tensor,
-    w: &Tensor,
-    rows: &Tensor,
-    labels: &Tensor,
-    lse: &Tensor,
-    dmean: f64,
-) -> Result<()> {
-    let mut operands = vec![("dx", &*dx, "N C"), ("lse", lse, "P")];
-    operands.extend(dw.as_deref().map(|dw| ("dw", dw, "V C")));
-    let sizes = contract("masked_xent_bwd", &operands, x, w, rows, labels)?;
-    match device {
-        Device::Cpu(real) => with_real!(*real, R => {
-            let picks = picks("masked_xent_bwd", rows, labels, sizes)?;
-            let dw = dw.map(Tensor::host_mut::<R>).transpose()?;
-            let scale = R::of(dmean / picks.len() as f64);
-            cpu_bwd::<R>(dx.host_mut()?, dw, x.host()?, w, &picks, lse.host()?, sizes[1], scale)
-        }),
-        Device::Gpu(gpu) => {
-            let wave = wave(sizes[3], sizes[2]);
-            gpu_bwd(gpu, dx, dw, [x, w, rows, labels, lse], dmean, sizes, wave)
-        }
-    }
-}
-
 #[allow(clippy::too_many_arguments)]
 fn cpu_bwd<R: Real + Element>(
     dx: &mut [R],
@@ -344,77 +261,7 @@ fn cpu_bwd<R: Real + Element>(
     Ok(())
 }
 
-/// Bytes that dz may take.
-const WAVE: usize = 128 << 20;
-
-/// Rows whose dz is held at a time.
-fn wave(p: usize, v: usize) -> usize {
-    let rows = WAVE / 2 / v.next_multiple_of(8) / ACROSS * ACROSS;
-    rows.max(ACROSS).min(p)
-}
-
-fn gpu_bwd(
-    gpu: &Gpu,
-    dx: &mut Tensor,
-    mut dw: Option<&mut Tensor>,
-    [x, w, rows, labels, lse]: [&Tensor; 5],
-    dmean: f64,
-    [n, c, v, p]: [usize; 4],
-    wave: usize,
-) -> Result<()> {
-    whole_vectors("masked_xent_bwd", "C", c, 8)?;
-    let stride = v.next_multiple_of(8);
-    let [mut dz] = Tensor::workspace(gpu, [(DType::Bf16, &[wave, stride])])?;
-    let (scale, [slabs, columns]) = ((dmean / p as f64) as f32, [c, v].map(|n| n.div_ceil(ACROSS)));
-    let int = |n| int("masked_xent_bwd", n);
-    let [n, c, v, stride] = [int(n)?, int(c)?, int(v)?, int(stride)?];
-    let threads = kernels::THREADS as usize;
-    let blocks = (dx.numel() / 8).div_ceil(threads).min(16 * gpu.processors());
-    let (launch, arguments) = (Launch::line(blocks, threads), MaskedXentZero { dx: &mut *dx, n, c });
-    // SAFETY: `contract` holds dx to n and c, a multiple of 8.
-    unsafe { kernels::masked_xent_zero(gpu, launch, arguments) }?;
-    for from in (0..p).step_by(wave) {
-        let count = wave.min(p - from);
-        let down = count.div_ceil(ACROSS);
-        let ([first, count], dz) = ([int(from)?, int(count)?], &mut dz);
-        let arguments =
-            MaskedXentBwd { dz: &mut *dz, x, w, rows, labels, lse, first, count, v, c, stride, scale };
-        let launch = grid(down, columns);
-        // SAFETY: `contract` holds the arrays to p, v and c, a multiple of 8; dz has room for the rows of a wave,
-        // which all lie below p. That rows lie within x the caller answers for.
-        unsafe { kernels::masked_xent_bwd(gpu, launch, arguments) }?;
-        let arguments = MaskedXentDx { dx: &mut *dx, dz, w, rows, first, count, v, c, stride };
-        let launch = grid(down, slabs);
-        // SAFETY: dx is like x, no row of which is picked twice; dz is what the launch above has written of these
-        // rows.
-        unsafe { kernels::masked_xent_dx(gpu, launch, arguments) }?;
-        if let Some(dw) = dw.as_deref_mut() {
-            let arguments = MaskedXentDw { dw, dz, x, rows, first, count, v, c, stride };
-            let launch = grid(columns, slabs);
-            // SAFETY: dw is like w; dz is what the launch before has written of these rows.
-            unsafe { kernels::masked_xent_dw(gpu, launch, arguments) }?;
-        }
-    }
-    Ok(())
-}
-
-/// Bytes of workspace that forward, backward and step of at most so many rows take on this device.
+/// Bytes of workspace that forward and step of at most so many rows take on this device.
 pub fn masked_xent_workspace(on: &Device, p: usize, v: usize, c: usize) -> usize {
-    match on {
-        Device::Gpu(gpu) if gpu.hopper("masked_xent") => {
-            hopper::workspace(p, v, c).max(portable_workspace(p, v))
-        }
-        _ => portable_workspace(p, v),
-    }
-}
-
-fn portable_workspace(p: usize, v: usize) -> usize {
-    let parts = most_shares(p, v, ACROSS);
-    let dz = wave(p, v) * v.next_multiple_of(8);
-    fwd_bytes(parts, p).max(workspace_bytes(&[(DType::Bf16, &[dz])]))
-}
-
-fn fwd_bytes(parts: usize, p: usize) -> usize {
-    let [part, best] = [(DType::F32, &[parts][..]), (DType::I32, &[parts][..])];
-    workspace_bytes(&[part, part, (DType::F32, &[p]), best])
+    gpu::workspace(matches!(on, Device::Gpu(gpu) if gpu.hopper("masked_xent")), p, v, c)
 }

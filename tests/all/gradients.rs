@@ -83,8 +83,9 @@ fn directions(n: usize) -> Vec<Vec<f64>> {
 fn every_backward_is_the_derivative_of_its_forward() {
     let cases = cases::all();
     let (mut checked, mut worst) = (0, (0.0, String::new()));
-    for case in cases.iter().filter(|c| c.op.ends_with("_bwd")) {
-        let op = case.op.replace("_bwd", "_fwd");
+    let backward_of = |c: &&Case| c.op.ends_with("_bwd") || c.op == "masked_xent_step";
+    for case in cases.iter().filter(backward_of) {
+        let op = case.op.replace("_bwd", "_fwd").replace("xent_step", "xent_fwd");
         let forward = cases.iter().find(|c| c.op == op && c.label == case.label);
         let forward =
             Forward::new(forward.unwrap_or_else(|| panic!("{} {} has no forward", case.op, case.label)));

@@ -247,7 +247,7 @@ impl Unsafe {
     fn launch(block: &syn::Block) -> bool {
         let [syn::Stmt::Expr(syn::Expr::Call(call), None)] = &block.stmts[..] else { return false };
         let syn::Expr::Path(function) = &*call.func else { return false };
-        let modules = ["kernels", "fwd", "bwd", "keys", "queries", "portable"];
+        let modules = ["kernels", "fwd", "bwd", "keys", "queries", "portable", "sm90"];
         let named = function.path.segments.len() == 2;
         let launcher = named && modules.iter().any(|m| function.path.segments[0].ident == m);
         launcher && call.args.iter().all(|a| matches!(a, syn::Expr::Path(p) if p.path.get_ident().is_some()))

@@ -130,7 +130,7 @@ fn values_out_of_range_are_refused() {
         ("pool_fwd", 1, vec![0, 71]),
         ("pool_bwd", 1, vec![0, 71]),
         ("masked_xent_fwd", 2, vec![65]),
-        ("masked_xent_bwd", 3, vec![-1]),
+        ("masked_xent_step", 3, vec![-1]),
         ("attention_bwd", 4, vec![0, 0]),
         ("attention_fwd", 1, vec![1]),
         ("attention_fwd", 1, vec![0, 0]),

@@ -10,7 +10,7 @@ use llm2vec::ops::attention::{Heads, Mask, attention_bwd, attention_fwd};
 use llm2vec::ops::contrastive::{InfoNce, LossDtype, contrastive_bwd, contrastive_fwd};
 use llm2vec::ops::dropout::Dropout;
 use llm2vec::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
-use llm2vec::ops::masked_xent::{masked_xent_bwd, masked_xent_fwd};
+use llm2vec::ops::masked_xent::{Gradient, masked_xent_fwd, masked_xent_step};
 use llm2vec::ops::rmsnorm::rmsnorm_bwd;
 use llm2vec::rng::normal;
 use llm2vec::tensor::Tensor;
@@ -202,8 +202,9 @@ fn bf16_weights_give_the_gradients_of_their_values() {
             [zeros(&[n, k]), zeros(&[n, k]), zeros(&[2]), zeros(&[2]), zeros(&[2]), zeros(&[m, k])];
         let device = Device::cpu();
         lora_linear_bwd(&device, Some(&mut dx), None, None, &dy, &x, None, &w, None, None).unwrap();
-        masked_xent_fwd(&device, &mut total, &mut loss, &mut lse, &x, &w, &picked, &labels).unwrap();
-        masked_xent_bwd(&device, &mut dx2, Some(&mut dw), &x, &w, &picked, &labels, &lse, 1.0).unwrap();
+        let gradient = Gradient { dx: &mut dx2, dw: Some(&mut dw), dmean: 1.0 };
+        let (total, lse) = (&mut total, &mut lse);
+        masked_xent_step(&device, total, &mut loss, lse, gradient, &x, &w, &picked, &labels).unwrap();
         [dx, dx2, loss, dw].map(|t| t.to_f64())
     });
     for other in &results[1..] {

@@ -9,7 +9,7 @@ use crate::ops::attention::{Heads, Mask};
 use crate::ops::contrastive::{InfoNce, LossDtype};
 use crate::ops::dropout::Dropout;
 use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd};
-use crate::ops::masked_xent::{Gradient, masked_xent_bwd, masked_xent_step};
+use crate::ops::masked_xent::{self as op, Gradient};
 use crate::ops::pool::Pooling;
 
 /// The dimensions of a decoder's layer.
@@ -150,9 +150,9 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
         list.push(rows::l2norm([(n / 128).max(1), c], 1e-12, forward));
         let queries = (n / 32).max(1);
         list.extend([LossDtype::F32, LossDtype::Bf16].map(|dtype| contrastive(queries, c, dtype, forward)));
-        list.push(masked_xent([n, c, vocab, (n / 5).max(1)], forward));
     }
-    list.push(masked_xent_step_of([n, c, vocab, (n / 5).max(1)]));
+    let head = [n, c, vocab, (n / 5).max(1)];
+    list.extend([losses::masked_xent(head, 0.1), masked_xent_step(head)]);
     // All that one layer's adapters learn.
     let linears = [(c, q + 2 * kv, 3), (q, c, 1), (c, 2 * f, 2), (f, c, 1)];
     let learned = linears.iter().map(|(k, m, s)| RANK * (k * s + m)).sum::<usize>();
@@ -290,36 +290,19 @@ fn contrastive(p: usize, c: usize, dtype: LossDtype, forward: bool) -> Case {
     Case { label: format!("P={p} M={} C={c}{name}", 2 * p), ..case }
 }
 
-/// The head is frozen, as in the recipe.
-fn masked_xent([n, c, v, p]: [usize; 4], forward: bool) -> Case {
-    let case = losses::masked_xent([n, c, v, p], 0.1, 6.0, forward);
-    if forward {
-        return case;
-    }
+/// Forward and backward in one call; the head is frozen, as in the recipe: two products where the logits are kept.
+fn masked_xent_step(sizes: [usize; 4]) -> Case {
+    let case = losses::masked_xent_step(sizes, 0.1);
+    let [n, c, v, p] = sizes;
     Case {
-        outputs: vec![activation("dx", Poison(vec![n, c]))],
+        outputs: case.outputs.into_iter().filter(|operand| operand.name != "dw").collect(),
         flops: 4 * p * c * v,
         elements: p * c + n * c + v * c,
         unfused: None,
         run: Box::new(|d, o, i| {
-            masked_xent_bwd(d, &mut o[0], None, &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
-        }),
-        ..case
-    }
-}
-
-/// Forward and backward in one call, of a frozen head too: two products where the logits are kept.
-fn masked_xent_step_of(sizes: [usize; 4]) -> Case {
-    let case = losses::masked_xent_step_of(sizes, 0.1);
-    let [_, c, v, p] = sizes;
-    Case {
-        outputs: case.outputs.into_iter().filter(|operand| operand.name != "dw").collect(),
-        flops: 4 * p * c * v,
-        unfused: None,
-        run: Box::new(|d, o, i| {
             let [dx, total, loss, lse] = o else { unreachable!() };
             let gradient = Gradient { dx, dw: None, dmean: DMEAN };
-            masked_xent_step(d, total, loss, lse, gradient, &i[0], &i[1], &i[2], &i[3])
+            op::masked_xent_step(d, total, loss, lse, gradient, &i[0], &i[1], &i[2], &i[3])
         }),
         ..case
     }

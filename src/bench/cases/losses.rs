@@ -5,7 +5,7 @@ use super::{
 };
 use crate::device::Device;
 use crate::ops::contrastive::{InfoNce, LossDtype, contrastive_bwd, contrastive_fwd};
-use crate::ops::masked_xent::{Gradient, masked_xent_bwd, masked_xent_fwd, masked_xent_step};
+use crate::ops::masked_xent::{self as op, Gradient, masked_xent_fwd};
 use crate::tensor::Tensor;
 
 pub fn masked_xents() -> Vec<Case> {
@@ -13,30 +13,50 @@ pub fn masked_xents() -> Vec<Case> {
     // each, odd sizes, a vocabulary of more than one tile of the CPU.
     let gpu = [[1, 8, 1, 1], [255, 40, 127, 127], [128, 128, 256, 64], [257, 136, 389, 129]];
     let cpu = [[1, 1, 1, 1], [7, 5, 9, 3], [65, 24, 2051, 33]];
-    let sizes = gpu.map(|s| (s, 0.1, 6.0)).into_iter().chain(cpu.map(|s| (s, 1.0, 20.0)));
-    sizes.flat_map(|(s, x, lse)| [true, false].map(|forward| masked_xent(s, x, lse, forward))).collect()
+    let sizes = gpu.map(|s| (s, 0.1)).into_iter().chain(cpu.map(|s| (s, 1.0)));
+    sizes.flat_map(|(s, x)| [masked_xent(s, x), masked_xent_step(s, x)]).collect()
 }
 
-/// Forward and backward in one call; of rows that a GPU takes in more than one wave too.
-pub fn masked_xent_steps() -> Vec<Case> {
-    let sizes = [
-        [1, 8, 1, 1],
-        [255, 40, 127, 127],
-        [257, 136, 389, 129],
-        [600, 264, 777, 300],
-        [1101, 8, 40, 1030],
-        [515, 392, 392, 257],
-    ];
-    sizes.into_iter().map(|sizes| masked_xent_step_of(sizes, 0.1)).collect()
+/// Of rows that a GPU takes in more than one wave too, and of more tiles.
+pub fn masked_xent_waves() -> Vec<Case> {
+    let sizes = [[600, 264, 777, 300], [1101, 8, 40, 1030], [515, 392, 392, 257]];
+    sizes.into_iter().map(|sizes| masked_xent_step(sizes, 0.1)).collect()
 }
 
-pub(super) fn masked_xent_step_of(sizes: [usize; 4], x: f64) -> Case {
-    let (forward, backward) = (masked_xent(sizes, x, 0.0, true), masked_xent(sizes, x, 0.0, false));
+/// Inputs x of this size.
+pub(super) fn masked_xent([n, c, v, p]: [usize; 4], x: f64) -> Case {
+    let ints = |end: usize, step: usize| Ints(vec![p], (0..p).map(|i| (i * step % end) as i32).collect());
+    let (x, w) = (activation("x", Scaled(vec![n, c], x)), activation("w", Normal(vec![v, c])));
+    let (rows, labels) = (index("rows", ints(n, 2)), index("labels", ints(v, 1027)));
+    let facts = Facts::sizes([("N", n), ("C", c), ("V", v), ("P", p)]);
+    Case {
+        op: "masked_xent_fwd",
+        label: facts.spelled(),
+        facts,
+        outputs: vec![
+            single("total", Poison(vec![2])),
+            single("loss", Poison(vec![p])),
+            single("lse", Poison(vec![p])),
+        ],
+        inputs: vec![x, w, rows, labels],
+        flops: 2 * p * c * v,
+        elements: p * c + v * c,
+        unfused: None,
+        run: Box::new(|d, o, i| {
+            let [total, loss, lse] = o else { unreachable!() };
+            masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
+        }),
+    }
+}
+
+pub(super) fn masked_xent_step(sizes @ [n, c, v, p]: [usize; 4], x: f64) -> Case {
+    let forward = masked_xent(sizes, x);
+    let gradient = [activation("dx", Poison(vec![n, c])), single("dw", Added(vec![v, c]))];
     Case {
         op: "masked_xent_step",
-        outputs: backward.outputs.into_iter().chain(forward.outputs).collect(),
-        flops: backward.flops,
-        elements: backward.elements,
+        outputs: gradient.into_iter().chain(forward.outputs).collect(),
+        flops: 6 * p * c * v,
+        elements: p * c + n * c + 3 * v * c,
         unfused: chain(|o, i| {
             let (gradient, [total, loss, lse]) = o.split_at_mut(2) else { unreachable!() };
             masked_xent_fwd(&Device::cpu_f64(), total, loss, lse, &i[0], &i[1], &i[2], &i[3])?;
@@ -46,53 +66,9 @@ pub(super) fn masked_xent_step_of(sizes: [usize; 4], x: f64) -> Case {
         run: Box::new(|d, o, i| {
             let [dx, dw, total, loss, lse] = o else { unreachable!() };
             let gradient = Gradient { dx, dw: Some(dw), dmean: DMEAN };
-            masked_xent_step(d, total, loss, lse, gradient, &i[0], &i[1], &i[2], &i[3])
+            op::masked_xent_step(d, total, loss, lse, gradient, &i[0], &i[1], &i[2], &i[3])
         }),
         ..forward
-    }
-}
-
-/// Inputs x of this size, and what a backward has for lse.
-pub(super) fn masked_xent([n, c, v, p]: [usize; 4], x: f64, lse: f64, forward: bool) -> Case {
-    let ints = |end: usize, step: usize| Ints(vec![p], (0..p).map(|i| (i * step % end) as i32).collect());
-    let x = activation("x", Scaled(vec![n, c], x));
-    let w = activation("w", Normal(vec![v, c]));
-    let (rows, labels) = (index("rows", ints(n, 2)), index("labels", ints(v, 1027)));
-    let facts = Facts::sizes([("N", n), ("C", c), ("V", v), ("P", p)]);
-    let label = facts.spelled();
-    if forward {
-        return Case {
-            op: "masked_xent_fwd",
-            label,
-            facts,
-            outputs: vec![
-                single("total", Poison(vec![2])),
-                single("loss", Poison(vec![p])),
-                single("lse", Poison(vec![p])),
-            ],
-            inputs: vec![x, w, rows, labels],
-            flops: 2 * p * c * v,
-            elements: p * c + v * c,
-            unfused: None,
-            run: Box::new(|d, o, i| {
-                let [total, loss, lse] = o else { unreachable!() };
-                masked_xent_fwd(d, total, loss, lse, &i[0], &i[1], &i[2], &i[3])
-            }),
-        };
-    }
-    Case {
-        op: "masked_xent_bwd",
-        label,
-        facts,
-        outputs: vec![activation("dx", Poison(vec![n, c])), single("dw", Added(vec![v, c]))],
-        inputs: vec![x, w, rows, labels, single("lse", Level(vec![p], lse))],
-        flops: 6 * p * c * v,
-        elements: p * c + n * c + 3 * v * c,
-        unfused: chain(|o, i| unfused::masked_xent_bwd(o, i, DMEAN)),
-        run: Box::new(|d, o, i| {
-            let [dx, dw] = o else { unreachable!() };
-            masked_xent_bwd(d, dx, Some(dw), &i[0], &i[1], &i[2], &i[3], &i[4], DMEAN)
-        }),
     }
 }
 

@@ -259,7 +259,7 @@ pub fn device_only() -> Vec<Case> {
     let lists = [
         linear::large_tiles(),
         linear::lora_linear_swiglus(),
-        losses::masked_xent_steps(),
+        losses::masked_xent_waves(),
         losses::contrastive_rings(),
         losses::contrastives_in_bf16(),
         rows::clocks(),

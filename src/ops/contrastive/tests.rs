@@ -63,7 +63,7 @@ fn the_workspace_is_enough_for_less() {
             let has = portable_workspace(*p, *m);
             for m in sizes.iter().filter(|n| *n <= m) {
                 for p in sizes.iter().filter(|n| *n <= p && *n <= m) {
-                    let takes = fwd_bytes(shares(*p, *m, TILE)[1] * p, *p);
+                    let takes = fwd_bytes(shares(*p, *m)[1] * p, *p);
                     let dz = wave([*p, *m, 0]) * m.next_multiple_of(8);
                     assert!(takes.max(bwd_bytes(dz, *p)) <= has, "{p} {m}");
                 }
@@ -112,7 +112,7 @@ fn a_second_copy_of_the_positive_is_no_win() {
     for margin in [None, Some(0.0)] {
         let rule = InfoNce { scale: 1.0, margin, dtype: LossDtype::F32 };
         let mut out = [2, p, p].map(|n| Tensor::zeros_on(&gpu, DType::F32, &[n]).unwrap());
-        gpu_fwd(&gpu, out.each_mut(), [&q, &k], None, rule, sizes, shares(p, m, TILE)).unwrap();
+        gpu_fwd(&gpu, out.each_mut(), [&q, &k], None, rule, sizes, shares(p, m)).unwrap();
         assert_eq!(out[0].to_f64()[1], 1.0, "query 2 alone has no equal to its positive");
     }
 }
