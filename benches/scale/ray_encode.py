@@ -1,5 +1,6 @@
 """Ray Data: python ray_encode.py MODEL 'texts/*.txt' OUT [ACTORS]. An actor keeps one llm2vec, with CPUS cores or a GPU."""
 
+import glob
 import os
 import sys
 
@@ -25,5 +26,6 @@ if __name__ == "__main__":
     # More CPUs than the actors hold: reading needs one, or waits for ever.
     ray.init(num_cpus=actors * CPUS + 1, runtime_env={"env_vars": {"PYTHONPATH": os.path.dirname(os.path.abspath(__file__))}})
     pool = ray.data.ActorPoolStrategy(size=actors)
-    rows = ray.data.read_text(texts).map_batches(Rows, fn_constructor_args=[model], compute=pool, num_cpus=CPUS, batch_size=256)
+    # Ray takes paths and folders, no patterns.
+    rows = ray.data.read_text(glob.glob(texts) or texts).map_batches(Rows, fn_constructor_args=[model], compute=pool, num_cpus=CPUS, batch_size=256)
     rows.write_parquet(out)

@@ -122,7 +122,8 @@ impl Ranks {
         let ranks = Ranks { rank, size: found, broken, spent: Cell::default(), comm, world: Some(world) };
         if found != size {
             let what = format!("was started as one of {size} ranks, and its MPI library sees {found}");
-            let hint = "take the mpirun of the MPI that it was built with";
+            let hint =
+                "take that library's mpirun, or srun with its own protocol (pmix: Open MPI, pmi2: MPICH)";
             return Err(Error::unsupported(format!("this process {what}: {hint} ({})", library())));
         }
         Ok(ranks)
@@ -389,10 +390,9 @@ impl Drop for Ranks {
 /// The MPI library of this build, in one line.
 #[cfg(feature = "mpi")]
 pub fn library() -> String {
-    mpi::environment::library_version()
-        .ok()
-        .and_then(|v| v.lines().next().map(String::from))
-        .unwrap_or_default()
+    let version = mpi::environment::library_version().unwrap_or_default();
+    let words = version.lines().next().unwrap_or_default().trim_end_matches('\0').split_whitespace();
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(feature = "mpi")]

@@ -1,6 +1,7 @@
 //! Ranks of MPI: as many as there are, they train what one process trains, bit for bit, and any of them may fail.
 //!
-//! `mpirun` starts them; where there is none, these tests say "skipped", or fail under `REQUIRE_MPI=1`.
+//! `mpirun` starts them, or what `MPIRUN` names (`mpirun.mpich`, of a build against MPICH); where there is none, these tests say
+//! "skipped", or fail under `REQUIRE_MPI=1`.
 
 use super::resume::Case;
 use super::{Data, STAGES, log, same_run, train};
@@ -17,11 +18,26 @@ use std::time::{Duration, Instant};
 /// No run of these takes longer, unless it waits for ever.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A rank's number in a shell, by Open MPI's variable or MPICH's.
+const RANK: &str = "${OMPI_COMM_WORLD_RANK-$PMI_RANK}";
+
+/// What starts ranks.
+fn launcher() -> Command {
+    Command::new(std::env::var_os("MPIRUN").unwrap_or("mpirun".into()))
+}
+
+/// Whether Open MPI's starts them, not MPICH's.
+fn is_open_mpi() -> bool {
+    let version = launcher().arg("--version").output().unwrap().stdout;
+    String::from_utf8_lossy(&version).contains("Open MPI")
+}
+
 fn built() -> bool {
-    let there = Command::new("mpirun").arg("--version").output().is_ok();
+    let there = launcher().arg("--version").output().is_ok();
     if !there {
-        assert!(std::env::var_os("REQUIRE_MPI").is_none(), "there is no mpirun");
-        println!("skipped: no mpirun");
+        let name = launcher().get_program().to_string_lossy().into_owned();
+        assert!(std::env::var_os("REQUIRE_MPI").is_none(), "there is no {name}");
+        println!("skipped: no {name}");
     }
     there
 }
@@ -69,9 +85,11 @@ impl Case {
 
 /// The same command on so many ranks.
 fn mpirun(ranks: usize, command: &Command) -> Command {
-    let mut run = Command::new("mpirun");
-    run.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
-    run.arg(command.get_program()).args(command.get_args());
+    let mut run = launcher();
+    if is_open_mpi() {
+        run.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]);
+    }
+    run.args(["-n", &ranks.to_string()]).arg(command.get_program()).args(command.get_args());
     for (key, value) in command.get_envs() {
         match value {
             Some(value) => run.env(key, value),
@@ -166,10 +184,13 @@ fn whoever_dies_the_run_goes_on_with_any_number() {
     }
 }
 
-/// The processes that another has started.
+/// The ranks that a launcher has started, itself or by a process between.
 fn processes(parent: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-    list.split_whitespace().filter_map(|id| id.parse().ok()).collect()
+    let is_rank =
+        |id| fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == "llm2vec");
+    let children = list.split_whitespace().filter_map(|id| id.parse().ok());
+    children.flat_map(|id| if is_rank(id) { vec![id] } else { processes(id) }).collect()
 }
 
 #[test]
@@ -207,10 +228,7 @@ fn other_on_rank_1(command: &Command, from: &str, to: &str) -> Command {
     let other = line.replace(from, to);
     assert_ne!(line, other);
     let mut shell = Command::new("sh");
-    shell.args([
-        "-c",
-        &format!("if [ \"$OMPI_COMM_WORLD_RANK\" = 1 ]; then exec {other}; else exec {line}; fi"),
-    ]);
+    shell.args(["-c", &format!("if [ \"{RANK}\" = 1 ]; then exec {other}; else exec {line}; fi")]);
     mpirun(2, &shell)
 }
 
@@ -273,6 +291,20 @@ fn ranks_and_slices_that_do_not_fit_are_refused() {
     let mut command = case.alone(&out, &[]);
     command.envs([("RANK", "0"), ("WORLD_SIZE", "2")]);
     failed(command.output().unwrap(), 2, &["mpirun -n 2 llm2vec train"]);
+    // What the other MPI's mpirun starts.
+    let names = if is_open_mpi() {
+        ["PMI_RANK", "PMI_SIZE"]
+    } else {
+        ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"]
+    };
+    let mut command = case.alone(&out, &[]);
+    command.envs(names.into_iter().zip(["0", "2"]));
+    failed(command.output().unwrap(), 1, &["one of 2 ranks, and its MPI library sees 1: take"]);
+    let doctor = llm2vec(&["doctor"]).output().unwrap().stdout;
+    let found =
+        String::from_utf8_lossy(&doctor).lines().find(|l| l.contains("ranks train by")).map(String::from);
+    let wanted = if is_open_mpi() { "Open MPI v" } else { "MPICH Version: " };
+    assert!(found.as_ref().is_some_and(|line| line.contains(wanted) && !line.contains('\\')), "{found:?}");
     // A reference's batch is each rank's.
     let config = dir.path().join("theirs.json");
     fs::write(&config, r#"{"per_device_train_batch_size": 3, "stop_after_n_steps": 2}"#).unwrap();
@@ -294,7 +326,7 @@ fn with_gpus(gpus: &str, libraries: &Path, command: &Command, settings: &[(&str,
     let quoted = |text: &std::ffi::OsStr| format!("'{}'", text.to_str().unwrap());
     let line = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
     let line = line.collect::<Vec<_>>().join(" ");
-    let own = "FAKE_LOG=$TMPDIR/log-$OMPI_COMM_WORLD_RANK LD_LIBRARY_PATH=$FAKE_LIBRARIES:$LD_LIBRARY_PATH";
+    let own = format!("FAKE_LOG=$TMPDIR/log-{RANK} LD_LIBRARY_PATH=$FAKE_LIBRARIES:$LD_LIBRARY_PATH");
     shell.args(["-c", &format!("{own} exec {line}")]);
     let mut run = mpirun(2, &shell);
     run.envs([("FAKE_LIBRARIES", libraries), ("TMPDIR", libraries)]).envs(settings.iter().copied());
