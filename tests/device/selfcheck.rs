@@ -35,13 +35,14 @@ fn encoded(driver: &Path, cache: &Path, how: &str, more: &[&str]) -> (String, St
     (String::from_utf8(output.stderr).unwrap(), std::fs::read_to_string(&log).unwrap())
 }
 
-/// Of a family that hangs, faults or is wrong nothing runs, one line says so, and the next run knows it without trying.
+/// Of a family that hangs, faults or is wrong nothing runs, one line says so, and the next run knows it without trying. Where two
+/// hang, the time is over for the others.
 #[test]
 fn what_is_wrong_on_a_gpu_is_found_and_left_out() {
     let Some(driver) = driver().filter(|_| built()) else { return };
     let hopper = |log: &str| log.contains("lora_linear_fwd_sm90");
     for (how, says) in
-        [("", ""), ("hang", "not done after 5 s"), ("fault", "ILLEGAL_ADDRESS"), ("wrong", "by portable")]
+        [("", ""), ("hang", "not done after"), ("fault", "ILLEGAL_ADDRESS"), ("wrong", "by portable")]
     {
         let cache = folder();
         let (said, log) = encoded(driver.path(), cache.path(), how, &[]);
@@ -49,10 +50,11 @@ fn what_is_wrong_on_a_gpu_is_found_and_left_out() {
         let warnings: Vec<&str> =
             said.lines().filter(|line| line.starts_with("warning: kernels of")).collect();
         assert_eq!(warnings.len(), if how.is_empty() { 0 } else { FAMILIES.len() }, "{how}: {said}");
-        assert!(
-            warnings.iter().all(|line| line.contains(says) && line.contains("left out on Fake 0")),
-            "{how}: {said}"
-        );
+        let answers = warnings.iter().enumerate().all(|(i, line)| {
+            let says = if how == "hang" && i >= 2 { "not tried: the 10 s for all were over" } else { says };
+            line.contains(says) && line.contains("left out on Fake 0")
+        });
+        assert!(answers, "{how}: {said}");
         assert_eq!(hopper(&log), how.is_empty(), "{how}: {said}{log}");
         let (again, log) = encoded(driver.path(), cache.path(), how, &[]);
         assert!(!again.contains("Hopper"), "{how}: {again}");
