@@ -38,8 +38,11 @@ pub fn large_tiles() -> Vec<Case> {
     let wide = (([260, 504, 776], vec![392, 384], 64), ([260, 776, 504], vec![256, 248], 64));
     let rings =
         [narrow, wide].into_iter().flat_map(|(fwd, bwd)| [lora_fwd(&fwd, false), lora_bwd(&bwd, true)]);
+    // More ranks than a stage has, and some that are no whole vector.
+    let many = [([130, 72, 88], vec![48, 40], 80), ([70, 136, 40], vec![40], 132)];
+    let many = many.iter().flat_map(|sizes| [lora_fwd(sizes, true), lora_bwd(sizes, true)]);
     let plain = plain.into_iter().chain([plain_fwd([256, 584, 256])]);
-    plain.chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).chain(rings).collect()
+    plain.chain([lora_fwd(&across, true), lora_bwd(&deep, true)]).chain(rings).chain(many).collect()
 }
 
 /// Gate and up that end within a tile, in segments with adapters and without; tiles in plenty, more stages than a ring has.

@@ -108,7 +108,7 @@ pub fn swiglu(
     dropout: Option<Dropout>,
     sizes: &Sizes,
 ) -> Result<bool> {
-    if !hopper::takes(gpu, sizes) {
+    if !hopper::takes(gpu) {
         return Ok(false);
     }
     let segments = Segments::new(FWD, sizes, lora.as_ref())?;
@@ -134,7 +134,7 @@ pub fn forward(
     let segments = Segments::new(FWD, sizes, lora.as_ref())?;
     let low = low_rank(gpu, xa, x, lora, dropout, sizes, segments)?;
     let Some(y) = y else { return Ok(()) };
-    if hopper::takes(gpu, sizes) {
+    if hopper::takes(gpu) {
         return hopper::Forward { y, x, w, bias, residual, low }.run(gpu, sizes, segments);
     }
     let [n, k, m, r] = [int(FWD, sizes.n)?, int(FWD, sizes.k)?, int(FWD, sizes.m)?, int(FWD, sizes.rank)?];
@@ -169,11 +169,11 @@ impl Backward<'_> {
         if self.lora.is_none() {
             return self.dx(gpu, sizes, &segments, None);
         }
-        let (shapes, padded) = (sizes.bwd_parts(), sizes.padded_factors());
-        let [dxa, db, da, mut padded] = Tensor::workspace(gpu, Sizes::bwd_room(&shapes, &padded))?;
+        let (shapes, bf16) = (sizes.bwd_parts(), [sizes.padded_factors(), sizes.whole_ranks()]);
+        let [dxa, db, da, padded, whole] = Tensor::workspace(gpu, Sizes::bwd_room(&shapes, &bf16))?;
         let mut parts = [dxa, db, da];
         self.dxa(gpu, sizes, &segments, &mut parts)?;
-        self.dx(gpu, sizes, &segments, Some(&mut padded))?;
+        self.dx(gpu, sizes, &segments, Some([padded, whole]))?;
         if sizes.segments.iter().any(|s| s.1) {
             self.da(gpu, sizes, &segments, &mut parts[2])?;
         }
@@ -217,12 +217,12 @@ impl Backward<'_> {
         }
     }
 
-    /// dx; `padded` is room for the factors.
-    fn dx(&mut self, gpu: &Gpu, sizes: &Sizes, of: &Segments, padded: Option<&mut Tensor>) -> Result<()> {
+    /// dx; with room for the factors and dxa.
+    fn dx(&mut self, gpu: &Gpu, sizes: &Sizes, of: &Segments, room: Option<[Tensor; 2]>) -> Result<()> {
         let Some(dx) = &mut self.dx else { return Ok(()) };
-        if hopper::takes(gpu, sizes) {
-            let low = padded.zip(self.dxa.as_deref()).zip(self.lora.map(|l| l.a));
-            let low = low.map(|((padded, dxa), a)| (padded, dxa, a));
+        if hopper::takes(gpu) {
+            let low = room.zip(self.dxa.as_deref()).zip(self.lora.map(|l| l.a));
+            let low = low.map(|((room, dxa), a)| (room, dxa, a));
             let backward = hopper::Backward { dx, dy: self.dy, w: self.w, low, dropout: self.dropout };
             return backward.run(gpu, sizes, *of);
         }

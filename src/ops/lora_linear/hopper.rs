@@ -1,4 +1,4 @@
-//! The launches of lora_linear's large products on Hopper: which sizes they take, and how their operands become maps.
+//! The launches of lora_linear's large products on Hopper, and how their operands become maps.
 
 use super::plan::Sizes;
 use crate::device::DType;
@@ -7,16 +7,15 @@ use crate::device::gpu::{Gpu, Launch, TensorMap};
 use crate::error::Result;
 use crate::kernels::lora_linear_sm90::{
     self as kernels, LoraLinearDxSm90, LoraLinearFwdSm90, LoraLinearPadSm90, LoraLinearStackSm90,
-    LoraLinearSwigluSm90,
+    LoraLinearSwigluSm90, LoraLinearWholeSm90,
 };
 use crate::kernels::{Draw, Segments};
 use crate::ops::dropout::Dropout;
 use crate::tensor::{Tensor, int};
 
-/// Whether the kernels are asked for and take these sizes; else the portable ones do.
-pub fn takes(gpu: &Gpu, sizes: &Sizes) -> bool {
-    let stacked = sizes.segments.len() * sizes.rank;
-    gpu.hopper("lora_linear") && sizes.rank <= kernels::MOST_RANKS as usize && stacked.is_multiple_of(8)
+/// Whether the kernels are asked for; they take all sizes that the portable ones take.
+pub fn takes(gpu: &Gpu) -> bool {
+    gpu.hopper("lora_linear")
 }
 
 /// Columns of a tile, blocks of its cluster, and the launch for as many as `rows` by `columns` take. Wide ones where they
@@ -38,6 +37,13 @@ fn tile(gpu: &Gpu, op: &str, rows: usize, columns: usize, sizes: &Sizes) -> (i32
     (narrow, 1, Launch::clusters(tiles, 1, threads, kernels::NARROW_SHARED))
 }
 
+impl Sizes {
+    /// N, K, M and Q, as the products have them.
+    fn products(&self, op: &'static str) -> Result<[i32; 4]> {
+        Ok([int(op, self.n)?, int(op, self.k)?, int(op, self.m)?, int(op, self.whole_rank())?])
+    }
+}
+
 /// A launch of a thread for every eight elements.
 fn factors(of: &Tensor) -> Launch {
     let threads = kernels::FACTOR_THREADS as usize;
@@ -57,14 +63,13 @@ pub struct Forward<'a> {
 impl Forward<'_> {
     pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments) -> Result<()> {
         const OP: &str = "lora_linear_fwd";
-        let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
+        let [n, k, m, q] = sizes.products(OP)?;
         let (columns, cluster, launch) = tile(gpu, OP, sizes.n, sizes.m, sizes);
-        let (low, of) = stack(gpu, self.low, sizes, segments)?;
+        let (xa, stacked, of) = low_rank(gpu, self.low, columns / cluster, sizes, segments)?;
         let x = self.x.tiles(gpu, "x", kernels::ROWS)?;
         let y = self.y.tiles(gpu, "y", kernels::PANEL)?;
         let w = self.w.tiles(gpu, "w", columns / cluster)?;
         let residual = self.residual.map(|t| t.tiles(gpu, "residual", kernels::PANEL)).transpose()?;
-        let (xa, stacked) = ranks(gpu, &low, columns / cluster)?.unzip();
         let arguments = LoraLinearFwdSm90 {
             columns,
             y: &y,
@@ -78,7 +83,7 @@ impl Forward<'_> {
             n,
             k,
             m,
-            r,
+            q,
             segments: of,
         };
         // SAFETY: the op's contract holds the arrays to the sizes, of which `Segments::new` and `takes` have refused what is
@@ -87,28 +92,41 @@ impl Forward<'_> {
     }
 }
 
-/// xa, and every segment's B beside the others'; and the segments, none where there is no low rank.
-fn stack<'a>(
+/// xa or dxa with each segment's ranks in whole vectors, as a map reads them: itself, or its copy in `room`.
+fn whole<'a>(gpu: &Gpu, ranks: &'a Tensor, room: &'a mut Tensor, sizes: &Sizes) -> Result<&'a Tensor> {
+    const OP: &str = "lora_linear";
+    if room.numel() == 0 {
+        return Ok(ranks);
+    }
+    let [n, r, count] = [int(OP, sizes.n)?, int(OP, sizes.rank)?, int(OP, sizes.segments.len())?];
+    let launch = factors(room);
+    let arguments = LoraLinearWholeSm90 { whole: &mut *room, ranks, n, r, count };
+    // SAFETY: ranks is [n, count r], room the same of r rounded up to 8, of which every thread has 8.
+    unsafe { kernels::lora_linear_whole_sm90(gpu, launch, arguments) }?;
+    Ok(room)
+}
+
+/// Maps of xa and of every segment's B beside the others', whose boxes have so many rows; and the segments, none where there is
+/// no low rank.
+fn low_rank(
     gpu: &Gpu,
-    low: Option<(&'a Tensor, &Tensor)>,
+    low: Option<(&Tensor, &Tensor)>,
+    rows: i32,
     sizes: &Sizes,
     segments: Segments,
-) -> Result<(Option<(&'a Tensor, Tensor)>, Segments)> {
+) -> Result<(Option<TensorMap>, Option<TensorMap>, Segments)> {
     const OP: &str = "lora_linear_fwd";
-    let Some((xa, b)) = low else { return Ok((None, Segments { count: 0, ..segments })) };
-    let [mut stacked] = Tensor::workspace(gpu, [(DType::Bf16, &sizes.stacked_factors()[..])])?;
+    let Some((xa, b)) = low else { return Ok((None, None, Segments { count: 0, ..segments })) };
+    let shapes = [sizes.stacked_factors(), sizes.whole_ranks()];
+    let [mut stacked, mut room] =
+        Tensor::workspace(gpu, shapes.each_ref().map(|shape| (DType::Bf16, &shape[..])))?;
     let [m, r] = [int(OP, sizes.m)?, int(OP, sizes.rank)?];
     let launch = factors(&stacked);
     let arguments = LoraLinearStackSm90 { stacked: &mut stacked, b, m, r, segments };
-    // SAFETY: stacked is [m, count r], a multiple of 8 by `takes`, of which every thread has 8; b is [m, r].
+    // SAFETY: stacked is [m, count r], r rounded up to 8, of which every thread has 8; b is [m, r].
     unsafe { kernels::lora_linear_stack_sm90(gpu, launch, arguments) }?;
-    Ok((Some((xa, stacked)), segments))
-}
-
-/// Maps of xa and of the stacked B, whose boxes have so many rows.
-fn ranks(gpu: &Gpu, low: &Option<(&Tensor, Tensor)>, rows: i32) -> Result<Option<(TensorMap, TensorMap)>> {
-    let Some((xa, stacked)) = low else { return Ok(None) };
-    Ok(Some((xa.tiles(gpu, "xa", kernels::ROWS)?, stacked.tiles(gpu, "stacked", rows)?)))
+    let xa = whole(gpu, xa, &mut room, sizes)?.tiles(gpu, "xa", kernels::ROWS)?;
+    Ok((Some(xa), Some(stacked.tiles(gpu, "stacked", rows)?), segments))
 }
 
 /// act of gate and up, in wide tiles whatever the sizes.
@@ -122,9 +140,10 @@ pub fn swiglu(
     segments: Segments,
 ) -> Result<()> {
     const OP: &str = "lora_linear_swiglu_fwd";
-    let [n, k, f, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m / 2)?, int(OP, sizes.rank)?];
-    let (low, segments) = stack(gpu, low, sizes, segments)?;
+    let [n, k, m, q] = sizes.products(OP)?;
+    let f = m / 2;
     let half = kernels::WIDE / kernels::WIDE_CLUSTER;
+    let (xa, stacked, segments) = low_rank(gpu, low, half, sizes, segments)?;
     let high = (kernels::ROWS * kernels::WIDE_CLUSTER) as usize;
     let clusters = sizes.n.div_ceil(high) * (sizes.m / 2).div_ceil(half as usize);
     let (cluster, threads) = (kernels::WIDE_CLUSTER as usize, kernels::THREADS as usize);
@@ -132,7 +151,6 @@ pub fn swiglu(
     let x = x.tiles(gpu, "x", kernels::ROWS)?;
     let w = w.tiles(gpu, "w", half)?;
     let act = act.tiles(gpu, "act", kernels::PANEL)?;
-    let (xa, stacked) = ranks(gpu, &low, half)?.unzip();
     let arguments = LoraLinearSwigluSm90 {
         act: &act,
         x: &x,
@@ -142,36 +160,38 @@ pub fn swiglu(
         n,
         k,
         f,
-        r,
+        q,
         segments,
     };
     // SAFETY: as in the forward; w has 2 f rows.
     unsafe { kernels::lora_linear_swiglu_sm90(gpu, launch, arguments) }
 }
 
-/// The operands of dx; `low` are room for the factors, dxa and a.
+/// The operands of dx; `low` are room for the factors and for dxa, dxa and a.
 pub struct Backward<'a> {
     pub dx: &'a mut Tensor,
     pub dy: &'a Tensor,
     pub w: &'a Tensor,
-    pub low: Option<(&'a mut Tensor, &'a Tensor, &'a Tensor)>,
+    pub low: Option<([Tensor; 2], &'a Tensor, &'a Tensor)>,
     pub dropout: Option<Dropout>,
 }
 
 impl Backward<'_> {
     pub fn run(self, gpu: &Gpu, sizes: &Sizes, segments: Segments) -> Result<()> {
         const OP: &str = "lora_linear_bwd";
-        let [n, k, m, r] = [int(OP, sizes.n)?, int(OP, sizes.k)?, int(OP, sizes.m)?, int(OP, sizes.rank)?];
+        let [n, k, m, q] = sizes.products(OP)?;
         let (columns, cluster, launch) = tile(gpu, OP, sizes.n, sizes.k, sizes);
         let deep = kernels::DEPTH / cluster;
         let (mut of, mut low) = (Segments { count: 0, ..segments }, None);
-        if let Some((padded, dxa, a)) = self.low {
-            let launch = factors(padded);
-            let arguments = LoraLinearPadSm90 { padded: &mut *padded, a, k, r, count: segments.count };
+        if let Some(([mut padded, mut room], dxa, a)) = self.low {
+            let launch = factors(&padded);
+            let r = int(OP, sizes.rank)?;
+            let arguments = LoraLinearPadSm90 { padded: &mut padded, a, k, r, count: segments.count };
             // SAFETY: padded is count times r, rounded up to 16, by k, a multiple of 8, of which every thread has 8; a is
             // [count r, k].
             unsafe { kernels::lora_linear_pad_sm90(gpu, launch, arguments) }?;
-            low = Some((dxa.tiles(gpu, "dxa", kernels::ROWS)?, padded.tiles(gpu, "padded", deep)?));
+            let dxa = whole(gpu, dxa, &mut room, sizes)?.tiles(gpu, "dxa", kernels::ROWS)?;
+            low = Some((dxa, padded.tiles(gpu, "padded", deep)?));
             of = segments;
         }
         let (dxa, padded) = low.as_ref().map(|(dxa, padded)| (dxa, padded)).unzip();
@@ -189,7 +209,7 @@ impl Backward<'_> {
             n,
             k,
             m,
-            r,
+            q,
             segments: of,
             dropout,
         };

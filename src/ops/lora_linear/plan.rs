@@ -112,9 +112,19 @@ impl Sizes {
         [if splits > 1 { splits } else { 0 }, self.n, self.stacked()]
     }
 
+    /// R, filled up to whole vectors.
+    pub fn whole_rank(&self) -> usize {
+        self.rank.next_multiple_of(8)
+    }
+
     /// Shape of every segment's B beside the others', zeros between; without elements where there is none.
     pub fn stacked_factors(&self) -> [usize; 2] {
-        [if self.segments.is_empty() { 0 } else { self.m }, self.stacked()]
+        [if self.segments.is_empty() { 0 } else { self.m }, self.segments.len() * self.whole_rank()]
+    }
+
+    /// Shape of xa, or dxa, each segment's ranks filled up to whole vectors; without elements where they are.
+    pub fn whole_ranks(&self) -> [usize; 2] {
+        [if self.rank == self.whole_rank() { 0 } else { self.n }, self.segments.len() * self.whole_rank()]
     }
 
     /// Shape of every segment's A, each filled up with zeros to whole k-steps.
@@ -129,10 +139,11 @@ impl Sizes {
         self.bwd_parts_of(splits)
     }
 
-    /// What a backward takes of the workspace: those parts, and room for the factors.
-    pub fn bwd_room<'a>(parts: &'a [[usize; 3]; 3], padded: &'a [usize; 2]) -> [(DType, &'a [usize]); 4] {
+    /// What a backward takes of the workspace: those parts, and room for the factors and for dxa.
+    pub fn bwd_room<'a>(parts: &'a [[usize; 3]; 3], bf16: &'a [[usize; 2]; 2]) -> [(DType, &'a [usize]); 5] {
         let [dxa, db, da] = parts.each_ref().map(|shape| (DType::F32, &shape[..]));
-        [dxa, db, da, (DType::Bf16, &padded[..])]
+        let [padded, whole] = bf16.each_ref().map(|shape| (DType::Bf16, &shape[..]));
+        [dxa, db, da, padded, whole]
     }
 
     fn bwd_parts_of(&self, [db, da]: [usize; 2]) -> [[usize; 3]; 3] {
@@ -149,9 +160,10 @@ pub fn lora_linear_workspace(sizes: &Sizes) -> usize {
     // Fewer tokens may be split more often: so often that they fill the GPU, and no oftener than K can be.
     let rows = (sizes.n * sizes.k.div_ceil(SHORTEST)).min(BLOCKS * fwd::XA_TOKENS as usize / sizes.groups());
     let parts = workspace_bytes(&[(DType::F32, &[rows, sizes.stacked()])]);
-    let fwd = parts.max(workspace_bytes(&[(DType::Bf16, &sizes.stacked_factors())]));
+    let factors = [sizes.stacked_factors(), sizes.whole_ranks()];
+    let fwd = parts.max(workspace_bytes(&factors.each_ref().map(|shape| (DType::Bf16, &shape[..]))));
     let shapes = sizes.bwd_parts_of([sizes.dxa_parts(), sizes.da_parts()]);
-    fwd.max(workspace_bytes(&Sizes::bwd_room(&shapes, &sizes.padded_factors())))
+    fwd.max(workspace_bytes(&Sizes::bwd_room(&shapes, &[sizes.padded_factors(), sizes.whole_ranks()])))
 }
 
 #[cfg(test)]
