@@ -68,6 +68,11 @@ __device__ inline uint4 narrow(const float (&from)[BF16S]) {
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 __device__ inline float silu(float x) { return x * sigmoid(x); }
 
+// A pair turned by the angle whose cosine and sine these are, in the same bits wherever it is done: rope.
+__device__ inline float2 turned(float a, float b, float cos, float sin) {
+    return make_float2(__fmaf_rn(a, cos, -__fmul_rn(b, sin)), __fmaf_rn(b, cos, __fmul_rn(a, sin)));
+}
+
 // Vector v of an array that starts at a 16-byte boundary.
 __device__ inline uint4 load(const bf16* from, size_t v) { return reinterpret_cast<const uint4*>(from)[v]; }
 __device__ inline float4 load(const float* from, size_t v) { return reinterpret_cast<const float4*>(from)[v]; }

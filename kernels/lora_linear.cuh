@@ -21,6 +21,12 @@ PARAMS struct Segments {
     __device__ __forceinline__ float scale(int s) const { return s == 0 ? scale0 : s == 1 ? scale1 : scale2; }
 };
 
+// Of a product whose columns before `rotated` are heads to turn: its sizes, Q the ranks of a segment, and how many positions the
+// tables of angles have.
+PARAMS struct RotarySizes {
+    int N, K, M, Q, positions, rotated;
+};
+
 // The ranks that one block of a skinny product takes: SLICES times 16, each of one segment. All indices are constants.
 constexpr int SLICES_OF_BLOCK = 4;
 struct Slices {

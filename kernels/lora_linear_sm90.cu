@@ -6,6 +6,7 @@
 //   whole[n, s Q + r]    = xa[n, s R + r], or dxa            0 for r from R to Q
 //   y[n,m]               = residual[n,m] + bias[m] + sum_k x[n,k] w[m,k] + sum_j xa[n,j] stacked[m,j]
 //   act[n,f]             = silu(y[n,f]) y[n, F + f]          of the same y, M = 2 F, without bias and residual
+//   qkv[n,m]             = y[n,m], its heads before column `rotated` turned as in rope.cu
 //   dx[n,k]              = sum_m dy[n,m] w[m,k] + sum_s mask_s[n,k] sum_r dxa[n, s Q + r] padded[s P + r, k]
 //   P and Q being R rounded up to 16 and 8; where Q is not R, xa and dxa are their copies in `whole`
 //
@@ -15,7 +16,8 @@
 //           y, residual, act, dx; all under the 128-byte swizzle.
 // Plan      tile_sm90.cuh: tiles of 128 rows by 256 columns, two blocks one below the other sharing w's tile, for what fills the
 //           GPU; by 128 columns, no cluster, for what does not. For act, 128 columns of gate and 128 of up, each loaded by one
-//           block of the cluster, are a tile, whose sums do not leave registers before they are one. The low-rank terms are the
+//           block of the cluster, are a tile, whose sums do not leave registers before they are one. For qkv heads are whole in a wide
+//           tile, and both of a pair with one thread. The low-rank terms are the
 //           first stages of the same sums: forward, 64 ranks a stage, only those of the tile's segments and only the k-steps that
 //           have ranks, so that a tile over two segments is nothing special. Backward, a stage for each 64 ranks of a segment, by
 //           mma.sync from where it lies: its sums are masked a few at a time, which wgmma's, all under way at once, cannot be.
@@ -25,12 +27,13 @@
 // Cost      N' is N rounded up to 128 CLUSTER, M' and K' M and K to COLUMNS. Forward: flops 2 N' M' up64(K), and 32 N' for every
 //           k-step of ranks and column of its tiles; bytes 2 K (N M' / COLUMNS + M N' / (128 CLUSTER)) + 2 N M, with a residual 2
 //           N M more, with a bias M N'; act is such a forward of M' = 2 up128(F), of F + up128(F) rows of w for M, and writes 2 N
-//           F; with ranks 2 S Q (N M' / COLUMNS + M N' / (128 CLUSTER)) where all tiles have some. dx: flops 2 N' (K' up64(M) +
+//           F; qkv is one with 4 D N' + 16 N more for every 256 columns of heads to turn, in place of rope.cu's 4 N (H + G) D;
+//           with ranks 2 S Q (N M' / COLUMNS + M N' / (128 CLUSTER)) where all tiles have some. dx: flops 2 N' (K' up64(M) +
 //           up64(K) A P), A the adapted segments; bytes 2 (M + U) (N K' / COLUMNS + K N' / (128 CLUSTER)) + 2 N K, U the rows
 //           of padded that their stages load: 64, or what is left of S P. stacked 4 M R + 2 M S Q, padded 4 S R K + 2 S P K,
 //           whole 2 N S (R + Q) bytes.
 // Numerics  bf16 products, f32 sums: ranks first, then the depth in its order, bias, residual; one rounding. b's scale is within
-//           its rounding to bf16. Tiles of either width give the same bits; act has those of y and swiglu.cu one after the other.
+//           its rounding to bf16. Tiles of either width give the same bits; act and qkv have those of y and then swiglu.cu or rope.cu.
 // Sectors   more than bytes / 32 where lora_linear_stack_sm90 reads b by single floats, at columns of other segments nothing,
 //           lora_linear_pad_sm90 reads rows of a by two vectors a lane, and lora_linear_whole_sm90, for ranks that are no
 //           multiple of 8 alone, reads them one by one: all are a thousandth of a product's bytes.
@@ -184,6 +187,59 @@ lora_linear_swiglu_sm90(const __grid_constant__ CUtensorMap act, const __grid_co
     hopper_product<T>(Gated<T>{{{{N, F}, K, act, x, w}, xa, stacked, act, nullptr, false, Q, segments}});
 }
 
+// In registers a head's pairs are D / 16 eights of columns apart.
+template <class T, int D>
+struct Rotary : Forward<T> {
+    const float *cos, *sin;
+    const int* positions;
+    const RotarySizes& sizes;
+
+    // The bias is in before heads are turned.
+    __device__ __forceinline__ static void add(float*, int) {}
+    __device__ __forceinline__ static void turn(float* a, float* b, float2 cos, float2 sin) {
+        const unsigned x = narrow(a[0], a[1]), y = narrow(b[0], b[1]);
+        const float2 low = turned(__uint_as_float(x << 16), __uint_as_float(y << 16), cos.x, sin.x);
+        const float2 high = turned(__uint_as_float(x & 0xffff0000u), __uint_as_float(y & 0xffff0000u), cos.y, sin.y);
+        a[0] = low.x, a[1] = high.x, b[0] = low.y, b[1] = high.y;
+    }
+    __device__ __forceinline__ void finish(typename T::Sums& d, int consumer, int row, int column) const {
+        const int lane = threadIdx.x % 32, t = lane % 4;
+        row += 64 * consumer + threadIdx.x % 128 / 32 * 16 + lane / 4;
+#pragma unroll
+        for (int e = 0; e < T::COLUMNS / 8; e += 2) Forward<T>::add(d + 4 * e, column + 8 * e + 2 * t);
+        if (column >= sizes.rotated) return;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int r = row + 8 * half, at = r < sizes.N ? positions[r] : 0;
+            const bool inside = unsigned(at) < unsigned(sizes.positions);
+            const size_t angle = size_t(inside ? at : 0) * (D / 2) + 2 * t;
+#pragma unroll
+            for (int i = 0; i < D / 16; i++) {
+                float2 c = *reinterpret_cast<const float2*>(cos + angle + 8 * i);
+                const float2 s = *reinterpret_cast<const float2*>(sin + angle + 8 * i);
+                if (!inside) c.x = c.y = __int_as_float(0x7fc00000);
+#pragma unroll
+                for (int head = 0; head < T::COLUMNS; head += D) {
+                    if (column + head >= sizes.rotated) break;
+                    float* a = d + head / 2 + 4 * i + 2 * half;
+                    turn(a, a + D / 4, c, s);
+                }
+            }
+        }
+    }
+};
+
+KERNELS(lora_linear_rope_sm90, _d, D, (128, 64), __launch_bounds__(THREADS, 1),
+        (const __grid_constant__ CUtensorMap qkv, const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
+         const __grid_constant__ CUtensorMap xa, const __grid_constant__ CUtensorMap stacked, const bf16* __restrict__ bias_or_null,
+         const float* __restrict__ cos, const float* __restrict__ sin, const int* __restrict__ positions,
+         const RotarySizes sizes, const Segments segments) {
+            using T = Tile90<WIDE, false>;
+            hopper_product<T>(Rotary<T, D>{
+                {{{sizes.N, sizes.M}, sizes.K, qkv, x, w}, xa, stacked, qkv, bias_or_null, false, sizes.Q, segments},
+                cos, sin, positions, sizes});
+        })
+
 // Bits 8j + i of a row's 64 columns from `column` on: the column stays. A quad has two rows, eight apart, and each of its lanes
 // draws two eights of either; what all lanes need goes round as bytes.
 __device__ __forceinline__ uint2 kept_of_row(const Draw& dropout, int row, int plane, int column) {
@@ -211,8 +267,8 @@ struct Backward : HopperOp<T> {
         for (int s = 0; s < of.count; s++)
             for (int r = 0; r < Q && of.scale(s) != 0; r += T::DEPTH) load(s * Q + r, s * ceil_div(Q, RANKS) * RANKS + r);
     }
-    // Adds masked products of so many ranks of a segment from the current stage: by mma.sync, whose sums come 16 rows by 8 columns at a time, so
-    // that wgmma's are not touched between its instructions.
+    // Adds masked products of so many ranks of a segment from the current stage: by mma.sync, whose sums come 16 rows by 8
+    // columns at a time, so that wgmma's are not touched between its instructions.
     __device__ __forceinline__ void add_masked(typename T::Sums& d, Consumer<T>& consumer, int s, int ranks, int row,
                                                int column) const {
         const int lane = threadIdx.x % 32, t = lane % 4, first = 64 * consumer.index + threadIdx.x % 128 / 32 * 16;

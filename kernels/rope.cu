@@ -42,9 +42,8 @@ __device__ inline void rotate(bf16* qkv, const float* cos, const float* sin, con
         widen(b, load(first + half, threadIdx.x));
 #pragma unroll
         for (int i = 0; i < BF16S; i++) {
-            const float x = a[i], y = b[i], turn = FORWARD ? s[i] : -s[i];
-            a[i] = x * c[i] - y * turn;
-            b[i] = y * c[i] + x * turn;
+            const float2 pair = turned(a[i], b[i], c[i], FORWARD ? s[i] : -s[i]);
+            a[i] = pair.x, b[i] = pair.y;
         }
         store(first, threadIdx.x, narrow(a));
         store(first + half, threadIdx.x, narrow(b));

@@ -267,6 +267,20 @@ def lora_linear_swiglu(case):
     return {"eager": lambda: both(case, lambda: eager(x, w), [x]), "compile": lambda: both(case, lambda: fast(x, w), [x])}
 
 
+def lora_linear_rope(case):
+    h, g, d = (case.sizes[k] for k in "HGD")
+    x, w, positions = case.tensor("x"), case.tensor("w"), case.tensor("positions")
+    cos, sin = (case.tensor(k)[positions][:, None] for k in ("cos", "sin"))
+
+    def eager(x, w, cos, sin):
+        heads = F.linear(x, w).view(x.shape[0], -1, d)
+        a, b = heads[:, :h + g].chunk(2, -1)
+        return torch.cat((torch.cat((a * cos - b * sin, b * cos + a * sin), -1), heads[:, h + g:]), 1)
+    fast = compiled(eager)
+    return {"eager": lambda: both(case, lambda: eager(x, w, cos, sin), [x]),
+            "compile": lambda: both(case, lambda: fast(x, w, cos, sin), [x])}
+
+
 def pool(case):
     if case.facts["pooling"] != "Mean":
         raise Refused("only the mean is written here")
@@ -339,7 +353,7 @@ def add(case):
 
 
 OPS = {"embed": embed, "rmsnorm": rmsnorm, "rope": rope, "attention": attention, "lora_linear": lora_linear,
-       "lora_linear_swiglu": lora_linear_swiglu, "swiglu": swiglu, "pool": pool, "l2norm": l2norm, "dropout": dropout, "masked_xent": masked_xent,
+       "lora_linear_swiglu": lora_linear_swiglu, "lora_linear_rope": lora_linear_rope, "swiglu": swiglu, "pool": pool, "l2norm": l2norm, "dropout": dropout, "masked_xent": masked_xent,
        "contrastive": contrastive, "adamw": adamw, "add": add}
 
 

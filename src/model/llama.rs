@@ -13,7 +13,9 @@ use crate::model::weights::Linear;
 use crate::ops::attention::{attention_bwd, attention_fwd};
 use crate::ops::dropout::Dropout;
 use crate::ops::embed::embed_fwd;
-use crate::ops::lora_linear::{self, lora_linear_bwd, lora_linear_fwd, lora_linear_swiglu_fwd};
+use crate::ops::lora_linear::{
+    self, Rotary, lora_linear_bwd, lora_linear_fwd, lora_linear_rope_fwd, lora_linear_swiglu_fwd,
+};
 use crate::ops::rmsnorm::{rmsnorm_bwd, rmsnorm_fwd};
 use crate::ops::rope::{rope_bwd, rope_fwd};
 use crate::ops::swiglu::{swiglu_bwd, swiglu_fwd};
@@ -137,8 +139,10 @@ impl Pass<'_> {
         let keeps = lse.is_some() || watch.is_some();
         let (mut p, dropout) = (self.linears_fwd(xa, i), self.dropout(i, Place::Attention));
         rmsnorm_fwd(d, h, rstd, before, &w.attention_norm, eps)?; //                             1 h         <- before
-        p.qkv.run(Some(qkv), h, None)?; //                                                       2 qkv       <- h
-        rope_fwd(d, qkv, cos, sin, positions, heads)?; //                                        3 qkv       <- qkv
+        if !p.qkv.turned(qkv, h, Rotary { cos, sin, positions, heads })? {
+            p.qkv.run(Some(qkv), h, None)?; //                                                   2 qkv       <- h
+            rope_fwd(d, qkv, cos, sin, positions, heads)?; //                                    3 qkv       <- qkv
+        }
         attention_fwd(d, attention, lse, qkv, starts, heads, *mask, dropout)?; //                4 attention <- qkv
         p.o.run(Some(middle), attention, Some(before))?; //                                      5 middle    <- before, attention
         rmsnorm_fwd(d, h2, rstd2, middle, &w.mlp_norm, eps)?; //                                 6 h2        <- middle
@@ -269,6 +273,13 @@ impl LinearFwd<'_> {
             return Ok(());
         }
         lora_linear_fwd(device, y, Some(xa), x, &w.w, w.bias.as_ref(), lora, residual, *dropout)
+    }
+
+    /// Queries, keys and values, the first two turned, if this device computes it so.
+    fn turned(&mut self, qkv: &mut Tensor, x: &Tensor, rotary: Rotary) -> Result<bool> {
+        let LinearFwd { device, w, xa, dropout } = self;
+        let (lora, bias) = (w.lora.as_ref().map(Stack::view), w.bias.as_ref());
+        lora_linear_rope_fwd(device, qkv, Some(xa), x, &w.w, bias, lora, *dropout, rotary)
     }
 
     /// The activation of a gated projection alone, if this device computes it so.

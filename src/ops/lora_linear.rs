@@ -7,6 +7,7 @@ mod plan;
 use crate::device::cpu::{Matrix, Real, matmul, token_matmul};
 use crate::device::{DType, Device};
 use crate::error::Result;
+use crate::ops::attention::Heads;
 use crate::ops::dropout::Dropout;
 use crate::tensor::{Element, Tensor, dims, refuse, with_real};
 pub use plan::{Sizes, lora_linear_workspace};
@@ -109,6 +110,24 @@ pub fn lora_linear_fwd(
     Ok(())
 }
 
+/// The sizes, if segments, room and dropout are as the ops want them.
+fn checked(
+    op: &'static str,
+    [n, k, m, stacked, rank]: [usize; 5],
+    lora: Option<Lora>,
+    has_xa: bool,
+    dropout: Option<Dropout>,
+) -> Result<Sizes> {
+    if let Some(l) = &lora {
+        if !has_xa {
+            return refuse(op, "lora needs room for drop(x) Aᵀ in xa".into());
+        }
+        l.check(op, stacked, rank, m)?;
+    }
+    Dropout::check(dropout, op)?;
+    Ok(Sizes::new([n, k, m, rank], lora.as_ref()))
+}
+
 /// `act = silu(y[:, ..F]) y[:, F..]` of the `y`, M = 2 F, that [`lora_linear_fwd`] gives without bias and residual: with the bits of
 /// that op and of swiglu's, but `y` does not reach memory. Only Hopper's kernels do this: false, and nothing done, where they do
 /// not run or do not take the sizes.
@@ -140,19 +159,69 @@ pub fn lora_linear_swiglu_fwd(
     if m != 2 * f {
         return refuse(OP, format!("w has {m} rows, expected 2F = {}", 2 * f));
     }
-    if let Some(l) = &lora {
-        if xa.is_none() {
-            return refuse(OP, "lora needs room for drop(x) Aᵀ in xa".into());
-        }
-        l.check(OP, stacked, rank, m)?;
-    }
-    Dropout::check(dropout, OP)?;
+    let sizes = checked(OP, [n, k, m, stacked, rank], lora, xa.is_some(), dropout)?;
     match device {
         Device::Cpu(_) => Ok(false),
-        Device::Gpu(gpu) => {
-            let sizes = Sizes::new([n, k, m, rank], lora.as_ref());
-            gpu::swiglu(gpu, act, xa, x, w, lora, dropout, &sizes)
-        }
+        Device::Gpu(gpu) => gpu::swiglu(gpu, act, xa, x, w, lora, dropout, &sizes),
+    }
+}
+
+/// By what angles the query and key heads of which row are turned, as in [`crate::ops::rope::rope_fwd`].
+#[derive(Clone, Copy)]
+pub struct Rotary<'a> {
+    /// [P, D/2]: cosine of position * freq.
+    pub cos: &'a Tensor,
+    /// [P, D/2]: its sine.
+    pub sin: &'a Tensor,
+    /// `[N]`, in [0, P).
+    pub positions: &'a Tensor,
+    /// Of the columns of qkv.
+    pub heads: Heads,
+}
+
+/// The `qkv` that [`lora_linear_fwd`] gives without residual, its queries and keys turned as by rope's op: with
+/// the bits of one after the other, but they pass memory once. Only Hopper's kernels do this, for heads of 64 and 128, where the
+/// product fills the GPU: false, and nothing done, elsewhere.
+///
+/// | operand | shape           | dtype      | role                                            |
+/// |---------|-----------------|------------|-------------------------------------------------|
+/// | `qkv`   | [N, (H + 2G) D] | activation | overwritten                                     |
+/// | `xa`    | [N, S R]        | activation | overwritten with drop(x) Aᵀ; needed with `lora` |
+/// | `x`     | [N, K]          | activation | read                                            |
+/// | `w`     | [M, K]          | bf16       | read; M = (H + 2G) D                            |
+/// | `bias`  | `[M]`           | activation | read                                            |
+///
+/// Errors as the two ops. Source: Su et al. 2021, arXiv:2104.09864.
+#[allow(clippy::too_many_arguments)]
+pub fn lora_linear_rope_fwd(
+    device: &Device,
+    qkv: &mut Tensor,
+    xa: Option<&mut Tensor>,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    lora: Option<Lora>,
+    dropout: Option<Dropout>,
+    rotary: Rotary,
+) -> Result<bool> {
+    const OP: &str = "lora_linear_rope_fwd";
+    let Rotary { cos, sin, positions, heads } = rotary;
+    let mut operands = vec![("qkv", &*qkv, "N M"), ("x", x, "N K"), ("w", w, "M K")];
+    operands.extend([("cos", cos, "P E"), ("sin", sin, "P E"), ("positions", positions, "N")]);
+    operands.extend(bias.map(|bias| ("bias", bias, "M")));
+    if let Some(l) = &lora {
+        operands.extend([("lora a", l.a, "A K"), ("lora b", l.b, "M R")]);
+        operands.extend(xa.as_deref().map(|xa| ("xa", xa, "N A")));
+    }
+    let [n, k, m, stacked, rank, half, _] = dims(OP, ["N", "K", "M", "A", "R", "E", "P"], &operands)?;
+    heads.check(OP, m)?;
+    if half * 2 != heads.width {
+        return refuse(OP, format!("cos has {half} columns, expected D/2 = {}", heads.width / 2));
+    }
+    let sizes = checked(OP, [n, k, m, stacked, rank], lora, xa.is_some(), dropout)?;
+    match device {
+        Device::Cpu(_) => Ok(false),
+        Device::Gpu(gpu) => gpu::rope(gpu, qkv, xa, x, w, bias, lora, dropout, rotary, &sizes),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Kernels whose main loop is wgmma.
-const PRODUCTS: [&str; 17] = [
+const PRODUCTS: [&str; 19] = [
     "contrastive_bwd_sm90_3",
     "contrastive_bwd_sm90_1",
     "contrastive_dc_sm90_3",
@@ -18,6 +18,8 @@ const PRODUCTS: [&str; 17] = [
     "contrastive_limit_sm90_3",
     "contrastive_limit_sm90_1",
     "lora_linear_swiglu_sm90",
+    "lora_linear_rope_sm90_d128",
+    "lora_linear_rope_sm90_d64",
     "lora_linear_fwd_sm90_256",
     "lora_linear_fwd_sm90_128",
     "lora_linear_dx_sm90_256",

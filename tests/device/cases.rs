@@ -9,20 +9,24 @@ use crate::ptx;
 use crate::run;
 
 use answers::built;
-use llm2vec::bench::cases::{self, Case, Operand, Role};
+use llm2vec::bench::cases::{self, Case, Facts, Operand, Role};
 use llm2vec::device::emulator::{Counters, Module};
 use llm2vec::device::gpu::Gpu;
 use llm2vec::device::images::{File, KernelSet, choose_ptx};
 use llm2vec::device::{DType, Device};
 use llm2vec::error::Error;
 use llm2vec::launches as kernels;
+use llm2vec::ops::attention::Heads;
 use llm2vec::ops::contrastive::{InfoNce, LossDtype, contrastive_bwd, contrastive_fwd};
+use llm2vec::ops::dropout::Dropout;
 use llm2vec::ops::lora_linear::{Lora, lora_linear_fwd};
+use llm2vec::ops::rope::rope_fwd;
 use llm2vec::ops::swiglu::swiglu_fwd;
 use llm2vec::rng::normal;
 use llm2vec::tensor::Tensor;
 use rayon::prelude::*;
 use run::{Failure, Operands, bits, run};
+use std::collections::BTreeMap;
 
 /// Bytes behind each array of a real GPU that nothing may change. The emulator knows itself where an array ends.
 const GUARD: usize = 4096;
@@ -178,37 +182,64 @@ fn unfused_chains_agree_with_their_ops() {
             }
         }
     }
-    assert_eq!(ops.len(), 7, "{ops:?}");
+    assert_eq!(ops.len(), 8, "{ops:?}");
 }
 
-/// Gate and up round to bf16 before they meet, as where they are written between two launches.
+/// What one launch does of two rounds to bf16 between them, as where it is written to memory.
 #[test]
-fn a_gated_product_has_the_bits_of_two_launches() {
+fn a_fused_product_has_the_bits_of_two_launches() {
     if !built() {
         return;
     }
     let gpu = run::emulated((9, 0)).with_kernels(KernelSet::Hopper).unwrap();
-    let gated = |case: &Case| case.op == "lora_linear_swiglu_fwd" && run::on_hopper(case);
-    let (one, two) = (run::all().into_iter().filter(gated), run::all().into_iter().filter(gated));
-    let mut count = 0;
-    for (one, two) in one.zip(two) {
-        let (rows, dropout) = (one.facts.segments.clone(), one.facts.dropout.then_some(cases::DROPOUT));
-        let apart: cases::Run = Box::new(move |d, o, i| {
-            let [act, y, xa @ ..] = o else { unreachable!() };
-            let lora = i.get(2).map(|a| Lora { a, b: &i[3], rows: &rows, scales: &[2.0, 0.5] });
-            lora_linear_fwd(d, Some(y), xa.first_mut(), &i[0], &i[1], None, lora, None, dropout)?;
-            swiglu_fwd(d, act, y)
-        });
-        let [got, wanted] = [(one, true), (Case { run: apart, ..two }, false)].map(|(case, fused)| {
-            let mut outputs = run(&gpu, &case, 0).unwrap_or_else(|_| panic!("{}", case.label));
-            let untouched = outputs.remove(1).to_f64().iter().all(|x| x.is_nan());
-            assert_eq!(untouched, fused, "{}: only one launch leaves the room alone", case.label);
+    let list =
+        || run::all().into_iter().filter(|case| case.op.starts_with("lora_linear_") && run::on_hopper(case));
+    let mut fused = BTreeMap::new();
+    for (one, two) in list().zip(list()) {
+        let (op, dropout) = (one.op, one.facts.dropout.then_some(cases::DROPOUT));
+        let Some(apart) = two_launches(op, one.facts.clone(), dropout) else { continue };
+        let [got, wanted] = [(one, true), (Case { run: apart, ..two }, false)].map(|(case, as_it_is)| {
+            let mut outputs = Vec::new();
+            let counted = gpu.count(|| {
+                outputs = run(&gpu, &case, 0).unwrap_or_else(|_| panic!("{}", case.label));
+                Ok(())
+            });
+            let names: Vec<_> = counted.unwrap().into_iter().map(|(kernel, _)| kernel).collect();
+            if as_it_is && !names.iter().any(|name| ["rope_fwd", "swiglu_fwd"].contains(name)) {
+                *fused.entry(op).or_insert(0) += 1;
+            }
+            if op == "lora_linear_swiglu_fwd" {
+                outputs.remove(1);
+            }
             bits(&outputs)
         });
-        assert!(got == wanted, "case {count}");
-        count += 1;
+        assert!(got == wanted, "{op}");
     }
-    assert_eq!(count, 6);
+    // One product is too small for wide tiles, and heads of 32 are none of the kernels'.
+    let wanted = [("lora_linear_rope_fwd", 4), ("lora_linear_swiglu_fwd", 6)];
+    assert!(fused.iter().eq(wanted.iter().map(|(op, count)| (op, count))), "{fused:?}");
+}
+
+/// The same by the ops of two launches.
+fn two_launches(op: &str, facts: Facts, dropout: Option<Dropout>) -> Option<cases::Run> {
+    match op {
+        "lora_linear_swiglu_fwd" => Some(Box::new(move |d, o, i| {
+            let [act, y, xa @ ..] = o else { unreachable!() };
+            let lora = i.get(2).map(|a| Lora { a, b: &i[3], rows: &facts.segments, scales: &[2.0, 0.5] });
+            lora_linear_fwd(d, Some(y), xa.first_mut(), &i[0], &i[1], None, lora, None, dropout)?;
+            swiglu_fwd(d, act, y)
+        })),
+        "lora_linear_rope_fwd" => Some(Box::new(move |d, o, i| {
+            let size = |letter| facts.size(letter).unwrap();
+            let heads = Heads { query: size("H"), key: size("G"), width: size("D") };
+            let [qkv, xa @ ..] = o else { unreachable!() };
+            let lora =
+                i.get(5).map(|a| Lora { a, b: &i[6], rows: &facts.segments, scales: &[2.0, 0.5, 0.0] });
+            lora_linear_fwd(d, Some(qkv), xa.first_mut(), &i[0], &i[1], i.get(7), lora, None, dropout)?;
+            rope_fwd(d, qkv, &i[2], &i[3], &i[4], heads)
+        })),
+        _ => None,
+    }
 }
 
 fn seeds() -> u64 {
@@ -291,14 +322,14 @@ fn kernels_agree_with_the_f64_cpu_and_the_emulator_on_a_gpu() {
     }
 }
 
-/// That something is compared bit for bit where a GPU answers: 38 cases of 10 ops. Those of 5 more were too until what
+/// That something is compared bit for bit where a GPU answers: 40 cases of 12 ops. Those of 3 more were too until what
 /// ptxas may contract did not count as exact: their kernels have a product that reaches a sum, neither with a rounding.
 #[test]
 fn many_kernels_are_exact() {
     if built() {
         let exact = exact();
         let ops: std::collections::BTreeSet<_> = exact.iter().map(|(case, _)| case.op).collect();
-        assert!(ops.len() == 10 && exact.len() >= 30, "{} cases of {ops:?}", exact.len());
+        assert!(ops.len() == 12 && exact.len() >= 30, "{} cases of {ops:?}", exact.len());
     }
 }
 

@@ -146,6 +146,7 @@ fn layer(shape: Shape, n: usize) -> Vec<Case> {
             list.extend([false, true].map(|drop| attention_of(&pack, heads, drop, forward)));
         }
         list.extend(forward.then(|| linear::swiglu([n, c, f], 0, false)));
+        list.extend(forward.then(|| linear::rotary([n, c], heads, 0)));
         list.push(pool(n, c, forward));
         list.push(rows::l2norm([(n / 128).max(1), c], 1e-12, forward));
         let queries = (n / 32).max(1);

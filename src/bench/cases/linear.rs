@@ -1,7 +1,13 @@
 //! The linear op: plain, and with low-rank segments, one of them without an adapter.
 
-use super::{Added, Case, DROPOUT, Facts, Normal, Poison, activation, chain, room, single, unfused};
-use crate::ops::lora_linear::{Lora, LoraGrads, lora_linear_bwd, lora_linear_fwd, lora_linear_swiglu_fwd};
+use super::{
+    Added, Case, DROPOUT, Facts, Ints, Normal, Poison, activation, chain, index, room, single, unfused,
+};
+use crate::ops::attention::Heads;
+use crate::ops::lora_linear::{
+    Lora, LoraGrads, Rotary, lora_linear_bwd, lora_linear_fwd, lora_linear_rope_fwd, lora_linear_swiglu_fwd,
+};
+use crate::ops::rope::rope_fwd;
 use crate::ops::swiglu::swiglu_fwd;
 
 pub fn lora_linears() -> Vec<Case> {
@@ -86,6 +92,64 @@ pub(super) fn swiglu([n, k, f]: [usize; 3], rank: usize, drop: bool) -> Case {
             }
             lora_linear_fwd(d, Some(room), xa.first_mut(), &i[0], &i[1], None, lora, None, dropout)?;
             swiglu_fwd(d, act, room)
+        }),
+    }
+}
+
+/// Queries, keys and values whose heads end within a tile, some of them turned; a bias and adapters or not.
+pub fn lora_linear_ropes() -> Vec<Case> {
+    let heads = |query, key, width| Heads { query, key, width };
+    let plain = [([1, 8], heads(1, 1, 64)), ([300, 136], heads(6, 3, 64)), ([130, 72], heads(3, 1, 128))];
+    let adapted =
+        [([33, 136], heads(4, 2, 64), 4), ([257, 72], heads(4, 4, 128), 16), ([20, 40], heads(2, 1, 32), 8)];
+    let plain = plain.map(|(sizes, heads)| rotary(sizes, heads, 0));
+    plain.into_iter().chain(adapted.map(|(sizes, heads, rank)| rotary(sizes, heads, rank))).collect()
+}
+
+/// Of N, K and heads, at 16 positions; without bias, adapters and dropout at rank 0.
+pub(super) fn rotary([n, k]: [usize; 2], heads: Heads, rank: usize) -> Case {
+    let (m, half, adapted) = (heads.columns(), heads.width / 2, rank > 0);
+    let rows = [heads.query, heads.key, heads.key].map(|count| count * heads.width);
+    let dropout = adapted.then_some(DROPOUT);
+    let mut facts =
+        Facts::sizes([("N", n), ("K", k), ("H", heads.query), ("G", heads.key), ("D", heads.width)]);
+    let mut outputs = vec![activation("qkv", Poison(vec![n, m]))];
+    let mut inputs = vec![
+        activation("x", Normal(vec![n, k])),
+        activation("w", Normal(vec![m, k])),
+        single("cos", Normal(vec![16, half])),
+        single("sin", Normal(vec![16, half])),
+        index("positions", Ints(vec![n], (0..n).map(|i| (i * 5 % 16) as i32).collect())),
+    ];
+    if adapted {
+        facts.sizes.push(("R", rank));
+        facts = Facts { segments: rows.into(), dropout: true, ..facts };
+        outputs.push(activation("xa", Poison(vec![n, 3 * rank])));
+        inputs.extend([single("a", Normal(vec![3 * rank, k])), single("b", Normal(vec![m, rank]))]);
+        inputs.push(activation("bias", Normal(vec![m])));
+    }
+    Case {
+        op: "lora_linear_rope_fwd",
+        label: format!("{}{}", facts.spelled(), if adapted { " drop bias" } else { "" }),
+        facts,
+        outputs,
+        inputs,
+        flops: 2 * n * (k * m + 3 * rank * k + rank * m) + 3 * n * (rows[0] + rows[1]),
+        elements: n * (k + m + 3 * rank) + m * k + 3 * rank * k + rank * m,
+        unfused: chain(move |o, i| {
+            let lora = adapted.then(|| Lora { a: &i[5], b: &i[6], rows: &rows, scales: &SCALES });
+            unfused::lora_linear_fwd(o, i, lora, i.get(7), None, dropout)?;
+            unfused::rope_fwd(&mut o[0], &i[2..5], heads)
+        }),
+        run: Box::new(move |d, o, i| {
+            let Some((qkv, xa)) = o.split_first_mut() else { unreachable!() };
+            let lora = adapted.then(|| Lora { a: &i[5], b: &i[6], rows: &rows, scales: &SCALES });
+            let (bias, turn) = (i.get(7), Rotary { cos: &i[2], sin: &i[3], positions: &i[4], heads });
+            if lora_linear_rope_fwd(d, qkv, xa.first_mut(), &i[0], &i[1], bias, lora, dropout, turn)? {
+                return Ok(());
+            }
+            lora_linear_fwd(d, Some(qkv), xa.first_mut(), &i[0], &i[1], bias, lora, None, dropout)?;
+            rope_fwd(d, qkv, turn.cos, turn.sin, turn.positions, heads)
         }),
     }
 }

@@ -259,6 +259,7 @@ pub fn device_only() -> Vec<Case> {
     let lists = [
         linear::large_tiles(),
         linear::lora_linear_swiglus(),
+        linear::lora_linear_ropes(),
         losses::masked_xent_waves(),
         losses::contrastive_rings(),
         losses::contrastives_in_bf16(),

@@ -3,12 +3,14 @@
 //! The error of a chain is what ours may have twice. Sums within a step are f64, which is kinder to the chain than it
 //! deserves; what a kernel gives in f32 from exact operands is left exact, so the rule for f32 holds.
 
+use crate::device::Device;
 use crate::device::cpu::{Matrix, matmul};
 use crate::error::Result;
 use crate::ops::attention::{Heads, Mask};
 use crate::ops::contrastive::InfoNce;
 use crate::ops::dropout::Dropout;
 use crate::ops::lora_linear::Lora;
+use crate::ops::rope;
 use crate::tensor::Tensor;
 use half::bf16;
 
@@ -183,7 +185,14 @@ fn dropped(x: &[f64], k: usize, s: usize, scale: f64, dropout: Option<Dropout>) 
     rounded(x)
 }
 
-/// Product and bias, dropout, the two products of each segment, its scale, their sum, the residual.
+/// One step, of a qkv that is rounded already.
+pub fn rope_fwd(qkv: &mut Tensor, tables: &[Tensor], heads: Heads) -> Result<()> {
+    let [cos, sin, positions] = tables else { unreachable!() };
+    rope::rope_fwd(&Device::cpu_f64(), qkv, cos, sin, positions, heads)?;
+    qkv.host_mut::<f64>()?.iter_mut().for_each(|x| *x = round(*x));
+    Ok(())
+}
+
 /// silu, then the product.
 pub fn swiglu_fwd(act: &mut Tensor, gate_up: &Tensor) -> Result<()> {
     let f = act.shape()[1];
@@ -196,6 +205,7 @@ pub fn swiglu_fwd(act: &mut Tensor, gate_up: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// Product and bias, dropout, the two products of each segment, its scale, their sum, the residual.
 pub fn lora_linear_fwd(
     o: &mut [Tensor],
     i: &[Tensor],

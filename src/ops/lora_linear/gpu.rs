@@ -1,7 +1,7 @@
 //! The launches of lora_linear.
 
 use super::plan::{Sizes, tile};
-use super::{Lora, LoraGrads, hopper};
+use super::{Lora, LoraGrads, Rotary, hopper};
 use crate::device::DType;
 use crate::device::gpu::{Gpu, Launch};
 use crate::error::Result;
@@ -115,6 +115,29 @@ pub fn swiglu(
     whole_vectors(FWD, "F", sizes.m / 2, 8)?;
     let low = low_rank(gpu, xa, x, lora, dropout, sizes, segments)?;
     hopper::swiglu(gpu, act, x, w, low, sizes, segments)?;
+    Ok(true)
+}
+
+/// A product and the rotation of its heads in one launch; false, and nothing done, where no kernel does it.
+#[allow(clippy::too_many_arguments)]
+pub fn rope(
+    gpu: &Gpu,
+    qkv: &mut Tensor,
+    xa: Option<&mut Tensor>,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    lora: Option<Lora>,
+    dropout: Option<Dropout>,
+    rotary: Rotary,
+    sizes: &Sizes,
+) -> Result<bool> {
+    if !hopper::takes(gpu) || !hopper::rotates(gpu, sizes, rotary) {
+        return Ok(false);
+    }
+    let segments = Segments::new(FWD, sizes, lora.as_ref())?;
+    let low = low_rank(gpu, xa, x, lora, dropout, sizes, segments)?;
+    hopper::rope(gpu, qkv, x, w, bias, low, rotary, sizes, segments)?;
     Ok(true)
 }
 

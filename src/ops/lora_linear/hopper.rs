@@ -1,15 +1,16 @@
 //! The launches of lora_linear's large products on Hopper, and how their operands become maps.
 
+use super::Rotary;
 use super::plan::Sizes;
 use crate::device::DType;
 use crate::device::choice::Tile;
 use crate::device::gpu::{Gpu, Launch, TensorMap};
 use crate::error::Result;
 use crate::kernels::lora_linear_sm90::{
-    self as kernels, LoraLinearDxSm90, LoraLinearFwdSm90, LoraLinearPadSm90, LoraLinearStackSm90,
-    LoraLinearSwigluSm90, LoraLinearWholeSm90,
+    self as kernels, LoraLinearDxSm90, LoraLinearFwdSm90, LoraLinearPadSm90, LoraLinearRopeSm90,
+    LoraLinearStackSm90, LoraLinearSwigluSm90, LoraLinearWholeSm90,
 };
-use crate::kernels::{Draw, Segments};
+use crate::kernels::{Draw, RotarySizes, Segments};
 use crate::ops::dropout::Dropout;
 use crate::tensor::{Tensor, int};
 
@@ -165,6 +166,53 @@ pub fn swiglu(
     };
     // SAFETY: as in the forward; w has 2 f rows.
     unsafe { kernels::lora_linear_swiglu_sm90(gpu, launch, arguments) }
+}
+
+/// Whether the kernels turn such heads, and their wide tiles are what the product of these sizes takes.
+pub fn rotates(gpu: &Gpu, sizes: &Sizes, rotary: Rotary) -> bool {
+    let wide = || tile(gpu, "lora_linear_fwd", sizes.n, sizes.m, sizes).0 == kernels::WIDE;
+    [64, 128].contains(&rotary.heads.width) && rotary.cos.shape()[0] > 0 && wide()
+}
+
+/// qkv with its queries and keys turned.
+#[allow(clippy::too_many_arguments)]
+pub fn rope(
+    gpu: &Gpu,
+    qkv: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    low: Option<(&Tensor, &Tensor)>,
+    rotary: Rotary,
+    sizes: &Sizes,
+    segments: Segments,
+) -> Result<()> {
+    const OP: &str = "lora_linear_rope_fwd";
+    let Rotary { cos, sin, positions, heads } = rotary;
+    let [n, k, m, q] = sizes.products(OP)?;
+    let (columns, cluster, launch) = tile(gpu, "lora_linear_fwd", sizes.n, sizes.m, sizes);
+    let (xa, stacked, segments) = low_rank(gpu, low, columns / cluster, sizes, segments)?;
+    let x = x.tiles(gpu, "x", kernels::ROWS)?;
+    let w = w.tiles(gpu, "w", columns / cluster)?;
+    let qkv = qkv.tiles(gpu, "qkv", kernels::PANEL)?;
+    let rotated = int(OP, (heads.query + heads.key) * heads.width)?;
+    let arguments = LoraLinearRopeSm90 {
+        d: int(OP, heads.width)?,
+        qkv: &qkv,
+        x: &x,
+        w: &w,
+        xa: xa.as_ref().unwrap_or(&x),
+        stacked: stacked.as_ref().unwrap_or(&w),
+        bias,
+        cos,
+        sin,
+        positions,
+        sizes: RotarySizes { n, k, m, q, positions: int(OP, cos.shape()[0])?, rotated },
+        segments,
+    };
+    // SAFETY: as in the forward; the op's contract holds the tables to half a head's columns and positions to n, of which one
+    // outside the tables reads their first row.
+    unsafe { kernels::lora_linear_rope_sm90(gpu, launch, arguments) }
 }
 
 /// The operands of dx; `low` are room for the factors and for dxa, dxa and a.
