@@ -11,19 +11,20 @@
 //   P and Q being R rounded up to 16 and 8; where Q is not R, xa and dxa are their copies in `whole`
 //
 // Shapes    x, dx [N, K], w [M, K], bias [M], residual, y, dy [N, M], act [N, F], xa, dxa [N, S R], whole [N, S Q], stacked
-//           [M, S Q], padded [S P, K] bf16; a [S R, K], b [M, R] f32. Maps: boxes of 64 columns by 128 rows of x, xa, dy, dxa; by COLUMNS /
-//           CLUSTER rows of w and stacked in the forward; by 64 / CLUSTER rows of w and padded in the backward; by 64 rows of
-//           y, residual, act, dx; all under the 128-byte swizzle.
+//           [M, S Q], padded [S P, K] bf16; a [S R, K], b [M, R] f32. Maps: boxes of 64 columns by 128 rows of x, xa, dy, dxa;
+//           by COLUMNS / CLUSTER rows of w and stacked in the forward; by 64 / CLUSTER rows of w and padded in the backward; by
+//           64 rows of y, residual, act, qkv, dx; all under the 128-byte swizzle.
 // Plan      tile_sm90.cuh: tiles of 128 rows by 256 columns, two blocks one below the other sharing w's tile, for what fills the
 //           GPU; by 128 columns, no cluster, for what does not. For act, 128 columns of gate and 128 of up, each loaded by one
-//           block of the cluster, are a tile, whose sums do not leave registers before they are one. For qkv heads are whole in a wide
-//           tile, and both of a pair with one thread. The low-rank terms are the
-//           first stages of the same sums: forward, 64 ranks a stage, only those of the tile's segments and only the k-steps that
-//           have ranks, so that a tile over two segments is nothing special. Backward, a stage for each 64 ranks of a segment, by
-//           mma.sync from where it lies: its sums are masked a few at a time, which wgmma's, all under way at once, cannot be.
+//           block of the cluster, are a tile, whose sums do not leave registers before they are one. For qkv heads are whole in
+//           a wide tile, and both numbers of a pair with one thread. The low-rank terms are the first stages of the same sums:
+//           forward, 64 ranks a stage, only those of the tile's segments and only the k-steps that have ranks, so that a tile
+//           over two segments is nothing special. Backward, a stage for each 64 ranks of a segment, by mma.sync from where it
+//           lies: its sums are masked a few at a time, which wgmma's, all under way at once, cannot be.
 //           What is skinny (xa, dxa with db, da) has no form of its own here: it reads x or dy once, as those kernels do, and
-//           wgmma and TMA would move the same bytes. Factors are rounded anew before each product, 1 MB for qkv of a 7B model of
-//           rank 16: a copy kept for a step would save a thousandth of its layer's 1 GB.
+//           wgmma and TMA would move the same bytes. Nor is xa part of what makes x: rmsnorm's blocks of 16 rows would each read
+//           all of a, 2 S R numbers for a row's 32, which is three times what they save at S R = 48. Factors are rounded anew
+//           before each product, 1 MB for qkv of a 7B layer at rank 16, whose weights are 436 MB.
 // Cost      N' is N rounded up to 128 CLUSTER, M' and K' M and K to COLUMNS. Forward: flops 2 N' M' up64(K), and 32 N' for every
 //           k-step of ranks and column of its tiles; bytes 2 K (N M' / COLUMNS + M N' / (128 CLUSTER)) + 2 N M, with a residual 2
 //           N M more, with a bias M N'; act is such a forward of M' = 2 up128(F), of F + up128(F) rows of w for M, and writes 2 N

@@ -96,12 +96,16 @@ pub(super) fn swiglu([n, k, f]: [usize; 3], rank: usize, drop: bool) -> Case {
     }
 }
 
-/// Queries, keys and values whose heads end within a tile, some of them turned; a bias and adapters or not.
+/// Queries, keys and values whose heads end within a tile, some of them turned; a bias and adapters or not, whose ranks are
+/// more than a stage has.
 pub fn lora_linear_ropes() -> Vec<Case> {
     let heads = |query, key, width| Heads { query, key, width };
-    let plain = [([1, 8], heads(1, 1, 64)), ([300, 136], heads(6, 3, 64)), ([130, 72], heads(3, 1, 128))];
-    let adapted =
-        [([33, 136], heads(4, 2, 64), 4), ([257, 72], heads(4, 4, 128), 16), ([20, 40], heads(2, 1, 32), 8)];
+    let plain = [([1, 8], heads(1, 1, 64)), ([300, 136], heads(6, 3, 64)), ([130, 520], heads(3, 1, 128))];
+    let adapted = [
+        ([257, 264], heads(6, 2, 64), 36),
+        ([257, 264], heads(3, 1, 128), 64),
+        ([20, 40], heads(2, 1, 32), 8),
+    ];
     let plain = plain.map(|(sizes, heads)| rotary(sizes, heads, 0));
     plain.into_iter().chain(adapted.map(|(sizes, heads, rank)| rotary(sizes, heads, rank))).collect()
 }
