@@ -11,6 +11,7 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod fill;
+mod lanes;
 mod peak;
 mod portable;
 mod product;
@@ -20,6 +21,7 @@ mod tile;
 mod units;
 
 use half::bf16;
+pub use lanes::{Lanes, Line};
 pub use peak::peak;
 use product::{Panel, product, steps_of};
 use std::ops::Range;

@@ -7,10 +7,11 @@ use crate::ops::dropout::Dropout;
 use crate::tensor::{Tensor, dims, refuse, with_real};
 use rayon::prelude::*;
 use std::ops::Range;
-use tile::{BLOCK, Rule, Scratch, Tile, softmax};
+use tile::{BLOCK, Block, Rule, Scratch, Tile, blocks, softmax};
 
 mod gpu;
 mod hopper;
+mod lanes;
 mod tile;
 
 pub use gpu::{WIDTHS, attention_workspace};
@@ -144,36 +145,12 @@ fn sequences<'a>(op: &'static str, starts: &'a Tensor, n: usize) -> Result<&'a [
     Ok(starts)
 }
 
-/// Some rows of one sequence: what one task computes, for all heads.
-struct Block<'a, R> {
-    sequence: Range<usize>,
-    rows: Range<usize>,
-    out: &'a mut [R],
-    lse: Option<&'a mut [R]>,
-}
-
-fn blocks<'a, R>(
-    mut out: &'a mut [R],
-    mut lse: Option<&'a mut [R]>,
-    starts: &[i32],
-    heads: Heads,
-) -> Vec<Block<'a, R>> {
-    let mut list = Vec::new();
-    for s in starts.windows(2) {
-        let sequence = s[0] as usize..s[1] as usize;
-        for first in sequence.clone().step_by(BLOCK) {
-            let rows = first..(first + BLOCK).min(sequence.end);
-            let (o, l);
-            (o, out) = out.split_at_mut(rows.len() * heads.query * heads.width);
-            (l, lse) = lse.map(|lse| lse.split_at_mut(rows.len() * heads.query)).unzip();
-            list.push(Block { sequence: sequence.clone(), rows, out: o, lse: l });
-        }
-    }
-    list
-}
-
 fn cpu_fwd<R: Real>(out: &mut [R], lse: Option<&mut [R]>, qkv: &[R], starts: &[i32], rule: Rule) {
-    let work = blocks(out, lse, starts, rule.heads);
+    if let Some(lanes) = lanes::takes::<R>(rule) {
+        let lse = lse.map(bytemuck::cast_slice_mut);
+        return lanes.run(bytemuck::cast_slice_mut(out), lse, bytemuck::cast_slice(qkv), starts);
+    }
+    let work = blocks(out, lse, starts, rule.heads, BLOCK);
     work.into_par_iter().for_each_init(Scratch::default, |scratch, mut block| {
         for h in 0..rule.heads.query {
             head_fwd(&mut block, scratch, qkv, h, rule);

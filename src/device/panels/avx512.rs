@@ -72,7 +72,7 @@ macro_rules! product {
                 unsafe {
                     let w = [0, 16, 32].map(|at| _mm512_loadu_si512(w.as_ptr().add(at).cast()));
                     $(
-                        let step = _mm512_set1_epi32(x.steps.as_ptr().add((row + $r) * x.stride + k).cast::<i32>().read_unaligned());
+                        let step = _mm512_set1_epi32(x.steps.as_ptr().add((row + $r) * x.stride + k * x.step).cast::<i32>().read_unaligned());
                         sums[$r][0] = $dot!(sums[$r][0], step, w[0]);
                         sums[$r][1] = $dot!(sums[$r][1], step, w[1]);
                         sums[$r][2] = $dot!(sums[$r][2], step, w[2]);

@@ -41,7 +41,9 @@ pub fn product<S: Step, U: Unit<S>>(
             for first in (0..steps).step_by(DEPTH) {
                 let last = steps.min(first + DEPTH);
                 let x = match unpacked {
-                    Some(all) => Lines { steps: &all[rows.start * x.cols + first..], stride: x.cols },
+                    Some(all) => {
+                        Lines { steps: &all[rows.start * x.cols + first..], stride: x.cols, step: 1 }
+                    }
                     None => pack(packed, &x, rows.clone(), first..last, U::ROWS),
                 };
                 for p in columns.clone() {
@@ -80,5 +82,5 @@ fn pack<'a, S: Step>(
         S::row(&mut to[..steps.len()], &x.data[row * x.cols..][numbers.clone()]);
     }
     beyond.fill(S::zeroed());
-    Lines { steps: to, stride: DEPTH }
+    Lines { steps: to, stride: DEPTH, step: 1 }
 }

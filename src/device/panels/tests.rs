@@ -186,3 +186,21 @@ fn a_row_is_read_as_it_was_set() {
         }
     }
 }
+
+/// Any strides of x, whole and ragged tiles of rows; adding and overwriting.
+#[test]
+fn a_product_of_lanes_is_the_f64_product() {
+    let Some(lanes) = Lanes::load() else { return };
+    for (n, k, strides) in [(1, 1, [1, 1]), (7, 33, [40, 1]), (64, 50, [1, 70]), (21, 480, [3, 64])] {
+        let x = numbers((n - 1) * strides[0] + (k - 1) * strides[1] + 1, 37);
+        let (w, mut y) = (numbers(k * PANEL, 53), vec![[f32::NAN; PANEL]; n]);
+        let w = w.as_chunks::<PANEL>().0;
+        lanes.product(&mut y, &x, strides, w, false);
+        lanes.product(&mut y, &x, strides, w, true);
+        for (i, got) in y.as_flattened().iter().enumerate() {
+            let x = |t: usize| f64::from(x[i / PANEL * strides[0] + t * strides[1]]);
+            let exact: f64 = (0..k).map(|t| 2.0 * x(t) * f64::from(w[t][i % PANEL])).sum();
+            assert!((f64::from(*got) - exact).abs() < 1e-5 * k as f64, "[{n},{k}] {i}: {got} {exact}");
+        }
+    }
+}

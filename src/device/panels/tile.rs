@@ -21,12 +21,14 @@ pub struct Lines<'a, S> {
     pub steps: &'a [S],
     /// Steps from row to row.
     pub stride: usize,
+    /// Places from one step of a row to the next; 1 but for [`Lanes`](super::Lanes).
+    pub step: usize,
 }
 
 impl<'a, S> Lines<'a, S> {
     /// Whether there are so many steps of so many rows.
     pub fn holds(&self, rows: usize, steps: usize) -> bool {
-        rows == 0 || (rows - 1) * self.stride + steps <= self.steps.len()
+        rows == 0 || steps == 0 || (rows - 1) * self.stride + (steps - 1) * self.step < self.steps.len()
     }
 
     /// The rows from this one on.

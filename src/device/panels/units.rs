@@ -6,7 +6,9 @@ use super::{Pair, Step, portable};
 #[cfg(target_arch = "x86_64")]
 use super::amx::Tiles;
 #[cfg(target_arch = "x86_64")]
-use super::avx512::{Bf16Vectors, F32Vectors};
+use super::avx512::Bf16Vectors;
+#[cfg(target_arch = "x86_64")]
+pub use super::avx512::F32Vectors;
 
 /// What multiplies rows with some steps of a panel, on one thread.
 pub trait Unit<S: Step> {
@@ -122,4 +124,6 @@ mod absent {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-use absent::{Bf16Vectors, F32Vectors, Tiles};
+pub use absent::F32Vectors;
+#[cfg(not(target_arch = "x86_64"))]
+use absent::{Bf16Vectors, Tiles};

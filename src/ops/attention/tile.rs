@@ -16,6 +16,36 @@ pub struct Rule {
 /// Query rows that one task takes: the scores of a block against a long text stay in cache.
 pub const BLOCK: usize = 64;
 
+/// Some rows of one sequence: what one task computes, for all heads.
+pub struct Block<'a, R> {
+    pub sequence: Range<usize>,
+    pub rows: Range<usize>,
+    pub out: &'a mut [R],
+    pub lse: Option<&'a mut [R]>,
+}
+
+/// The sequences in blocks of at most `most` rows.
+pub fn blocks<'a, R>(
+    mut out: &'a mut [R],
+    mut lse: Option<&'a mut [R]>,
+    starts: &[i32],
+    heads: Heads,
+    most: usize,
+) -> Vec<Block<'a, R>> {
+    let mut list = Vec::new();
+    for s in starts.windows(2) {
+        let sequence = s[0] as usize..s[1] as usize;
+        for first in sequence.clone().step_by(most) {
+            let rows = first..(first + most).min(sequence.end);
+            let (o, l);
+            (o, out) = out.split_at_mut(rows.len() * heads.query * heads.width);
+            (l, lse) = lse.map(|lse| lse.split_at_mut(rows.len() * heads.query)).unzip();
+            list.push(Block { sequence: sequence.clone(), rows, out: o, lse: l });
+        }
+    }
+    list
+}
+
 /// One task's own memory: tiles of scores, of what dropout leaves of them, and of their gradients.
 pub struct Scratch<R> {
     pub scores: Vec<R>,
