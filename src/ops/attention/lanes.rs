@@ -153,7 +153,7 @@ fn exp2_or_zero(x: f32) -> f32 {
     let shifted = x + MAGIC; // its low bits are n
     let r = x - (shifted - MAGIC);
     let p = 1.535_336_2e-4_f32.mul_add(r, 1.339_887_4e-3).mul_add(r, 9.618_437e-3);
-    let p = p.mul_add(r, 5.550_332_5e-2).mul_add(r, 0.240_226_48).mul_add(r, 0.693_147_2).mul_add(r, 1.0);
+    let p = p.mul_add(r, 5.550_332_5e-2).mul_add(r, 0.240_226_48).mul_add(r, LN_2 as f32).mul_add(r, 1.0);
     let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < -100.0 { 0.0 } else { p * scale }
 }
