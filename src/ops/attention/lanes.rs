@@ -160,7 +160,49 @@ fn exp2_or_zero(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::attention_fwd;
     use super::*;
+    use crate::device::Device;
+    use crate::ops::attention::Heads;
+    use crate::rng::normal;
+    use crate::tensor::Tensor;
+
+    /// out and lse of texts of these lengths, whose rows begin at row `first` of the same numbers.
+    fn forward(device: &Device, dtype: DType, lengths: &[usize], first: usize, rule: Rule) -> [Vec<f64>; 2] {
+        let (heads, n) = (rule.heads, lengths.iter().sum::<usize>());
+        let numbers = normal(7, (first + n) * heads.columns());
+        let qkv = numbers[first * heads.columns()..].iter().map(|x| f64::from(*x as f32));
+        let qkv = Tensor::from_f64(dtype, &[n, heads.columns()], qkv);
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += *length as i32;
+            Some(*end)
+        });
+        let starts = Tensor::from_i32(&[0].into_iter().chain(ends).collect::<Vec<_>>());
+        let [mut out, mut lse] =
+            [heads.query * heads.width, heads.query].map(|columns| Tensor::zeros(dtype, &[n, columns]));
+        attention_fwd(device, &mut out, Some(&mut lse), &qkv, &starts, heads, rule.mask, None).unwrap();
+        [out.to_f64(), lse.to_f64()]
+    }
+
+    /// One lane, all but whole panels of them, more keys than are summed at once; every mask; heads that share keys. A text's
+    /// bits are its own.
+    #[test]
+    fn lanes_are_the_f64_attention_in_any_company() {
+        let lengths = [1, 1100, 47, 48, 49, 16];
+        for (query, key, width) in [(2, 2, 16), (6, 2, 32), (5, 1, 8)] {
+            for mask in [Mask::Full, Mask::Causal, Mask::Window(70), Mask::CausalWindow(500)] {
+                let rule = Rule { heads: Heads { query, key, width }, mask, dropout: None };
+                let [out, lse] = forward(&Device::cpu(), DType::F32, &lengths, 0, rule);
+                let exact = forward(&Device::cpu_f64(), DType::F64, &lengths, 0, rule);
+                for (got, exact) in out.iter().chain(&lse).zip(exact.iter().flatten()) {
+                    assert!((got - exact).abs() < 4e-6 * exact.abs().max(1.0), "{mask:?}: {got} {exact}");
+                }
+                let alone = forward(&Device::cpu(), DType::F32, &[1100], 1, rule);
+                assert!(alone[0] == out[query * width..][..1100 * query * width], "{mask:?}");
+                assert!(alone[1] == lse[query..][..1100 * query], "{mask:?}");
+            }
+        }
+    }
 
     #[test]
     fn powers_are_within_two_ulp() {
