@@ -17,7 +17,6 @@ struct Tile {
     static constexpr int STRIDE = COLUMNS + BF16S;
     bf16* data;
 
-    // Bytes that `rows` rows take.
     __device__ inline bf16* at(int row, int column) const { return data + row * STRIDE + column; }
 };
 
