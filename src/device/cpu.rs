@@ -321,6 +321,22 @@ mod tests {
         }
     }
 
+    /// Whatever features the dispatcher is built with.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn loops_have_the_vectors_of_the_cpu() {
+        struct Lanes;
+        impl pulp::WithSimd for Lanes {
+            type Output = usize;
+            fn with_simd<S: pulp::Simd>(self, _: S) -> usize {
+                S::F32_LANES
+            }
+        }
+        let lanes = pulp::Arch::new().dispatch(Lanes);
+        let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+        assert!(lanes >= 8 || !avx2, "{lanes} lanes");
+    }
+
     #[test]
     fn matmul_adds_scales_and_strides() {
         let a: Vec<f64> = (0..6).map(f64::from).collect(); // [2, 3]
