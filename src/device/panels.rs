@@ -4,10 +4,13 @@
 //! memory in the order in which it is used. A product of few rows is then as quick as the memory, where one that packs weights
 //! as it is called takes several times that. Backward (`dy w`) the same panels are turned, block by block, in the cache.
 //!
-//! What multiplies them are AMX's tiles (bf16; no Rust crate multiplies those), AVX-512's vectors (both), or else portable code.
+//! What multiplies them are AMX's tiles (bf16; no Rust crate multiplies those), AVX-512's vectors (both), AVX2's (f32), or else
+//! portable code. Without instructions for bf16 its panels are widened in the cache, a depth at a time, and multiplied as f32.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod fill;
@@ -15,121 +18,26 @@ mod lanes;
 mod peak;
 mod portable;
 mod product;
+mod step;
 #[cfg(test)]
 mod tests;
 mod tile;
 mod units;
 
-use half::bf16;
 pub use lanes::{Lanes, Line};
 pub use peak::peak;
 use product::{Panel, product, steps_of};
+use std::fmt::{Debug, Formatter};
 use std::ops::Range;
+use step::{Gives, Kept, Pair, Step, Wide};
 use tile::Rows;
 use units::{Half, Single, Unit};
 pub use units::{bf16_unit, f32_unit};
 
 /// Output columns per panel: three vectors of 16.
 pub const PANEL: usize = 48;
-/// Steps that are summed from zero before they are added to `y`: 20 panels of bf16 turned, 10 of f32, 30 of AMX's tiles. With
-/// it a row's sum is the same whatever is beside it, and 92 KB of weights stay in the level-2 cache.
-const DEPTH: usize = 480;
-
-/// A step along k of one row: an f32, or a pair of bf16.
-pub trait Step: bytemuck::Pod + Send + Sync {
-    /// Numbers in it.
-    const NUMBERS: usize;
-    /// Rows are padded to so many steps: whole tiles of AMX.
-    const MULTIPLE: usize;
-    /// Rounds numbers, at most [`Step::NUMBERS`] of them.
-    fn of(values: &[f32]) -> Self;
-    /// Takes numbers of bf16 as they lie in a file.
-    fn of_bits(bits: &[[u8; 2]]) -> Self;
-    /// Its number `i`.
-    fn number(self, i: usize) -> f32;
-    /// The steps of numbers that need no rounding.
-    fn as_they_lie(values: &[f32]) -> Option<&[Self]>;
-    /// Puts a row into steps, rounded; steps beyond it are zeros.
-    fn row(to: &mut [Self], row: &[f32]);
-    /// Turns a square of a panel: `to[48 / NUMBERS][48]` along the panel's rows, from `from`, as many steps of the panel.
-    fn turn(to: &mut [Self], from: &[Self]);
-}
-
-impl Step for f32 {
-    const NUMBERS: usize = 1;
-    const MULTIPLE: usize = 1;
-    fn of(values: &[f32]) -> f32 {
-        values[0]
-    }
-    fn of_bits(bits: &[[u8; 2]]) -> f32 {
-        bf16::from_le_bytes(bits[0]).to_f32()
-    }
-    fn number(self, _: usize) -> f32 {
-        self
-    }
-    fn as_they_lie(values: &[f32]) -> Option<&[f32]> {
-        Some(values)
-    }
-    fn row(to: &mut [f32], row: &[f32]) {
-        let (to, beyond) = to.split_at_mut(row.len());
-        to.copy_from_slice(row);
-        beyond.fill(0.0);
-    }
-    #[inline(always)]
-    fn turn(to: &mut [f32], from: &[f32]) {
-        for (k, from) in from.as_chunks::<PANEL>().0.iter().enumerate() {
-            to.as_chunks_mut::<PANEL>().0.iter_mut().zip(from).for_each(|(to, &w)| to[k] = w);
-        }
-    }
-}
-
-/// Two numbers of a row, side by side.
-type Pair = [bf16; 2];
-
-impl Step for Pair {
-    const NUMBERS: usize = 2;
-    const MULTIPLE: usize = 16;
-    fn of(values: &[f32]) -> Pair {
-        [0, 1].map(|i| values.get(i).map_or(bf16::ZERO, |v| bf16::from_f32(*v)))
-    }
-    fn of_bits(bits: &[[u8; 2]]) -> Pair {
-        [0, 1].map(|i| bits.get(i).map_or(bf16::ZERO, |b| bf16::from_le_bytes(*b)))
-    }
-    fn number(self, i: usize) -> f32 {
-        self[i].to_f32()
-    }
-    fn as_they_lie(_: &[f32]) -> Option<&[Pair]> {
-        None
-    }
-    fn row(to: &mut [Pair], row: &[f32]) {
-        let (pairs, odd) = row.as_chunks::<2>();
-        let (whole, beyond) = to.split_at_mut(pairs.len());
-        crate::device::cpu::simd(
-            #[inline(always)]
-            || whole.iter_mut().zip(pairs).for_each(|(to, &[a, b])| *to = [round(a), round(b)]),
-        );
-        beyond.fill([bf16::ZERO; 2]);
-        if let &[last] = odd {
-            beyond[0][0] = round(last);
-        }
-    }
-    #[inline(always)]
-    fn turn(to: &mut [Pair], from: &[Pair]) {
-        for (k, from) in from.as_chunks::<PANEL>().0.iter().enumerate() {
-            for (to, rows) in to.as_chunks_mut::<PANEL>().0.iter_mut().zip(from.as_chunks::<2>().0) {
-                let [low, high] = rows;
-                (to[2 * k], to[2 * k + 1]) = ([low[0], high[0]], [low[1], high[1]]);
-            }
-        }
-    }
-}
-
-/// Round to nearest even without a branch, so that the loop vectorises (NaN payloads may become infinite).
-#[inline(always)]
-fn round(x: f32) -> bf16 {
-    let bits = x.to_bits();
-    bf16::from_bits(((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
-}
+/// Steps in a cache line, where panels begin: else every vector of 16 would be read from two.
+const LINE: usize = 16;
 
 /// A weight `[M, K]`, packed for products with it.
 #[derive(Clone, Debug)]
@@ -140,12 +48,25 @@ pub enum Panels {
     Bf16(Packed<Pair>),
 }
 
-/// `[M / 48][K / NUMBERS][48]` steps. Rows and steps beyond the weight are zeros.
-#[derive(Clone, Debug)]
-pub struct Packed<S> {
+/// `[M / 48][K / NUMBERS][48]` steps, from `first` on. Rows and steps beyond the weight are zeros.
+#[derive(Clone)]
+pub struct Packed<P> {
     rows: usize,
     cols: usize,
-    data: Vec<S>,
+    first: usize,
+    data: Vec<P>,
+}
+
+/// Without where in memory they begin.
+impl<P: Kept + Debug> Debug for Packed<P> {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        let Packed { rows, cols, .. } = self;
+        f.debug_struct("Packed")
+            .field("rows", rows)
+            .field("cols", cols)
+            .field("panels", &self.panels())
+            .finish()
+    }
 }
 
 /// Calls a function generic over [`Step`] with the panels that these are.
@@ -185,7 +106,8 @@ impl Panels {
     pub fn matmul(&self, y: &mut [f32], x: &[f32], n: usize, add: bool) {
         match self {
             Panels::F32(p) => p.matmul(Single::load, y, x, n, add),
-            Panels::Bf16(p) => p.matmul(Half::load, y, x, n, add),
+            Panels::Bf16(p) if bf16_unit().is_some() => p.matmul(Half::load, y, x, n, add),
+            Panels::Bf16(p) => p.matmul::<Wide, _>(Single::load, y, x, n, add),
         }
     }
 
@@ -193,77 +115,120 @@ impl Panels {
     pub fn matmul_back(&self, dx: &mut [f32], dy: &[f32], n: usize) {
         match self {
             Panels::F32(p) => p.matmul_back(Single::load, dx, dy, n),
-            Panels::Bf16(p) => p.matmul_back(Half::load, dx, dy, n),
+            Panels::Bf16(p) if bf16_unit().is_some() => p.matmul_back(Half::load, dx, dy, n),
+            Panels::Bf16(p) => p.matmul_back::<Wide, _>(Single::load, dx, dy, n),
         }
     }
 }
 
-impl<S: Step> Packed<S> {
+impl<P: Kept> Packed<P> {
+    /// With those before the first line of the cache.
     fn steps(rows: usize, cols: usize) -> usize {
-        rows.div_ceil(PANEL) * PANEL * padded::<S>(cols)
+        rows.div_ceil(PANEL) * PANEL * padded::<P>(cols) + LINE - 1
     }
 
-    fn zeros(rows: usize, cols: usize) -> Packed<S> {
+    fn zeros(rows: usize, cols: usize) -> Packed<P> {
         // The system's zeros, which nobody has to write: whoever fills them touches them first.
-        Packed { rows, cols, data: bytemuck::zeroed_vec(Self::steps(rows, cols)) }
+        let data = bytemuck::zeroed_vec(Self::steps(rows, cols));
+        Packed { rows, cols, first: first_line(&data), data }
+    }
+
+    /// The panels.
+    fn panels(&self) -> &[P] {
+        &self.data[self.first..][..self.data.len() - (LINE - 1)]
+    }
+
+    /// The panels, to be filled.
+    fn panels_mut(&mut self) -> &mut [P] {
+        let steps = self.data.len() - (LINE - 1);
+        &mut self.data[self.first..][..steps]
     }
 
     /// Its first step's place; the others are a panel's width apart.
     fn place(&self, row: usize) -> usize {
-        row / PANEL * padded::<S>(self.cols) * PANEL + row % PANEL
+        row / PANEL * padded::<P>(self.cols) * PANEL + row % PANEL
     }
 
     fn set_row(&mut self, row: usize, values: &[f32]) {
         let first = self.place(row);
-        let places = self.data[first..].iter_mut().step_by(PANEL);
-        places.zip(values.chunks(S::NUMBERS)).for_each(|(to, values)| *to = S::of(values));
+        let places = self.panels_mut()[first..].iter_mut().step_by(PANEL);
+        places.zip(values.chunks(P::NUMBERS)).for_each(|(to, values)| *to = P::of(values));
     }
 
     fn row(&self, row: usize, mut to: impl FnMut(usize, f32)) {
-        let steps = self.data[self.place(row)..].iter().step_by(PANEL);
-        for (k, step) in (0..self.cols).step_by(S::NUMBERS).zip(steps) {
-            (k..self.cols.min(k + S::NUMBERS)).for_each(|c| to(c, step.number(c - k)));
+        let steps = self.panels()[self.place(row)..].iter().step_by(PANEL);
+        for (k, step) in (0..self.cols).step_by(P::NUMBERS).zip(steps) {
+            (k..self.cols.min(k + P::NUMBERS)).for_each(|c| to(c, step.number(c - k)));
         }
     }
 
-    fn matmul<U: Unit<S>>(&self, load: fn() -> U, y: &mut [f32], x: &[f32], n: usize, add: bool) {
+    fn matmul<S: Step, U: Unit<S>>(&self, load: fn() -> U, y: &mut [f32], x: &[f32], n: usize, add: bool)
+    where
+        P: Gives<S>,
+    {
         let (x, steps) = (Rows { data: x, rows: n, cols: self.cols }, padded::<S>(self.cols));
-        product(load, Rows { data: y, rows: n, cols: self.rows }, add, x, (self, Packed::panel, steps));
+        let w = (self, Packed::panel as Panel<P, S>, steps);
+        product(load, Rows { data: y, rows: n, cols: self.rows }, add, x, w);
     }
 
-    fn matmul_back<U: Unit<S>>(&self, load: fn() -> U, dx: &mut [f32], dy: &[f32], n: usize) {
+    fn matmul_back<S: Step, U: Unit<S>>(&self, load: fn() -> U, dx: &mut [f32], dy: &[f32], n: usize)
+    where
+        P: Gives<S>,
+    {
         let (dy, steps) = (Rows { data: dy, rows: n, cols: self.rows }, padded::<S>(self.rows));
-        let w = (self, Packed::turned as Panel<S>, steps);
+        let w = (self, Packed::turned as Panel<P, S>, steps);
         product(load, Rows { data: dx, rows: n, cols: self.cols }, false, dy, w);
     }
 
-    /// Some steps of a panel.
-    fn panel<'a>(&'a self, p: usize, steps: Range<usize>, _: &'a mut Vec<u32>) -> &'a [S] {
-        let first = p * padded::<S>(self.cols);
-        &self.data[(first + steps.start) * PANEL..(first + steps.end) * PANEL]
+    /// Some steps of a panel, and the same of the next one as they are kept.
+    fn panel<'a, S: Step>(
+        &'a self,
+        p: usize,
+        steps: Range<usize>,
+        room: &'a mut Vec<u32>,
+    ) -> (&'a [S], &'a [u8])
+    where
+        P: Gives<S>,
+    {
+        let kept = |step: usize| (step * S::NUMBERS).div_ceil(P::NUMBERS) * PANEL;
+        let mut panels = self.panels().chunks(padded::<P>(self.cols) * PANEL).skip(p);
+        let mut take = || panels.next().map_or(&[][..], |panel| &panel[kept(steps.start)..kept(steps.end)]);
+        let (own, next) = (take(), take());
+        (&P::lines(own, room)[..steps.len() * PANEL], bytemuck::cast_slice(next))
     }
 
-    /// Steps of turned panels that a panel makes.
-    const SQUARE: usize = PANEL / S::NUMBERS;
-
     /// Some steps of a panel of the transposed weight, which `room` takes.
-    fn turned<'a>(&'a self, p: usize, steps: Range<usize>, room: &'a mut Vec<u32>) -> &'a [S] {
-        let size = Self::SQUARE * PANEL;
-        let room = steps_of(room, steps.len().next_multiple_of(Self::SQUARE) * PANEL);
+    fn turned<'a, S: Step>(
+        &'a self,
+        p: usize,
+        steps: Range<usize>,
+        room: &'a mut Vec<u32>,
+    ) -> (&'a [S], &'a [u8])
+    where
+        P: Gives<S>,
+    {
+        // A panel's rows make so many steps of it, out of so many kept ones.
+        let (square, size) = (PANEL / S::NUMBERS, PANEL / P::NUMBERS * PANEL);
+        let room = steps_of(room, steps.len().next_multiple_of(square) * PANEL);
         room.fill(S::zeroed());
-        let panels = self.data.chunks(padded::<S>(self.cols) * PANEL).skip(steps.start / Self::SQUARE);
-        for (to, panel) in room.chunks_exact_mut(size).zip(panels) {
-            let from = &panel[p * size..panel.len().min((p + 1) * size)];
+        let panels = self.panels().chunks(padded::<P>(self.cols) * PANEL).skip(steps.start / square);
+        for (to, panel) in room.chunks_exact_mut(square * PANEL).zip(panels) {
+            let kept = &panel[p * size..panel.len().min((p + 1) * size)];
             crate::device::cpu::simd(
                 #[inline(always)]
-                || S::turn(to, from),
+                || P::turn(to, kept),
             );
         }
-        &room[..steps.len() * PANEL]
+        (&room[..steps.len() * PANEL], &[])
     }
 }
 
 /// Steps of a row, with those that pad it.
 fn padded<S: Step>(cols: usize) -> usize {
     cols.div_ceil(S::NUMBERS).next_multiple_of(S::MULTIPLE)
+}
+
+/// The first of these that begins a line of the cache; at most the sixteenth.
+fn first_line<S>(steps: &[S]) -> usize {
+    steps.as_ptr().align_offset(4 * LINE).min(LINE - 1)
 }

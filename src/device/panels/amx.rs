@@ -3,8 +3,9 @@
 //! Written as inline assembly because the intrinsics are not stable Rust. Linux hands the tile
 //! registers out on request only ([`available`] asks once for the process).
 
+use super::PANEL;
+use super::step::Pair;
 use super::tile::{Lines, Tile, WHOLE, through_a_whole_tile};
-use super::{PANEL, Pair};
 use std::arch::asm;
 use std::sync::OnceLock;
 

@@ -1,7 +1,8 @@
 //! Panels by AVX-512: 8 x 48 of `y` in 24 vector registers; a step multiplies one broadcast step of `x` with 48 of `w`.
 
+use super::PANEL;
+use super::step::Pair;
 use super::tile::{Lines, Tile};
-use super::{PANEL, Pair};
 use std::arch::x86_64::*;
 
 /// The instructions for f32 are there.
@@ -64,7 +65,7 @@ macro_rules! product {
         /// - `x` holds so many rows from `row` on, and of each the steps of `w`
         #[target_feature(enable = $features)]
         unsafe fn $name(y: &mut Tile, row: usize, x: Lines<$step>, w: &[$step], add: bool) -> usize {
-            y.fetch(row..row + $rows);
+            $( [0, 16, 32].into_iter().for_each(|column| y.fetch(row + $r, column)); )*
             let zero = _mm512_setzero_ps();
             let mut sums = [$({ let _ = $r; [zero, zero, zero] }),*];
             for (k, w) in w.as_chunks::<PANEL>().0.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Panels from rows of a weight, panel by panel, by all cores.
 
-use super::{PANEL, Packed, Panels, Step, padded};
+use super::step::Kept;
+use super::{PANEL, Packed, Panels, padded};
 use crate::error::Result;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -36,11 +37,11 @@ impl Panels {
     }
 }
 
-impl<S: Step> Packed<S> {
+impl<S: Kept> Packed<S> {
     fn fill(&mut self, rows: Range<usize>, each: Fill) -> Result<()> {
         let (cols, size) = (self.cols, padded::<S>(self.cols) * PANEL);
         let (first, last) = (rows.start / PANEL, rows.end.div_ceil(PANEL));
-        let panels = self.data[first * size..last * size].par_chunks_mut(size).enumerate();
+        let panels = self.panels_mut()[first * size..last * size].par_chunks_mut(size).enumerate();
         panels.try_for_each(|(i, data)| {
             let panel = (first + i) * PANEL;
             let (from, to) = (rows.start.max(panel), rows.end.min(panel + PANEL));
@@ -50,7 +51,7 @@ impl<S: Step> Packed<S> {
     }
 }
 
-impl<S: Step> Places for PanelRows<'_, S> {
+impl<S: Kept> Places for PanelRows<'_, S> {
     fn copy(&mut self, bits: &[[u8; 2]]) {
         self.place(bits, S::of_bits);
     }
@@ -60,7 +61,7 @@ impl<S: Step> Places for PanelRows<'_, S> {
     }
 }
 
-impl<S: Step> PanelRows<'_, S> {
+impl<S: Kept> PanelRows<'_, S> {
     fn place<T>(&mut self, values: &[T], step: impl Fn(&[T]) -> S) {
         let wide = STEPS * S::NUMBERS;
         for (at, block) in self.data.chunks_mut(STEPS * PANEL).enumerate() {

@@ -9,16 +9,17 @@ const ROUNDS: usize = 1 << 20;
 
 /// FLOP/s of all threads together, of bf16 or else of f32, and by which instruction.
 pub fn peak(bf16: bool) -> (f64, &'static str) {
-    let name = match Half::load() {
-        Half::Amx(_) if bf16 => "tdpbf16ps",
-        Half::Avx512(_) if bf16 => "vdpbf16ps",
+    let find = || Half::find().filter(|_| bf16);
+    let name = match find() {
+        Some(Half::Amx(_)) => "tdpbf16ps",
+        Some(Half::Avx512(_)) => "vdpbf16ps",
         _ => "f32 multiply-add",
     };
     let rates = rayon::broadcast(|_| {
-        let (unit, start) = (Half::load(), Instant::now());
+        let (unit, start) = (find(), Instant::now());
         let flops = match &unit {
-            Half::Amx(tiles) if bf16 => tiles.spin(ROUNDS),
-            Half::Avx512(vectors) if bf16 => vectors.spin(ROUNDS),
+            Some(Half::Amx(tiles)) => tiles.spin(ROUNDS),
+            Some(Half::Avx512(vectors)) => vectors.spin(ROUNDS),
             _ => pulp::Arch::new().dispatch(Spin(std::hint::black_box(0.5))),
         };
         flops as f64 / start.elapsed().as_secs_f64()

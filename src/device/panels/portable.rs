@@ -1,7 +1,8 @@
 //! Panels where no instruction is made for them: widened, in f32.
 
+use super::PANEL;
+use super::step::Step;
 use super::tile::{Lines, Tile};
-use super::{PANEL, Step};
 
 /// `y (+)= x w`; `w` is some steps of a panel.
 pub fn product<S: Step>(y: &mut Tile, x: Lines<S>, w: &[S], add: bool) {

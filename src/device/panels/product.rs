@@ -1,86 +1,129 @@
 //! How a product with panels is dealt to the cores: blocks of rows times groups of panels, a depth at a time.
 
-use super::tile::{Lines, Output, Rows};
+use super::step::Step;
+use super::tile::{Lines, Output, Rows, WHOLE};
 use super::units::Unit;
-use super::{DEPTH, PANEL, Packed, Step};
+use super::{LINE, PANEL, Packed, first_line};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Rows of a task: a panel is fetched once for so many, backward also turned.
+/// Rows of a task at most: a panel is fetched once for so many, backward also turned.
 const BLOCK: usize = 512;
 /// Tasks for each thread, so that one which is late keeps the others waiting for little.
-const TASKS: usize = 4;
+const TASKS: usize = 16;
+/// Steps of `x` that are packed at once, if it takes no more to have so many tasks: 16 MiB.
+const PACKED: usize = 4 << 20;
 /// Rows so many f32 apart, or a multiple, fall into one set of the level-1 cache, which has as many ways as a tile has rows.
 const PAGE: usize = 1024;
+/// As many rows of a depth are packed by several threads; fewer are packed before another thread has begun.
+const FEW: usize = 64;
 
-/// Some steps of a panel of these, in `room` if they do not lie there.
-pub type Panel<S> = for<'a> fn(&'a Packed<S>, usize, Range<usize>, &'a mut Vec<u32>) -> &'a [S];
+/// Some steps of a panel of these, in `room` if they do not lie there, and the memory that the next panel is made of.
+pub type Panel<P, S> =
+    for<'a> fn(&'a Packed<P>, usize, Range<usize>, &'a mut Vec<u32>) -> (&'a [S], &'a [u8]);
 
 /// `y = x w`, added to `y` where `add`, with the panels that `panel` gives, of so many steps, at least 1.
 ///
 /// Panics if the slices are not as long as they say.
-pub fn product<S: Step, U: Unit<S>>(
+pub fn product<P: Step, S: Step, U: Unit<S>>(
     load: fn() -> U,
     y: Rows<&mut [f32]>,
     add: bool,
     x: Rows<&[f32]>,
-    (w, panel, steps): (&Packed<S>, Panel<S>, usize),
+    (w, panel, steps): (&Packed<P>, Panel<P, S>, usize),
 ) {
     assert!(x.rows == y.rows && x.data.len() == x.rows * x.cols && steps > 0);
-    let (panels, blocks) = (y.cols.div_ceil(PANEL), x.rows.div_ceil(BLOCK));
-    let groups = (TASKS * rayon::current_num_threads()).div_ceil(blocks.max(1)).clamp(1, panels.max(1));
-    let (n, m) = (y.rows, y.cols);
+    let deep = load().depth();
+    let (n, m, panels) = (y.rows, y.cols, y.cols.div_ceil(PANEL));
+    let tasks = TASKS * rayon::current_num_threads();
+    // Blocks of one size, in whole tiles of any unit.
+    let block = n.div_ceil(n.div_ceil(BLOCK).max(1)).next_multiple_of(WHOLE).max(WHOLE);
     let y = Output::new(y);
     let unpacked = S::as_they_lie(x.data).filter(|_| !x.cols.is_multiple_of(PAGE));
-    (0..groups * blocks).into_par_iter().for_each_init(load, |unit, task| {
-        ROOM.with_borrow_mut(|[packed, room]| {
-            let (group, block) = (task / blocks, task % blocks);
-            let columns = group * panels / groups..(group + 1) * panels / groups;
-            let rows = block * BLOCK..n.min((block + 1) * BLOCK);
-            for first in (0..steps).step_by(DEPTH) {
-                let last = steps.min(first + DEPTH);
-                let x = match unpacked {
-                    Some(all) => {
-                        Lines { steps: &all[rows.start * x.cols + first..], stride: x.cols, step: 1 }
+    let chunk = match unpacked {
+        Some(_) => n.max(1),
+        None => block * tasks.div_ceil(panels.max(1)).max(PACKED / (block * steps)),
+    };
+    let mut room = ROWS.take();
+    for chunk in (0..n).step_by(chunk).map(|first| first..n.min(first + chunk)) {
+        let lines = match unpacked {
+            Some(all) => Source { steps: &all[chunk.start * x.cols..], row: x.cols, depth: deep },
+            None => pack(&mut room, &x, chunk.clone(), (steps, deep), U::ROWS),
+        };
+        let blocks = chunk.len().div_ceil(block);
+        let groups = tasks.div_ceil(blocks).min(panels);
+        (0..groups * blocks).into_par_iter().for_each_init(load, |unit, task| {
+            TURNED.with_borrow_mut(|room| {
+                let (group, row) = (task / blocks, task % blocks * block);
+                let rows = chunk.start + row..chunk.end.min(chunk.start + row + block);
+                for first in (0..steps).step_by(deep) {
+                    let (depth, x) = (first..steps.min(first + deep), lines.at(row, first / deep));
+                    for p in group * panels / groups..(group + 1) * panels / groups {
+                        // SAFETY: tasks have rows and panels of their own, and this is the only tile of this one.
+                        let mut y = unsafe { y.tile(rows.clone(), p * PANEL..m.min((p + 1) * PANEL)) };
+                        let (w, next) = panel(w, p, depth.clone(), room);
+                        unit.product(&mut y, x, w, add || first > 0, next);
                     }
-                    None => pack(packed, &x, rows.clone(), first..last, U::ROWS),
-                };
-                for p in columns.clone() {
-                    // SAFETY: tasks have rows and panels of their own, and this is the only tile of this one.
-                    let mut y = unsafe { y.tile(rows.clone(), p * PANEL..m.min((p + 1) * PANEL)) };
-                    unit.product(&mut y, x, panel(w, p, first..last, room), add || first > 0);
                 }
-            }
+            });
         });
-    });
+    }
+    ROWS.set(room);
 }
 
 thread_local! {
-    /// A thread's rows of `x`, packed, and its panel, turned: made once, or it would be the system that is busy.
-    static ROOM: RefCell<[Vec<u32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// Rows of `x`, packed, of whom a product is asked; made once, or it would be the system that is busy.
+    static ROWS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// A thread's panel, turned or widened.
+    static TURNED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// So many steps of one of these; what is in them is not said.
+/// So many steps of one of these, from a line of the cache on; what is in them is not said.
 pub fn steps_of<S: Step>(room: &mut Vec<u32>, steps: usize) -> &mut [S] {
-    room.resize(room.len().max(steps), 0);
-    bytemuck::cast_slice_mut(&mut room[..steps])
+    room.resize(room.len().max(steps + LINE - 1), 0);
+    let first = first_line(room);
+    bytemuck::cast_slice_mut(&mut room[first..first + steps])
 }
 
-/// Some steps of some rows, [`DEPTH`] apart, and rows of zeros to a multiple of `whole`.
+/// Rows of `x` in steps.
+struct Source<'a, S> {
+    steps: &'a [S],
+    /// Steps from row to row.
+    row: usize,
+    /// Steps from one depth of a row to its next.
+    depth: usize,
+}
+
+impl<'a, S> Source<'a, S> {
+    /// The rows from this one on, from so many depths on.
+    fn at(&self, row: usize, depths: usize) -> Lines<'a, S> {
+        Lines { steps: &self.steps[depths * self.depth + row * self.row..], stride: self.row, step: 1 }
+    }
+}
+
+/// All steps of some rows, depth by depth, each of so many, and rows of zeros to a multiple of `whole`.
 fn pack<'a, S: Step>(
     room: &'a mut Vec<u32>,
     x: &Rows<&[f32]>,
     rows: Range<usize>,
-    steps: Range<usize>,
+    (steps, deep): (usize, usize),
     whole: usize,
-) -> Lines<'a, S> {
-    let numbers = (steps.start * S::NUMBERS).min(x.cols)..(steps.end * S::NUMBERS).min(x.cols);
-    let to = steps_of(room, rows.len().next_multiple_of(whole) * DEPTH);
-    let (taken, beyond) = to.split_at_mut(rows.len() * DEPTH);
-    for (to, row) in taken.chunks_exact_mut(DEPTH).zip(rows) {
-        S::row(&mut to[..steps.len()], &x.data[row * x.cols..][numbers.clone()]);
+) -> Source<'a, S> {
+    let padded = rows.len().next_multiple_of(whole);
+    let to = steps_of(room, steps.div_ceil(deep) * padded * deep);
+    let put = |(i, to): (usize, &mut [S])| {
+        let (first, row) = (i / padded * deep, i % padded);
+        let to = &mut to[..deep.min(steps - first)];
+        let numbers = |step: usize| (step * S::NUMBERS).min(x.cols);
+        match row < rows.len() {
+            true => S::row(to, &x.data[(rows.start + row) * x.cols..][numbers(first)..numbers(first + deep)]),
+            false => to.fill(S::zeroed()),
+        }
+    };
+    match to.len() < FEW * deep {
+        true => to.chunks_exact_mut(deep).enumerate().for_each(put),
+        false => to.par_chunks_exact_mut(deep).with_min_len(FEW / 2).enumerate().for_each(put),
     }
-    beyond.fill(S::zeroed());
-    Lines { steps: to, stride: DEPTH, step: 1 }
+    Source { steps: to, row: deep, depth: padded * deep }
 }

@@ -2,6 +2,7 @@
 
 use super::tile::{Lines, Tile, WHOLE, through_a_whole_tile};
 use super::*;
+use half::bf16;
 
 /// Tile registers as the manual defines them: each step over 16 pairs sums the products of even and of odd k from zero,
 /// and adds the sum of both to `y`.
@@ -10,7 +11,7 @@ struct Model;
 impl Unit<Pair> for Model {
     const ROWS: usize = WHOLE;
 
-    fn product(&self, y: &mut Tile, x: Lines<Pair>, w: &[Pair], add: bool) {
+    fn product(&self, y: &mut Tile, x: Lines<Pair>, w: &[Pair], add: bool, _: &[u8]) {
         for first in (0..y.rows()).step_by(WHOLE) {
             let (mut y, x) = (y.part(first..y.rows().min(first + WHOLE)), x.from(first));
             through_a_whole_tile(&mut y, add, |y| {
@@ -37,14 +38,14 @@ type Back = Box<dyn Fn(&Panels, &mut [f32], &[f32], usize)>;
 /// A unit's name, whether it takes bf16, its two products.
 type Case = (&'static str, bool, Forward, Back);
 
-fn case<S: Step, U: Unit<S> + 'static>(
+fn case<S: Step, P: Gives<S>, U: Unit<S> + 'static>(
     name: &'static str,
-    of: fn(&Panels) -> &Packed<S>,
+    of: fn(&Panels) -> &Packed<P>,
     load: fn() -> U,
 ) -> Case {
     let forward = move |p: &Panels, y: &mut [f32], x: &[f32], n, add| of(p).matmul(load, y, x, n, add);
     let back = move |p: &Panels, dx: &mut [f32], dy: &[f32], n| of(p).matmul_back(load, dx, dy, n);
-    (name, S::NUMBERS == 2, Box::new(forward), Box::new(back))
+    (name, P::NUMBERS == 2, Box::new(forward), Box::new(back))
 }
 
 fn half(panels: &Panels) -> &Packed<Pair> {
@@ -58,14 +59,21 @@ fn single(panels: &Panels) -> &Packed<f32> {
 }
 
 fn units() -> Vec<Case> {
-    vec![
-        case("bf16 as it comes", half, Half::load),
-        case("bf16 without tiles", half, Half::without_tiles),
-        case("portable bf16", half, || Half::Portable),
+    let mut units = vec![
         case("tile model", half, || Model),
-        case("f32 as it comes", single, Single::load),
-        case("portable f32", single, || Single::Portable),
-    ]
+        case::<Wide, _, _>("bf16 widened", half, Single::load),
+        case::<Wide, _, _>("bf16 widened, portable", half, || Single::Portable),
+        case::<f32, _, _>("f32 as it comes", single, Single::load),
+        case::<f32, _, _>("f32 without AVX-512", single, Single::narrow),
+        case::<f32, _, _>("f32, portable", single, || Single::Portable),
+    ];
+    if bf16_unit().is_some() {
+        units.push(case("bf16 as it comes", half, Half::load));
+    }
+    if Half::without_tiles().is_some() {
+        units.push(case("bf16 without tiles", half, || Half::without_tiles().unwrap()));
+    }
+    units
 }
 
 fn numbers(n: usize, step: usize) -> Vec<f32> {

@@ -90,14 +90,14 @@ impl Tile<'_> {
         unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.stride), self.width) }
     }
 
-    /// Has the cache fetch these rows, for when they are written.
+    /// Has the cache fetch the line with this column of this row, for when it is written.
     #[inline(always)]
-    pub fn fetch(&self, rows: Range<usize>) {
+    pub fn fetch(&self, row: usize, column: usize) {
         #[cfg(target_arch = "x86_64")]
-        for line in rows.flat_map(|r| [0, 16, 32].map(|at| r * self.stride + at)) {
+        {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             // SAFETY: whatever the address, a prefetch touches no memory.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.at.wrapping_add(line).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.at.wrapping_add(row * self.stride + column).cast()) };
         }
     }
 
