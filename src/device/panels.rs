@@ -26,10 +26,10 @@ mod units;
 
 pub use lanes::{Lanes, Line};
 pub use peak::peak;
-use product::{Panel, product, steps_of};
+use product::{Panel, product};
 use std::fmt::{Debug, Formatter};
 use std::ops::Range;
-use step::{Gives, Kept, Pair, Step, Wide};
+use step::{Gives, Kept, Pair, Step, Wide, steps_of};
 use tile::Rows;
 use units::{Half, Single, Unit};
 pub use units::{bf16_unit, f32_unit};

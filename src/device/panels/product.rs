@@ -1,9 +1,9 @@
 //! How a product with panels is dealt to the cores: blocks of rows times groups of panels, a depth at a time.
 
-use super::step::Step;
+use super::step::{Step, steps_of};
 use super::tile::{Lines, Output, Rows, WHOLE};
 use super::units::Unit;
-use super::{LINE, PANEL, Packed, first_line};
+use super::{PANEL, Packed};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -77,13 +77,6 @@ thread_local! {
     static ROWS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// A thread's panel, turned or widened.
     static TURNED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// So many steps of one of these, from a line of the cache on; what is in them is not said.
-pub fn steps_of<S: Step>(room: &mut Vec<u32>, steps: usize) -> &mut [S] {
-    room.resize(room.len().max(steps + LINE - 1), 0);
-    let first = first_line(room);
-    bytemuck::cast_slice_mut(&mut room[first..first + steps])
 }
 
 /// Rows of `x` in steps.

@@ -1,7 +1,6 @@
 //! Steps along k: what a weight is kept in, and what a product multiplies.
 
-use super::PANEL;
-use super::product::steps_of;
+use super::{LINE, PANEL, first_line};
 use crate::device::cpu::simd;
 use half::bf16;
 
@@ -170,6 +169,13 @@ impl Gives<Wide> for Pair {
             }
         }
     }
+}
+
+/// So many steps of one of these, from a line of the cache on; what is in them is not said.
+pub fn steps_of<S: Step>(room: &mut Vec<u32>, steps: usize) -> &mut [S] {
+    room.resize(room.len().max(steps + LINE - 1), 0);
+    let first = first_line(room);
+    bytemuck::cast_slice_mut(&mut room[first..first + steps])
 }
 
 /// Round to nearest even without a branch, so that the loop vectorises (NaN payloads may become infinite).
