@@ -52,15 +52,21 @@ struct Config {
 impl Tiles {
     /// None where [`available`] is false.
     pub fn load() -> Option<Tiles> {
-        if !available() {
-            return None;
-        }
+        // SAFETY: the CPU has the instructions, and the process may use them.
+        available().then(|| unsafe { Tiles::configured() })
+    }
+
+    /// With nobody asked.
+    ///
+    /// # Safety
+    /// - the instructions for tiles do what they say
+    pub unsafe fn configured() -> Tiles {
         let mut c = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
         c.bytes[..8].fill(64);
         c.rows[..8].fill(16);
-        // SAFETY: the CPU has the instruction; `c` is a valid 64-byte configuration.
+        // SAFETY: `c` is a valid 64-byte configuration.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const c, options(nostack)) };
-        Some(Tiles(()))
+        Tiles(())
     }
 
     /// `y (+)= x w`; `x` ends with rows of zeros up to a multiple of 32, `w` is some steps of a panel.

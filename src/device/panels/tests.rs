@@ -1,36 +1,10 @@
-//! Every unit that this CPU has, and a model of the one that it may lack, against f64.
+//! Every unit that this CPU has, and the tiles that it may lack, against f64.
 
-use super::tile::{Lines, Tile, WHOLE, through_a_whole_tile};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod tiles;
+
 use super::*;
 use half::bf16;
-
-/// Tile registers as the manual defines them: each step over 16 pairs sums the products of even and of odd k from zero,
-/// and adds the sum of both to `y`.
-struct Model;
-
-impl Unit<Pair> for Model {
-    const ROWS: usize = WHOLE;
-
-    fn product(&self, y: &mut Tile, x: Lines<Pair>, w: &[Pair], add: bool, _: &[u8]) {
-        for first in (0..y.rows()).step_by(WHOLE) {
-            let (mut y, x) = (y.part(first..y.rows().min(first + WHOLE)), x.from(first));
-            through_a_whole_tile(&mut y, add, |y| {
-                for (i, sum) in y.iter_mut().enumerate() {
-                    let (r, c) = (i / PANEL, i % PANEL);
-                    for step in (0..w.len() / PANEL).step_by(16) {
-                        let half = |i: usize| {
-                            let product = |k: usize| {
-                                x.steps[r * x.stride + k][i].to_f32() * w[k * PANEL + c][i].to_f32()
-                            };
-                            (step..step + 16).fold(0.0, |sum, k| sum + product(k))
-                        };
-                        *sum += half(0) + half(1);
-                    }
-                }
-            });
-        }
-    }
-}
 
 type Forward = Box<dyn Fn(&Panels, &mut [f32], &[f32], usize, bool)>;
 type Back = Box<dyn Fn(&Panels, &mut [f32], &[f32], usize)>;
@@ -60,7 +34,8 @@ fn single(panels: &Panels) -> &Packed<f32> {
 
 fn units() -> Vec<Case> {
     let mut units = vec![
-        case("tile model", half, || Model),
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        case("tiles", half, || Half::Amx(tiles::load())),
         case::<Wide, _, _>("bf16 widened", half, Single::load),
         case::<Wide, _, _>("bf16 widened, portable", half, || Single::Portable),
         case::<f32, _, _>("f32 as it comes", single, Single::load),
@@ -178,6 +153,17 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         let one = products(1);
         assert!([2, 3, 5].into_iter().all(|threads| products(threads) == one), "bf16 {bf16}");
     }
+}
+
+/// Without AMX's instructions the handler has counted those of the tiles' roof.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn the_roof_of_tiles_counts_what_it_multiplies() {
+    let before = tiles::products();
+    let operations = tiles::load().spin(3);
+    let products = operations / (2 * 16 * 16 * 32);
+    assert_eq!(products, 18);
+    assert!(amx::available() || tiles::products() - before == products);
 }
 
 #[test]
