@@ -34,11 +34,12 @@ pub fn product<P: Step, S: Step, U: Unit<S>>(
     (w, panel, steps): (&Packed<P>, Panel<P, S>, usize),
 ) {
     assert!(x.rows == y.rows && x.data.len() == x.rows * x.cols && steps > 0);
-    let deep = load().depth();
+    let deep = load().depth().min(steps);
     let (n, m, panels) = (y.rows, y.cols, y.cols.div_ceil(PANEL));
     let tasks = TASKS * rayon::current_num_threads();
     // Blocks of one size, in whole tiles of any unit.
     let block = n.div_ceil(n.div_ceil(BLOCK).max(1)).next_multiple_of(WHOLE).max(WHOLE);
+    let size = block * steps.next_multiple_of(deep);
     let y = Output::new(y);
     let unpacked = S::as_they_lie(x.data).filter(|_| !x.cols.is_multiple_of(PAGE));
     let chunk = match unpacked {
@@ -47,25 +48,31 @@ pub fn product<P: Step, S: Step, U: Unit<S>>(
     };
     let mut room = ROWS.take();
     for chunk in (0..n).step_by(chunk).map(|first| first..n.min(first + chunk)) {
-        let lines = match unpacked {
-            Some(all) => Source { steps: &all[chunk.start * x.cols..], row: x.cols, depth: deep },
-            None => pack(&mut room, &x, chunk.clone(), (steps, deep), U::ROWS),
-        };
         let blocks = chunk.len().div_ceil(block);
         let groups = tasks.div_ceil(blocks).min(panels);
-        (0..groups * blocks).into_par_iter().for_each_init(load, |unit, task| {
-            TURNED.with_borrow_mut(|room| {
-                let (group, row) = (task / blocks, task % blocks * block);
-                let rows = chunk.start + row..chunk.end.min(chunk.start + row + block);
-                for first in (0..steps).step_by(deep) {
-                    let (depth, x) = (first..steps.min(first + deep), lines.at(row, first / deep));
-                    for p in group * panels / groups..(group + 1) * panels / groups {
-                        // SAFETY: tasks have rows and panels of their own, and this is the only tile of this one.
-                        let mut y = unsafe { y.tile(rows.clone(), p * PANEL..m.min((p + 1) * PANEL)) };
-                        let (w, next) = panel(w, p, depth.clone(), room);
-                        unit.product(&mut y, x, w, add || first > 0, next);
+        let rooms = steps_of(&mut room, if unpacked.is_some() { 0 } else { blocks * size });
+        let mut rooms = rooms.chunks_mut(size);
+        let work: Vec<_> =
+            chunk.step_by(block).map(|first| (first, rooms.next().unwrap_or_default())).collect();
+        // Who packs a block begins with its first panels, while its rows are in the cache.
+        work.into_par_iter().for_each(|(first, room)| {
+            let rows = first..n.min(first + block);
+            let lines = match unpacked {
+                Some(all) => Source { steps: &all[first * x.cols..], row: x.cols, depth: deep },
+                None => pack(room, &x, rows.clone(), (steps, deep), U::ROWS),
+            };
+            (0..groups).into_par_iter().for_each_init(load, |unit, group| {
+                TURNED.with_borrow_mut(|room| {
+                    for first in (0..steps).step_by(deep) {
+                        let (depth, x) = (first..steps.min(first + deep), lines.depth(first / deep));
+                        for p in group * panels / groups..(group + 1) * panels / groups {
+                            // SAFETY: tasks have rows and panels of their own, and this is the only tile of this one.
+                            let mut y = unsafe { y.tile(rows.clone(), p * PANEL..m.min((p + 1) * PANEL)) };
+                            let (w, next) = panel(w, p, depth.clone(), room);
+                            unit.product(&mut y, x, w, add || first > 0, next);
+                        }
                     }
-                }
+                });
             });
         });
     }
@@ -89,22 +96,22 @@ struct Source<'a, S> {
 }
 
 impl<'a, S> Source<'a, S> {
-    /// The rows from this one on, from so many depths on.
-    fn at(&self, row: usize, depths: usize) -> Lines<'a, S> {
-        Lines { steps: &self.steps[depths * self.depth + row * self.row..], stride: self.row, step: 1 }
+    /// So many depths on.
+    fn depth(&self, depths: usize) -> Lines<'a, S> {
+        Lines { steps: &self.steps[depths * self.depth..], stride: self.row, step: 1 }
     }
 }
 
 /// All steps of some rows, depth by depth, each of so many, and rows of zeros to a multiple of `whole`.
 fn pack<'a, S: Step>(
-    room: &'a mut Vec<u32>,
+    room: &'a mut [S],
     x: &Rows<&[f32]>,
     rows: Range<usize>,
     (steps, deep): (usize, usize),
     whole: usize,
 ) -> Source<'a, S> {
     let padded = rows.len().next_multiple_of(whole);
-    let to = steps_of(room, steps.div_ceil(deep) * padded * deep);
+    let to = &mut room[..steps.div_ceil(deep) * padded * deep];
     let put = |(i, to): (usize, &mut [S])| {
         let (first, row) = (i / padded * deep, i % padded);
         let to = &mut to[..deep.min(steps - first)];
