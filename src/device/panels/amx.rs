@@ -5,12 +5,9 @@
 
 use super::PANEL;
 use super::step::Pair;
-use super::tile::{Lines, Tile, WHOLE, through_a_whole_tile};
+use super::tile::{Lines, SIDE, Tile, WHOLE, through_a_whole_tile};
 use std::arch::asm;
 use std::sync::OnceLock;
-
-/// Pairs of k per tile: 16 rows of 64 bytes.
-pub const PAIRS: usize = 16;
 
 /// Whether the CPU has AMX-BF16 and the kernel lets this process use it.
 pub fn available() -> bool {
@@ -69,7 +66,7 @@ impl Tiles {
         Tiles(())
     }
 
-    /// `y (+)= x w`; `x` ends with rows of zeros up to a multiple of 32, `w` is some steps of a panel.
+    /// `y (+)= x w`; `x` is in tiles, with rows of zeros up to a multiple of 32, `w` is some steps of a panel.
     ///
     /// A ragged tile goes through a whole one of its own, which begins with what is in `y`: a row's sum is taken in the same
     /// order in both, or its bits would say how many rows are beside it. Panics if a slice is too short or the steps are no
@@ -77,6 +74,7 @@ impl Tiles {
     pub fn product(&self, y: &mut Tile, x: Lines<Pair>, w: &[Pair], add: bool) {
         for first in (0..y.rows()).step_by(WHOLE) {
             let (mut y, x) = (y.part(first..y.rows().min(first + WHOLE)), x.from(first));
+            (0..y.rows()).for_each(|row| [0, 16, 32].into_iter().for_each(|column| y.fetch(row, column)));
             match y.whole() {
                 // SAFETY: the tile's 32 rows of 48 numbers, which are its own.
                 Some((at, stride)) => unsafe { self.whole(at, stride, x, w, add) },
@@ -92,21 +90,27 @@ impl Tiles {
     /// - `y` points to 32 rows of 48 numbers, `stride` apart, that nobody else uses
     unsafe fn whole(&self, y: *mut f32, stride: usize, x: Lines<Pair>, w: &[Pair], add: bool) {
         let pairs = w.len() / PANEL;
-        assert!(pairs > 0 && pairs.is_multiple_of(PAIRS) && x.holds(WHOLE, pairs));
-        if !add {
-            // SAFETY: rows of y.
-            (0..WHOLE).for_each(|r| unsafe { y.add(r * stride).write_bytes(0, PANEL) });
-        }
+        assert!(pairs > 0 && pairs.is_multiple_of(SIDE) && x.holds(WHOLE, pairs));
         // SAFETY: the configuration is loaded while `self` lives; the asserts bound every tile that is read or
         // written; the tile registers are declared clobbered.
         unsafe {
             asm!(
+                "test {add}, {add}",
+                "jz 3f",
                 "tileloadd tmm0, [{y0} + {ys}*1]",
                 "tileloadd tmm1, [{y0} + {ys}*1 + 64]",
                 "tileloadd tmm2, [{y0} + {ys}*1 + 128]",
                 "tileloadd tmm3, [{y1} + {ys}*1]",
                 "tileloadd tmm4, [{y1} + {ys}*1 + 64]",
                 "tileloadd tmm5, [{y1} + {ys}*1 + 128]",
+                "jmp 2f",
+                "3:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "tilezero tmm4",
+                "tilezero tmm5",
                 "2:",
                 "tileloadd tmm6, [{w} + {ws}*1]",
                 "tileloadd tmm7, [{x0} + {xs}*1]",
@@ -121,8 +125,8 @@ impl Tiles {
                 "tdpbf16ps tmm2, tmm7, tmm6",
                 "tileloadd tmm7, [{x1} + {xs}*1]",
                 "tdpbf16ps tmm5, tmm7, tmm6",
-                "add {x0}, 64",
-                "add {x1}, 64",
+                "add {x0}, {x_step}",
+                "add {x1}, {x_step}",
                 "add {w}, {w_step}",
                 "dec {steps}",
                 "jnz 2b",
@@ -133,15 +137,17 @@ impl Tiles {
                 "tilestored [{y1} + {ys}*1 + 64], tmm4",
                 "tilestored [{y1} + {ys}*1 + 128], tmm5",
                 y0 = in(reg) y,
-                y1 = in(reg) y.add(16 * stride),
+                y1 = in(reg) y.add(SIDE * stride),
                 ys = in(reg) 4 * stride,
+                add = in(reg) usize::from(add),
                 x0 = inout(reg) x.steps.as_ptr() => _,
-                x1 = inout(reg) x.steps.as_ptr().add(16 * x.stride) => _,
-                xs = in(reg) 4 * x.stride,
+                x1 = inout(reg) x.steps.as_ptr().add(SIDE * x.stride) => _,
+                xs = in(reg) 4 * SIDE,
+                x_step = const SIDE * 4 * SIDE,
                 w = inout(reg) w.as_ptr() => _,
                 ws = in(reg) 4 * PANEL,
-                w_step = const PAIRS * 4 * PANEL,
-                steps = inout(reg) pairs / PAIRS => _,
+                w_step = const SIDE * 4 * PANEL,
+                steps = inout(reg) pairs / SIDE => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),

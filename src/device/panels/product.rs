@@ -1,15 +1,13 @@
 //! How a product with panels is dealt to the cores: blocks of rows times groups of panels, a depth at a time.
 
 use super::step::{Step, steps_of};
-use super::tile::{Lines, Output, Rows, WHOLE};
+use super::tile::{Lines, Output, Rows, SIDE, WHOLE};
 use super::units::Unit;
 use super::{PANEL, Packed};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Rows of a task at most: a panel is fetched once for so many, backward also turned.
-const BLOCK: usize = 512;
 /// Tasks for each thread, so that one which is late keeps the others waiting for little.
 const TASKS: usize = 16;
 /// Steps of `x` that are packed at once, if it takes no more to have so many tasks: 16 MiB.
@@ -34,11 +32,14 @@ pub fn product<P: Step, S: Step, U: Unit<S>>(
     (w, panel, steps): (&Packed<P>, Panel<P, S>, usize),
 ) {
     assert!(x.rows == y.rows && x.data.len() == x.rows * x.cols && steps > 0);
-    let deep = load().depth().min(steps);
+    let (deep, most, tiled) = {
+        let unit = load();
+        (unit.depth().min(steps), unit.rows(), unit.tiled())
+    };
     let (n, m, panels) = (y.rows, y.cols, y.cols.div_ceil(PANEL));
     let tasks = TASKS * rayon::current_num_threads();
     // Blocks of one size, in whole tiles of any unit.
-    let block = n.div_ceil(n.div_ceil(BLOCK).max(1)).next_multiple_of(WHOLE).max(WHOLE);
+    let block = n.div_ceil(n.div_ceil(most).max(1)).next_multiple_of(WHOLE).max(WHOLE);
     let size = block * steps.next_multiple_of(deep);
     let y = Output::new(y);
     let unpacked = S::as_they_lie(x.data).filter(|_| !x.cols.is_multiple_of(PAGE));
@@ -59,7 +60,7 @@ pub fn product<P: Step, S: Step, U: Unit<S>>(
             let rows = first..n.min(first + block);
             let lines = match unpacked {
                 Some(all) => Source { steps: &all[first * x.cols..], row: x.cols, depth: deep },
-                None => pack(room, &x, rows.clone(), (steps, deep), U::ROWS),
+                None => pack(room, &x, rows.clone(), (steps, deep), tiled),
             };
             (0..groups).into_par_iter().for_each_init(load, |unit, group| {
                 TURNED.with_borrow_mut(|room| {
@@ -102,17 +103,17 @@ impl<'a, S> Source<'a, S> {
     }
 }
 
-/// All steps of some rows, depth by depth, each of so many, and rows of zeros to a multiple of `whole`.
+/// All steps of some rows, depth by depth, each of so many; in tiles, with rows of zeros to whole ones, or each row by itself.
 fn pack<'a, S: Step>(
     room: &'a mut [S],
     x: &Rows<&[f32]>,
     rows: Range<usize>,
     (steps, deep): (usize, usize),
-    whole: usize,
+    tiled: bool,
 ) -> Source<'a, S> {
-    let padded = rows.len().next_multiple_of(whole);
+    let padded = if tiled { rows.len().next_multiple_of(WHOLE) } else { rows.len() };
     let to = &mut room[..steps.div_ceil(deep) * padded * deep];
-    let put = |(i, to): (usize, &mut [S])| {
+    let put = |to: &mut [S], i: usize| {
         let (first, row) = (i / padded * deep, i % padded);
         let to = &mut to[..deep.min(steps - first)];
         let numbers = |step: usize| (step * S::NUMBERS).min(x.cols);
@@ -121,9 +122,22 @@ fn pack<'a, S: Step>(
             false => to.fill(S::zeroed()),
         }
     };
+    let put_side = |room: &mut Vec<u32>, (i, to): (usize, &mut [S])| {
+        if !tiled {
+            return to.chunks_exact_mut(deep).zip(i * SIDE..).for_each(|(to, i)| put(to, i));
+        }
+        let line = steps_of(room, deep);
+        for r in 0..SIDE {
+            put(line, i * SIDE + r);
+            let tiles = to.as_chunks_mut::<{ SIDE * SIDE }>().0.iter_mut();
+            tiles
+                .zip(line.as_chunks::<SIDE>().0)
+                .for_each(|(to, line)| to[r * SIDE..][..SIDE].copy_from_slice(line));
+        }
+    };
     match to.len() < FEW * deep {
-        true => to.chunks_exact_mut(deep).enumerate().for_each(put),
-        false => to.par_chunks_exact_mut(deep).with_min_len(FEW / 2).enumerate().for_each(put),
+        true => to.chunks_mut(SIDE * deep).enumerate().for_each(|side| put_side(&mut Vec::new(), side)),
+        false => to.par_chunks_mut(SIDE * deep).with_min_len(2).enumerate().for_each_init(Vec::new, put_side),
     }
     Source { steps: to, row: deep, depth: padded * deep }
 }

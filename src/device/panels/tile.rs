@@ -116,7 +116,9 @@ impl Tile<'_> {
     }
 }
 
-/// Rows of a product that takes whole tiles alone.
+/// Rows of AMX's tiles, and their steps.
+pub const SIDE: usize = 16;
+/// Rows of a product that takes whole tiles alone: two of them.
 pub const WHOLE: usize = 32;
 
 /// Has a product added to 32 x 48 numbers that begin as those of `y`, or with 0.

@@ -2,7 +2,7 @@
 
 use super::portable;
 use super::step::{Pair, Step, Wide};
-use super::tile::{Lines, Tile, WHOLE};
+use super::tile::{Lines, Tile};
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Tiles;
@@ -15,8 +15,16 @@ pub use super::avx512::F32Vectors;
 
 /// What multiplies rows with some steps of a panel, on one thread.
 pub trait Unit<S: Step> {
-    /// Rows of `x` that were packed end with rows of zeros up to a multiple of it.
-    const ROWS: usize;
+    /// Whether rows of `x` are packed in tiles, 16 rows by 16 steps, one after the other along the steps; rows of zeros end them,
+    /// up to a multiple of 32.
+    fn tiled(&self) -> bool {
+        false
+    }
+
+    /// Rows that it is given together at most: a panel is fetched once for so many, backward also turned. A multiple of 32.
+    fn rows(&self) -> usize {
+        512
+    }
 
     /// Steps that are summed from zero before they are added to `y`: with it a row's sum is the same whatever is beside it. A
     /// multiple of 48, of which a panel of f32 turned makes so many, and of bf16 half, and of 16, which AMX's tiles take.
@@ -52,8 +60,6 @@ impl Single {
 }
 
 impl Unit<f32> for Single {
-    const ROWS: usize = 1;
-
     fn depth(&self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -72,8 +78,6 @@ impl Unit<f32> for Single {
 }
 
 impl Unit<Wide> for Single {
-    const ROWS: usize = 1;
-
     fn depth(&self) -> usize {
         Unit::<f32>::depth(self)
     }
@@ -110,7 +114,13 @@ impl Half {
 }
 
 impl Unit<Pair> for Half {
-    const ROWS: usize = WHOLE;
+    fn tiled(&self) -> bool {
+        matches!(self, Half::Amx(_))
+    }
+
+    fn rows(&self) -> usize {
+        if self.tiled() { 256 } else { 512 }
+    }
 
     fn product(&self, y: &mut Tile, x: Lines<Pair>, w: &[Pair], add: bool, _: &[u8]) {
         match self {
