@@ -53,10 +53,10 @@ impl Tiles {
         available().then(|| unsafe { Tiles::configured() })
     }
 
-    /// With nobody asked.
+    /// Whether or not [`available`] has been asked.
     ///
     /// # Safety
-    /// - the instructions for tiles do what they say
+    /// - the instructions for tiles are there, or someone does in their place what they say
     pub unsafe fn configured() -> Tiles {
         let mut c = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
         c.bytes[..8].fill(64);

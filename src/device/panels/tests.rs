@@ -134,6 +134,25 @@ fn a_row_has_the_same_bits_whatever_rows_are_beside_it() {
     }
 }
 
+/// As many steps as two threads pack in two parts, the second from row 768 on.
+#[test]
+fn rows_that_are_packed_later_are_the_same_as_alone() {
+    let (n, m) = (1100, 1536);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    for (bf16, k) in [(false, 4096), (true, 8192)] {
+        let (x, panels) = (numbers(n * k, 37), packed(bf16, &numbers(m * k, 53), m, k));
+        let rows = |first: usize, n: usize| {
+            let mut y = vec![f32::NAN; n * m];
+            pool.install(|| panels.matmul(&mut y, &x[first * k..][..n * k], n, false));
+            y
+        };
+        let all = rows(0, n);
+        for (first, n) in [(0, 1), (383, 2), (767, 2), (1099, 1)] {
+            assert!(rows(first, n) == all[first * m..][..n * m], "bf16 {bf16}: {n} rows from {first} differ");
+        }
+    }
+}
+
 /// One thread or several.
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {

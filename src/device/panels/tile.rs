@@ -14,7 +14,8 @@ pub struct Rows<D> {
     pub cols: usize,
 }
 
-/// Some steps of rows of `x`.
+/// Some steps of rows of `x`, or tiles of them, where 16 rows of as many steps lie together
+/// ([`Unit::tiled`](super::units::Unit::tiled)): then every 16th row begins where it would without.
 #[derive(Clone, Copy)]
 pub struct Lines<'a, S> {
     /// From the first step of the first row on.
