@@ -121,4 +121,11 @@ mod tests {
         assert_eq!(theirs.flops_per_second, Some(1e12));
         assert_eq!(theirs.product.as_deref(), Some("the rival's F.linear (cuBLAS)"));
     }
+
+    #[test]
+    fn the_instructions_of_a_cpu_count_by_their_best_rate() {
+        let product = Product::Instructions { bf16: false, rates: vec![2e12, 3e12, 1e12], name: "f32" };
+        let roof = Bounds { copy: None, product: Some(product) }.roof(&Device::cpu());
+        assert_eq!(roof.flops_per_second, Some(3e12));
+    }
 }
